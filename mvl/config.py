@@ -1,0 +1,310 @@
+"""Every knob of an experiment, as frozen dataclasses; the presets; the fingerprint.
+
+An `ExperimentConfig` together with the voxels of its cases and the bytes of its language
+block says everything about a result. Their hash, the fingerprint, names the run's folder:
+what is equal is never computed twice, what differs never shares a folder.
+"""
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from mvl.errors import ConfigError
+
+#: Raised whenever a change to the code alters numbers. Tables refuse to mix versions.
+PROTOCOL_VERSION = 1
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which cases, on which grid, seen through which augmentation."""
+
+    #: Folder name of the task below the data root.
+    task: str = "Task04_Hippocampus"
+    #: "foreground": all labels above 0 merged, as in the paper. "labels": one class a label.
+    target: Literal["foreground", "labels"] = "foreground"
+    #: The model's grid in voxels (H, W, D).
+    grid: tuple[int, int, int] = (48, 64, 48)
+    #: How a volume comes to the grid: "resize" (the paper's) or "pad" (centred pad or crop).
+    fit: Literal["pad", "resize"] = "pad"
+    #: Share of the training and of the validation subjects that is used.
+    fraction: float = 1.0
+    #: Augmentation of training cases: rotation about each axis, in degrees, image and label alike.
+    rotation_degrees: float = 5.0
+    #: Augmentation of training cases: brightness and contrast, as a share.
+    intensity: float = 0.1
+    #: Augmentation of training cases: mirror each axis at random.
+    flips: bool = False
+    #: The seed from which test subjects and folds are drawn; one for a whole study.
+    split_seed: int = 0
+
+    def __post_init__(self):
+        _require(all(n > 0 for n in self.grid), f"grid {self.grid} has an axis below 1")
+        _require(0 < self.fraction <= 1, f"fraction {self.fraction} is not in (0, 1]")
+        _require(0 <= self.intensity < 1, f"intensity {self.intensity} is not in [0, 1)")
+
+
+@dataclass(frozen=True)
+class LanguageConfig:
+    """One transformer block of a language model, and what is done to it."""
+
+    #: "package:all-minilm-l6-v2", "path:/folder", "hub:owner/name@revision" or "random:<config>".
+    source: str = "package:all-minilm-l6-v2"
+    #: Index of the first layer; negative counts from the end.
+    layer: int = -1
+    #: How many consecutive layers, from `layer` on.
+    layers: int = 1
+    #: "pretrained", or a control of the same shape and path.
+    control: Literal["pretrained", "random", "shuffled", "identity", "trainable"] = "pretrained"
+    #: Add D1's output to the block's, as in the paper.
+    residual: bool = True
+    #: Keep the causal mask of a decoder layer; off in the paper, since tokens are patches.
+    causal: bool = False
+    #: Keep the rotary position embedding; off in the paper.
+    rotary: bool = False
+    #: Divide the block's output by its root mean square, as the released code does.
+    unit_norm: bool = False
+    #: Number format in which the frozen block is held; the rest trains in float32.
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    #: Rank of the low-rank adapters; 0 is none.
+    lora_rank: int = 0
+    #: Scale of the adapters: their product counts lora_alpha / lora_rank.
+    lora_alpha: float = 8.0
+    #: Which linear maps get adapters: the mappers D1 and D2, the block's projections, or both.
+    lora_on: Literal["mappers", "block", "both"] = "both"
+
+    def __post_init__(self):
+        _require(self.lora_rank >= 0, f"lora_rank {self.lora_rank} is negative")
+        _require(self.layers >= 1, f"layers {self.layers} is below 1")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The segmenter's parts and sizes."""
+
+    #: Patch size in voxels (H, W, D).
+    patch: tuple[int, int, int] = (8, 8, 8)
+    #: Token width E.
+    width: int = 64
+    #: Transformer blocks before and after the language part.
+    encoder_depth: int = 8
+    decoder_depth: int = 8
+    heads: int = 4
+    #: Hidden width of a block's MLP, in multiples of `width`.
+    mlp_ratio: float = 4.0
+    dropout: float = 0.0
+    #: LayerNorm after the last block.
+    final_norm: bool = True
+    #: "global", or "hybrid": global and windowed attention, mixed by a learned weight a head.
+    attention: Literal["global", "hybrid"] = "global"
+    #: Edge of hybrid attention's window, in tokens.
+    window: int = 4
+    #: Multi-scale fusion of encoder states.
+    fusion: bool = False
+    #: Kernel of each fused state's depth-wise convolution, shallow state first.
+    fusion_kernels: tuple[int, ...] = (1, 3, 5)
+    #: The language part; None leaves it out, mappers and all.
+    language: LanguageConfig | None = None
+    #: "between" encoder and decoder (the paper), or "before" the encoder on tokens that carry
+    #: no position yet (the released code).
+    language_position: Literal["between", "before"] = "between"
+    #: "linear": each token becomes its patch; "conv": a small convolutional refinement follows.
+    head: Literal["linear", "conv"] = "linear"
+    #: Channels of the convolutional head.
+    head_channels: int = 8
+
+    def __post_init__(self):
+        _require(
+            self.width % self.heads == 0, f"width {self.width} / heads {self.heads} is not whole"
+        )
+        _require(0 <= self.dropout < 1, f"dropout {self.dropout} is not in [0, 1)")
+        _require(
+            all(k % 2 for k in self.fusion_kernels), f"fusion_kernels {self.fusion_kernels}: even"
+        )
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Optimiser, schedule and budget."""
+
+    epochs: int = 60
+    batch_size: int = 4
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    #: "adamw" with "cosine" is ours; "adam" with "plateau" is the released code's.
+    optimiser: Literal["adamw", "adam"] = "adamw"
+    schedule: Literal["cosine", "plateau"] = "cosine"
+    #: Epochs of linear warm-up before the cosine.
+    warmup_epochs: int = 3
+    #: Largest gradient norm; 0 switches clipping off.
+    clip_norm: float = 1.0
+    #: Number format of the forward pass outside the language block.
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self):
+        _require(self.epochs >= 1, f"epochs {self.epochs} is below 1")
+        _require(self.batch_size >= 1, f"batch_size {self.batch_size} is below 1")
+        _require(self.learning_rate > 0, f"learning_rate {self.learning_rate} is not above 0")
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """One experiment: data, model, training, and the seed of everything random in it.
+
+    The seed also chooses the validation fold (seed modulo five), so that seed and fold vary
+    together.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    seed: int = 0
+
+    def to_dict(self):
+        """The configuration as plain JSON values."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_dict(cls, values):
+        """The inverse of `to_dict`.
+
+        Raises:
+            ConfigError: an unknown key, a wrong type or a value out of range; the message names
+                the key by its path, such as `model.language.layer`.
+        """
+        return _from_dict(cls, values, "")
+
+
+def preset(name, language=None):
+    """The model and training of a named preset.
+
+    Args:
+        name: one of `PRESETS`.
+        language: a `LanguageConfig.source` to use in place of the preset's own block.
+
+    Returns:
+        `(ModelConfig, TrainingConfig)`.
+
+    Raises:
+        ConfigError: no preset of that name.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
+    model, training = PRESETS[name]
+    if language is not None and model.language is not None:
+        model = replace(model, language=replace(model.language, source=language))
+    return model, training
+
+
+def fingerprint(config, voxels, block):
+    """The name of an experiment's run folder.
+
+    Args:
+        config: an `ExperimentConfig`.
+        voxels: {case: SHA-256 of its voxels} of every case in the split.
+        block: the language block's SHA-256, or None without a block.
+
+    Returns:
+        SHA-256 (hex, first 16 digits) of the canonical JSON of all of these and of
+        `PROTOCOL_VERSION`.
+    """
+    identity = {
+        "config": config.to_dict(),
+        "voxels": voxels,
+        "block": block,
+        "protocol_version": PROTOCOL_VERSION,
+    }
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def derive_seed(*parts):
+    """A 31-bit seed that depends on all `parts` and on nothing else.
+
+    So a case's augmentation is a function of (seed, epoch, case) and a part's first weights one
+    of (seed, part's name), whatever else a process has drawn before.
+    """
+    text = json.dumps(parts, separators=(",", ":"))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
+
+
+def _require(condition, message):
+    if not condition:
+        raise ConfigError(message)
+
+
+def _from_dict(kind, values, path):
+    if not isinstance(values, dict):
+        raise ConfigError(f"configuration {path or 'root'}: expected a mapping, got {values!r}")
+    fields = {f.name: f.type for f in dataclasses.fields(kind)}
+    hints = typing.get_type_hints(kind)
+    unknown = sorted(set(values) - set(fields))
+    if unknown:
+        raise ConfigError(
+            f"configuration: unknown key {path}{unknown[0]}; known are {', '.join(sorted(fields))}"
+        )
+    read = {key: _value(hints[key], value, f"{path}{key}") for key, value in values.items()}
+    try:
+        return kind(**read)
+    except ConfigError as error:
+        raise ConfigError(f"configuration {path.rstrip('.') or 'root'}: {error}") from error
+
+
+def _value(hint, value, path):
+    """Hold one JSON value against a field's type."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:
+        if value is None:
+            return None
+        return _value(next(a for a in arguments if a is not types.NoneType), value, path)
+    if dataclasses.is_dataclass(hint):
+        return _from_dict(hint, value, f"{path}.")
+    if origin is Literal:
+        if value in arguments:
+            return value
+        raise ConfigError(
+            f"configuration {path}: {value!r} is none of {', '.join(map(str, arguments))}"
+        )
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"configuration {path}: expected a list, got {value!r}")
+        if arguments[-1] is not Ellipsis and len(value) != len(arguments):
+            raise ConfigError(
+                f"configuration {path}: expected {len(arguments)} values, got {value!r}"
+            )
+        return tuple(_value(arguments[0], v, path) for v in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
+        raise ConfigError(f"configuration {path}: expected {hint.__name__}, got {value!r}")
+    return value
+
+
+_BLOCK = LanguageConfig()
+_LORA = replace(_BLOCK, lora_rank=4)
+
+#: The presets as data: name -> (model, training).
+PRESETS = {
+    "vit": (ModelConfig(), TrainingConfig()),
+    "v1": (ModelConfig(attention="hybrid", fusion=True, language=_BLOCK), TrainingConfig()),
+    "v3": (ModelConfig(language=_LORA), TrainingConfig()),
+    # Order, sizes and training of the released code (dropout, no final norm, the extra unit
+    # norm); its loss, data handling and evaluation are the audit's business.
+    "released": (
+        ModelConfig(
+            encoder_depth=16,
+            decoder_depth=0,
+            dropout=0.2,
+            final_norm=False,
+            language=replace(_LORA, lora_on="mappers", unit_norm=True),
+            language_position="before",
+        ),
+        TrainingConfig(
+            optimiser="adam", schedule="plateau", weight_decay=0.0, warmup_epochs=0, clip_norm=0.0
+        ),
+    ),
+}

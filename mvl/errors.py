@@ -1,0 +1,27 @@
+"""The one exception that is meant for a person.
+
+Everything that a user can mend (a file that is missing, a key that is misspelt, a machine
+without network) ends in an `MvlError` whose text is the whole story: what is wrong, where,
+and what to do. The command line prints that text and nothing else; a notebook shows it as
+the last line of its traceback.
+"""
+
+
+class MvlError(Exception):
+    """A fault that the user can mend; its message names the thing, the reason and the way out."""
+
+
+class ConfigError(MvlError):
+    """A configuration with an unknown key, a wrong type or a value out of range."""
+
+
+class DataError(MvlError):
+    """A data set, a case or a file that cannot be used as it is."""
+
+
+class BlockError(MvlError):
+    """A language model's block that cannot be found, read or trusted."""
+
+
+class RunError(MvlError):
+    """A run folder or a results table that is missing, foreign, incomplete or inconsistent."""

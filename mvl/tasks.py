@@ -1,0 +1,191 @@
+"""The ten tasks of the Medical Segmentation Decathlon as one table of facts.
+
+Any other folder with a `dataset.json` in the decathlon's layout is a task too: `read_task`
+takes channels and labels from that file, and what the file does not say from the table or,
+for a folder of the user's own, from a default that is named in `Task.assumptions`.
+
+Sources: Antonelli et al., Nature Communications 13, 4128 (2022), and Simpson et al.,
+arXiv:1902.09063, for modalities, channels and labels. Tolerances are those of the challenge's
+own evaluation as commonly cited. Spacing and shape are typical values (medians over the
+labelled cases) as commonly cited; they shape the phantom and nothing else, since evaluation
+takes the spacing from each file. CT windows are this project's choice.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mvl.errors import DataError
+from mvl.files import read_json
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is known of a task before a volume is opened."""
+
+    #: Folder name, such as "Task04_Hippocampus".
+    name: str
+    #: "MRI" or "CT".
+    modality: str
+    #: Names of the image's channels.
+    channels: tuple[str, ...]
+    #: Label value -> name, background left out.
+    labels: dict[int, str]
+    #: Tolerance of the normalised surface Dice, in millimetres.
+    tolerance_mm: float
+    #: Labelled cases in the full release; None where nobody counted.
+    cases: int | None = None
+    #: Typical voxel spacing in millimetres and shape in voxels, along the file's axes.
+    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    shape: tuple[int, int, int] = (128, 128, 128)
+    #: CT: Hounsfield units that are scaled to 0 and 1.
+    window_hu: tuple[float, float] | None = None
+    #: Consecutive case numbers that belong to one subject (see `subject_of`).
+    cases_per_subject: int = 1
+    #: True for a phantom: results of it are always called synthetic.
+    synthetic: bool = False
+    #: Sentences on what was assumed because the folder does not say it.
+    assumptions: tuple[str, ...] = ()
+
+    def subject_of(self, case):
+        """The subject of a case, where no `subjects.csv` says it.
+
+        By default the case itself. MSD's Task04 numbers cases 2k-1 and 2k look like the two
+        hippocampi of one person (pairs agree in mean intensity and data type, neighbours of the
+        other parity do not), so its subject is (n + 1) // 2: an inference, not documented by MSD.
+
+        Args:
+            case: name of a case, such as "hippocampus_007".
+        """
+        if self.cases_per_subject == 1:
+            return case
+        stem, _, number = case.rpartition("_")
+        if not number.isdecimal():
+            return case
+        return f"{stem}_{(int(number) - 1) // self.cases_per_subject + 1:03d}"
+
+
+def _task(name, modality, channels, labels, tolerance, cases, spacing, shape, window=None, **more):
+    return Task(
+        name=name,
+        modality=modality,
+        channels=tuple(channels),
+        labels=dict(enumerate(labels, start=1)),
+        tolerance_mm=tolerance,
+        cases=cases,
+        spacing_mm=spacing,
+        shape=shape,
+        window_hu=window,
+        **more,
+    )
+
+
+# fmt: off
+_TABLE = (
+    _task("Task01_BrainTumour", "MRI", ["FLAIR", "T1w", "T1gd", "T2w"],
+          ["edema", "non-enhancing tumour", "enhancing tumour"],
+          5, 484, (1.0, 1.0, 1.0), (240, 240, 155)),
+    _task("Task02_Heart", "MRI", ["MRI"], ["left atrium"],
+          4, 20, (1.25, 1.25, 1.37), (320, 320, 115)),
+    _task("Task03_Liver", "CT", ["CT"], ["liver", "cancer"],
+          7, 131, (0.77, 0.77, 1.0), (512, 512, 432), (-160, 240)),
+    _task("Task04_Hippocampus", "MRI", ["MRI"], ["anterior", "posterior"],
+          1, 260, (1.0, 1.0, 1.0), (35, 50, 36), cases_per_subject=2),
+    _task("Task05_Prostate", "MRI", ["T2", "ADC"], ["PZ", "TZ"],
+          4, 32, (0.62, 0.62, 3.6), (320, 320, 20)),
+    _task("Task06_Lung", "CT", ["CT"], ["cancer"],
+          2, 63, (0.79, 0.79, 1.24), (512, 512, 252), (-1000, 400)),
+    _task("Task07_Pancreas", "CT", ["CT"], ["pancreas", "cancer"],
+          5, 281, (0.80, 0.80, 2.5), (512, 512, 93), (-100, 240)),
+    _task("Task08_HepaticVessel", "CT", ["CT"], ["vessel", "tumour"],
+          3, 303, (0.80, 0.80, 5.0), (512, 512, 49), (-50, 250)),
+    _task("Task09_Spleen", "CT", ["CT"], ["spleen"],
+          3, 41, (0.79, 0.79, 5.0), (512, 512, 90), (-160, 240)),
+    _task("Task10_Colon", "CT", ["CT"], ["colon cancer primaries"],
+          4, 126, (0.78, 0.78, 5.0), (512, 512, 95), (-160, 240)),
+)
+# fmt: on
+
+#: Folder name -> Task, in MSD's order.
+TASKS = {task.name: task for task in _TABLE}
+
+#: Tolerance and window for a folder of the user's own that names none.
+DEFAULT_TOLERANCE_MM = 2.0
+DEFAULT_WINDOW_HU = (-160.0, 240.0)
+
+
+def read_task(folder):
+    """The task that a folder holds.
+
+    Args:
+        folder: a task folder; its `dataset.json` gives channels, labels and whether it is
+            synthetic. A folder that is none of MSD's may also give `tolerance_mm` and
+            `window_hu` there.
+
+    Returns:
+        A `Task`. Its `assumptions` name every value that neither the file nor the table gave.
+
+    Raises:
+        DataError: no dataset.json, or one without usable `modality` or `labels`.
+    """
+    folder = Path(folder)
+    path = folder / "dataset.json"
+    if not path.is_file():
+        raise DataError(f"{folder} is no task folder: it has no dataset.json")
+    description = read_json(path)
+    if not isinstance(description, dict):
+        raise DataError(f"{path}: expected a JSON object")
+    channels = _numbered(path, description, "modality")
+    labels = {n: name for n, name in _numbered(path, description, "labels").items() if n > 0}
+    if not channels or not labels:
+        raise DataError(f"{path}: 'modality' and 'labels' must each name at least one entry")
+
+    name = folder.resolve().name
+    known = TASKS.get(name)
+    assumptions = []
+    if known:
+        modality, tolerance, window = known.modality, known.tolerance_mm, known.window_hu
+    else:
+        modality = "CT" if "CT" in next(iter(channels.values())).upper() else "MRI"
+        assumptions.append(f"modality {modality}, from the first channel's name")
+        tolerance = description.get("tolerance_mm")
+        if tolerance is None:
+            tolerance = DEFAULT_TOLERANCE_MM
+            assumptions.append(f"surface Dice tolerance {tolerance} mm (set tolerance_mm)")
+        window = description.get("window_hu")
+        if window is None and modality == "CT":
+            window = DEFAULT_WINDOW_HU
+            assumptions.append(f"CT window {window} HU (set window_hu)")
+        if not isinstance(tolerance, int | float) or tolerance <= 0:
+            raise DataError(f"{path}: tolerance_mm must be a number of millimetres above 0")
+        if window is not None and not (
+            isinstance(window, list | tuple)
+            and len(window) == 2
+            and all(isinstance(w, int | float) for w in window)
+            and window[0] < window[1]
+        ):
+            raise DataError(f"{path}: window_hu must be two increasing numbers")
+    return Task(
+        name=name,
+        modality=modality,
+        channels=tuple(channels[n] for n in sorted(channels)),
+        labels=dict(sorted(labels.items())),
+        tolerance_mm=float(tolerance),
+        cases=known.cases if known else None,
+        spacing_mm=known.spacing_mm if known else (1.0, 1.0, 1.0),
+        shape=known.shape if known else (128, 128, 128),
+        window_hu=tuple(window) if window else None,
+        cases_per_subject=known.cases_per_subject if known else 1,
+        synthetic=bool(description.get("synthetic", False)),
+        assumptions=tuple(assumptions),
+    )
+
+
+def _numbered(path, description, key):
+    """dataset.json's {"0": name, ...} as {0: name}."""
+    values = description.get(key)
+    if not isinstance(values, dict):
+        raise DataError(f'{path}: {key!r} is missing or not a mapping such as {{"0": "..."}}')
+    try:
+        return {int(number): str(name) for number, name in values.items()}
+    except ValueError as error:
+        raise DataError(f"{path}: {key!r} has a key that is not a number: {error}") from error
