@@ -1,0 +1,112 @@
+import itertools
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from mvl.models.attention import Attention, Block, HybridAttention
+
+
+def one_by_one(q, k, v, tokens, window, shifted):
+    """Local attention token by token: a loop over queries and over the keys of their window."""
+    shift = [w // 2 if shifted and w < n else 0 for w, n in zip(window, tokens, strict=True)]
+    places = list(itertools.product(*(range(n) for n in tokens)))
+    windows = [
+        tuple((p + s) // w for p, s, w in zip(place, shift, window, strict=True))
+        for place in places
+    ]
+    out = torch.zeros_like(q)
+    for t, mine in enumerate(windows):
+        near = [u for u, other in enumerate(windows) if other == mine]
+        scores = torch.einsum("bhd,bhnd->bhn", q[:, :, t], k[:, :, near]) / q.shape[-1] ** 0.5
+        out[:, :, t] = torch.einsum("bhn,bhnd->bhd", scores.softmax(-1), v[:, :, near])
+    return out
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+@pytest.mark.parametrize(
+    ("tokens", "window"), [((4, 4, 4), 2), ((5, 3, 4), 2), ((6, 8, 6), 4), ((2, 5, 7), 3)]
+)
+def test_windows_equal_a_naive_loop(tokens, window, shifted):
+    torch.manual_seed(0)
+    attention = HybridAttention(8, 2, tokens, window, shifted).double()
+    count = tokens[0] * tokens[1] * tokens[2]
+    q, k, v = torch.randn(3, 2, 2, count, 4, dtype=torch.float64)
+    expected = one_by_one(q, k, v, tokens, attention.window, shifted)
+    assert torch.allclose(attention.attend_locally(q, k, v), expected, atol=1e-12)
+
+
+def test_a_window_that_spans_the_grid_is_global_attention():
+    torch.manual_seed(0)
+    tokens = (3, 4, 2)
+    hybrid = HybridAttention(8, 2, tokens, 4, shifted=True).double()
+    plain = Attention(8, 2).double()
+    plain.load_state_dict({k: v for k, v in hybrid.state_dict().items() if k != "mix"})
+    x = torch.randn(2, 24, 8, dtype=torch.float64)
+    assert torch.allclose(hybrid(x), plain(x), atol=1e-12)
+
+
+def test_shifted_windows_join_tokens_that_plain_windows_part():
+    """Tokens 1 and 2 of an axis of four stand in different windows of two, unless shifted."""
+
+    def sees(shifted):
+        attention = HybridAttention(4, 1, (4, 1, 1), 2, shifted)
+        q, k, v = torch.randn(3, 1, 1, 4, 4)
+        v.requires_grad_()
+        attention.attend_locally(q, k, v)[0, 0, 1].sum().backward()
+        return bool(v.grad[0, 0, 2].any())
+
+    assert not sees(False) and sees(True)
+
+
+def test_the_mix_starts_at_one_half_and_can_leave_either_side():
+    torch.manual_seed(0)
+    attention = HybridAttention(8, 2, (4, 4, 4), 2, False)
+    q, k, v = torch.randn(3, 1, 2, 64, 4)
+    both = attention.attend(q, k, v)
+    local = attention.attend_locally(q, k, v)
+    whole = Attention.attend(attention, q, k, v)
+    assert torch.allclose(both, (local + whole) / 2, atol=1e-6)
+    with torch.no_grad():
+        attention.mix.copy_(torch.tensor([40.0, -40.0]))  # one head global, one local
+    mixed = attention.attend(q, k, v)
+    assert torch.allclose(mixed[:, 0], whole[:, 0]) and torch.allclose(mixed[:, 1], local[:, 1])
+
+
+def test_gradients_are_right_in_float64():
+    torch.manual_seed(0)
+    block = Block(HybridAttention(4, 2, (3, 2, 2), 2, True), 4).double()
+    with torch.no_grad():
+        block.attention.mix.copy_(torch.tensor([0.3, -0.7]))
+    x = torch.randn(1, 12, 4, dtype=torch.float64, requires_grad=True)
+    parameters = tuple(block.parameters())
+    assert torch.autograd.gradcheck(lambda x, *_: block(x), (x, *parameters))
+
+
+PEAK = """
+import re, torch
+from mvl.models.attention import HybridAttention
+
+def peak():  # resource's maximum would include the parent's
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
+
+def run(edge):
+    attention = HybridAttention(64, 4, (edge, edge, edge), 4, True)
+    q, k, v = torch.randn(3, 1, 4, edge**3, 16)
+    before = peak()
+    attention.attend_locally(q, k, v)
+    return peak() - before
+
+with torch.inference_mode():
+    run(6)  # loads what the first call loads
+    print(run(16))
+"""
+
+
+def test_local_attention_needs_no_token_by_token_matrix():
+    """At 16^3 tokens the process grows by less than a tenth of one score matrix."""
+    command = [sys.executable, "-c", PEAK]
+    peak = subprocess.run(command, capture_output=True, text=True, check=True)
+    score_matrix = 4 * 4096 * 4096 * 4  # heads x T x T x 4 bytes
+    assert 0 < int(peak.stdout) < 0.1 * score_matrix
