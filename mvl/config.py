@@ -15,6 +15,9 @@ from typing import Literal
 
 from mvl.errors import ConfigError
 
+#: The learning rates from which every arm's is chosen, by validation Dice.
+LEARNING_RATES = (1e-3, 3e-3, 1e-2)
+
 #: Raised whenever a change to the code alters numbers. Tables refuse to mix versions.
 PROTOCOL_VERSION = 1
 
@@ -133,7 +136,8 @@ class TrainingConfig:
 
     epochs: int = 60
     batch_size: int = 4
-    learning_rate: float = 1e-3
+    #: One of `LEARNING_RATES`, chosen on validation.
+    learning_rate: float = 3e-3
     weight_decay: float = 0.01
     #: "adamw" with "cosine" is ours; "adam" with "plateau" is the released code's.
     optimiser: Literal["adamw", "adam"] = "adamw"
@@ -304,7 +308,12 @@ PRESETS = {
             language_position="before",
         ),
         TrainingConfig(
-            optimiser="adam", schedule="plateau", weight_decay=0.0, warmup_epochs=0, clip_norm=0.0
+            optimiser="adam",
+            schedule="plateau",
+            learning_rate=1e-3,
+            weight_decay=0.0,
+            warmup_epochs=0,
+            clip_norm=0.0,
         ),
     ),
 }

@@ -1,4 +1,4 @@
-"""Progress that suits where it is shown: a bar on a terminal, a plain line at intervals elsewhere."""
+"""Progress that suits its place: a bar on a terminal, a plain line at intervals elsewhere."""
 
 import sys
 import time

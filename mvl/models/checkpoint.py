@@ -22,7 +22,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -55,7 +55,7 @@ _ITEM_BYTES |= {"I64": 8, "U64": 8, "F64": 8, "C64": 8}
 #: Largest header that the safetensors reference implementation accepts, and largest JSON file.
 _HEADER_LIMIT = 100_000_000
 _JSON_LIMIT = 50_000_000
-#: Bytes that are read and converted at a time.
+#: Bytes that are read and converted at a time; a multiple of every element's size.
 _CHUNK = 4 << 20
 #: Attempts at one place of a transfer before it is given up, and the wait between them.
 _ATTEMPTS = 5
@@ -351,20 +351,21 @@ def _pieces(checkpoint, entries, skip):
         first, skip = min(skip, count), max(skip - count, 0)
         if first == count:
             continue
-        item = _ITEM_BYTES[entry.dtype]
-        part = (name, entry.dtype, first, count, entry.start + first * item, entry.stop)
-        if spans and spans[-1][0] == entry.file and spans[-1][1][-1][-1] == part[-2]:
-            spans[-1][1].append(part)
-        else:
-            spans.append((entry.file, [part]))
-    for file, parts in spans:
-        with files.ranged(file, parts[0][-2], parts[-1][-1]) as stream:
-            for name, dtype, first, count, _, _ in parts:
-                item = _ITEM_BYTES[dtype]
-                for offset in range(first, count, _CHUNK // item):
-                    size = min(_CHUNK // item, count - offset) * item
+        entry = replace(entry, start=entry.start + first * _ITEM_BYTES[entry.dtype])
+        last = spans[-1][-1][1] if spans else None
+        if last is None or (last.file, last.stop) != (entry.file, entry.start):
+            spans.append([])
+        spans[-1].append((name, entry, first))
+    for span in spans:
+        begin, end = span[0][1], span[-1][1]
+        with files.ranged(begin.file, begin.start, end.stop) as stream:
+            for name, entry, first in span:
+                item = _ITEM_BYTES[entry.dtype]
+                for done in range(0, entry.stop - entry.start, _CHUNK):
+                    size = min(_CHUNK, entry.stop - entry.start - done)
                     piece = _filled(files, stream, memoryview(buffer)[:size])
-                    yield name, offset, torch.frombuffer(piece, dtype=DTYPES[dtype])
+                    flat = torch.frombuffer(piece, dtype=DTYPES[entry.dtype])
+                    yield name, first + done // item, flat
 
 
 def hash_tensors(tensors):
@@ -525,10 +526,14 @@ class _Hub:
     """
 
     def __init__(self, name):
+        from huggingface_hub.utils import HFValidationError, validate_repo_id
+
         self.repository, _, revision = name.partition("@")
         self.place, self.bytes_read = f"hub:{name}", 0
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", self.repository):
-            raise BlockError(f"{self.place}: the hub's models are named hub:OWNER/NAME[@REVISION]")
+        try:
+            validate_repo_id(self.repository)
+        except HFValidationError as error:
+            raise BlockError(f"{self.place} is no hub:OWNER/NAME[@REVISION]: {error}") from None
         self._known = {}  # name -> (size, ETag), both None where there is no such file
         self._opener = urllib.request.build_opener(_Redirects)
         if re.fullmatch(r"[0-9a-f]{40}", revision):

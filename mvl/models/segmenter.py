@@ -10,13 +10,13 @@ volume (B, C, H, W, D)
 """
 
 import torch
-from mvl.models.language import build_language, saved_keys
 from torch import nn
 
 from mvl.config import derive_seed
 from mvl.errors import RunError
 from mvl.models.attention import Attention, Block, HybridAttention
 from mvl.models.fusion import MultiScaleFusion
+from mvl.models.language import build_language, saved_keys
 from mvl.models.tokens import ConvHead, LinearHead, PatchEmbed, token_grid
 
 

@@ -41,7 +41,7 @@ def sharded(tmp_path_factory):
         torch.manual_seed(0)
         model = LlamaForCausalLM(config)
     folder = tmp_path_factory.mktemp("sharded")
-    model.save_pretrained(folder, max_shard_size="500KB")
+    model.save_pretrained(folder, max_shard_size="400KB")
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     of_layer = {f for n, f in index["weight_map"].items() if n.startswith("model.layers.1.")}
     assert len(of_layer) == 2
@@ -169,9 +169,9 @@ def test_an_honest_header_is_read(tmp_path):
 @pytest.mark.parametrize(
     "header",
     [
-        {"a": _entry(0, 8), "b": _entry(4, 12)},  # overlap
-        {"a": _entry(0, 8), "b": _entry(0, 8)},  # the same bytes twice
-        {"a": _entry(0, 8), "b": _entry(12, 20)},  # a gap, and beyond the file
+        {"a": _entry(0, 12, (3,)), "b": _entry(8, 16)},  # overlap
+        {"a": _entry(0, 16, (4,)), "b": _entry(0, 16, (4,))},  # the same bytes twice
+        {"a": _entry(0, 4, (1,)), "b": _entry(8, 16)},  # a gap
         {"a": _entry(0, 16, (4,)), "b": _entry(16, 32, (4,))},  # beyond the file
         {"a": _entry(0, 8)},  # bytes that nobody owns
         {"a": _entry(-8, 0), "b": _entry(0, 16, (4,))},  # negative
@@ -207,7 +207,8 @@ def test_a_truncated_file(tmp_path, sharded):
     folder, _ = sharded
     for path in folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    last = max(tmp_path.glob("*.safetensors"))
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    last = tmp_path / index["weight_map"]["model.layers.3.mlp.down_proj.weight"]
     os.truncate(last, last.stat().st_size - 1)
     with pytest.raises(BlockError, match="damaged"):
         build_language(LanguageConfig(source=f"path:{tmp_path}"), 8, seed=0)
@@ -242,7 +243,6 @@ def test_pickle_is_refused_with_the_way_out(tmp_path):
         ("package:other", "known are all-minilm-l6-v2"),
         ("random:/nowhere.json", "no such config.json"),
         ("random:{", "not readable JSON"),
-        ("hub:without-owner", "hub:OWNER/NAME"),
         ("hub:../etc", "hub:OWNER/NAME"),
         ("minilm", "is not understood"),
         ("path:", "is not understood"),
@@ -469,12 +469,11 @@ def test_a_broken_run_goes_on_where_it_stopped(hub, sharded, tmp_path, monkeypat
     def dying(handler):
         if hub.store.sent > BLOCK_BYTES / 2:
             handler.close_connection = True
-            handler.wfile.close()
         else:
             healthy(handler)
 
     hub.cut = 60_000
-    monkeypatch.setattr(hub, "_store", dying)
+    monkeypatch.setattr(checkpoint, "_CHUNK", 4096)  # what came of a piece is lost
     hub.store.close()
     hub.store = _Server(dying)
     with pytest.raises(BlockError, match="the connection broke 5 times.*goes on there"):
@@ -486,7 +485,7 @@ def test_a_broken_run_goes_on_where_it_stopped(hub, sharded, tmp_path, monkeypat
     hub.store = _Server(healthy)
     found = block_reference(HUB)["sha256"]
     assert found == block_reference(local(sharded))["sha256"]
-    # Files are asked for anew, and at most one piece was on the way when the connection died.
+    # Headers are read again, and less than one piece was on the way when the connection died.
     assert before + hub.store.sent <= 1.05 * BLOCK_BYTES + 2 * headers_of(sharded[0])
     assert not list(tmp_path.rglob("partial"))
 

@@ -1,6 +1,7 @@
 """The language part, held against whole Hugging Face models, hand-written formulas, properties."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -373,6 +374,13 @@ def test_mappers_start_alike_in_every_arm(models, control):
     assert not torch.equal(other.d1.weight, reference.d1.weight)
 
 
+def test_parts_draw_from_generators_of_their_own(models):
+    """D1 and D2 have as many weights, uniform within 1 / sqrt(inputs): scaled, they would agree."""
+    part = build_language(LanguageConfig(source=models["llama"][1]), WIDTH, seed=0)
+    d1, d2 = part.d1.weight * math.sqrt(WIDTH), part.d2.weight * math.sqrt(32)
+    assert not torch.allclose(d1.flatten(), d2.flatten(), atol=0.1)
+
+
 def test_random_control_is_the_familys_own_initialisation():
     """GPT-2 is the telling one: std 0.02, and 0.02 / sqrt(2 layers) on residual projections."""
     source = 'random:{"model_type": "gpt2", "n_embd": 192, "n_layer": 8, "n_head": 4}'
@@ -402,9 +410,9 @@ def test_shuffled_control_keeps_the_values_alone(models):
         assert not torch.equal(values, other[name])
 
 
-def test_random_source_forms_agree(models, tmp_path):
+def test_random_source_forms_agree(models):
     folder = models["llama"][1].removeprefix("path:")
-    text = (tmp_path.__class__(folder) / "config.json").read_text()
+    text = Path(folder, "config.json").read_text()
     z = states(1, 4, 32)
     blocks = [block_of(f"random:{s}") for s in (folder, f"{folder}/config.json", text)]
     with torch.no_grad():
@@ -502,6 +510,7 @@ def test_merged_adapters_give_equal_outputs(models, kind, on):
     ("kind", "projections"),
     [("llama", 7), ("gemma2", 7), ("phi3", 4), ("gpt2", 4), ("biogpt", 6), ("bert", 6)],
 )
+@pytest.mark.filterwarnings("error")
 def test_adapters_are_on_every_projection(models, kind, projections):
     block = block_of(models[kind][1], lora_rank=2, dtype="bfloat16")
     adapters = {n: p for n, p in block.named_parameters() if "lora_" in n}

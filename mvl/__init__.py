@@ -1,0 +1,56 @@
+"""MedVisionLlama, replicated: the model, the metrics and the experiment behind the notebooks.
+
+Names resolve on first use, since torch and MONAI take seconds to import.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "DataConfig": "config",
+    "ExperimentConfig": "config",
+    "LanguageConfig": "config",
+    "ModelConfig": "config",
+    "TrainingConfig": "config",
+    "PRESETS": "config",
+    "preset": "config",
+    "MvlError": "errors",
+    "TASKS": "tasks",
+    "read_task": "tasks",
+    "LEARNING_RATES": "config",
+    "check_cases": "data.checks",
+    "data_root": "data.sources",
+    "find_task": "data.sources",
+    "list_cases": "data.sources",
+    "make_phantom": "data.phantom",
+    "Preparation": "data.loading",
+    "open_task": "data.loading",
+    "obtain": "data.obtain",
+    "training_batches": "data.loading",
+    "build_segmenter": "models.segmenter",
+    "METRICS": "metrics",
+    "segmentation_metrics": "metrics",
+    "evaluate": "evaluation",
+    "segment": "evaluation",
+    "Run": "experiments",
+    "fit": "experiments",
+    "results_folder": "experiments",
+    "run_suite": "experiments",
+    "suite_configs": "experiments",
+    "test": "experiments",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name):
+    if name not in _HOME:
+        raise AttributeError(f"module 'mvl' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"mvl.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted({*globals(), *_HOME})

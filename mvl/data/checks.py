@@ -1,0 +1,198 @@
+"""Every case looked at before any training: one pass that finds all faults at once."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mvl.data.sources import (
+    BadFile,
+    content_hash,
+    joint_hash,
+    read_header,
+    read_label,
+    read_volume,
+)
+from mvl.errors import DataError
+from mvl.progress import track
+from mvl.tasks import read_task
+
+#: Image and label are in one place if no corner of theirs is further apart than this share of
+#: the smallest voxel edge; headers written by different tools agree no better than rounding.
+_CORNER_TOLERANCE = 0.1
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong with one case."""
+
+    case: str
+    fault: str
+    remedy: str
+
+
+@dataclass
+class CheckResult:
+    """What one pass over the cases found.
+
+    Attributes:
+        hashes: {case: `voxel_hash`} of each case whose image and label could be read.
+        image_hashes: {case: SHA-256 of its image's voxels} of each image that could be read;
+            equal ones are one volume under two names.
+        faults: every fault of every case, in the order of the cases.
+    """
+
+    hashes: dict[str, str] = field(default_factory=dict)
+    image_hashes: dict[str, str] = field(default_factory=dict)
+    faults: list[Fault] = field(default_factory=list)
+
+    @property
+    def bad_cases(self):
+        """Names of the cases with at least one fault."""
+        return sorted({fault.case for fault in self.faults})
+
+    def table(self):
+        """The faults as text, a line each: case, what is wrong, what to do."""
+        rows = [("case", "what is wrong", "what to do")]
+        rows += [(f.case, f.fault, f.remedy) for f in self.faults]
+        case, fault = (max(len(row[k]) for row in rows) for k in (0, 1))
+        return "\n".join(f"  {a:<{case}}  {b:<{fault}}  {c}" for a, b, c in rows)
+
+
+def check_cases(folder, cases, progress=True):
+    """Read every case once and collect everything that is wrong.
+
+    Looked for: a missing or unreadable file, a truncated or damaged one, one that is not NIfTI
+    or lies about its size; a wrong number of axes or channels; spacing that is not above 0;
+    image and label of different shape or affine; NaN or infinite voxels; label values that are
+    not whole or not the task's; an empty label; one image under two names.
+
+    Args:
+        folder: the task folder, for its channels and labels.
+        cases: list of `Case`.
+        progress: show a progress bar.
+
+    Returns:
+        `CheckResult`.
+
+    Raises:
+        DataError: the folder's dataset.json is missing or malformed. Faults of cases are
+            returned, not raised: see `require`.
+    """
+    task = read_task(folder)
+    result = CheckResult()
+    first_with = {}
+    for case in track(cases, "checking cases", show=progress):
+        _check_case(task, case, result)
+        content = result.image_hashes.get(case.name)
+        if content and first_with.setdefault(content, case.name) != case.name:
+            fault = f"image: the same voxels as {first_with[content]}'s"
+            result.faults.append(Fault(case.name, fault, "keep one of the two in dataset.json"))
+    return result
+
+
+def require(cases, result, on_bad_case="fail"):
+    """The cases that may be used.
+
+    Args:
+        cases: list of `Case`.
+        result: of `check_cases` on them.
+        on_bad_case: "fail" refuses them all if one has a fault; "skip" leaves out the bad ones,
+            which the caller writes down (`CheckResult.bad_cases`).
+
+    Returns:
+        list of `Case` without faults.
+
+    Raises:
+        DataError: a fault and "fail", with the whole table as its message; or no case is left.
+    """
+    bad = set(result.bad_cases)
+    summary = f"{len(result.faults)} faults in {len(bad)} of {len(cases)} cases"
+    if bad and on_bad_case == "fail":
+        raise DataError(
+            f"{summary}; mend them, or leave these cases out with --on-bad-case skip:\n"
+            f"{result.table()}"
+        )
+    good = [case for case in cases if case.name not in bad]
+    if not good:
+        raise DataError(f"no case is left to use: {summary}\n{result.table()}")
+    return good
+
+
+def _check_case(task, case, result):
+    """Append the faults of one case, and its hashes where it can be read."""
+
+    def report(fault, remedy):
+        result.faults.append(Fault(case.name, fault, remedy))
+
+    def read(reader, what, path):
+        if path is None:
+            report(f"no {what} in dataset.json", f"name its {what}, or take the case out")
+            return None, None
+        try:
+            return reader(path)
+        except BadFile as error:
+            report(f"{what}: {error.fault}", error.remedy)
+        except MemoryError:
+            report(f"{what}: does not fit into memory", "use a machine with more memory")
+        return None, None
+
+    image, affine = read(read_volume, "image", case.image)
+    label, label_affine = read(_read_label, "label", case.label)
+    if image is not None:
+        result.image_hashes[case.name] = content_hash(image)
+        _check_image(task, image, report)
+    if label is not None:
+        _check_label(task, label, report)
+    if image is not None and label is not None:
+        contents = (result.image_hashes[case.name], content_hash(label))
+        result.hashes[case.name] = joint_hash(contents, (affine, label_affine))
+        _check_pair(image, affine, label, label_affine, report)
+
+
+def _read_label(path):
+    return read_label(path), read_header(path).affine
+
+
+def _check_image(task, image, report):
+    channels = 1 if image.ndim == 3 else image.shape[3]
+    if channels != len(task.channels):
+        report(
+            f"image: {channels} channels, the task has {len(task.channels)}",
+            "save all channels of a case in one 4D file, as 'modality' lists them",
+        )
+    broken = image.size - np.count_nonzero(np.isfinite(image))
+    if broken:
+        report(f"image: {broken} voxels are NaN or infinite", "replace them, by 0 for instance")
+
+
+def _check_label(task, label, report):
+    if label.ndim != 3:
+        report(f"label: {label.ndim}D of shape {label.shape}", "save it as one 3D volume")
+    values = set(np.unique(label).tolist())
+    foreign = sorted(values - {0} - set(task.labels))
+    if foreign:
+        shown = ", ".join(map(str, foreign[:5])) + (", ..." if len(foreign) > 5 else "")
+        report(
+            f"label: values {shown} that the task does not have",
+            "correct the label or name them in dataset.json; is it swapped with its image?",
+        )
+    if values == {0}:
+        report("label: empty, background alone", "label the structure or take the case out")
+
+
+def _check_pair(image, affine, label, label_affine, report):
+    if image.shape[:3] != label.shape[:3]:
+        report(
+            f"image of shape {image.shape[:3]}, label of {label.shape[:3]}",
+            "resample the label to its image's grid",
+        )
+        return
+    corners = np.array([*np.ndindex(2, 2, 2)]) * (np.array(label.shape[:3]) - 1)
+    difference = affine - label_affine
+    apart = np.linalg.norm(corners @ difference[:3, :3].T + difference[:3, 3], axis=1).max()
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    if apart > _CORNER_TOLERANCE * spacing.min():
+        report(
+            f"image and label lie up to {apart:.3g} mm apart",
+            "copy the image's header to the label if their voxels correspond",
+        )

@@ -1,0 +1,224 @@
+"""Cases -> normalised volumes on the model's grid -> augmented batches, and the way back.
+
+A case is read and resampled once; what is random happens later, on the prepared volume, and is
+a function of (seed, epoch, case) alone.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from monai.data import CacheDataset, MetaTensor
+from monai.transforms import (
+    Compose,
+    EnsureChannelFirstd,
+    LoadImaged,
+    MapLabelValued,
+    NormalizeIntensityd,
+    Orientationd,
+    RandAffined,
+    RandFlipd,
+    RandScaleIntensityd,
+    RandShiftIntensityd,
+    Resized,
+    ResizeWithPadOrCropd,
+    ScaleIntensityRanged,
+    allow_missing_keys_mode,
+)
+
+from mvl.config import derive_seed
+from mvl.data.checks import check_cases, require
+from mvl.data.sources import find_task, list_cases
+from mvl.data.splits import FOLDS, Split, check_split, make_split
+from mvl.tasks import Task, read_task
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A task's cases, checked and split: everything about the data but the voxels."""
+
+    task: Task
+    #: Name -> Case.
+    cases: dict
+    #: Name -> hash of image and label voxels.
+    hashes: dict
+    split: Split
+    #: Faults of the cases that were left out.
+    skipped: list
+
+    def side(self, name):
+        """The cases of "train", "validation" or "test"."""
+        return [self.cases[case] for case in getattr(self.split, name)]
+
+
+def open_task(config, seed, root=None, on_bad_case="fail", progress=True):
+    """Find a task, check every case, split by subject and prove that nothing leaks.
+
+    Args:
+        config: a `DataConfig`.
+        seed: the experiment's seed; the validation fold is seed modulo five.
+        root: the folder that holds the task's folder; see `sources.data_root`.
+        on_bad_case: "fail", or "skip" to leave faulty cases out.
+        progress: show a progress bar.
+
+    Raises:
+        DataError: no such task, a faulty case, too few subjects, or a leak.
+    """
+    folder = find_task(config.task, root)
+    task = read_task(folder)
+    listed = list_cases(folder)
+    checked = check_cases(folder, listed, progress=progress)
+    cases = require(listed, checked, on_bad_case)
+    split = make_split(cases, config.split_seed, seed % FOLDS, config.fraction)
+    check_split(split, cases, checked.image_hashes)
+    return TaskData(
+        task=task,
+        cases={case.name: case for case in cases},
+        hashes={case.name: checked.hashes[case.name] for case in cases},
+        split=split,
+        skipped=checked.faults,
+    )
+
+
+def classes_of(task, config):
+    """Channels of the logits: 1 for the foreground, else the labels and the background."""
+    return 1 if config.target == "foreground" else len(task.labels) + 1
+
+
+class Preparation:
+    """The deterministic way of a case's files to the model's grid, and back.
+
+    image: float32, (C, H, W, D), reoriented to RAS; MRI as z-scores over the nonzero voxels of
+        each channel, CT with the task's window scaled to 0..1; then resized with anti-aliasing,
+        or padded and cropped about the centre (with zeros: an MRI's mean, a CT window's end).
+    label, where there is one: uint8, (1, H, W, D), 0/1 or class indices, nearest voxel.
+
+    Args:
+        task: a `Task`.
+        config: a `DataConfig`.
+    """
+
+    def __init__(self, task, config):
+        both, values = ("image", "label"), list(task.labels)
+        classes = [1] * len(values) if config.target == "foreground" else range(1, len(values) + 1)
+        if task.window_hu:
+            low, high = task.window_hu
+            normalise = ScaleIntensityRanged("image", low, high, 0.0, 1.0, clip=True)
+        else:
+            normalise = NormalizeIntensityd("image", nonzero=True, channel_wise=True)
+        if config.fit == "resize":
+            fit = Resized(
+                both,
+                config.grid,
+                mode=("trilinear", "nearest-exact"),
+                anti_aliasing=(True, False),
+                allow_missing_keys=True,
+            )
+        else:
+            fit = ResizeWithPadOrCropd(both, config.grid, allow_missing_keys=True)
+        self._transform = Compose(
+            [
+                LoadImaged(both, dtype=np.float32, allow_missing_keys=True),
+                EnsureChannelFirstd(both, allow_missing_keys=True),
+                Orientationd(both, axcodes="RAS", labels=None, allow_missing_keys=True),
+                normalise,
+                fit,
+                MapLabelValued("label", values, classes, dtype=np.uint8, allow_missing_keys=True),
+            ]
+        )
+
+    def load(self, cases, progress=True):
+        """Read and prepare cases, once; the result is held in memory.
+
+        Args:
+            cases: list of `Case`.
+            progress: show a progress bar.
+
+        Returns:
+            List of {"name", "image": MetaTensor (C, H, W, D), "label": tensor (1, H, W, D)}, in
+            the order of `cases`; the image remembers how it came to the grid (see `to_native`),
+            and "label" is missing where the case has none.
+        """
+        files = [
+            {"name": case.name, "image": case.image} | ({"label": case.label} if case.label else {})
+            for case in cases
+        ]
+        volumes = CacheDataset(
+            files, self._transform, num_workers=2, progress=progress, copy_cache=False
+        )
+        return [
+            volume | ({"label": volume["label"].as_tensor()} if "label" in volume else {})
+            for volume in volumes
+        ]
+
+    def to_native(self, logits, image):
+        """Bring a prediction from the model's grid back to the grid of the image's file.
+
+        Resized volumes come back by linear interpolation, of logits and not of a mask, so that
+        the threshold is applied once and at the file's resolution. Voxels that were cropped away
+        get logits of 0, which count as background.
+
+        Args:
+            logits: (K, H, W, D).
+            image: the prepared image, as this object's `load` gave it.
+
+        Returns:
+            (K, H', W', D'), along the axes of the file.
+        """
+        operations = list(image.applied_operations)
+        logits = MetaTensor(logits, meta=image.meta, applied_operations=operations)
+        with allow_missing_keys_mode(self._transform):
+            return self._transform.inverse({"image": logits})["image"].as_tensor()
+
+
+def augmentation(config):
+    """What may be done to a training volume: rotation of image and label together, brightness
+    and contrast of the image, and mirroring where it is asked for.
+
+    Returns:
+        A MONAI `Compose`; seed it with `set_random_state` before each volume.
+    """
+    both, angle = ("image", "label"), float(np.deg2rad(config.rotation_degrees))
+    steps = [
+        RandAffined(
+            both,
+            config.grid,
+            prob=1.0,
+            cache_grid=True,
+            rotate_range=(angle, angle, angle),
+            mode=("bilinear", "nearest"),
+            padding_mode="zeros",
+        ),
+        RandScaleIntensityd("image", factors=config.intensity, prob=1.0),
+        RandShiftIntensityd("image", offsets=config.intensity, prob=1.0),
+    ]
+    if config.flips:
+        steps += [RandFlipd(both, prob=0.5, spatial_axis=axis) for axis in range(3)]
+    return Compose(steps)
+
+
+def training_batches(volumes, config, batch_size, seed, epoch):
+    """The shuffled, augmented batches of one epoch.
+
+    Order and augmentation are functions of (seed, epoch, case): a training that resumes at
+    epoch n sees what an undisturbed one would have seen.
+
+    Args:
+        volumes: what `Preparation.load` gave for the training cases.
+        config: a `DataConfig`.
+        batch_size: cases a batch; the last batch may be smaller.
+        seed: the experiment's seed.
+        epoch: number of the epoch.
+
+    Yields:
+        (images (B, C, H, W, D), labels (B, 1, H, W, D)).
+    """
+    augment = augmentation(config)
+    order = np.random.default_rng(derive_seed(seed, "order", epoch)).permutation(len(volumes))
+    for start in range(0, len(order), batch_size):
+        batch = []
+        for index in order[start : start + batch_size]:
+            volume = volumes[index]
+            augment.set_random_state(derive_seed(seed, "augment", epoch, volume["name"]))
+            batch.append(augment({"image": volume["image"].as_tensor(), "label": volume["label"]}))
+        yield tuple(torch.stack([b[key].as_tensor() for b in batch]) for key in ("image", "label"))

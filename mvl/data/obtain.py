@@ -1,0 +1,51 @@
+"""Real data where it is at hand or can be fetched, the phantom otherwise, and never silently."""
+
+from mvl.data.download import download
+from mvl.data.phantom import make_phantom
+from mvl.data.sources import REPOSITORY_DATA, find_task
+from mvl.errors import ConfigError, DataError
+from mvl.tasks import read_task
+
+SOURCES = ("msd", "auto", "phantom")
+
+
+def obtain(task, source, cases=60, scale=1.0, name="phantom"):
+    """Find a task's data for a profile.
+
+    Args:
+        task: the task's name.
+        source: "msd" takes the task below the data root and downloads it if it is not there;
+            "auto" does the same, and makes a phantom where neither works; "phantom" makes one.
+        cases, scale: size of the phantom, see `make_phantom`.
+        name: the phantom's folder below data/; profiles of different size keep apart.
+
+    Returns:
+        (root, sentence): the folder that holds the task's folder, and what it holds, to be
+        shown at the top of whatever uses it.
+
+    Raises:
+        ConfigError: an unknown source.
+        DataError: "msd" and the task can be neither found nor downloaded.
+    """
+    if source not in SOURCES:
+        raise ConfigError(f"data source {source!r} is none of {', '.join(SOURCES)}")
+    why = "as the profile asks"
+    if source != "phantom":
+        try:
+            folder = _real(task)
+            if read_task(folder).synthetic:
+                return folder.parent, f"SYNTHETIC DATA, a phantom of {task} (found in {folder})"
+            return folder.parent, f"{task} of the Medical Segmentation Decathlon"
+        except DataError as error:
+            if source == "msd":
+                raise
+            why = str(error)
+    root = make_phantom(task, REPOSITORY_DATA / name, cases=cases, scale=scale).parent
+    return root, f"SYNTHETIC DATA, a phantom of {task} ({why})"
+
+
+def _real(task):
+    try:
+        return find_task(task)
+    except DataError:
+        return download(task)

@@ -1,0 +1,98 @@
+"""Who is in training, validation and test: by subject, written down, checked for leaks.
+
+20 % of the subjects are the test set; the others fall into five folds. Test set and folds come
+from one seed (`DataConfig.split_seed`) and never change within a study; a training seed s uses
+fold s mod 5 for validation.
+"""
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from mvl.config import derive_seed
+from mvl.errors import DataError
+from mvl.files import read_json, write_json
+
+TEST_SHARE = 0.2
+FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Split:
+    """Names of the cases on each side."""
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+    test: tuple[str, ...]
+
+    def save(self, path):
+        """Write the split as JSON."""
+        write_json(path, asdict(self))
+
+    @classmethod
+    def load(cls, path):
+        """Read what `save` wrote."""
+        return cls(**{side: tuple(names) for side, names in read_json(path).items()})
+
+
+def make_split(cases, split_seed, fold, fraction=1.0):
+    """Divide cases by subject.
+
+    Args:
+        cases: list of `Case`.
+        split_seed: the seed of test set and folds.
+        fold: 0 to 4, the validation fold.
+        fraction: share of the training and of the validation subjects to keep; a smaller share
+            is a subset of a larger one. The test set is always whole.
+
+    Returns:
+        A `Split`; each side sorted by name.
+
+    Raises:
+        DataError: too few subjects for a test set and five folds.
+    """
+    subjects = sorted({case.subject for case in cases})
+    if len(subjects) < FOLDS + 1:
+        raise DataError(
+            f"{len(subjects)} subjects are too few for a test set and {FOLDS} folds: "
+            f"at least {FOLDS + 1} labelled subjects are needed"
+        )
+    order = np.random.default_rng(derive_seed("split", split_seed)).permutation(subjects).tolist()
+    n_test = max(1, round(TEST_SHARE * len(order)))
+    test, rest = order[:n_test], order[n_test:]
+    validation = rest[fold::FOLDS]
+    train = [subject for subject in rest if subject not in set(validation)]
+
+    def names(chosen):
+        chosen = set(chosen)
+        return tuple(sorted(case.name for case in cases if case.subject in chosen))
+
+    def share(chosen):
+        return chosen[: max(1, round(fraction * len(chosen)))]
+
+    return Split(names(share(train)), names(share(validation)), names(test))
+
+
+def check_split(split, cases, hashes):
+    """Prove that no subject and no voxel content stands on two sides.
+
+    Run before every training: the numbers of a leaking split mean nothing.
+
+    Args:
+        split: a `Split`.
+        cases: the cases it was made of.
+        hashes: {case: hash of its image's voxels}.
+
+    Raises:
+        DataError: a subject or an image that two sides share, by name.
+    """
+    subject_of = {case.name: case.subject for case in cases}
+    for what, key_of in (("subject", subject_of), ("image content", hashes)):
+        side_of = {}
+        for side, names in asdict(split).items():
+            for name in names:
+                other, first = side_of.setdefault(key_of[name], (side, name))
+                if other != side:
+                    raise DataError(
+                        f"leak: {first} ({other}) and {name} ({side}) have the same {what}"
+                    )

@@ -1,0 +1,251 @@
+"""One experiment: fit a model, keep its best weights, and resume where a killed process stopped.
+
+A run folder's `state.safetensors` is written whole after every epoch and holds all that the
+next epoch depends on: trained weights, the optimiser's moments and, as JSON in its header, the
+epoch, the schedule and the curves. Order and augmentation are functions of (seed, epoch, case)
+and dropout is seeded by (seed, epoch), so a resumed training gives the curve that an undisturbed
+one would have given. Nothing is pickled.
+"""
+
+import json
+import math
+import time
+from pathlib import Path
+
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from monai.losses import DiceCELoss
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from mvl.config import derive_seed
+from mvl.data.loading import training_batches
+from mvl.errors import RunError
+from mvl.files import write_table, written
+from mvl.metrics import dice_per_case
+from mvl.progress import Progress
+
+STATE, WEIGHTS, CURVES = "state.safetensors", "model.safetensors", "curves.csv"
+
+
+def segmentation_loss(target):
+    """Soft Dice + (binary) cross-entropy on logits, in equal parts, as MONAI has it.
+
+    Args:
+        target: `DataConfig.target`.
+    """
+    if target == "foreground":
+        return DiceCELoss(sigmoid=True)
+    return DiceCELoss(softmax=True, to_onehot_y=True, include_background=False)
+
+
+def decide(logits):
+    """Logits -> masks, one a structure.
+
+    Args:
+        logits: (B, K, ...). One channel is the foreground, at a probability of one half; more
+            are classes with the background first, of which each voxel gets the likeliest.
+
+    Returns:
+        bool, (B, 1, ...) or (B, K - 1, ...).
+    """
+    if logits.shape[1] == 1:
+        return logits > 0
+    classes = torch.arange(1, logits.shape[1], device=logits.device)
+    classes = classes.view(1, -1, *[1] * (logits.ndim - 2))
+    return logits.argmax(1, keepdim=True) == classes
+
+
+def prepare_machine():
+    """Settings of the process that every number depends on, made before any model is built."""
+    # Subnormal numbers in a convolutional head's first epochs cost a CPU up to nine times.
+    torch.set_flush_denormal(True)
+
+
+def train(model, volumes, validation, config, folder, show=True, on_epoch=None):
+    """Fit a model; leave its best weights and its curves in a folder.
+
+    The best epoch is the one with the highest mean Dice over the validation cases, on the
+    model's grid. A folder with the state of an unfinished training is resumed.
+
+    Args:
+        model: a `MedVisionLlama`, as `build_segmenter` gives it.
+        volumes: training cases, as `Preparation.load` gives them.
+        validation: validation cases, likewise.
+        config: the `ExperimentConfig`.
+        folder: the run folder; gets `model.safetensors` and `curves.csv`.
+        show: show progress.
+        on_epoch: called after each epoch with the curves so far, a list of dicts.
+
+    Returns:
+        Seconds spent, those of earlier processes included.
+
+    Raises:
+        RunError: the loss is no longer a number; the message says where and what to change.
+    """
+    folder, plan = Path(folder), config.training
+    prepare_machine()
+    # accelerate keeps its precision for the whole process; two runs may differ in it.
+    AcceleratorState._reset_state()
+    accelerator = Accelerator(mixed_precision="bf16" if plan.precision == "bfloat16" else "no")
+    network, optimiser = accelerator.prepare(model, _optimiser(model, plan))
+    schedule = _schedule(optimiser.optimizer, plan)
+    loss_of = segmentation_loss(config.data.target)
+
+    rows, best, spent = [], -1.0, 0.0
+    if (folder / STATE).exists():
+        rows, best, spent = _restore(folder / STATE, model, optimiser.optimizer, schedule)
+
+    with Progress("training", plan.epochs, "epoch", show) as progress:
+        progress.skip(len(rows))
+        for epoch in range(len(rows), plan.epochs):
+            started = time.monotonic()
+            torch.manual_seed(derive_seed(config.seed, "dropout", epoch))
+            network.train()
+            rate, total = optimiser.param_groups[0]["lr"], 0.0
+            batches = training_batches(volumes, config.data, plan.batch_size, config.seed, epoch)
+            for step, (images, labels) in enumerate(batches):
+                images, labels = images.to(accelerator.device), labels.to(accelerator.device)
+                loss = loss_of(network(images), labels)
+                if not torch.isfinite(loss):
+                    raise RunError(
+                        f"{folder}: the loss became {loss.item()} at step {step} of epoch {epoch} "
+                        f"with learning rate {rate:.3g}. Choose a lower learning_rate, or switch "
+                        "clip_norm on; the run stays resumable from the epoch before."
+                    )
+                optimiser.zero_grad()
+                accelerator.backward(loss)
+                if plan.clip_norm:
+                    accelerator.clip_grad_norm_(network.parameters(), plan.clip_norm)
+                optimiser.step()
+                total += loss.item() * len(images)
+            train_loss = total / len(volumes)
+            schedule.step(*[train_loss] * (plan.schedule == "plateau"))
+
+            score = validate(network, validation, plan.batch_size, accelerator.device)
+            rows.append(
+                {
+                    "epoch": epoch,
+                    "learning_rate": rate,
+                    "train_loss": train_loss,
+                    "validation_dice": score,
+                }
+            )
+            if score > best:
+                best = score
+                save_weights(model, folder / WEIGHTS)
+            spent += time.monotonic() - started
+            _save_state(folder / STATE, model, optimiser.optimizer, schedule, rows, best, spent)
+            write_table(folder / CURVES, pd.DataFrame(rows))
+            progress.step(f"validation Dice {score:.3f}, best {best:.3f}")
+            if on_epoch:
+                on_epoch(rows)
+    return spent
+
+
+@torch.inference_mode()
+def validate(model, volumes, batch_size, device):
+    """Mean Dice over cases and structures, on the model's grid.
+
+    Args:
+        model: (B, C, H, W, D) -> logits.
+        volumes: labelled cases, as `Preparation.load` gives them.
+        batch_size: cases a forward pass.
+        device: where the model is.
+    """
+    model.eval()
+    scores = []
+    for start in range(0, len(volumes), batch_size):
+        batch = volumes[start : start + batch_size]
+        images = torch.stack([v["image"].as_tensor() for v in batch]).to(device)
+        labels = torch.stack([v["label"] for v in batch]).to(device)
+        masks = decide(model(images))
+        truth = labels == torch.arange(1, masks.shape[1] + 1, device=device).view(1, -1, 1, 1, 1)
+        scores.append(dice_per_case(masks, truth))
+    return torch.cat(scores).mean().item()
+
+
+def save_weights(model, path):
+    """Write the weights that are the run's own; the frozen block stays where it came from."""
+    _write_tensors(path, model.trained_state(), {})
+
+
+def load_weights(model, path):
+    """Read what `save_weights` wrote into a model of the same configuration.
+
+    Raises:
+        RunError: the file is missing, damaged, or of another model.
+    """
+    tensors, _ = _read_tensors(path)
+    model.load_trained_state(tensors, path)
+
+
+def _optimiser(model, plan):
+    """Weight decay on matrices and kernels alone: norms and biases have no size to hold down."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": plan.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[plan.optimiser]
+    return kind(groups, lr=plan.learning_rate)
+
+
+def _schedule(optimiser, plan):
+    if plan.schedule == "plateau":
+        return torch.optim.lr_scheduler.ReduceLROnPlateau(optimiser, factor=0.5, patience=10)
+
+    def cosine(epoch):
+        if epoch < plan.warmup_epochs:
+            return (epoch + 1) / (plan.warmup_epochs + 1)
+        done = (epoch - plan.warmup_epochs) / max(1, plan.epochs - plan.warmup_epochs)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimiser, cosine)
+
+
+def _save_state(path, model, optimiser, schedule, rows, best, spent):
+    tensors = {f"model.{name}": tensor for name, tensor in model.trained_state().items()}
+    state = optimiser.state_dict()
+    for index, moments in state["state"].items():
+        for name, tensor in moments.items():
+            tensors[f"optimiser.{index}.{name}"] = tensor
+    progress = {
+        "rows": rows,
+        "best": best,
+        "spent": spent,
+        "groups": state["param_groups"],
+        "schedule": {k: v for k, v in schedule.state_dict().items() if k != "lr_lambdas"},
+    }
+    _write_tensors(path, tensors, {"progress": json.dumps(progress)})
+
+
+def _restore(path, model, optimiser, schedule):
+    tensors, metadata = _read_tensors(path)
+    progress = json.loads(metadata["progress"])
+    moments = {}
+    for key, tensor in tensors.items():
+        if key.startswith("optimiser."):
+            _, index, name = key.split(".")
+            moments.setdefault(int(index), {})[name] = tensor
+    optimiser.load_state_dict({"state": moments, "param_groups": progress["groups"]})
+    schedule.load_state_dict(progress["schedule"])
+    weights = {k.removeprefix("model."): t for k, t in tensors.items() if k.startswith("model.")}
+    model.load_trained_state(weights, path)
+    return progress["rows"], progress["best"], progress["spent"]
+
+
+def _write_tensors(path, tensors, metadata):
+    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    with written(path) as temporary:
+        save_file(tensors, temporary, metadata)
+
+
+def _read_tensors(path):
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
+    except Exception as error:  # safetensors raises its own kind for a damaged header
+        raise RunError(f"{path} cannot be read: {error}. Delete it to start anew.") from error

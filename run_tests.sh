@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Sets up an environment and runs every check. --help says more.
+set -euo pipefail
+
+usage="Usage: ./run_tests.sh [--slow] [--help]
+
+Makes .venv unless an active environment will do; then ruff (lint and format), the tests, and the
+notebooks of the smoke profile. Ends with status 0 only if all of them passed.
+
+  --slow   also the tests that take more than some seconds
+  --help   print this and stop"
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+slow=()
+while (($#)); do
+    case $1 in
+        --slow) slow=(--slow) ;;
+        --help | -h)
+            echo "$usage"
+            exit 0
+            ;;
+        *)
+            printf '%s\n\n%s\n' "Unknown option: $1" "$usage" >&2
+            exit 2
+            ;;
+    esac
+    shift
+done
+
+source "$here/scripts/setup.sh"
+set_up dev
+
+# Each check runs even where one before it failed: a report is more use whole.
+failed=()
+check() {
+    local name=$1
+    shift
+    echo "== $name"
+    "$@" || failed+=("$name")
+}
+check "ruff check" "$PYTHON" -m ruff check .
+check "ruff format" "$PYTHON" -m ruff format --check .
+check "pytest" "$PYTHON" -m pytest -q --durations=10 ${slow[@]+"${slow[@]}"}
+check "notebooks (smoke)" ./run_all.sh --profile smoke
+
+if ((${#failed[@]})); then
+    printf 'FAILED: %s\n' "${failed[@]}" >&2
+    exit 1
+fi
+echo "All checks passed."

@@ -1,0 +1,307 @@
+"""Every fault of the check list, in a file that has it; all of them in one pass."""
+
+import gzip
+import json
+import os
+import struct
+import time
+import tracemalloc
+from dataclasses import replace
+
+import nibabel
+import numpy as np
+import pytest
+
+from mvl.data.checks import check_cases, require
+from mvl.data.sources import list_cases, read_label, read_volume
+from mvl.errors import DataError
+
+AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])
+SHAPE = (6, 7, 8)
+NAMES = ("a", "b", "c")
+
+
+def save(path, array, affine=AFFINE):
+    nibabel.save(nibabel.Nifti1Image(array, affine), path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A sound task of three cases."""
+    rng = np.random.default_rng(0)
+    for sub in ("imagesTr", "labelsTr"):
+        (tmp_path / sub).mkdir()
+    for name in NAMES:
+        label = np.zeros(SHAPE, np.uint8)
+        label[2:4, 2:5, 2:6], label[4, 2:5, 2:6] = 1, 2
+        save(tmp_path / f"imagesTr/{name}.nii.gz", rng.normal(size=SHAPE).astype(np.float32))
+        save(tmp_path / f"labelsTr/{name}.nii.gz", label)
+    write_description(tmp_path, NAMES)
+    return tmp_path
+
+
+def write_description(folder, names, modality=("MRI",)):
+    training = [
+        {"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in names
+    ]
+    description = {
+        "modality": dict(enumerate(modality)),
+        "labels": {"0": "background", "1": "anterior", "2": "posterior"},
+        "training": training,
+    }
+    (folder / "dataset.json").write_text(json.dumps(description))
+
+
+def check(folder):
+    return check_cases(folder, list_cases(folder), progress=False)
+
+
+def image_of(folder, name="b"):
+    return folder / f"imagesTr/{name}.nii.gz"
+
+
+def label_of(folder, name="b"):
+    return folder / f"labelsTr/{name}.nii.gz"
+
+
+def edit(path, change):
+    """Pass a file's voxels through `change` and save the result in its place."""
+    volume = nibabel.load(path)
+    save(path, change(np.asanyarray(volume.dataobj).copy()), volume.affine)
+
+
+def patch(path, offset, code, *values):
+    """Write into the header of a .nii.gz."""
+    block = bytearray(gzip.decompress(path.read_bytes()))
+    struct.pack_into(code, block, offset, *values)
+    path.write_bytes(gzip.compress(bytes(block)))
+
+
+def put(value):
+    def change(array):
+        array[0, 0, 0] = value
+        return array
+
+    return change
+
+
+def swap(folder):
+    image, label = image_of(folder).read_bytes(), label_of(folder).read_bytes()
+    image_of(folder).write_bytes(label)
+    label_of(folder).write_bytes(image)
+
+
+def bomb(path):
+    """A header of 2048 x 2048 x 256 floats before 640 MiB of zeros, in about 700 kB."""
+    header = nibabel.Nifti1Header()
+    header.set_data_dtype(np.float32)
+    header.set_data_shape((2048, 1024, 80))
+    header["vox_offset"] = 352
+    member = gzip.compress(bytes(16 << 20))
+    path.write_bytes(gzip.compress(header.binaryblock + bytes(4)) + member * 40)
+
+
+def cut(path, share):
+    block = path.read_bytes()
+    path.write_bytes(block[: int(share * len(block))])
+
+
+def rot(path):
+    block = bytearray(path.read_bytes())
+    block[len(block) // 2] ^= 0xFF
+    path.write_bytes(block)
+
+
+# name -> (what is done to case b, what the fault says)
+FAULTS = {
+    "missing image": (lambda f: image_of(f).unlink(), "image: missing"),
+    "missing label": (lambda f: label_of(f).unlink(), "label: missing"),
+    "truncated gzip": (lambda f: cut(image_of(f), 0.6), "image: truncated"),
+    "truncated label": (lambda f: cut(label_of(f), 0.8), "label: truncated"),
+    "cut inside the header": (lambda f: cut(image_of(f), 0.01), "image: "),
+    "checksum cut off": (
+        lambda f: image_of(f).write_bytes(image_of(f).read_bytes()[:-4]),
+        "image: truncated",
+    ),
+    "a flipped byte": (lambda f: rot(image_of(f)), "image: "),
+    "truncated plain file": (
+        lambda f: image_of(f).write_bytes(gzip.decompress(image_of(f).read_bytes())[:900]),
+        "cannot hold them",
+    ),
+    "empty file": (lambda f: image_of(f).write_bytes(b""), "image: empty file"),
+    "text": (lambda f: image_of(f).write_bytes(b"no volume" * 99), "image: not NIfTI"),
+    "packed text": (
+        lambda f: image_of(f).write_bytes(gzip.compress(b"no volume" * 99)),
+        "image: not NIfTI",
+    ),
+    "wrong magic": (lambda f: patch(image_of(f), 344, "4s", b"ni1\0"), "image: not NIfTI"),
+    "a folder": (lambda f: (image_of(f).unlink(), image_of(f).mkdir()), "not a regular file"),
+    "a named pipe": (
+        lambda f: (image_of(f).unlink(), os.mkfifo(image_of(f))),
+        "not a regular file",
+    ),
+    "other shape": (lambda f: edit(label_of(f), lambda a: a[:-1]), "label of (5, 7, 8)"),
+    "other affine": (
+        lambda f: save(label_of(f), np.asanyarray(nibabel.load(label_of(f)).dataobj), np.eye(4)),
+        "apart",
+    ),
+    "moved by a voxel": (
+        lambda f: patch(label_of(f), 292, "<f", 1.0),
+        "up to 1 mm apart",
+    ),
+    "foreign label": (lambda f: edit(label_of(f), put(3)), "values 3 that the task"),
+    "label 255": (lambda f: edit(label_of(f), put(255)), "values 255 that the task"),
+    "negative label": (
+        lambda f: edit(label_of(f), lambda a: put(-1)(a.astype(np.int16))),
+        "values -1 that the task",
+    ),
+    "fractional label": (
+        lambda f: edit(label_of(f), lambda a: put(0.5)(a.astype(np.float32))),
+        "not whole numbers, such as 0.5",
+    ),
+    "NaN label": (
+        lambda f: edit(label_of(f), lambda a: put(np.nan)(a.astype(np.float32))),
+        "not whole numbers, such as nan",
+    ),
+    "huge label": (
+        lambda f: edit(label_of(f), lambda a: put(1e9)(a.astype(np.float32))),
+        "values from 0 to 1e+09",
+    ),
+    "swapped": (swap, "label: values that are not whole numbers"),
+    "empty label": (lambda f: edit(label_of(f), np.zeros_like), "label: empty"),
+    "NaN voxels": (lambda f: edit(image_of(f), put(np.nan)), "1 voxels are NaN or infinite"),
+    "infinite voxels": (lambda f: edit(image_of(f), put(-np.inf)), "1 voxels are NaN or infinite"),
+    "beyond float32": (
+        lambda f: edit(image_of(f), lambda a: put(1e300)(a.astype(np.float64))),
+        "1 voxels are NaN or infinite",
+    ),
+    "two channels": (lambda f: edit(image_of(f), lambda a: np.stack([a, a], -1)), "2 channels"),
+    "4D label": (lambda f: edit(label_of(f), lambda a: np.stack([a, a], -1)), "label: 4D"),
+    "2D": (lambda f: edit(image_of(f), lambda a: a[..., 0]), "2D data"),
+    "5D": (lambda f: edit(image_of(f), lambda a: a[..., None, None] * np.ones((1, 2, 2), "f")),
+           "5D data"),
+    "no voxels": (lambda f: patch(image_of(f), 42, "<h", 0), "header with sizes"),
+    "negative size": (lambda f: patch(image_of(f), 42, "<h", -6), "header with sizes"),
+    "100 axes": (lambda f: patch(image_of(f), 40, "<h", 100), "header with sizes"),
+    "huge sizes": (
+        lambda f: patch(image_of(f), 42, "<3h", 32767, 32767, 32767),
+        "cannot hold them",
+    ),
+    "zero spacing": (lambda f: patch(image_of(f), 80, "<f", 0), "voxel spacing [0.0"),
+    "negative spacing": (lambda f: patch(image_of(f), 84, "<f", -1), "voxel spacing"),
+    "NaN spacing": (lambda f: patch(image_of(f), 84, "<f", np.nan), "voxel spacing"),
+    "singular affine": (lambda f: patch(image_of(f), 280, "<4f", 0, 0, 0, 0), "not invertible"),
+    "infinite affine": (lambda f: patch(image_of(f), 280, "<f", np.inf), "not invertible"),
+    "far offset": (lambda f: patch(image_of(f), 108, "<f", 1e12), "voxels at byte"),
+    "NaN offset": (lambda f: patch(image_of(f), 108, "<f", np.nan), "voxels at byte"),
+    "unknown type": (lambda f: patch(image_of(f), 70, "<h", 999), "header without sense"),
+    "colours": (lambda f: patch(image_of(f), 70, "<2h", 128, 24), "not numbers"),
+    "infinite intercept": (
+        lambda f: patch(image_of(f), 112, "<2f", 1, np.inf),
+        "header without sense",
+    ),
+    "bomb": (lambda f: bomb(image_of(f)), "as a decompression bomb does"),
+    "duplicate": (
+        lambda f: image_of(f).write_bytes(image_of(f, "a").read_bytes()),
+        "the same voxels as a's",
+    ),
+    "duplicate in other clothes": (
+        lambda f: save(
+            image_of(f), nibabel.load(image_of(f, "a")).get_fdata(dtype=np.float64), np.eye(4)
+        ),
+        "the same voxels as a's",
+    ),
+}  # fmt: skip
+
+
+def test_a_sound_task_has_no_fault(folder):
+    result = check(folder)
+    assert result.faults == []
+    assert set(result.hashes) == set(result.image_hashes) == set(NAMES)
+    cases = list_cases(folder)
+    assert require(cases, result) == cases
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_each_fault_is_reported_with_its_case(folder, name):
+    spoil, text = FAULTS[name]
+    spoil(folder)
+    tracemalloc.start()
+    start = time.monotonic()
+    result = check(folder)
+    seconds, (_, peak) = time.monotonic() - start, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert {fault.case for fault in result.faults} == {"b"}
+    assert any(text in fault.fault for fault in result.faults), result.table()
+    assert all(fault.remedy for fault in result.faults)
+    assert seconds < 5 and peak < 64 << 20
+    cases = list_cases(folder)
+    with pytest.raises(DataError, match="of 3 cases") as caught:
+        require(cases, result)
+    assert text in str(caught.value)
+    assert [case.name for case in require(cases, result, "skip")] == ["a", "c"]
+
+
+def test_all_faults_are_found_in_one_pass(folder):
+    image_of(folder, "a").unlink()
+    label_of(folder, "a").unlink()
+    edit(image_of(folder, "b"), put(np.nan))
+    edit(label_of(folder, "b"), put(9))
+    edit(label_of(folder, "c"), lambda a: np.zeros_like(a)[:-1])
+    result = check(folder)
+    assert [fault.case for fault in result.faults] == ["a", "a", "b", "b", "c", "c"]
+    with pytest.raises(DataError, match="6 faults in 3 of 3 cases") as caught:
+        require(list_cases(folder), result, "fail")
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 2 + 6
+    with pytest.raises(DataError, match="no case is left"):
+        require(list_cases(folder), result, "skip")
+
+
+def test_a_case_without_a_label_is_a_fault(folder):
+    cases = list_cases(folder)
+    cases[1] = replace(cases[1], label=None)
+    result = check_cases(folder, cases, progress=False)
+    assert [(fault.case, fault.fault) for fault in result.faults] == [
+        ("b", "no label in dataset.json")
+    ]
+
+
+def test_channels_are_held_against_the_task(folder):
+    write_description(folder, NAMES, modality=("T2", "ADC"))
+    for name in ("a", "c"):
+        edit(image_of(folder, name), lambda a: np.stack([a, a], -1))
+    faults = check(folder).faults
+    assert [(f.case, f.fault) for f in faults] == [("b", "image: 1 channels, the task has 2")]
+
+
+def test_float_labels_and_rounded_affines_are_no_fault(folder):
+    edit(label_of(folder), lambda a: a.astype(np.float32))
+    patch(label_of(folder), 292, "<f", 1e-4)
+    assert check(folder).faults == []
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_no_header_ends_in_a_traceback(tmp_path, suffix):
+    """Random bytes at random places of a header: read, or refused by a sentence."""
+    header = nibabel.Nifti1Header()
+    header.set_data_dtype(np.int16)
+    header.set_data_shape(SHAPE)
+    header["vox_offset"] = 352
+    sound = header.binaryblock + bytes(4) + bytes(2 * int(np.prod(SHAPE)))
+    rng = np.random.default_rng(0)
+    path = tmp_path / f"x{suffix}"
+    refused = 0
+    for _ in range(300):
+        block = bytearray(sound)
+        for offset in rng.integers(40, 348, rng.integers(1, 4)):
+            block[offset : offset + 4] = rng.bytes(4)
+        block = bytes(block[: len(sound)])
+        path.write_bytes(gzip.compress(block, 1) if suffix == ".nii.gz" else block)
+        for reader in (read_volume, read_label):
+            try:
+                reader(path)
+            except DataError as error:
+                refused += 1
+                assert str(path) in str(error)
+    assert 50 < refused < 550

