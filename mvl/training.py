@@ -217,7 +217,7 @@ def _save_state(path, model, optimiser, schedule, rows, best, spent):
         "best": best,
         "spent": spent,
         "groups": state["param_groups"],
-        "schedule": {k: v for k, v in schedule.state_dict().items() if k != "lr_lambdas"},
+        "schedule": schedule.state_dict(),
     }
     _write_tensors(path, tensors, {"progress": json.dumps(progress)})
 

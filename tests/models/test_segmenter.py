@@ -1,0 +1,121 @@
+"""The parts put together: shapes, shared first weights, saving, counting."""
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mvl.config import PRESETS, LanguageConfig, ModelConfig
+from mvl.errors import ConfigError, RunError
+from mvl.models.segmenter import build_segmenter
+
+GRID = (16, 24, 16)
+SMALL = ModelConfig(width=16, encoder_depth=3, decoder_depth=2, heads=2)
+BLOCK = LanguageConfig()
+COMBINATIONS = [
+    replace(
+        SMALL,
+        language=BLOCK if language else None,
+        attention="hybrid" if hybrid else "global",
+        fusion=bool(fusion),
+    )
+    for language, hybrid, fusion in itertools.product((0, 1), repeat=3)
+]
+
+
+@pytest.mark.parametrize("config", [*COMBINATIONS, replace(SMALL, head="conv")])
+def test_logits_have_the_volumes_grid(config):
+    model = build_segmenter(config, channels=2, classes=3, grid=GRID, seed=0)
+    assert model(torch.randn(2, 2, *GRID)).shape == (2, 3, *GRID)
+
+
+def test_shared_parts_start_from_the_same_weights():
+    states = [build_segmenter(c, 1, 1, GRID, seed=0).state_dict() for c in COMBINATIONS]
+    for one, other in itertools.combinations(states, 2):
+        shared = one.keys() & other.keys()
+        assert len(shared) > 60
+        assert all(torch.equal(one[name], other[name]) for name in shared)
+
+
+def test_parts_of_one_kind_and_other_seeds_start_from_other_weights():
+    state = build_segmenter(SMALL, 1, 1, GRID, seed=0).state_dict()
+    other = build_segmenter(SMALL, 1, 1, GRID, seed=1).state_dict()
+    name = "encoder.{}.attention.qkv.weight"
+    assert not torch.equal(state[name.format(0)], state[name.format(1)])
+    assert not torch.equal(state[name.format(0)], other[name.format(0)])
+
+
+def test_building_a_model_leaves_the_global_generator_alone():
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    build_segmenter(replace(SMALL, language=BLOCK), 1, 1, GRID, seed=5)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_the_fusion_block_changes_nothing_before_training():
+    volume = torch.randn(1, 1, *GRID)
+    plain = build_segmenter(SMALL, 1, 1, GRID, seed=0)
+    fused = build_segmenter(replace(SMALL, fusion=True), 1, 1, GRID, seed=0)
+    assert torch.equal(plain(volume), fused(volume))
+
+
+def test_fusion_sees_states_of_several_depths_and_the_last():
+    model = build_segmenter(replace(SMALL, fusion=True), 1, 1, GRID, seed=0)
+    seen = []
+    model.fusion.register_forward_pre_hook(lambda _, arguments: seen.extend(arguments[0]))
+    outputs = []
+    for block in model.encoder:
+        block.register_forward_hook(lambda _, __, output: outputs.append(output))
+    model(torch.randn(1, 1, *GRID))
+    assert all(a is b for a, b in zip(seen, outputs, strict=True))
+
+
+def test_the_released_order_maps_tokens_without_position():
+    config = replace(SMALL, language=BLOCK, language_position="before")
+    model = build_segmenter(config, 1, 1, GRID, seed=0)
+    volume = torch.randn(1, 1, *GRID)
+    seen = []
+    model.language.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    model(volume)
+    assert torch.equal(seen[0], model.embed(volume))
+
+
+def test_the_language_part_is_what_the_formula_says():
+    model = build_segmenter(replace(SMALL, language=BLOCK), 1, 1, GRID, seed=0)
+    part, x = model.language, torch.randn(2, 12, 16)
+    z = part.d1(x)
+    assert torch.allclose(part(x), x + part.d2(part.block(z) + z), atol=1e-6)
+
+
+def test_the_checkpoint_holds_all_but_the_block():
+    model = build_segmenter(replace(SMALL, language=BLOCK), 1, 1, GRID, seed=0)
+    left_out = model.state_dict().keys() - model.trained_state().keys()
+    assert left_out and all(name.startswith("language.block.layers.") for name in left_out)
+
+
+def test_a_state_of_another_model_is_refused_by_name():
+    model = build_segmenter(SMALL, 1, 1, GRID, seed=0)
+    state = model.trained_state()
+    with pytest.raises(RunError, match="x.safetensors .* lacks position"):
+        model.load_trained_state(
+            {k: v for k, v in state.items() if k != "position"}, "x.safetensors"
+        )
+    with pytest.raises(RunError, match="it has foreign"):
+        model.load_trained_state(state | {"foreign": torch.zeros(1)}, "x.safetensors")
+    with pytest.raises(RunError, match=r"position has shape \(1, 2, 16\)"):
+        model.load_trained_state(state | {"position": torch.zeros(1, 2, 16)}, "x.safetensors")
+
+
+def test_a_patch_that_does_not_divide_the_grid_is_named():
+    with pytest.raises(ConfigError, match=r"\(16, 20, 16\).*\(8, 8, 8\)"):
+        build_segmenter(SMALL, 1, 1, (16, 20, 16), seed=0)
+
+
+def test_the_released_vit_has_the_papers_size():
+    """PAPER.md, point 16: 1.13 M weights at 128^3 with patches of 8."""
+    config = replace(PRESETS["released"][0], language=None)
+    with torch.device("meta"):
+        model = build_segmenter(config, 1, 1, (128, 128, 128), seed=0)
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == 1.13

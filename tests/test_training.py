@@ -1,0 +1,179 @@
+"""Training: what is trained, what is not, and that a killed run ends as an undisturbed one."""
+
+import hashlib
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+
+from mvl.config import LanguageConfig
+from mvl.data.loading import Preparation, open_task
+from mvl.errors import RunError
+from mvl.experiments import fit, run_folder
+from mvl.models.segmenter import build_segmenter
+from mvl.training import decide, segmentation_loss, train
+
+
+def prepared(config, root):
+    data = open_task(config.data, config.seed, root, progress=False)
+    preparation = Preparation(data.task, config.data)
+    return [preparation.load(data.side(side), progress=False) for side in ("train", "validation")]
+
+
+def build(config):
+    return build_segmenter(config.model, 1, 1, config.data.grid, config.seed)
+
+
+def test_the_loss_is_soft_dice_plus_binary_cross_entropy():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 1, 4, 4, 4), torch.rand(2, 1, 4, 4, 4) > 0.7
+    p, y = logits.sigmoid().flatten(1), labels.float().flatten(1)
+    dice = 1 - (2 * (p * y).sum(1) + 1e-5) / (p.sum(1) + y.sum(1) + 1e-5)
+    entropy = -(y * p.log() + (1 - y) * (1 - p).log()).mean()
+    loss = segmentation_loss("foreground")(logits, labels.to(torch.uint8))
+    assert loss.item() == pytest.approx((dice.mean() + entropy).item(), abs=1e-5)
+
+
+def test_logits_of_zero_are_background():
+    assert not decide(torch.zeros(1, 1, 2, 2, 2)).any()
+    assert not decide(torch.zeros(1, 3, 2, 2, 2)).any()
+    classes = torch.tensor([0.0, 1.0, 3.0]).view(1, 3, 1, 1, 1)
+    assert decide(classes).flatten().tolist() == [False, True]
+
+
+def test_a_frozen_block_stays_as_it_was_and_outside_of_everything(phantom, tiny, tmp_path):
+    config = tiny(model={"language": LanguageConfig()})
+    model = build(config)
+    before = {name: p.clone() for name, p in model.language.block.named_parameters()}
+    first = {name: p.clone() for name, p in model.named_parameters()}
+    train(model, *prepared(config, phantom), config, tmp_path, show=False)
+    assert all(torch.equal(before[n], p) for n, p in model.language.block.named_parameters())
+    moved = {n for n, p in model.named_parameters() if not torch.equal(first[n], p)}
+    assert {n for n in first if not n.startswith("language.block.")} == moved
+    from safetensors import safe_open
+
+    for file in ("model.safetensors", "state.safetensors"):
+        with safe_open(tmp_path / file, "pt") as tensors:
+            assert not [name for name in tensors.keys() if "block" in name]  # noqa: SIM118
+            total = sum(tensors.get_tensor(name).numel() for name in tensors.keys())  # noqa: SIM118
+            assert total < 5 * sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def test_the_best_epoch_by_validation_is_kept(phantom, tiny, tmp_path):
+    from mvl.training import load_weights, validate
+
+    config = tiny(training={"epochs": 4, "learning_rate": 0.01})
+    train(build(config), *(volumes := prepared(config, phantom)), config, tmp_path, show=False)
+    curves = pd.read_csv(tmp_path / "curves.csv")
+    model = build(config)
+    load_weights(model, tmp_path / "model.safetensors")
+    score = validate(model, volumes[1], 4, "cpu")
+    assert score == pytest.approx(curves["validation_dice"].max(), abs=1e-6)
+
+
+def test_the_schedule_warms_up_and_falls_to_zero(phantom, tiny, tmp_path):
+    config = tiny(training={"epochs": 6, "warmup_epochs": 2, "learning_rate": 0.03})
+    train(build(config), *prepared(config, phantom), config, tmp_path, show=False)
+    rates = pd.read_csv(tmp_path / "curves.csv")["learning_rate"].tolist()
+    cosine = [0.03 * 0.5 * (1 + math.cos(math.pi * k / 4)) for k in range(4)]
+    assert rates == pytest.approx([0.01, 0.02, *cosine], abs=1e-6)
+
+
+def test_a_loss_that_is_no_number_stops_with_a_sentence(phantom, tiny, tmp_path):
+    config = tiny(training={"learning_rate": 1e30, "clip_norm": 0.0, "warmup_epochs": 0})
+    with pytest.raises(RunError, match=r"loss became (nan|inf) at step \d+ of epoch \d+.*lower"):
+        train(build(config), *prepared(config, phantom), config, tmp_path, show=False)
+
+
+COMBINATIONS = ["000", "001", "010", "011", "100", "101", "110", "111"]
+
+
+@pytest.mark.parametrize("arm", [*COMBINATIONS, "conv"])
+def test_every_combination_resumes_to_the_same_curve(arm, phantom, tiny, tmp_path):
+    """Two epochs, an interruption, two more: the same bytes as four in one go."""
+    parts = {"head": "conv", "dropout": 0.1}
+    if arm != "conv":
+        parts = {
+            "language": LanguageConfig() if arm[0] == "1" else None,
+            "attention": "hybrid" if arm[1] == "1" else "global",
+            "fusion": arm[2] == "1",
+        }
+    config = tiny(model=parts, training={"epochs": 4})
+    volumes = prepared(config, phantom)
+    train(build(config), *volumes, config, tmp_path / "whole", show=False)
+
+    class Stop(Exception):
+        pass
+
+    def stop(rows):
+        if len(rows) == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(build(config), *volumes, config, tmp_path / "halves", show=False, on_epoch=stop)
+    train(build(config), *volumes, config, tmp_path / "halves", show=False)
+    for file in ("curves.csv", "model.safetensors"):
+        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "halves" / file).read_bytes()
+
+
+FIT = """
+import sys, json, torch
+from mvl.config import ExperimentConfig
+from mvl.data.loading import open_task
+from mvl.experiments import fit
+torch.set_num_threads(1)
+config = ExperimentConfig.from_dict(json.loads(sys.argv[1]))
+data = open_task(config.data, config.seed, sys.argv[2], progress=False)
+print(fit(config, data, sys.argv[3], show=False))
+"""
+
+
+def test_kill_minus_nine_and_go_on(phantom, tiny, tmp_path):
+    config = tiny(model={"dropout": 0.1}, training={"epochs": 30})
+    data = open_task(config.data, 0, phantom, progress=False)
+    killed = run_folder(config, data, tmp_path / "killed")
+    arguments = [json.dumps(config.to_dict()), str(phantom), str(tmp_path / "killed")]
+    process = subprocess.Popen([sys.executable, "-c", FIT, *arguments])
+    deadline = time.monotonic() + 120
+    while not (killed / "state.safetensors").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.1)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (killed / "trained.json").exists(), "it ended before it was killed"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        fit(config, data, tmp_path / "killed", show=False)
+        whole = fit(config, data, tmp_path / "whole", show=False)
+    finally:
+        torch.set_num_threads(threads)
+    for file in ("curves.csv", "model.safetensors"):
+        assert (killed / file).read_bytes() == (whole / file).read_bytes()
+    assert not list(killed.glob(".tmp*"))
+
+
+def test_a_damaged_state_is_named(phantom, tiny, tmp_path):
+    config = tiny()
+    (tmp_path / "state.safetensors").write_bytes(b"\xff" * 100)
+    with pytest.raises(RunError, match="state.safetensors cannot be read.*Delete it"):
+        train(build(config), *prepared(config, phantom), config, tmp_path, show=False)
+
+
+def test_training_is_a_function_of_its_configuration(phantom, tiny, tmp_path):
+    def weights(config, name):
+        train(build(config), *prepared(config, phantom), config, tmp_path / name, show=False)
+        return hashlib.sha256((tmp_path / name / "model.safetensors").read_bytes()).hexdigest()
+
+    one = weights(tiny(), "one")
+    torch.manual_seed(99)  # what the process drew before does not matter
+    assert weights(tiny(), "two") == one
+    assert weights(replace(tiny(), seed=5), "three") != one  # the same fold, another seed
