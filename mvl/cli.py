@@ -93,6 +93,15 @@ def _parser():
     running.add_argument("--fit-only", action="store_true", help="leave the test set closed")
     _data_options(running)
     running.set_defaults(call=_suite_run)
+    reference = verbs.add_parser(
+        "reference", help="write results/reference and the README's results from a study's suites"
+    )
+    reference.add_argument("suites", nargs="+", metavar="SUITE")
+    reference.add_argument("--seeds", type=int, nargs="+", default=[0], help="default: 0")
+    reference.add_argument("--task", default="Task04_Hippocampus")
+    reference.add_argument("--results", type=Path, default=Path("results/study"))
+    _data_options(reference)
+    reference.set_defaults(call=_reference)
     return parser
 
 
@@ -219,3 +228,19 @@ def _suite_run(options):
     cases = run_suite(*given, on_bad_case=options.on_bad_case)
     write_table(options.results / "suites" / f"{options.suite}.csv", cases)
     print(summary_table(cases).to_string(float_format="%.4f"))
+
+
+def _reference(options):
+    from mvl.config import DataConfig
+    from mvl.experiments import fit_suite, suite_configs, test
+    from mvl.reference import refresh_readme, write_reference
+
+    folders = {}
+    for suite in options.suites:
+        configs = suite_configs(suite, DataConfig(task=options.task), options.seeds)
+        given = (suite, configs, options.results / "runs", options.root)
+        for (arm, seed), (folder, data) in fit_suite(*given, show=False).items():
+            test(folder, data)
+            folders[suite, arm, seed] = folder
+    print(write_reference(folders).to_string(float_format="%.4f"))
+    refresh_readme()

@@ -1,0 +1,95 @@
+"""The command as a user meets it."""
+
+import re
+import subprocess
+import sys
+
+import nibabel
+import numpy as np
+import pytest
+
+from mvl.cli import main
+
+
+def mvl(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "mvl", *map(str, arguments)], capture_output=True, text=True
+    )
+
+
+def test_help_answers_without_torch_or_monai():
+    code = "import sys, mvl.cli\ntry: mvl.cli.main(['--help'])\nexcept SystemExit: pass\n"
+    code += "heavy = {'torch', 'monai', 'transformers', 'pandas', 'numpy'} & set(sys.modules)\n"
+    code += "print('HEAVY', sorted(heavy))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.startswith("usage: mvl") and "HEAVY []" in out.stdout
+
+
+def test_wrong_usage_ends_with_status_two():
+    for arguments in ([], ["nonsense"], ["train", "--nonsense"], ["data"]):
+        done = mvl(*arguments)
+        assert done.returncode == 2 and done.stderr.startswith("usage: mvl")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "--preset", "v9"], "no preset 'v9'"),
+        (["train", "--task", "Task99_Nothing", "--root", "ROOT"], "no task Task99_Nothing"),
+        (["evaluate", "ROOT"], "is no run folder"),
+        (["predict", "x.nii.gz", "--run", "ROOT", "-o", "y.nii.gz"], "no run"),
+        (["data", "check", "Task99_Nothing", "--root", "ROOT"], "no task Task99_Nothing"),
+        (["data", "phantom", "Task99_Nothing", "--root", "ROOT"], "no phantom"),
+        (["data", "download", "Task99_Nothing", "--root", "ROOT"], "no download"),
+        (["suite", "run", "nonsense"], "no suite 'nonsense'"),
+        (["run", "--profile", "nonsense"], "no profile 'nonsense'"),
+        (["train", "--epochs", "0"], "epochs 0 is below 1"),
+    ],
+)
+def test_a_fault_is_one_sentence_and_status_one(arguments, said, tmp_path, capsys):
+    arguments = [str(tmp_path) if word == "ROOT" else word for word in arguments]
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("mvl: ") and said in error and "Traceback" not in error
+
+
+def test_from_a_phantom_to_a_segmentation(tmp_path, capsys):
+    root, runs = tmp_path / "data", tmp_path / "runs"
+    task = "Task04_Hippocampus"
+    assert (
+        main(["data", "phantom", task, "--root", str(root), "--cases", "14", "--scale", "0.4"]) == 0
+    )
+    assert main(["data", "check", task, "--root", str(root)]) == 0
+    assert "14 cases of 7 subjects, no fault" in capsys.readouterr().out
+    trained = main(
+        ["train", "--task", task, "--root", str(root), "--runs", str(runs), "--epochs", "1"]
+        + ["--grid", "16", "24", "16"]
+    )
+    assert trained == 0
+    out = capsys.readouterr().out
+    assert re.search(r"validation Dice 0\.\d{3}", out)
+    run = out.strip().splitlines()[-1]
+    assert main(["evaluate", run, "--root", str(root)]) == 0
+    assert "hd95_mm" in capsys.readouterr().out
+    image = next((root / task / "imagesTr").glob("*.nii.gz"))
+    target = tmp_path / "out.nii.gz"
+    assert main(["predict", str(image), "--run", run, "-o", str(target)]) == 0
+    assert nibabel.load(target).shape == nibabel.load(image).shape
+    assert np.allclose(nibabel.load(target).affine, nibabel.load(image).affine)
+
+
+def test_bad_cases_are_refused_together_or_left_out_in_writing(tmp_path, capsys):
+    root, runs = tmp_path / "data", tmp_path / "runs"
+    task = "Task04_Hippocampus"
+    main(["data", "phantom", task, "--root", str(root), "--cases", "16", "--scale", "0.4"])
+    images = sorted((root / task / "imagesTr").glob("*.nii.gz"))
+    images[0].write_bytes(b"broken")
+    images[5].unlink()
+    given = ["train", "--task", task, "--root", str(root), "--runs", str(runs), "--epochs", "1"]
+    given += ["--grid", "16", "24", "16"]
+    assert main(given) == 1
+    error = capsys.readouterr().err
+    assert "hippocampus_001" in error and "hippocampus_006" in error
+    assert main([*given, "--on-bad-case", "skip"]) == 0
+    skipped = next(runs.glob("*/skipped.csv")).read_text()
+    assert "hippocampus_001" in skipped and "hippocampus_006" in skipped

@@ -1,0 +1,84 @@
+"""Configurations survive JSON, refuse what they do not know, and have stable fingerprints."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from mvl.config import (
+    LEARNING_RATES,
+    PRESETS,
+    ExperimentConfig,
+    LanguageConfig,
+    ModelConfig,
+    derive_seed,
+    fingerprint,
+    preset,
+)
+from mvl.errors import ConfigError
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_configuration_survives_json(name):
+    model, training = preset(name)
+    config = ExperimentConfig(model=model, training=training, seed=3)
+    assert ExperimentConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"modle": {}}, "unknown key modle; known are data, model, seed, training"),
+        ({"model": {"language": {"layr": 1}}}, "unknown key model.language.layr"),
+        ({"model": {"language": {"layer": "last"}}}, "model.language.layer: expected int"),
+        ({"model": {"width": True}}, "model.width: expected int"),
+        ({"model": {"width": 64.5}}, "model.width: expected int"),
+        ({"model": {"attention": "sparse"}}, "'sparse' is none of global, hybrid"),
+        ({"data": {"grid": [8, 8]}}, "data.grid: expected 3 values"),
+        ({"data": {"grid": 8}}, "data.grid: expected a list"),
+        ({"data": {"fraction": 0}}, r"fraction 0.0 is not in \(0, 1\]"),
+        ({"training": {"epochs": 0}}, "epochs 0 is below 1"),
+        ({"model": {"width": 10}}, "width 10 / heads 4 is not whole"),
+        ({"seed": None}, "seed: expected int"),
+        ({"model": []}, "model.*expected a mapping"),
+        ([], "root: expected a mapping"),
+    ],
+)
+def test_what_is_wrong_is_named_by_its_path(values, said):
+    with pytest.raises(ConfigError, match=said):
+        ExperimentConfig.from_dict(values)
+
+
+def test_a_preset_takes_another_block_where_it_has_one():
+    assert preset("v1", "path:/x")[0].language.source == "path:/x"
+    assert preset("vit", "path:/x")[0].language is None
+    with pytest.raises(ConfigError, match="no preset 'v2'; there are vit, v1"):
+        preset("v2")
+
+
+def test_our_presets_share_one_training_among_the_rates_that_every_arm_gets():
+    ours = {training for name, (_, training) in PRESETS.items() if name != "released"}
+    assert len(ours) == 1
+    assert all(training.learning_rate in LEARNING_RATES for _, training in PRESETS.values())
+
+
+def test_fingerprints_tell_apart_and_do_not_depend_on_the_process():
+    config = ExperimentConfig()
+    others = [
+        replace(config, seed=1),
+        replace(config, model=ModelConfig(language=LanguageConfig())),
+        replace(config, model=ModelConfig(window=3)),
+    ]
+    prints = {fingerprint(c, {"a": "1"}, None) for c in [config, *others]}
+    assert len(prints) == 4
+    assert fingerprint(config, {"a": "2"}, None) not in prints
+    code = "from mvl.config import *; print(fingerprint(ExperimentConfig(), {'a': '1'}, None))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == fingerprint(config, {"a": "1"}, None)
+
+
+def test_seeds_depend_on_every_part():
+    seeds = {derive_seed(s, e, c) for s in range(3) for e in range(3) for c in ("a", "b")}
+    assert len(seeds) == 18 and all(0 <= seed < 2**31 for seed in seeds)

@@ -1,0 +1,161 @@
+"""Run folders and suites."""
+
+import json
+import shutil
+
+import nibabel
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from mvl.config import ExperimentConfig, LanguageConfig, fingerprint
+from mvl.data.loading import open_task
+from mvl.data.sources import find_task
+from mvl.errors import ConfigError, RunError
+from mvl.experiments import SUITES, Run, collect, fit, run_folder, suite_configs, test
+
+open_test_set = test  # pytest would take the name `test` for a test
+del test
+
+
+@pytest.fixture(scope="module")
+def finished(phantom, tmp_path_factory):
+    """(run folder, config, data) of an experiment with a block, trained and tested."""
+    runs = tmp_path_factory.mktemp("runs")
+    config = ExperimentConfig.from_dict(
+        {
+            "data": {"grid": [16, 24, 16]},
+            "model": {"width": 16, "encoder_depth": 1, "decoder_depth": 1, "heads": 2}
+            | {"language": {"layer": 0}},
+            "training": {"epochs": 2},
+            "seed": 1,
+        }
+    )
+    data = open_task(config.data, config.seed, phantom, progress=False)
+    folder = fit(config, data, runs, show=False)
+    open_test_set(folder, data, show=False)
+    return folder, config, data
+
+
+def test_a_run_folder_says_everything_about_its_run(finished):
+    folder, config, data = finished
+    names = {path.name for path in folder.iterdir()}
+    assert names == {
+        *("config.json", "task.json", "split.json", "block.json", "environment.json"),
+        *("curves.csv", "model.safetensors", "trained.json", "cases.csv", "done.json"),
+    }
+    stored = json.loads((folder / "config.json").read_text())
+    assert ExperimentConfig.from_dict(stored["config"]) == config
+    assert stored["fingerprint"] == folder.name
+    assert json.loads((folder / "block.json").read_text())["layer"] == 0
+    cases = pd.read_csv(folder / "cases.csv")
+    assert tuple(cases["case"]) == data.split.test and not cases.isna().any().any()
+
+
+def test_a_loaded_run_gives_equal_logits(finished):
+    folder, config, _ = finished
+    one, other = Run.load(folder), Run.load(folder)
+    volume = torch.randn(1, 1, *config.data.grid)
+    assert torch.equal(one.model(volume), other.model(volume))
+    assert one.config == config and one.split == other.split
+
+
+def test_loaded_weights_are_the_trained_ones(finished):
+    from mvl.training import validate
+
+    folder, _, data = finished
+    run = Run.load(folder)
+    volumes = run.preparation.load(data.side("validation"), progress=False)
+    best = json.loads((folder / "trained.json").read_text())["validation_dice"]
+    assert validate(run.model, volumes, 4, "cpu") == pytest.approx(best, abs=1e-6)
+
+
+def test_what_is_done_is_not_done_again(finished, monkeypatch):
+    folder, config, data = finished
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert fit(config, data, folder.parent, show=False) == folder
+    open_test_set(folder, data, show=False)
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_a_second_run_gives_the_same_cases_byte_for_byte(finished, tmp_path):
+    folder, config, data = finished
+    again = fit(config, data, tmp_path, show=False)
+    open_test_set(again, data, show=False)
+    assert (again / "cases.csv").read_bytes() == (folder / "cases.csv").read_bytes()
+
+
+def test_the_fingerprint_knows_voxels_configuration_and_block(tiny, phantom, tmp_path):
+    config = tiny()
+    root = tmp_path / "copy"
+    shutil.copytree(phantom, root)
+    data = open_task(config.data, 0, root, progress=False)
+    folder = run_folder(config, data, "runs")
+    label = next((find_task("Task04_Hippocampus", root) / "labelsTr").glob("*.nii.gz"))
+    volume = nibabel.load(label)
+    voxels = np.asarray(volume.dataobj).copy()
+    voxels[0, 0, 0] = 1
+    nibabel.save(nibabel.Nifti1Image(voxels, volume.affine), label)
+    changed = open_task(config.data, 0, root, progress=False)
+    folders = {
+        folder,
+        run_folder(config, changed, "runs"),
+        run_folder(tiny(training={"epochs": 4}), data, "runs"),
+        run_folder(tiny(model={"language": LanguageConfig(control="identity")}), data, "runs"),
+        run_folder(tiny(model={"language": LanguageConfig(layer=1)}), data, "runs"),
+    }
+    assert len(folders) == 5
+    assert run_folder(config, data, "runs") == folder
+    assert fingerprint(config, {}, "a") != fingerprint(config, {}, "b")
+
+
+def test_untrained_foreign_and_old_folders_are_refused_by_name(finished, tmp_path):
+    folder, *_ = finished
+    with pytest.raises(RunError, match="no run"):
+        Run.load(tmp_path)
+    old = tmp_path / "old"
+    shutil.copytree(folder, old)
+    stored = json.loads((old / "config.json").read_text())
+    (old / "config.json").write_text(json.dumps(stored | {"protocol_version": 0}))
+    with pytest.raises(RunError, match="protocol version 0"):
+        Run.load(old)
+    (old / "config.json").write_text(json.dumps(stored))
+    (old / "trained.json").unlink()
+    with pytest.raises(RunError, match="training has not ended"):
+        Run.load(old)
+
+
+def test_another_split_is_refused(finished, tiny, phantom):
+    folder, config, _ = finished
+    (folder / "done.json").rename(folder / "kept.json")
+    try:
+        other = open_task(config.data, 2, phantom, progress=False)
+        with pytest.raises(RunError, match="another split"):
+            open_test_set(folder, other, show=False)
+    finally:
+        (folder / "kept.json").rename(folder / "done.json")
+
+
+def test_collect_tells_a_run_from_others(finished):
+    folder, config, _ = finished
+    table = collect(folder, "language", "pretrained")
+    assert set(table["arm"]) == {"pretrained"} and set(table["seed"]) == {1}
+    assert set(table["block"]) == {"package:all-minilm-l6-v2"} and table["synthetic"].all()
+    assert set(table["epochs"]) == {2} and set(table["dtype"]) == {"float32"}
+
+
+def test_suites_differ_in_what_they_ask_and_in_nothing_else():
+    language = {arm: model for arm, (model, _) in SUITES["language"].items()}
+    assert language["none"].language is None and language["pretrained"].language is not None
+    fusion = SUITES["fusion"]
+    assert list(fusion) == ["000", "001", "010", "011", "100", "101", "110", "111"]
+    assert fusion["000"] == SUITES["language"]["none"] == SUITES["presets"]["vit"]
+    assert fusion["100"] == SUITES["language"]["pretrained"]
+    assert fusion["111"] == SUITES["presets"]["v1"]
+    assert len({training for _, training in fusion.values()}) == 1
+
+
+def test_an_unknown_suite_is_named(tiny):
+    with pytest.raises(ConfigError, match="no suite 'nonsense'.*language"):
+        suite_configs("nonsense", tiny().data, [0])

@@ -1,0 +1,72 @@
+import json
+
+import pytest
+
+from mvl.errors import MvlError
+from mvl.tasks import TASKS, read_task
+
+
+def write(folder, **changes):
+    description = {"modality": {"0": "MRI"}, "labels": {"0": "background", "2": "b", "1": "a"}}
+    folder.mkdir(exist_ok=True)
+    (folder / "dataset.json").write_text(json.dumps(description | changes))
+    return folder
+
+
+def test_the_table_is_the_decathlons():
+    assert len(TASKS) == 10 and list(TASKS) == sorted(TASKS)
+    assert sum(task.modality == "CT" for task in TASKS.values()) == 6
+    assert all((task.window_hu is not None) == (task.modality == "CT") for task in TASKS.values())
+    assert len(TASKS["Task01_BrainTumour"].channels) == 4
+    assert len(TASKS["Task05_Prostate"].channels) == 2
+
+
+@pytest.mark.parametrize(
+    ("case", "subject"), [(1, "001"), (2, "001"), (3, "002"), (7, "004"), (8, "004"), (260, "130")]
+)
+def test_two_hippocampi_are_one_subject(case, subject):
+    task = TASKS["Task04_Hippocampus"]
+    assert task.subject_of(f"hippocampus_{case:03d}") == f"hippocampus_{subject}"
+    assert TASKS["Task09_Spleen"].subject_of("spleen_10") == "spleen_10"
+
+
+def test_a_known_folder_takes_its_facts_from_the_table(tmp_path):
+    task = read_task(write(tmp_path / "Task04_Hippocampus"))
+    assert task.tolerance_mm == 1 and task.cases_per_subject == 2 and not task.assumptions
+    assert task.labels == {1: "a", 2: "b"} and not task.synthetic
+
+
+def test_a_users_folder_says_what_was_assumed(tmp_path):
+    ct = read_task(write(tmp_path / "Mine", modality={"0": "CT"}))
+    assert ct.modality == "CT" and ct.window_hu == (-160, 240)
+    assert len(ct.assumptions) == 3 and any("2.0 mm" in text for text in ct.assumptions)
+    told = read_task(
+        write(tmp_path / "Told", modality={"0": "CT"}, tolerance_mm=3, window_hu=[0, 80])
+    )
+    assert (told.tolerance_mm, told.window_hu) == (3.0, (0, 80)) and len(told.assumptions) == 1
+
+
+def test_a_phantom_is_known_as_one(tmp_path):
+    assert read_task(write(tmp_path / "Task04_Hippocampus", synthetic=True)).synthetic
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"labels": None}, "'labels' is missing"),
+        ({"labels": {"0": "background"}}, "at least one"),
+        ({"labels": {"x": "a"}}, "not a number"),
+        ({"modality": []}, "'modality' is missing or not a mapping"),
+        ({"tolerance_mm": "2"}, "tolerance_mm must be a number"),
+        ({"tolerance_mm": 0}, "tolerance_mm must be a number"),
+        ({"window_hu": [80, 0]}, "window_hu must be two increasing"),
+    ],
+)
+def test_a_description_that_cannot_be_used_is_named(tmp_path, changes, said):
+    with pytest.raises(MvlError, match=f"dataset.json.*{said}"):
+        read_task(write(tmp_path / "Mine", **changes))
+
+
+def test_a_folder_without_a_description_is_no_task(tmp_path):
+    with pytest.raises(MvlError, match="has no dataset.json"):
+        read_task(tmp_path)
