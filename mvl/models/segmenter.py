@@ -107,8 +107,8 @@ class MedVisionLlama(nn.Module):
 
 
 def _evenly(states, count):
-    """`count` of the states at even distances, ending with the last."""
-    return [states[(i + 1) * len(states) // count - 1] for i in range(count)]
+    """`count` of the states at even distances, ending with the last; fewer states repeat."""
+    return [states[max((i + 1) * len(states) // count - 1, 0)] for i in range(count)]
 
 
 def build_segmenter(config, channels, classes, grid, seed):

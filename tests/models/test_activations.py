@@ -1,0 +1,67 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mvl.config import LanguageConfig, ModelConfig
+from mvl.models.activations import activations, attention_mixes, to_volume
+from mvl.models.segmenter import build_segmenter
+
+GRID, TOKENS = (16, 24, 16), (2, 3, 2)
+SMALL = ModelConfig(width=16, encoder_depth=2, decoder_depth=1, heads=2)
+FULL = replace(SMALL, language=LanguageConfig(), fusion=True, attention="hybrid")
+
+
+def test_stages_are_those_of_a_forward_pass_by_hand():
+    model = build_segmenter(FULL, 1, 1, GRID, seed=0).eval()
+    with torch.no_grad():
+        model.fusion.scale.normal_()
+        volume = torch.randn(1, 1, *GRID)
+        found = activations(model, volume)
+        x = model.embed(volume) + model.position
+        first = model.encoder[0](x)
+        second = model.encoder[1](first)
+        fused = model.fusion([first, first, second])
+        assert torch.allclose(found["encoder"], fused, atol=1e-5)
+        part, x = model.language, found["encoder"]
+        assert torch.allclose(found["d1"], part.d1(x), atol=1e-5)
+        assert torch.allclose(found["block"], part.block(part.d1(x)), atol=1e-5)
+        assert torch.allclose(found["update"], part.d2(found["block"]), atol=1e-5)
+        assert torch.allclose(found["decoder"], model.decoder[0](part(x)), atol=1e-5)
+
+
+def test_a_model_without_a_block_has_fewer_stages_and_no_hook_stays():
+    model = build_segmenter(SMALL, 1, 1, GRID, seed=0)
+    assert list(activations(model, torch.randn(1, 1, *GRID))) == ["encoder", "decoder"]
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_berts_update_is_less_even_than_its_blocks_output():
+    """Why maps show the update: a final LayerNorm evens out the norms of the tokens."""
+    model = build_segmenter(replace(SMALL, language=LanguageConfig()), 1, 1, GRID, seed=0)
+    found = activations(model, torch.randn(1, 1, *GRID))
+
+    def spread(tokens):
+        norms = tokens.norm(dim=-1)
+        return (norms.std() / norms.mean()).item()
+
+    assert spread(found["update"]) > spread(found["block"])
+
+
+def test_a_token_lands_in_its_patch():
+    tokens = torch.zeros(1, 12, 4)
+    tokens[0, 7] = 2.0  # (1, 0, 1) on a (2, 3, 2) grid, norm 4
+    volume = to_volume(tokens, TOKENS, GRID)
+    assert volume.shape == (1, *GRID)
+    assert volume[0, 12:, :4, 12:].min() == pytest.approx(4.0, abs=1e-5)
+    assert volume[0, :4].max() == 0 and volume[0, :, 20:].max() == 0
+
+
+def test_mixes_are_read_by_block_and_head():
+    model = build_segmenter(FULL, 1, 1, GRID, seed=0)
+    with torch.no_grad():
+        model.encoder[1].attention.mix.copy_(torch.tensor([0.0, 50.0]))
+    mixes = attention_mixes(model)
+    assert mixes.shape == (3, 2)
+    assert mixes[1].tolist() == pytest.approx([0.5, 1.0])
+    assert attention_mixes(build_segmenter(SMALL, 1, 1, GRID, seed=0)).numel() == 0
