@@ -39,7 +39,7 @@ from mvl.metrics import METRICS
 from mvl.models.language import block_reference
 from mvl.models.segmenter import build_segmenter
 from mvl.tasks import Task
-from mvl.training import WEIGHTS, load_weights, prepare_machine, train
+from mvl.training import WEIGHTS, load_weights, train
 
 TRAINED, DONE, CASES = "trained.json", "done.json", "cases.csv"
 
@@ -83,7 +83,6 @@ def fit(config, data, runs, show=True, on_epoch=None):
         RunError: training failed; the message says where and what to change.
         BlockError: the language block cannot be found, read or trusted.
     """
-    prepare_machine()
     folder = run_folder(config, data, runs)
     if (folder / TRAINED).exists():
         return folder

@@ -14,6 +14,8 @@ PROFILE = """\
 profile: smoke
 task: Task04_Hippocampus
 source: phantom
+phantom_cases: 16
+phantom_scale: 0.5
 grid: [16, 16, 16]
 fit: pad
 block: package:all-minilm-l6-v2

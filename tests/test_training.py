@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -18,6 +19,7 @@ from mvl.config import LanguageConfig
 from mvl.data.loading import Preparation, open_task
 from mvl.errors import RunError
 from mvl.experiments import fit, run_folder
+from mvl.metrics import segmentation_metrics
 from mvl.models.segmenter import build_segmenter
 from mvl.training import decide, segmentation_loss, train
 
@@ -166,6 +168,16 @@ def test_a_damaged_state_is_named(phantom, tiny, tmp_path):
     (tmp_path / "state.safetensors").write_bytes(b"\xff" * 100)
     with pytest.raises(RunError, match="state.safetensors cannot be read.*Delete it"):
         train(build(config), *prepared(config, phantom), config, tmp_path, show=False)
+
+
+def test_distances_can_be_measured_after_a_training(phantom, tiny, tmp_path):
+    """SciPy's KDTree kills the process on a box if subnormals are still flushed."""
+    config = tiny(training={"epochs": 1})
+    train(build(config), *prepared(config, phantom), config, tmp_path, show=False)
+    box = np.zeros((40, 24, 14), bool)
+    box[10:20, 5:15, 4:10] = True
+    assert segmentation_metrics(box, box, (0.7, 1.3, 3.0), 1.0)["hd95_mm"] == 0
+    assert (torch.full((1,), 2.0**-1040, dtype=torch.float64) * 1.0).item() > 0
 
 
 def test_training_is_a_function_of_its_configuration(phantom, tiny, tmp_path):
