@@ -610,3 +610,21 @@ def best_median_worst(cases, metric="dice"):
 
 def _name(metric):
     return {"hd95_mm": "HD95", "nsd": "NSD"}.get(metric, metric.capitalize())
+
+
+@_figure
+def attention_mix(mixes):
+    """The share of global attention that hybrid attention has learned, by depth and head.
+
+    Args:
+        mixes: (blocks, heads), as `mvl.models.activations.attention_mixes` gives it.
+    """
+    blocks, heads = mixes.shape
+    figure, axes = plt.subplots(figsize=(0.45 * blocks + 2.2, 0.4 * heads + 1.4))
+    picture = axes.imshow(mixes.T, cmap="PuOr", vmin=0, vmax=1, aspect="auto")
+    axes.set_xticks(range(blocks), range(1, blocks + 1))
+    axes.set_yticks(range(heads), range(1, heads + 1))
+    axes.set(title="Attention: local 0, global 1", xlabel="block", ylabel="head")
+    axes.grid(False)
+    figure.colorbar(picture, ax=axes, ticks=[0, 0.5, 1])
+    return figure

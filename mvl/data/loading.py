@@ -26,7 +26,7 @@ from monai.transforms import (
     allow_missing_keys_mode,
 )
 
-from mvl.config import derive_seed
+from mvl.config import DataConfig, derive_seed
 from mvl.data.checks import check_cases, require
 from mvl.data.sources import find_task, list_cases
 from mvl.data.splits import FOLDS, Split, check_split, make_split
@@ -38,6 +38,7 @@ class TaskData:
     """A task's cases, checked and split: everything about the data but the voxels."""
 
     task: Task
+    config: DataConfig
     #: Name -> Case.
     cases: dict
     #: Name -> hash of image and label voxels.
@@ -73,6 +74,7 @@ def open_task(config, seed, root=None, on_bad_case="fail", progress=True):
     check_split(split, cases, checked.image_hashes)
     return TaskData(
         task=task,
+        config=config,
         cases={case.name: case for case in cases},
         hashes={case.name: checked.hashes[case.name] for case in cases},
         split=split,
