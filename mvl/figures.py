@@ -12,6 +12,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
 from nibabel.orientations import apply_orientation, io_orientation
 
 from mvl.files import written
@@ -81,6 +83,8 @@ _PLANES = (
     ("axial", 2, 0, 1, "LR", "PA"),
 )
 _INCHES_PER_ROW = 2.3
+#: Keeps what is written on a volume legible on bright voxels.
+_OUTLINE = [withStroke(linewidth=2, foreground="black")]
 
 
 @dataclass(frozen=True)
@@ -104,8 +108,8 @@ class View:
 
 
 def colour_of(arm):
-    """The arm's colour; an arm with another head has the colour of its own without."""
-    return ARM_COLOURS.get(str(arm).removeprefix("conv-"), GREY)
+    """The arm's colour; another head ("conv-000") or a named seed ("none, seed 0") changes none."""
+    return ARM_COLOURS.get(str(arm).partition(",")[0].removeprefix("conv-"), GREY)
 
 
 def save(figure, path):
@@ -294,8 +298,9 @@ class _Oriented:
                 y,
                 letter,
                 transform=axes.transAxes,
-                color="#BFBFBF",
-                fontsize=7,
+                color="white",
+                fontsize=8,
+                path_effects=_OUTLINE,
                 ha={0.02: "left", 0.98: "right"}.get(x, "center"),
                 va={0.02: "bottom", 0.98: "top"}.get(y, "center"),
             )
@@ -320,15 +325,23 @@ def _scale_bar(axes, width):
     length = max(n for n in (1, 2, 5, 10, 20, 50, 100, 200) if n <= max(1, 0.4 * width))
     right, bottom = axes.get_xlim()[1], axes.get_ylim()[0]
     x, y = right - 0.06 * width, bottom + 0.05 * np.diff(axes.get_ylim())[0]
-    axes.plot([x - length, x], [y, y], color="white", linewidth=2.5, solid_capstyle="butt")
+    axes.plot(
+        [x - length, x],
+        [y, y],
+        color="white",
+        linewidth=2.5,
+        solid_capstyle="butt",
+        path_effects=[withStroke(linewidth=4.5, foreground="black")],
+    )
     axes.annotate(
         f"{length} mm",
         (x - length / 2, y),
         xytext=(0, 3),
         textcoords="offset points",
         color="white",
-        fontsize=7,
+        fontsize=8,
         ha="center",
+        path_effects=_OUTLINE,
     )
 
 
@@ -389,6 +402,12 @@ def data_overview(table, images, task):
     if task.modality == "MRI" and (means > 0).all():
         bins = np.geomspace(means.min() * 0.95, means.max() * 1.05, 25)
         axes[0, 1].set_xscale("log")
+        axes[0, 1].xaxis.set_major_formatter(ScalarFormatter())
+        # Minor ticks are labelled only where major ones would leave the axis without a number.
+        if means.max() < 10 * means.min():
+            axes[0, 1].xaxis.set_minor_formatter(ScalarFormatter())
+        else:
+            axes[0, 1].xaxis.set_minor_formatter(NullFormatter())
     else:
         bins = np.linspace(means.min() - 1, means.max() + 1, 25)
     _histogram(axes[0, 1], table, "mean_intensity", bins, sides)
@@ -396,7 +415,8 @@ def data_overview(table, images, task):
     axes[0, 1].set(title="Before normalisation", ylabel="cases")
     axes[0, 1].set_xlabel(f"mean intensity of a case ({unit})")
 
-    low, high = np.percentile(np.concatenate([np.ravel(i)[::7] for i in images]), (0.5, 99.5))
+    images = [image[image != 0] for image in images]  # zeros are padding
+    low, high = np.percentile(np.concatenate([image[::7] for image in images]), (0.5, 99.5))
     edges = np.linspace(low, high, 41)
     for image in images:
         density, _ = np.histogram(image, edges, density=True)
@@ -421,6 +441,7 @@ def _histogram(axes, table, column, bins, sides):
         color=[SIDE_COLOURS[side] for side in sides],
         label=sides,
     )
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 # --- training ------------------------------------------------------------------------------
@@ -446,7 +467,7 @@ def curves(runs, synthetic):
     axes[1].set_ylim(0, 1)
     for axis in axes:
         axis.xaxis.get_major_locator().set_params(integer=True)
-    axes[1].legend(loc="lower right", title="arm")
+    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside right center", title="arm")
     _note_synthetic(figure, synthetic)
     return figure
 
@@ -580,7 +601,7 @@ def metric_differences(contrasts):
         axis.set_yticks(places, [_name(m) for m in rows["metric"]])
         axis.set_ylim(len(rows) - 0.4, -0.6)
         axis.grid(axis="y", visible=False)
-        # Round the larger bound, so that zero stands in the middle of both panels.
+        # Symmetric, so that zero stands in the middle of both panels.
         reach = np.nanmax(np.abs(rows[["difference", "ci_low", "ci_high"]].to_numpy()), initial=0)
         axis.set_xlim(-1.15 * reach or -1, 1.15 * reach or 1)
         axis.set_xlabel(f"difference ({label})")

@@ -1,0 +1,124 @@
+"""Figures show what the tables and masks say."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mvl import figures
+from mvl.metrics import METRICS
+from mvl.statistics import contrast, contrasts_table
+from mvl.tasks import TASKS
+
+REAL = TASKS["Task04_Hippocampus"]
+PHANTOM = replace(REAL, synthetic=True)
+
+
+def texts(figure):
+    found = [text.get_text() for text in figure.texts]
+    found += [figure._supxlabel.get_text()] if figure._supxlabel else []
+    for axes in figure.axes:
+        found += [text.get_text() for text in axes.texts]
+    return " | ".join(found)
+
+
+@pytest.fixture
+def view():
+    truth = np.zeros((10, 20, 16), bool)
+    truth[2:6, 4:12, 8:11] = True
+    image = np.random.default_rng(0).random(truth.shape)
+    affine = np.diag([2.0, 1.0, 0.5, 1.0])
+    return figures.View(image, affine, truth, np.roll(truth, 1, axis=1), "a case", "Dice 0.50")
+
+
+def test_contours_lie_where_the_mask_is_in_millimetres(view):
+    axial = figures.slices(view, REAL).axes[2]
+    truth = next(c for c in axial.collections if c.get_label() == "truth")
+    points = np.concatenate([path.vertices for path in truth.get_paths()])
+    # Along x: voxels 2 to 5 of 2 mm, from 4 to 12; along y: voxels 4 to 11 of 1 mm.
+    assert points[:, 0].min() == pytest.approx(4, abs=1.01)
+    assert points[:, 0].max() == pytest.approx(12, abs=1.01)
+    assert points[:, 1].min() == pytest.approx(4, abs=0.51)
+    assert points[:, 1].max() == pytest.approx(12, abs=0.51)
+    assert axial.get_aspect() == 1
+
+
+def test_voxels_say_where_they_are_from(view):
+    assert figures.ATTRIBUTION in texts(figures.slices(view, REAL))
+    synthetic = texts(figures.slices(view, PHANTOM))
+    assert "SYNTHETIC" in synthetic and figures.ATTRIBUTION not in synthetic
+    assert "Dice 0.50" in synthetic
+    own = replace(REAL, name="MyTask")
+    assert figures.ATTRIBUTION not in texts(figures.slices(view, own))
+
+
+def test_a_stored_orientation_changes_no_picture(view):
+    turned = np.diag([-2.0, 1.0, 0.5, 1.0])
+    turned[0, 3] = 18
+    flipped = replace(
+        view,
+        image=view.image[::-1],
+        affine=turned,
+        truth=view.truth[::-1],
+        prediction=view.prediction[::-1],
+    )
+    one, other = (figures.slices(v, REAL).axes[2].images[0].get_array() for v in (view, flipped))
+    assert np.array_equal(one, other)
+
+
+@pytest.fixture
+def cases():
+    rng = np.random.default_rng(0)
+    rows = [
+        {"suite": "language", "arm": arm, "seed": 0, "task": REAL.name, "subject": f"s{k:02d}"}
+        | {"case": f"c{k:02d}", "structure": "foreground", "block": "", "host": "vit"}
+        | {"fraction": 1.0, "epochs": 2, "protocol_version": 1, "synthetic": True}
+        | {name: rng.random() for name in METRICS}
+        for arm in ("none", "pretrained")
+        for k in range(12)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_plotted_differences_are_the_tables(cases):
+    figure = figures.paired_differences(cases, "pretrained", "none")
+    by_arm = cases.pivot(index="subject", columns="arm", values="dice")
+    expected = np.sort(by_arm["pretrained"] - by_arm["none"])
+    dots = figure.axes[0].collections[-1].get_offsets()[:, 1]
+    assert np.allclose(dots, expected)
+    assert expected.mean() == pytest.approx(contrast(cases, "pretrained", "none")["difference"])
+    assert "SYNTHETIC" in texts(figure)
+
+
+def test_an_intervals_ends_are_the_tables(cases):
+    table = contrasts_table(cases, [("language", "pretrained", "none")], list(METRICS))
+    figure = figures.metric_differences(table)
+    drawn = [line.get_xdata() for axes in figure.axes for line in axes.lines]
+    ends = [tuple(x) for x in drawn if len(x) == 2 and x[0] != x[1]]
+    expected = [(r.ci_low, r.ci_high) for r in table.itertuples() if METRICS[r.metric].unit == ""]
+    expected += [(r.ci_low, r.ci_high) for r in table.itertuples() if METRICS[r.metric].unit]
+    assert np.allclose(ends, expected)
+
+
+def test_best_median_and_worst_are_by_the_metrics_direction(cases):
+    own = cases[cases["arm"] == "none"]
+    for metric, best in (("dice", own["dice"].max()), ("hd95_mm", own["hd95_mm"].min())):
+        chosen = figures.best_median_worst(own, metric)
+        assert chosen["best"][metric] == best
+        assert (own[metric] > chosen["median"][metric]).sum() in (5, 6)
+
+
+def test_curves_mark_the_epoch_that_is_kept():
+    rows = pd.DataFrame(
+        {"epoch": range(4), "train_loss": [4, 3, 2, 1], "validation_dice": [0.1, 0.7, 0.5, 0.6]}
+    )
+    axes = figures.curves({"none": rows}, synthetic=False).axes[1]
+    assert axes.lines[1].get_xydata().tolist() == [[2, 0.7]]
+
+
+def test_a_figures_bytes_are_a_function_of_its_data(view, tmp_path):
+    for name in ("one.png", "two.png"):
+        figures.save(figures.slices(view, REAL), tmp_path / name)
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+    assert len((tmp_path / "one.png").read_bytes()) > 5000
