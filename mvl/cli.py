@@ -94,13 +94,13 @@ def _parser():
     _data_options(running)
     running.set_defaults(call=_suite_run)
     reference = verbs.add_parser(
-        "reference", help="write results/reference and the README's results from a study's suites"
+        "reference", help="write results/reference and the README's results from trained suites"
     )
     reference.add_argument("suites", nargs="+", metavar="SUITE")
     reference.add_argument("--seeds", type=int, nargs="+", default=[0], help="default: 0")
     reference.add_argument("--task", default="Task04_Hippocampus")
     reference.add_argument("--results", type=Path, default=Path("results/study"))
-    _data_options(reference)
+    reference.add_argument("--root", help="folder that holds the task's folder")
     reference.set_defaults(call=_reference)
     return parser
 
@@ -232,15 +232,17 @@ def _suite_run(options):
 
 def _reference(options):
     from mvl.config import DataConfig
-    from mvl.experiments import fit_suite, suite_configs, test
+    from mvl.experiments import suite_configs, test, trained_runs
     from mvl.reference import refresh_readme, write_reference
 
     folders = {}
     for suite in options.suites:
         configs = suite_configs(suite, DataConfig(task=options.task), options.seeds)
-        given = (suite, configs, options.results / "runs", options.root)
-        for (arm, seed), (folder, data) in fit_suite(*given, show=False).items():
+        found = trained_runs(configs, options.results / "runs", options.root)
+        for (arm, seed), (folder, data) in found.items():
             test(folder, data)
             folders[suite, arm, seed] = folder
+        if untrained := sorted({arm for arm, _ in configs} - {arm for arm, _ in found}):
+            print(f"{suite}: left out, since not trained: {', '.join(untrained)}")
     print(write_reference(folders).to_string(float_format="%.4f"))
     refresh_readme()

@@ -316,4 +316,10 @@ PRESETS = {
             clip_norm=0.0,
         ),
     ),
+    # What the experiments earned: the arm of the suites `fusion` and `head` with the highest
+    # validation Dice (results/reference/validation.csv).
+    "best": (
+        ModelConfig(attention="hybrid", fusion=True, language=_BLOCK, head="conv"),
+        TrainingConfig(),
+    ),
 }

@@ -265,11 +265,11 @@ def _fusion_suite():
 
 
 def _head_suite():
-    """The convolutional head alone, with both of the paper's mechanisms, and with all its parts."""
+    """The convolutional head, alone and with all of the paper's parts."""
     return {
         f"conv-{arm}": (replace(model, head="conv"), training)
         for arm, (model, training) in _fusion_suite().items()
-        if arm in ("000", "011", "111")
+        if arm in ("000", "111")
     }
 
 
@@ -350,6 +350,26 @@ def fit_suite(suite, configs, runs, root=None, show=True, on_bad_case="fail"):
         data = open_task(config.data, seed, root, on_bad_case, show)
         trained[arm, seed] = (fit(config, data, runs, show), data)
     return trained
+
+
+def trained_runs(configs, runs, root=None):
+    """The experiments of a suite that are trained already.
+
+    Args:
+        configs: from `suite_configs`.
+        runs: the folder of all runs.
+        root: see `sources.data_root`.
+
+    Returns:
+        {(arm, seed): (run folder, its TaskData)}.
+    """
+    found = {}
+    for (arm, seed), config in configs.items():
+        data = open_task(config.data, seed, root, progress=False)
+        folder = run_folder(config, data, runs)
+        if (folder / TRAINED).exists():
+            found[arm, seed] = (folder, data)
+    return found
 
 
 def collect(folder, suite, arm):

@@ -214,7 +214,7 @@ def _gallery(views, task):
         _in_corner(row[0], volume.view.caption)
     for axis, plane in zip(axes[-1], _PLANES, strict=True):
         axis.set_xlabel(plane[0])
-    _scale_bar(axes[0, -1], widths[-1])
+    _scale_bar(axes[0, 0], widths[0])
     _voxel_legend(figure, views)
     _voxel_note(figure, task)
     return figure
@@ -392,9 +392,10 @@ def data_overview(table, images, task):
             color=[SIDE_COLOURS[side] for side in sides],
             alpha=1.0 if column == "subjects" else 0.5,
         )
-        axes[0, 0].bar_label(bars, [f"{n} {column}" for n in counts.loc[sides, column]], fontsize=8)
+        labels = [f"{n}\n{column}" for n in counts.loc[sides, column]]
+        axes[0, 0].bar_label(bars, labels, fontsize=8)
     axes[0, 0].set_xticks(range(len(sides)), sides)
-    axes[0, 0].margins(y=0.12)
+    axes[0, 0].margins(y=0.2)
     axes[0, 0].grid(axis="x", visible=False)
     axes[0, 0].set(title="Split by subject", ylabel="number")
 

@@ -51,7 +51,9 @@ def read_table(path):
     """
     if not Path(path).is_file():
         raise RunError(f"{path} does not exist; 'mvl reference' writes the reference's tables")
-    return pd.read_csv(path, dtype=_TEXT, keep_default_na=False, na_values=["nan", "NaN"])
+    table = pd.read_csv(path, dtype=_TEXT)
+    texts = [name for name in _TEXT if name in table]
+    return table.fillna({name: "" for name in texts})
 
 
 def write_reference(trained, reference=REFERENCE):
@@ -160,7 +162,7 @@ def _two_arms(summary, contrasts):
 
 
 def _combinations(summary, validation, contrasts):
-    """The paper's parts on and off, the convolutional head, and what `best` is."""
+    """The paper's parts on and off, the convolutional head, and what earned what."""
     dice = summary[(summary["metric"] == "dice") & (summary["structure"] == "foreground")]
     lines = [
         "The paper's parts, each on or off, and the convolutional head; same budget, "
@@ -179,9 +181,28 @@ def _combinations(summary, validation, contrasts):
             f" | {row.trained_parameters:,} | {row.validation_dice:.3f} "
             f"| {test['mean']:.3f} ± {test['sd_subjects']:.3f} |"
         )
+    lines += ["", _what_earned_it(dice)]
     chosen = contrasts[contrasts["suite"].isin(["fusion", "presets"])]
     chosen = chosen[(chosen["metric"] == "dice") & (chosen["structure"] == "foreground")]
     return [*lines, "", *(f"- {sentence(row)}" for _, row in chosen.iterrows())]
+
+
+def _what_earned_it(dice):
+    """Each part's effect on the test Dice, averaged over the combinations of the others."""
+    mean = dice.set_index(["suite", "arm"])["mean"]
+    effects = []
+    for place, part in enumerate(("the language block", "hybrid attention", "multi-scale fusion")):
+        arms = mean["fusion"]
+        on = arms[[arm[place] == "1" for arm in arms.index]].mean()
+        off = arms[[arm[place] == "0" for arm in arms.index]].mean()
+        effects.append(f"{part} {on - off:+.3f}")
+    plain = mean["head", "conv-000"] - mean["fusion", "000"]
+    full = mean["head", "conv-111"] - mean["fusion", "111"]
+    return (
+        "What earned it, in test Dice averaged over the other parts: "
+        f"{', '.join(effects)}; the convolutional head {plain:+.3f} on the plain model and "
+        f"{full:+.3f} on the full one. `best` is the arm with the highest validation Dice."
+    )
 
 
 def _seeds(number):

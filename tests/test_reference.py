@@ -1,0 +1,52 @@
+"""The committed reference and the README's results made of it."""
+
+import pandas as pd
+import pytest
+
+from mvl.errors import RunError
+from mvl.metrics import METRICS
+from mvl.reference import (
+    BEGIN,
+    END,
+    REFERENCE,
+    REPOSITORY,
+    read_table,
+    refresh_readme,
+    results_section,
+)
+from mvl.statistics import CONTRAST_COLUMNS, SUMMARY_COLUMNS, summary_table
+
+
+def test_the_readmes_results_are_those_of_the_files():
+    text = (REPOSITORY / "README.md").read_text()
+    assert text.split(BEGIN)[1].split(END)[0].strip() == results_section().strip()
+
+
+def test_tables_keep_the_contract():
+    assert list(read_table(REFERENCE / "summary.csv").columns) == SUMMARY_COLUMNS
+    assert list(read_table(REFERENCE / "contrasts.csv").columns) == CONTRAST_COLUMNS
+    cases = read_table(REFERENCE / "cases.csv.gz")
+    assert {"suite", "arm", "seed", "task", "subject", "case", "structure", *METRICS} <= set(cases)
+    assert not cases["synthetic"].any() and cases["protocol_version"].nunique() == 1
+
+
+def test_the_summary_is_the_cases_own():
+    again = summary_table(read_table(REFERENCE / "cases.csv.gz"))
+    stored = read_table(REFERENCE / "summary.csv")
+    pd.testing.assert_frame_equal(stored, again, check_dtype=False, rtol=1e-6)
+
+
+def test_the_reference_is_small():
+    assert sum(p.stat().st_size for p in REFERENCE.rglob("*") if p.is_file()) < 12e6
+
+
+def test_arms_of_digits_stay_texts():
+    summary = read_table(REFERENCE / "summary.csv")
+    arms = set(summary.loc[summary["suite"] == "fusion", "arm"])
+    assert arms == {"000", "001", "010", "011", "100", "101", "110", "111"}
+
+
+def test_a_readme_without_markers_is_refused(tmp_path):
+    (tmp_path / "README.md").write_text("# no markers\n")
+    with pytest.raises(RunError, match="lacks one of the lines"):
+        refresh_readme(tmp_path / "README.md")
