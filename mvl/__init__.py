@@ -20,6 +20,7 @@ _HOME = {
     "read_task": "tasks",
     "LEARNING_RATES": "config",
     "check_cases": "data.checks",
+    "check_split": "data.splits",
     "data_root": "data.sources",
     "describe_cases": "data.describe",
     "find_task": "data.sources",

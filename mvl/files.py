@@ -1,6 +1,7 @@
 """Files that are either whole or not there: everything is written beside its name, then renamed."""
 
 import contextlib
+import gzip
 import hashlib
 import json
 import os
@@ -77,10 +78,15 @@ def read_json(path):
 
 
 def write_table(path, frame):
-    """Write a pandas table as CSV, floats with nine significant digits, whole or not at all."""
+    """Write a pandas table as CSV, floats with nine significant digits, whole or not at all.
+
+    A path that ends in .gz is compressed; equal tables give equal bytes.
+    """
+    content = frame.to_csv(index=False, float_format="%.9g").encode()
     with written(path) as temporary:
-        compression = {"method": "gzip", "mtime": 0} if str(path).endswith(".gz") else None
-        frame.to_csv(temporary, index=False, float_format="%.9g", compression=compression)
+        # pandas' own compression would store the temporary file's name.
+        compressed = str(path).endswith(".gz")
+        temporary.write_bytes(gzip.compress(content, mtime=0) if compressed else content)
 
 
 def sha256_of(path):

@@ -32,7 +32,6 @@ CONTRASTS = (
     ("fusion", "010", "000"),
     ("fusion", "001", "000"),
     ("fusion", "111", "000"),
-    ("presets", "v1", "vit"),
     ("presets", "best", "vit"),
 )
 

@@ -19,7 +19,9 @@ def describe_cases(data, progress=True):
         mean_intensity (of the nonzero voxels of the first channel) and volume_ml (of all labels
         together).
     """
-    sides = {name: side for side in ("train", "validation", "test") for name in _names(data, side)}
+    sides = {
+        case.name: side for side in ("train", "validation", "test") for case in data.side(side)
+    }
     rows = []
     for name in track(sorted(sides), "describing cases", show=progress):
         case = data.cases[name]
@@ -38,7 +40,3 @@ def describe_cases(data, progress=True):
             }
         )
     return pd.DataFrame(rows)
-
-
-def _names(data, side):
-    return getattr(data.split, side)

@@ -4,7 +4,7 @@ from mvl.data.download import download
 from mvl.data.phantom import make_phantom
 from mvl.data.sources import REPOSITORY_DATA, find_task
 from mvl.errors import ConfigError, DataError
-from mvl.tasks import read_task
+from mvl.tasks import TASKS, read_task
 
 SOURCES = ("msd", "auto", "phantom")
 
@@ -35,7 +35,10 @@ def obtain(task, source, cases=60, scale=1.0, name="phantom"):
             folder = _real(task)
             if read_task(folder).synthetic:
                 return folder.parent, f"SYNTHETIC DATA, a phantom of {task} (found in {folder})"
-            return folder.parent, f"{task} of the Medical Segmentation Decathlon"
+            whose = (
+                "of the Medical Segmentation Decathlon" if task in TASKS else "in " + str(folder)
+            )
+            return folder.parent, f"{task} {whose}"
         except DataError as error:
             if source == "msd":
                 raise

@@ -79,7 +79,9 @@ def find_task(name, root=None):
     ways = ["set MVL_DATA_ROOT to the folder that holds it"]
     if name in TASKS:
         ways.append(f"run 'mvl data download {name}'")
-        ways.append(f"make a synthetic stand-in with 'mvl data phantom {name}'")
+        ways.append(
+            f"make a synthetic stand-in with 'mvl data phantom {name} --root {folder.parent}'"
+        )
     raise DataError(f"no task {name}: {folder}/dataset.json does not exist; {', or '.join(ways)}")
 
 

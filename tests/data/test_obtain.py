@@ -1,0 +1,59 @@
+"""Which data a profile gets, and what is said of it."""
+
+import json
+import shutil
+
+import pytest
+
+from mvl.data import obtain as module
+from mvl.data.obtain import obtain
+from mvl.errors import ConfigError, DataError
+
+TASK = "Task04_Hippocampus"
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch, tmp_path):
+    """No network, an empty data root, and a repository whose data/ is elsewhere."""
+
+    def refuse(task):
+        raise DataError(f"no network for {task}")
+
+    monkeypatch.setattr(module, "download", refuse)
+    monkeypatch.setattr(module, "REPOSITORY_DATA", tmp_path / "data")
+    monkeypatch.setenv("MVL_DATA_ROOT", str(tmp_path / "root"))
+
+
+def test_without_data_and_network_auto_makes_a_phantom_and_says_why(tmp_path):
+    root, what = obtain(TASK, "auto", cases=2, scale=0.3, name="quick")
+    assert root == tmp_path / "data" / "quick"
+    assert what.startswith("SYNTHETIC DATA") and f"no network for {TASK}" in what
+
+
+def test_without_data_and_network_msd_is_an_error():
+    with pytest.raises(DataError, match="no network"):
+        obtain(TASK, "msd")
+
+
+def test_data_at_hand_is_used_in_place(tmp_path, phantom):
+    shutil.copytree(phantom, tmp_path / "root")
+    described = tmp_path / "root" / TASK / "dataset.json"
+    assert "found in" in obtain(TASK, "auto")[1] and obtain(TASK, "msd")[1].startswith("SYNTHETIC")
+    described.write_text(json.dumps(json.loads(described.read_text()) | {"synthetic": False}))
+    assert obtain(TASK, "auto") == (
+        tmp_path / "root",
+        f"{TASK} of the Medical Segmentation Decathlon",
+    )
+    (tmp_path / "root" / TASK).rename(tmp_path / "root" / "Mine")
+    assert "Decathlon" not in obtain("Mine", "auto")[1]
+
+
+def test_a_phantom_is_made_where_it_is_asked_for(tmp_path, phantom):
+    shutil.copytree(phantom, tmp_path / "root")
+    root, what = obtain(TASK, "phantom", cases=2, scale=0.3)
+    assert root == tmp_path / "data" / "phantom" and "as the profile asks" in what
+
+
+def test_an_unknown_source_is_named():
+    with pytest.raises(ConfigError, match="'web' is none of msd, auto, phantom"):
+        obtain(TASK, "web")

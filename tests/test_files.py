@@ -1,0 +1,48 @@
+"""Files are whole or not there, and equal content gives equal bytes."""
+
+import os
+
+import pandas as pd
+import pytest
+
+from mvl.errors import MvlError
+from mvl.files import read_json, write_json, write_table, write_text, written
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "value.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(ZeroDivisionError), written(path) as temporary:
+        temporary.write_text("half")
+        raise ZeroDivisionError
+    assert read_json(path) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["value.json"]
+
+
+@pytest.mark.parametrize("name", ["table.csv", "table.csv.gz"])
+def test_equal_tables_give_equal_bytes(tmp_path, name):
+    table = pd.DataFrame({"arm": ["000", "111"], "dice": [1 / 3, 0.5]})
+    for folder in ("one", "two"):
+        write_table(tmp_path / folder / name, table)
+    assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    again = pd.read_csv(tmp_path / "one" / name, dtype={"arm": str})
+    pd.testing.assert_frame_equal(again, table, check_dtype=False, rtol=1e-8)
+
+
+def test_a_file_is_as_readable_as_any_other(tmp_path):
+    mask = os.umask(0o022)
+    try:
+        write_text(tmp_path / "text", "x")
+    finally:
+        os.umask(mask)
+    assert (tmp_path / "text").stat().st_mode & 0o777 == 0o644
+
+
+def test_what_cannot_be_written_or_read_is_named(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(MvlError, match="cannot write .*file/inside"):
+        write_text(tmp_path / "file" / "inside", "x")
+    with pytest.raises(MvlError, match="nothing.json does not exist"):
+        read_json(tmp_path / "nothing.json")
+    with pytest.raises(MvlError, match="file is not readable JSON"):
+        read_json(tmp_path / "file")
