@@ -31,6 +31,7 @@ _HOME = {
     "open_task": "data.loading",
     "obtain": "data.obtain",
     "training_batches": "data.loading",
+    "MedVisionLlama": "models.segmenter",
     "build_segmenter": "models.segmenter",
     "METRICS": "metrics",
     "contrasts_table": "statistics",

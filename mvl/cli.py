@@ -79,6 +79,21 @@ def _parser():
     phantom.add_argument("--seed", type=int, default=0)
     phantom.set_defaults(call=_phantom)
 
+    block = verbs.add_parser("block", help="blocks of language models: list, show, extract")
+    block = block.add_subparsers(metavar="VERB", required=True)
+    families = block.add_parser("list", help="families that are known, sources at hand")
+    families.set_defaults(call=_block_list)
+    show = block.add_parser("show", help="sizes of a model and its block; reads no weights")
+    show.set_defaults(call=_block_show)
+    extract = block.add_parser("extract", help="copy a block out, for a machine without network")
+    extract.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER")
+    extract.set_defaults(call=_block_extract)
+    for verb in (show, extract):
+        verb.add_argument("source", metavar="SOURCE", help="such as hub:OWNER/NAME, path:FOLDER")
+        verb.add_argument(
+            "--layer", type=int, default=-1, metavar="K", help="default: -1, the last"
+        )
+
     suite = verbs.add_parser("suite", help="named suites of experiments: list, run")
     suite = suite.add_subparsers(metavar="VERB", required=True)
     listing = suite.add_parser("list", help="the suites and their arms")
@@ -196,6 +211,30 @@ def _phantom(options):
 
     root = options.root or REPOSITORY_DATA / "phantom"
     print(make_phantom(options.task, root, options.cases, options.scale, options.seed))
+
+
+def _block_list(options):
+    from mvl.models.checkpoint import sources_at_hand
+    from mvl.models.language import FAMILIES
+
+    print(f"families: {', '.join(FAMILIES)}")
+    print(f"sources at hand: {', '.join(sources_at_hand()) or 'none'}")
+
+
+def _block_show(options):
+    from mvl.models.language import describe
+
+    for name, value in describe(options.source, options.layer).items():
+        print(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}")
+
+
+def _block_extract(options):
+    from mvl.config import LanguageConfig
+    from mvl.models.language import extract_block
+
+    config = LanguageConfig(source=options.source, layer=options.layer)
+    print(f"SHA-256 {extract_block(config, options.output)}")
+    print(f"path:{options.output}")
 
 
 def _suite_list(options):

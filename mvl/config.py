@@ -121,6 +121,7 @@ class ModelConfig:
     head_channels: int = 8
 
     def __post_init__(self):
+        _require(self.heads >= 1, f"heads {self.heads} is below 1")
         _require(
             self.width % self.heads == 0, f"width {self.width} / heads {self.heads} is not whole"
         )

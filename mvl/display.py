@@ -8,8 +8,9 @@ import pandas as pd
 from mvl import figures
 from mvl.data.sources import read_label, read_volume
 from mvl.evaluation import segment
+from mvl.files import read_json
 from mvl.metrics import METRICS
-from mvl.reference import REFERENCE, read_table
+from mvl.reference import REFERENCE, REPOSITORY, read_table
 
 
 def markdown(text):
@@ -118,6 +119,20 @@ def hash_of(module):
     for parameter in module.parameters():
         digest.update(parameter.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def benchmark(name):
+    """The measured figures of one benchmark, as a table with units in its row names.
+
+    Args:
+        name: of a file in benchmarks/, such as "get_block".
+
+    Raises:
+        MvlError: there are no measured figures.
+    """
+    results = read_json(REPOSITORY / "benchmarks" / "results.json")
+    own = {key.removeprefix(f"{name}_"): v for key, v in results.items() if key.startswith(name)}
+    return pd.Series(own, name=name).to_frame()
 
 
 def reference_suite(suite):

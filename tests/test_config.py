@@ -41,6 +41,7 @@ def test_a_configuration_survives_json(name):
         ({"data": {"fraction": 0}}, r"fraction 0.0 is not in \(0, 1\]"),
         ({"training": {"epochs": 0}}, "epochs 0 is below 1"),
         ({"model": {"width": 10}}, "width 10 / heads 4 is not whole"),
+        ({"model": {"heads": 0}}, "heads 0 is below 1"),
         ({"seed": None}, "seed: expected int"),
         ({"model": []}, "model.*expected a mapping"),
         ([], "root: expected a mapping"),

@@ -73,6 +73,14 @@ def cache_folder():
     return Path(root) / "blocks"
 
 
+def sources_at_hand():
+    """The sources that need no network: installed packages, and blocks that the cache keeps."""
+    packages = [name for name, (module, *_) in PACKAGES.items() if importlib.util.find_spec(module)]
+    kept = {path.parents[1].name for path in cache_folder().glob(f"*@*/layer*/{_WEIGHTS}")}
+    blocks = [name.replace("--", "/", 1) for name in sorted(kept)]
+    return [f"package:{name}" for name in packages] + [f"hub:{name}" for name in blocks]
+
+
 def open_checkpoint(source):
     """Open the checkpoint that a `LanguageConfig.source` names; reads no weights.
 

@@ -9,6 +9,8 @@ volume (B, C, H, W, D)
   head                  -> logits (B, classes, H, W, D)
 """
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
@@ -17,6 +19,7 @@ from mvl.errors import RunError
 from mvl.models.attention import Attention, Block, HybridAttention
 from mvl.models.fusion import MultiScaleFusion
 from mvl.models.language import build_language, saved_keys
+from mvl.models.pretrained import Description, read_folder, write_folder
 from mvl.models.tokens import ConvHead, LinearHead, PatchEmbed, token_grid
 
 
@@ -34,7 +37,12 @@ class MedVisionLlama(nn.Module):
         head: tokens and volume -> logits.
         language_first: the released code's order: the language part sits before the encoder,
             on tokens that carry no position yet.
+
+    Attributes:
+        description: what `build_segmenter` was asked for; None for parts put together by hand.
     """
+
+    description = None
 
     def __init__(
         self, embed, position, encoder, fusion, language, decoder, norm, head, language_first=False
@@ -105,6 +113,58 @@ class MedVisionLlama(nn.Module):
                     )
                 tensor.copy_(state[name])
 
+    def save_pretrained(self, folder, task=None, data=None, metrics=None):
+        """Save the model in the hub's layout: config.json, model.safetensors, README.md.
+
+        The language block's weights stay where they came from; the folder names them.
+
+        Args:
+            folder: made if it is missing; an older model in it is replaced.
+            task: the `Task` it was trained on; for the card, and for use on an image.
+            data: the `DataConfig` it was trained with, likewise.
+            metrics: {name: number} for the card.
+
+        Raises:
+            RunError: the model is not as `build_segmenter` made it (put together by hand, or
+                its adapters merged), or `task` or `data` do not fit it.
+            BlockError: the language block cannot be found or trusted.
+        """
+        about = self.description
+        if about is None:
+            raise RunError("only a model from build_segmenter knows what it was built from")
+        with torch.device("meta"):
+            built = build_segmenter(
+                about.config, about.channels, about.classes, about.grid, about.seed
+            )
+        weights = self.trained_state()
+        if weights.keys() != built.trained_state().keys():
+            raise RunError("the model was changed since it was built; save it before merge_lora")
+        about = replace(about, task=task or about.task, data=data or about.data)
+        write_folder(folder, about, weights, metrics)
+
+    @staticmethod
+    def from_pretrained(source, revision=None, block=None):
+        """Load what `save_pretrained` saved: strictly, checked by hash, never by pickle.
+
+        Args:
+            source: a folder, or a model's name "OWNER/NAME" on the Hugging Face hub.
+            revision: the hub's branch, tag or commit.
+            block: a `LanguageConfig.source` to take the language block from, where the saved
+                one is not at hand; it must hold the same weights.
+
+        Returns:
+            A `MedVisionLlama` in eval(), on the CPU; its `description` has task and data.
+
+        Raises:
+            RunError: files are missing, damaged, of another kind or of another format version.
+            BlockError: the language block is not at hand, or is not the one that was saved.
+        """
+        about, weights = read_folder(source, revision, block)
+        model = build_segmenter(about.config, about.channels, about.classes, about.grid, about.seed)
+        model.load_trained_state(weights, source)
+        model.description = about
+        return model.eval()
+
 
 def _evenly(states, count):
     """`count` of the states at even distances, ending with the last; fewer states repeat."""
@@ -157,7 +217,7 @@ def build_segmenter(config, channels, classes, grid, seed):
             )
         return LinearHead(classes, config.patch, config.width, tokens)
 
-    return MedVisionLlama(
+    model = MedVisionLlama(
         embed=part("embed", lambda: PatchEmbed(channels, config.patch, config.width)),
         position=part("position", lambda: 0.02 * torch.randn(1, count, config.width)),
         encoder=[part(f"encoder.{i}", lambda i=i: block(i)) for i in range(config.encoder_depth)],
@@ -173,3 +233,5 @@ def build_segmenter(config, channels, classes, grid, seed):
         head=part("head", head),
         language_first=config.language_position == "before",
     )
+    model.description = Description(config, channels, classes, tuple(grid), seed)
+    return model

@@ -1,11 +1,20 @@
 from dataclasses import replace
+from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from mvl.config import PRESETS, ModelConfig
 from mvl.errors import ConfigError
 from mvl.models.segmenter import build_segmenter
-from mvl.models.sizes import LLAMA_3_1_8B, count_parameters, match_size
+from mvl.models.sizes import (
+    ARCHITECTURES,
+    LLAMA_3_1_8B,
+    block_table,
+    count_parameters,
+    match_size,
+    whole_model,
+)
 
 GRID = (16, 24, 16)
 SMALL = ModelConfig(width=16, encoder_depth=2, decoder_depth=2, heads=2)
@@ -58,3 +67,47 @@ def test_a_model_that_is_too_large_already_is_refused():
         match_size(SMALL, 1000, "mlp", GRID)
     with pytest.raises(ConfigError, match="no language part"):
         match_size(V3, 10**9, "depth", GRID)
+
+
+#: Weights of the whole models, as counted elsewhere (the hub's files, where it has them).
+PUBLISHED = {
+    "Llama-3.1-8B": 8_030_261_248,
+    "Llama-3.2-1B": 1_235_814_400,
+    "Mistral-7B-v0.3": 7_248_023_552,
+    "Gemma-2-9B": 9_241_705_984,
+    "Qwen2.5-7B": 7_615_616_512,
+    "Qwen3-8B": 8_190_735_360,
+    "Phi-3-mini": 3_821_079_552,
+    "GPT-2": 124_439_808,
+    "BioGPT": 346_763_264,
+    "BERT-base": 109_482_240,
+}
+
+
+def test_architectures_are_those_that_were_published():
+    assert set(PUBLISHED) == set(ARCHITECTURES)
+    for name, architecture in ARCHITECTURES.items():
+        found = sum(p.numel() for p in whole_model(architecture).parameters())
+        assert found == PUBLISHED[name], name
+
+
+def test_the_table_sets_one_block_against_its_model():
+    table = block_table().set_index("model")
+    for name, row in table.drop("all-MiniLM-L6-v2").iterrows():
+        layers = whole_model(ARCHITECTURES[name]).config.num_hidden_layers
+        inside = layers * row["block_parameters"] / PUBLISHED[name]
+        assert 0.4 < inside < 1, name  # the rest is the embedding, most of all in small models
+        assert row["block_bytes"] == 2 * row["block_parameters"]
+        assert row["model_bytes"] == 2 * PUBLISHED[name] and "architecture" in row["basis"]
+    # By hand, at width 768: four square maps and an MLP of four times the width, biases, norms.
+    by_hand = 12 * 768 * 768 + 13 * 768
+    assert table.loc["BERT-base", "block_parameters"] == by_hand
+    assert table.loc["GPT-2", "block_parameters"] == by_hand
+    file = table.loc["all-MiniLM-L6-v2"]
+    assert file["block_bytes"] == 4 * file["block_parameters"] and file["basis"] == "from the file"
+    assert (table["share"] == table["block_bytes"] / table["model_bytes"]).all()
+
+
+def test_the_committed_table_is_the_one_that_is_computed():
+    stored = pd.read_csv(Path(__file__).parents[2] / "benchmarks" / "blocks.csv")
+    pd.testing.assert_frame_equal(stored, block_table(), check_dtype=False)

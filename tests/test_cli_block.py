@@ -1,0 +1,73 @@
+"""`mvl block` as a user meets it."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mvl.cli import main
+from mvl.config import LanguageConfig
+from mvl.models.language import FAMILIES, block_reference
+
+PACKAGE = "package:all-minilm-l6-v2"
+#: BERT's layer at width 384 and MLP width 1536, by hand: four square maps and the MLP, with
+#: biases, and two norms.
+WEIGHTS = 4 * (384 * 384 + 384) + (384 * 1536 + 1536) + (1536 * 384 + 384) + 2 * 2 * 384
+
+
+def test_list_names_families_and_what_needs_no_network(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MVL_CACHE", str(tmp_path))
+    kept = tmp_path / "blocks" / "owner--a--b@0123" / "layer3-3-float32"
+    kept.mkdir(parents=True)
+    assert main(["block", "list"]) == 0
+    families, sources = capsys.readouterr().out.splitlines()
+    assert families == "families: " + ", ".join(FAMILIES)
+    assert sources == f"sources at hand: {PACKAGE}"
+    (kept / "model.safetensors").touch()
+    assert main(["block", "list"]) == 0
+    assert capsys.readouterr().out.endswith(f"{PACKAGE}, hub:owner/a--b@0123\n")
+
+
+def test_show_tells_the_sizes(capsys):
+    assert main(["block", "show", PACKAGE, "--layer", "2"]) == 0
+    shown = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    assert shown["source"] == PACKAGE and shown["family"] == "bert"
+    assert shown["hidden_size"] == "384" and shown["model_layers"] == "6"
+    assert shown["block_parameters"] == f"{WEIGHTS:,}"
+    assert shown["block_bytes"] == f"{4 * WEIGHTS:,}"
+
+
+def test_an_extracted_block_is_the_layer_asked_for_and_a_source(tmp_path, capsys):
+    assert main(["block", "extract", PACKAGE, "--layer", "2", "-o", str(tmp_path / "b")]) == 0
+    told, source = capsys.readouterr().out.splitlines()
+    assert source == f"path:{tmp_path / 'b'}"
+    copied = load_file(tmp_path / "b" / "model.safetensors")
+    assert {name.partition("layer.")[2].split(".")[0] for name in copied} == {"2"}
+    assert sum(t.numel() for t in copied.values()) == WEIGHTS
+    assert all(t.dtype == torch.float32 for t in copied.values())
+    for origin in (PACKAGE, source):
+        reference = block_reference(LanguageConfig(source=origin, layer=2))
+        assert told == f"SHA-256 {reference['sha256']}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["show", "package:other"], "known are all-minilm-l6-v2"),
+        (["show", PACKAGE, "--layer", "6"], "has 6 layers"),
+        (["show", "minilm"], "is not understood"),
+        (["extract", "path:/nowhere", "-o", "ROOT"], "no such folder"),
+        (["extract", 'random:{"model_type": "llama"}', "-o", "ROOT"], "no weights to extract"),
+        (["extract", 'random:{"model_type": "rwkv"}', "-o", "ROOT"], "known are llama"),
+    ],
+)
+def test_a_fault_is_one_sentence_and_status_one(arguments, said, tmp_path, capsys):
+    arguments = [str(tmp_path / "b") if word == "ROOT" else word for word in arguments]
+    assert main(["block", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("mvl: ") and said in error and "Traceback" not in error
+
+
+def test_wrong_usage_ends_with_status_two():
+    for arguments in (["block"], ["block", "show"], ["block", "extract", PACKAGE]):
+        with pytest.raises(SystemExit, match="2"):
+            main(arguments)
