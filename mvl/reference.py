@@ -7,6 +7,7 @@
     contrasts.csv     one row per compared pair
     validation.csv    one row per suite, arm and seed: what choices were made by
     provenance.json   commit, versions, machine, times
+    figures/          drawn from cases.csv.gz
 
 Its numbers reach the README through `refresh_readme` alone, between two markers.
 """
@@ -18,6 +19,7 @@ import pandas as pd
 
 from mvl.errors import RunError
 from mvl.experiments import collect
+from mvl.figures import paired_differences, save
 from mvl.files import read_json, write_json, write_table, write_text
 from mvl.metrics import METRICS
 from mvl.statistics import contrasts_table, sentence, summary_table
@@ -34,6 +36,9 @@ CONTRASTS = (
     ("fusion", "111", "000"),
     ("presets", "best", "vit"),
 )
+
+#: The README's picture, below the reference's folder.
+PICTURE = Path("figures") / "language_differences.png"
 
 #: The arms of the README's first table.
 ARMS = ("none", "pretrained")
@@ -93,6 +98,8 @@ def write_reference(trained, reference=REFERENCE):
     write_table(
         reference / "contrasts.csv", contrasts_table(cases, CONTRASTS, metrics=("dice", "nsd"))
     )
+    first = cases[(cases["suite"] == "language") & (cases["structure"] == "foreground")]
+    save(paired_differences(first, "pretrained", "none"), reference / PICTURE)
     write_table(reference / "validation.csv", pd.DataFrame(validation))
     write_json(
         reference / "provenance.json",
@@ -157,7 +164,8 @@ def _two_arms(summary, contrasts):
         cells = (f"{mean[arm][name]:.{digits}f} ± {spread[arm][name]:.{digits}f}" for arm in ARMS)
         lines.append(f"| {_title(name)} | {' | '.join(cells)} |")
     chosen = contrasts[(contrasts["suite"] == "language") & (contrasts["metric"] == "dice")]
-    return [*lines, "", *(sentence(row) for _, row in chosen.iterrows())]
+    picture = f"![Difference in Dice, subject by subject](results/reference/{PICTURE.as_posix()})"
+    return [*lines, "", *(sentence(row) for _, row in chosen.iterrows()), "", picture]
 
 
 def _combinations(summary, validation, contrasts):
