@@ -86,6 +86,8 @@ def fit(config, data, runs, show=True, on_epoch=None):
     folder = run_folder(config, data, runs)
     if (folder / TRAINED).exists():
         return folder
+    for unfinished in folder.glob(".tmp-*"):
+        unfinished.unlink()  # of a process that was killed while it wrote
     write_json(
         folder / "config.json",
         {

@@ -151,6 +151,7 @@ def test_kill_minus_nine_and_go_on(phantom, tiny, tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not (killed / "trained.json").exists(), "it ended before it was killed"
+    (killed / ".tmp-half.safetensors").write_bytes(b"half")  # whether or not it was just writing
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
