@@ -169,11 +169,11 @@ def link(kind, target):
 )
 def test_a_member_that_leads_out_or_is_no_file_is_refused(server, tmp_path, member):
     server.body = archive((f"{TASK}/dataset.json", DESCRIPTION), member)
-    root = tmp_path / "deep" / "root"
+    root = tmp_path / "deep" / "place"
     with pytest.raises(DataError, match="not a plain file inside"):
         download(TASK, root, progress=False)
     assert not (root / TASK).exists()
-    assert names_in(tmp_path) == [f"deep/root/.{TASK}.tar.part"]
+    assert names_in(tmp_path) == [f"deep/place/.{TASK}.tar.part"]
 
 
 @pytest.mark.parametrize(
