@@ -44,9 +44,11 @@ _HOME = {
     "collect": "experiments",
     "fit": "experiments",
     "results_folder": "experiments",
-    "run_suite": "experiments",
-    "suite_configs": "experiments",
     "test": "experiments",
+    "SUITES": "suites",
+    "fit_suite": "suites",
+    "run_suite": "suites",
+    "suite_configs": "suites",
 }
 
 __all__ = sorted(_HOME)

@@ -4,8 +4,6 @@ The kernel is always the interpreter that runs this module: a kernel called "pyt
 user has registered elsewhere may lack every package that the notebooks need.
 """
 
-import contextlib
-import fcntl
 import hashlib
 import logging
 import os
@@ -19,7 +17,7 @@ import yaml
 
 from mvl.data.sources import data_root
 from mvl.errors import ConfigError, MvlError, RunError
-from mvl.files import read_json, write_json
+from mvl.files import locked, read_json, write_json
 from mvl.progress import INTERVAL_S
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -112,7 +110,7 @@ def run(profile, only=None, start=None, force=False, root=ROOT):
 
     rows = {path.stem: ("not run", 0.0) for path in notebooks}
     fault = None
-    with _locked(root / "results" / profile, profile):
+    with locked(root / "results" / profile, f"running profile {profile}"):
         for path in notebooks:
             job = _Job(path, parameters, root)
             if not force and job.is_done():
@@ -146,24 +144,6 @@ def _chosen(root, only, start):
         if name in (path.name, path.stem, path.stem[:2]):
             return [path] if only else paths[index:]
     raise ConfigError(f"no notebook {name!r}; there are: {', '.join(path.stem for path in paths)}")
-
-
-@contextlib.contextmanager
-def _locked(folder, profile):
-    """Hold the lock of a profile's results; it goes with the process, however that ends."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / ".lock", "a")  # noqa: SIM115 (closed below, after the yield)
-    except OSError as error:
-        raise MvlError(f"cannot write to {folder}: {error.strerror or error}") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RunError(
-                f"another run of profile {profile} is writing to {folder}: wait until it has ended"
-            ) from error
-        yield
 
 
 @dataclass

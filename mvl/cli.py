@@ -94,25 +94,44 @@ def _parser():
             "--layer", type=int, default=-1, metavar="K", help="default: -1, the last"
         )
 
-    suite = verbs.add_parser("suite", help="named suites of experiments: list, run")
+    suite = verbs.add_parser("suite", help="named suites: list, run, tune, status, table")
     suite = suite.add_subparsers(metavar="VERB", required=True)
-    listing = suite.add_parser("list", help="the suites and their arms")
+    listing = suite.add_parser("list", help="the suites, their questions and their arms")
     listing.set_defaults(call=_suite_list)
     running = suite.add_parser("run", help="run what is not done yet, print the summary")
-    running.add_argument("suite", metavar="NAME")
-    running.add_argument("--seeds", type=int, nargs="+", default=[0], help="default: 0")
-    running.add_argument("--task", default="Task04_Hippocampus", help="default: Task04_Hippocampus")
-    running.add_argument("--block", metavar="SOURCE", help="language block in place of the suite's")
-    running.add_argument("--results", type=Path, default=Path("results/study"))
-    running.add_argument("--arms", nargs="+", metavar="ARM", help="default: all")
     running.add_argument("--fit-only", action="store_true", help="leave the test set closed")
-    _data_options(running)
-    running.set_defaults(call=_suite_run)
-    reference = verbs.add_parser(
-        "reference", help="write results/reference and the README's results from trained suites"
+    running.add_argument(
+        "--shard", metavar="I/N", help="train the i-th of n parts, for job arrays; tests nothing"
     )
-    reference.add_argument("suites", nargs="+", metavar="SUITE")
-    reference.add_argument("--seeds", type=int, nargs="+", default=[0], help="default: 0")
+    running.set_defaults(call=_suite_run)
+    tuning = suite.add_parser("tune", help="train every arm with each learning rate, on validation")
+    tuning.set_defaults(call=_suite_tune)
+    state = suite.add_parser("status", help="what is done, running, failed; time left")
+    state.set_defaults(call=_suite_status)
+    table = suite.add_parser("table", help="summary and answers of what is done")
+    table.set_defaults(call=_suite_table)
+    for verb in (running, tuning, state, table):
+        verb.add_argument("suite", metavar="NAME")
+        verb.add_argument("--seeds", type=int, nargs="+", default=[0], help="default: 0")
+        verb.add_argument("--arms", nargs="+", metavar="ARM", help="default: all")
+        verb.add_argument(
+            "--task", default="Task04_Hippocampus", help="default: Task04_Hippocampus"
+        )
+        verb.add_argument("--block", metavar="SOURCE", help="language block in place of its own")
+        verb.add_argument("--epochs", type=int, help="budget in place of its own")
+        verb.add_argument("--results", type=Path, default=Path("results/study"))
+        _data_options(verb)
+
+    verify = verbs.add_parser("verify", help="did I reproduce it? own runs against the reference")
+    verify.add_argument(
+        "place", nargs="?", default="quick", metavar="PROFILE|RUN", help="default: quick"
+    )
+    verify.set_defaults(call=_verify)
+
+    reference = verbs.add_parser(
+        "reference", help="add trained suites to results/reference and the README's results"
+    )
+    reference.add_argument("suites", nargs="*", metavar="SUITE", help="default: all")
     reference.add_argument("--task", default="Task04_Hippocampus")
     reference.add_argument("--results", type=Path, default=Path("results/study"))
     reference.add_argument("--root", help="folder that holds the task's folder")
@@ -238,50 +257,156 @@ def _block_extract(options):
 
 
 def _suite_list(options):
-    from mvl.experiments import SUITES
+    from mvl.suites import QUESTIONS, SUITES
 
     for name, arms in SUITES.items():
-        print(f"{name}: {', '.join(arms)}")
+        print(f"{name}: {QUESTIONS[name]}\n    {', '.join(arms)}")
+
+
+def _suite_cells(options, **more):
+    """(cells of the suite, what the functions of `suites` take of them)."""
+    from mvl.config import DataConfig
+    from mvl.suites import suite_configs
+
+    data = DataConfig(task=options.task)
+    given = (options.block, options.epochs, options.arms)
+    configs = suite_configs(options.suite, data, options.seeds, *given, root=options.root, **more)
+    return configs, (options.results / "runs", options.root)
 
 
 def _suite_run(options):
-    from mvl.config import DataConfig
-    from mvl.errors import ConfigError
-    from mvl.experiments import fit_suite, run_suite, suite_configs
-    from mvl.files import read_json, write_table
+    from mvl.files import write_table
     from mvl.statistics import summary_table
+    from mvl.suites import fit_suite, run_suite, shard
 
-    data = DataConfig(task=options.task)
-    configs = suite_configs(options.suite, data, options.seeds, options.block)
-    arms = {arm for arm, _ in configs}
-    if unknown := set(options.arms or ()) - arms:
-        raise ConfigError(f"suite {options.suite} has no arm {unknown.pop()!r}, it has {arms}")
-    if options.arms:
-        configs = {key: config for key, config in configs.items() if key[0] in options.arms}
-    given = (options.suite, configs, options.results / "runs", options.root)
-    if options.fit_only:
-        for (arm, seed), (folder, _) in fit_suite(*given, on_bad_case=options.on_bad_case).items():
-            trained = read_json(folder / "trained.json")
-            print(f"{arm}, seed {seed}: validation Dice {trained['validation_dice']:.4f}")
-        return
-    cases = run_suite(*given, on_bad_case=options.on_bad_case)
-    write_table(options.results / "suites" / f"{options.suite}.csv", cases)
-    print(summary_table(cases).to_string(float_format="%.4f"))
+    configs, place = _suite_cells(options)
+    bad = {"on_bad_case": options.on_bad_case}
+    if options.shard:
+        configs = shard(configs, *_shard_of(options.shard))
+    if options.fit_only or options.shard:
+        trained, failures = fit_suite(options.suite, configs, *place, **bad)
+        _print_validation(trained)
+    else:
+        cases, failures = run_suite(options.suite, configs, *place, **bad)
+        write_table(options.results / "suites" / f"{options.suite}.csv", cases)
+        print(summary_table(cases).to_string(float_format="%.4f"))
+    return _report(failures)
+
+
+def _shard_of(text):
+    from mvl.errors import ConfigError
+
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal()):
+        raise ConfigError(f"--shard {text}: expected I/N, such as 1/4")
+    return int(index), int(count)
+
+
+def _print_validation(trained):
+    from mvl.files import read_json
+
+    for (arm, seed), (folder, _) in trained.items():
+        score = read_json(folder / "trained.json")["validation_dice"]
+        print(f"{arm}, seed {seed}: validation Dice {score:.4f}")
+
+
+def _report(failures):
+    for (arm, seed), reason in failures.items():
+        print(f"failed: {arm}, seed {seed}: {reason}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _suite_tune(options):
+    from mvl.config import LEARNING_RATES
+    from mvl.files import write_table
+    from mvl.suites import fit_suite, tuning_table
+
+    configs, place = _suite_cells(options, rates=LEARNING_RATES)
+    _, failures = fit_suite(options.suite, configs, *place, on_bad_case=options.on_bad_case)
+    table = tuning_table(options.suite, configs, *place)
+    write_table(options.results / "suites" / f"{options.suite}-tuning.csv", table)
+    print(table.to_string(index=False, float_format="%.4f"))
+    return _report(failures)
+
+
+def _suite_status(options):
+    from mvl.suites import status
+
+    configs, place = _suite_cells(options)
+    table = status(configs, *place)
+    print(table.to_string(index=False, float_format="%.0f", na_rep="?"))
+    counts = table["state"].value_counts()
+    left = table["seconds_left"].sum(skipna=False) / 3600
+    said = "unknown, since nothing is trained yet" if left != left else f"{left:.1f} h"
+    print(f"{', '.join(f'{n} {state}' for state, n in counts.items())}; one after another: {said}")
+
+
+def _suite_table(options):
+    import pandas as pd
+
+    from mvl.errors import RunError
+    from mvl.experiments import collect
+    from mvl.reference import CONTRASTS
+    from mvl.statistics import contrasts_table, sentence, summary_table
+    from mvl.suites import status
+
+    configs, (runs, root) = _suite_cells(options)
+    cells = status(configs, runs, root)
+    done = cells[cells["state"] == "done"]
+    if done.empty:
+        raise RunError(f"no cell of suite {options.suite} is done; 'mvl suite run' runs it")
+    tables = [collect(runs / cell.folder, options.suite, cell.arm) for cell in done.itertuples()]
+    cases = pd.concat(tables, ignore_index=True)
+    print(summary_table(cases).to_string(index=False, float_format="%.4f"))
+    own = [pair for pair in CONTRASTS if pair[0] == options.suite]
+    for _, row in contrasts_table(cases, own).iterrows():
+        print(f"\n- {sentence(row)}")
+
+
+def _verify(options):
+    from mvl.experiments import results_folder
+    from mvl.verify import verify
+
+    place = Path(options.place)
+    checks = verify(place if place.is_dir() else results_folder(options.place))
+    words = {True: "agrees", False: "DIFFERS", None: "-"}
+    for row in checks.itertuples():
+        name = f"{row.suite} {row.arm}, seed {row.seed}" if row.suite else "not in the reference"
+        print(f"{words[row.agrees]:8} {row.run}  {name}  {row.check}: {row.detail}")
+    compared = checks[checks["check"] != "file"]
+    against = int(compared["agrees"].notna().sum())
+    wrong = int((checks["agrees"] == False).sum())  # noqa: E712 (None is neither)
+    if wrong:
+        print(f"Not reproduced: {wrong} of {len(checks)} checks differ.")
+    elif not against:
+        print("Nothing to compare: the reference has none of these runs.")
+    else:
+        print(f"Reproduced: {against} of {len(compared)} runs are in the reference and agree.")
+    return 1 if wrong or not against else 0
 
 
 def _reference(options):
-    from mvl.config import DataConfig
-    from mvl.experiments import suite_configs, test, trained_runs
-    from mvl.reference import refresh_readme, write_reference
+    import pandas as pd
 
-    folders = {}
-    for suite in options.suites:
-        configs = suite_configs(suite, DataConfig(task=options.task), options.seeds)
-        found = trained_runs(configs, options.results / "runs", options.root)
-        for (arm, seed), (folder, data) in found.items():
-            test(folder, data)
-            folders[suite, arm, seed] = folder
-        if untrained := sorted({arm for arm, _ in configs} - {arm for arm, _ in found}):
-            print(f"{suite}: left out, since not trained: {', '.join(untrained)}")
-    print(write_reference(folders).to_string(float_format="%.4f"))
+    from mvl.config import LEARNING_RATES, DataConfig
+    from mvl.data.loading import open_task
+    from mvl.experiments import TRAINED, run_folder, test
+    from mvl.reference import SEEDS, refresh_readme, write_reference
+    from mvl.suites import SUITES, suite_configs, tuning_table
+
+    data, runs = DataConfig(task=options.task), options.results / "runs"
+    trained, expected, tuned = {}, {}, []
+    for suite in SUITES:
+        for (arm, seed), config in suite_configs(suite, data, SEEDS, root=options.root).items():
+            task = open_task(config.data, seed, options.root, progress=False)
+            folder = run_folder(config, task, runs)
+            expected[suite, arm, seed] = folder.name
+            chosen = not options.suites or suite in options.suites
+            if chosen and (folder / TRAINED).exists():
+                test(folder, task)
+                trained[suite, arm, seed] = folder
+        rates = suite_configs(suite, data, [0], rates=LEARNING_RATES, root=options.root)
+        tuned.append(tuning_table(suite, rates, runs, options.root))
+    write_reference(trained, expected, pd.concat(tuned))
     refresh_readme()
+    print(f"{len(set(trained.values()))} runs added")

@@ -11,7 +11,7 @@ import json
 import types
 import typing
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from mvl.errors import ConfigError
 
@@ -129,6 +129,16 @@ class ModelConfig:
         _require(
             all(k % 2 for k in self.fusion_kernels), f"fusion_kernels {self.fusion_kernels}: even"
         )
+
+
+@dataclass(frozen=True)
+class PeerConfig:
+    """One of the field's comparison networks, in the size that `models.peers` gives it."""
+
+    architecture: Literal["unet", "unet++", "unetr", "swin-unetr", "segresnet", "dynunet"]
+
+    #: No comparison network has a language part (a constant of the class, not a field).
+    language: ClassVar[None] = None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Experiments and suites: a configuration becomes a run folder, run folders become one table.
+"""One experiment: a configuration becomes a run folder, run folders become tables.
 
 A run folder is named by its experiment's fingerprint and holds
 
@@ -13,35 +13,36 @@ A run folder is named by its experiment's fingerprint and holds
     trained.json        written when training ends
     cases.csv           a test case and structure a row, every metric, in native space
     done.json           written last
+    failed.json         why training stopped, where it did; the next attempt removes it
+    .lock               held by the process that is training
 
 What has `trained.json` is never trained again, what has `done.json` never evaluated again.
 """
 
 import dataclasses
-import itertools
 import os
 import platform
 import subprocess
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
 import torch
 
-from mvl.config import PRESETS, PROTOCOL_VERSION, ExperimentConfig, fingerprint
-from mvl.data.loading import Preparation, classes_of, open_task
+from mvl.config import PROTOCOL_VERSION, ExperimentConfig, fingerprint
+from mvl.data.loading import Preparation, classes_of
 from mvl.data.splits import Split
-from mvl.errors import ConfigError, RunError
+from mvl.errors import MvlError, RunError
 from mvl.evaluation import evaluate
-from mvl.files import read_json, write_json, write_table
+from mvl.files import is_locked, locked, read_json, sha256_of, write_json, write_table
 from mvl.metrics import METRICS
 from mvl.models.language import block_reference
 from mvl.models.segmenter import build_segmenter
 from mvl.tasks import Task
 from mvl.training import WEIGHTS, load_weights, train
 
-TRAINED, DONE, CASES = "trained.json", "done.json", "cases.csv"
+TRAINED, DONE, FAILED, CASES = "trained.json", "done.json", "failed.json", "cases.csv"
 
 
 def results_folder(profile):
@@ -64,7 +65,12 @@ def run_folder(config, data, runs):
     return Path(runs) / fingerprint(config, voxels, block)
 
 
-def fit(config, data, runs, show=True, on_epoch=None):
+def is_running(folder):
+    """Whether a process is training the run of this folder now."""
+    return is_locked(folder)
+
+
+def fit(config, data, runs, show=True, on_epoch=None, track=False):
     """Train an experiment's model, or go on where an earlier process stopped.
 
     The test cases are not opened.
@@ -74,18 +80,33 @@ def fit(config, data, runs, show=True, on_epoch=None):
         data: its `TaskData`, from `open_task`.
         runs: the folder of all runs.
         show: show progress.
-        on_epoch: see `training.train`.
+        on_epoch, track: see `training.train`.
 
     Returns:
         The run folder.
 
     Raises:
-        RunError: training failed; the message says where and what to change.
+        RunError: training failed, the message says where and what to change; or another process
+            is training this run.
         BlockError: the language block cannot be found, read or trusted.
     """
     folder = run_folder(config, data, runs)
     if (folder / TRAINED).exists():
         return folder
+    with locked(folder, "training this run"):
+        if not (folder / TRAINED).exists():
+            _describe(config, data, folder)
+            try:
+                _fit(config, data, folder, show, on_epoch, track)
+            except MvlError as error:
+                write_json(folder / FAILED, {"reason": str(error)})
+                raise
+    return folder
+
+
+def _describe(config, data, folder):
+    """Write down what is about to be trained."""
+    (folder / FAILED).unlink(missing_ok=True)
     for unfinished in folder.glob(".tmp-*"):
         unfinished.unlink()  # of a process that was killed while it wrote
     write_json(
@@ -104,12 +125,14 @@ def fit(config, data, runs, show=True, on_epoch=None):
         write_json(folder / "block.json", block_reference(config.model.language))
     write_json(folder / "environment.json", environment(config))
 
+
+def _fit(config, data, folder, show, on_epoch, track):
     preparation = Preparation(data.task, config.data)
     volumes, validation = (
         preparation.load(data.side(side), show) for side in ("train", "validation")
     )
     model = _build(config, data.task)
-    seconds = train(model, volumes, validation, config, folder, show, on_epoch)
+    seconds = train(model, volumes, validation, config, folder, show, on_epoch, track)
     curves = pd.read_csv(folder / "curves.csv")
     best = curves.loc[curves["validation_dice"].idxmax()]
     write_json(
@@ -123,7 +146,6 @@ def fit(config, data, runs, show=True, on_epoch=None):
         },
     )
     (folder / "state.safetensors").unlink(missing_ok=True)
-    return folder
 
 
 def test(folder, data, show=True):
@@ -150,7 +172,9 @@ def test(folder, data, show=True):
         )
         write_table(folder / CASES, cases)
         write_json(
-            folder / DONE, read_json(folder / TRAINED) | {"test_cases": len(data.split.test)}
+            folder / DONE,
+            read_json(folder / TRAINED)
+            | {"test_cases": len(data.split.test), "cases_sha256": sha256_of(folder / CASES)},
         )
     return pd.read_csv(folder / CASES)
 
@@ -193,11 +217,7 @@ class Run:
                     f"{folder} was trained with another block than {config.model.language.source} "
                     f"gives now (SHA-256 {then['sha256'][:12]}, now {now['sha256'][:12]})"
                 )
-        facts = read_json(folder / "task.json")
-        task = Task(
-            **{key: tuple(v) if isinstance(v, list) else v for key, v in facts.items()}
-            | {"labels": {int(value): name for value, name in facts["labels"].items()}}
-        )
+        task = Task.from_dict(read_json(folder / "task.json"))
         model = _build(config, task)
         load_weights(model, folder / WEIGHTS)
         return cls(
@@ -244,136 +264,6 @@ def _commit():
         return None
 
 
-def _language_suite():
-    """Does the block help, and is it the pre-training that helps? Arms differ in nothing else."""
-    model, training = PRESETS["vit"]
-    block = PRESETS["v1"][0].language
-    return {"none": (model, training), "pretrained": (replace(model, language=block), training)}
-
-
-def _fusion_suite():
-    """The paper's parts, each on or off; the digits are language, hybrid attention, fusion."""
-    (plain, training), (full, _) = PRESETS["vit"], PRESETS["v1"]
-    arms = {}
-    for language, hybrid, fusion in itertools.product((0, 1), repeat=3):
-        model = replace(
-            plain,
-            language=full.language if language else None,
-            attention=full.attention if hybrid else plain.attention,
-            fusion=bool(fusion),
-        )
-        arms[f"{language}{hybrid}{fusion}"] = (model, training)
-    return arms
-
-
-def _head_suite():
-    """The convolutional head, alone and with all of the paper's parts."""
-    return {
-        f"conv-{arm}": (replace(model, head="conv"), training)
-        for arm, (model, training) in _fusion_suite().items()
-        if arm in ("000", "111")
-    }
-
-
-#: Suite -> arm -> (model, training): which configurations answer which question.
-SUITES = {
-    "language": _language_suite(),
-    "fusion": _fusion_suite(),
-    "head": _head_suite(),
-    "presets": dict(PRESETS),
-}
-
-
-def suite_configs(suite, data, seeds, block=None, epochs=None):
-    """The experiments of a suite.
-
-    Args:
-        suite: one of `SUITES`.
-        data: a `DataConfig`.
-        seeds: iterable of seeds.
-        block: a `LanguageConfig.source` in place of the suite's own.
-        epochs: a budget in place of the suite's own.
-
-    Returns:
-        {(arm, seed): ExperimentConfig}.
-
-    Raises:
-        ConfigError: no suite of that name.
-    """
-    if suite not in SUITES:
-        raise ConfigError(f"no suite {suite!r}; there are {', '.join(SUITES)}")
-    configs = {}
-    for arm, (model, training) in SUITES[suite].items():
-        if block and model.language:
-            model = replace(model, language=replace(model.language, source=block))
-        if epochs:
-            training = replace(training, epochs=epochs)
-        for seed in seeds:
-            configs[arm, seed] = ExperimentConfig(data, model, training, seed)
-    return configs
-
-
-def run_suite(suite, configs, runs, root=None, show=True, on_bad_case="fail"):
-    """Run every experiment of a suite that is not done yet, and collect them all.
-
-    Every arm and seed is trained before the test set is opened for any of them.
-
-    Args:
-        suite: the suite's name, for the table.
-        configs: from `suite_configs`.
-        runs: the folder of all runs.
-        root: see `sources.data_root`.
-        show: show progress.
-        on_bad_case: see `open_task`.
-
-    Returns:
-        The suite's table: one row per arm, seed, case and structure, with every metric.
-    """
-    trained = fit_suite(suite, configs, runs, root, show, on_bad_case)
-    tables = []
-    for (arm, _), (folder, data) in trained.items():
-        test(folder, data, show)
-        tables.append(collect(folder, suite, arm))
-    return pd.concat(tables, ignore_index=True)
-
-
-def fit_suite(suite, configs, runs, root=None, show=True, on_bad_case="fail"):
-    """Train every experiment of a suite that is not trained yet; the test set stays closed.
-
-    Args: as `run_suite`.
-
-    Returns:
-        {(arm, seed): (run folder, its TaskData)}.
-    """
-    trained = {}
-    for (arm, seed), config in configs.items():
-        if show:
-            print(f"{suite}: arm {arm}, seed {seed}", flush=True)
-        data = open_task(config.data, seed, root, on_bad_case, show)
-        trained[arm, seed] = (fit(config, data, runs, show), data)
-    return trained
-
-
-def trained_runs(configs, runs, root=None):
-    """The experiments of a suite that are trained already.
-
-    Args:
-        configs: from `suite_configs`.
-        runs: the folder of all runs.
-        root: see `sources.data_root`.
-
-    Returns:
-        {(arm, seed): (run folder, its TaskData)}.
-    """
-    found = {}
-    for (arm, seed), config in configs.items():
-        data = open_task(config.data, seed, root, progress=False)
-        folder = run_folder(config, data, runs)
-        if (folder / TRAINED).exists():
-            found[arm, seed] = (folder, data)
-    return found
-
-
 def collect(folder, suite, arm):
     """One run's `cases.csv` with the columns that tell it from other runs."""
     folder = Path(folder)
@@ -386,7 +276,7 @@ def collect(folder, suite, arm):
         "seed": config.seed,
         "task": config.data.task,
         "block": language.source if language else "",
-        "host": "vit",
+        "host": getattr(config.model, "architecture", "vit"),
         "fraction": config.data.fraction,
         "epochs": config.training.epochs,
         "protocol_version": stored["protocol_version"],

@@ -5,10 +5,13 @@
     cases.csv.gz      one row per suite, arm, seed, task, subject, case and structure
     summary.csv       one row per suite, arm, task, structure and metric
     contrasts.csv     one row per compared pair
-    validation.csv    one row per suite, arm and seed: what choices were made by
-    provenance.json   commit, versions, machine, times
+    validation.csv    one row per suite, arm and seed: its run, and what choices were made by
+    tuning.csv        one row per suite, arm and learning rate: from what the rate was chosen
+    provenance.json   commits, versions, machine, times
     figures/          drawn from cases.csv.gz
 
+A study is longer than a machine's patience: the reference grows by the runs that are at hand and
+keeps the others' rows, as long as the suite would still train them just so (same fingerprint).
 Its numbers reach the README through `refresh_readme` alone, between two markers.
 """
 
@@ -21,30 +24,51 @@ from mvl.errors import RunError
 from mvl.experiments import collect
 from mvl.figures import paired_differences, save
 from mvl.files import read_json, write_json, write_table, write_text
-from mvl.metrics import METRICS
 from mvl.statistics import contrasts_table, sentence, summary_table
+from mvl.suites import QUESTIONS, SUITES, TUNING_COLUMNS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 REFERENCE = REPOSITORY / "results" / "reference"
 BEGIN, END = "<!-- results: begin, written by `mvl reference` -->", "<!-- results: end -->"
 
-#: The contrasts that a study reports, named before it is run: (suite, arm, against).
+#: The contrasts that the study reports, named before it was run: (suite, arm, against). The
+#: first is the primary one, the others are Holm's family.
 CONTRASTS = (
+    ("language", "pretrained", "random"),
     ("language", "pretrained", "none"),
+    ("language", "pretrained", "shuffled"),
+    ("language", "pretrained", "identity"),
+    ("language", "pretrained", "vit-mlp"),
+    ("language", "identity", "none"),
+    ("language", "trainable", "none"),
     ("fusion", "010", "000"),
     ("fusion", "001", "000"),
     ("fusion", "111", "000"),
+    ("fusion", "111", "011"),
+    ("head", "conv-111", "conv-000"),
+    ("head", "conv-111", "conv-011"),
+    *(("adaptation", arm, "lora-0") for arm in SUITES["adaptation"] if arm != "lora-0"),
+    *(("data", f"v1-{percent}", f"vit-{percent}") for percent in (10, 30, 100)),
+    *(("peers", arm, "vit") for arm in SUITES["peers"] if arm != "vit"),
+    *(("size", arm, "vit") for arm in SUITES["size"] if arm != "vit"),
     ("presets", "best", "vit"),
 )
 
-#: The README's picture, below the reference's folder.
+#: The README's picture, below the reference's folder: the second contrast, subject by subject.
 PICTURE = Path("figures") / "language_differences.png"
 
-#: The arms of the README's first table.
-ARMS = ("none", "pretrained")
+#: The seeds, and with them the validation folds, of the study.
+SEEDS = (0, 1, 2, 3, 4)
+
+#: What a result's last digits depend on besides its configuration.
+MACHINE = ("system", "capability", "device", "dtype", "threads", "torch")
 
 #: Columns that pandas would otherwise read as numbers ("000") or as missing ("").
-_TEXT = {name: str for name in ("arm", "arm_a", "arm_b", "subject", "case", "block")}
+_TEXT = {
+    name: str
+    for name in ("arm", "arm_a", "arm_b", "subject", "case", "block", "fingerprint", "commit")
+}
+_CELL = ["suite", "arm", "seed"]
 
 
 def read_table(path):
@@ -60,74 +84,132 @@ def read_table(path):
     return table.fillna({name: "" for name in texts})
 
 
-def write_reference(trained, reference=REFERENCE):
-    """Write the reference's tables from finished runs.
+def machine_of(environment):
+    """The entries of a run's environment.json that decide whether its last digits must agree."""
+    return {key: environment[key] for key in MACHINE[:-1]} | {
+        "torch": environment["versions"]["torch"]
+    }
+
+
+def write_reference(trained, expected, tuned, reference=REFERENCE):
+    """Add finished runs to the reference's tables, and draw its pictures again.
 
     Args:
         trained: {(suite, arm, seed): run folder}, trained and tested.
+        expected: {(suite, arm, seed): fingerprint} of every cell that the suites have now; an
+            older row with another fingerprint is dropped.
+        tuned: table of `suites.tuning_table`, of any suites.
         reference: the folder to write to.
 
     Returns:
         The summary.
+
+    Raises:
+        RunError: no row is left; or the runs differ in protocol version, device or number format.
     """
-    tables, validation, places, seconds = [], [], [], 0.0
-    for (suite, arm, seed), folder in trained.items():
-        tables.append(collect(folder, suite, arm))
-        done = read_json(folder / "done.json")
-        places.append(read_json(folder / "environment.json"))
-        seconds += done["seconds"]
-        training = read_json(folder / "config.json")["config"]["training"]
-        validation.append(
-            {
-                "suite": suite,
-                "arm": arm,
-                "seed": seed,
-                "learning_rate": training["learning_rate"],
-                "epochs": training["epochs"],
-                "best_epoch": done["best_epoch"],
-                "validation_dice": done["validation_dice"],
-                "trained_parameters": done["trained_parameters"],
-                "parameters": done["parameters"],
-                "seconds": done["seconds"],
-            }
-        )
-    cases = pd.concat(tables, ignore_index=True)
+    cases, runs = _grown(trained, expected, reference)
     summary = summary_table(cases)
     write_table(reference / "cases.csv.gz", cases)
     write_table(reference / "summary.csv", summary)
     write_table(
         reference / "contrasts.csv", contrasts_table(cases, CONTRASTS, metrics=("dice", "nsd"))
     )
-    first = cases[(cases["suite"] == "language") & (cases["structure"] == "foreground")]
-    save(paired_differences(first, "pretrained", "none"), reference / PICTURE)
-    write_table(reference / "validation.csv", pd.DataFrame(validation))
+    write_table(reference / "validation.csv", runs)
+    write_table(reference / "tuning.csv", _grown_tuning(tuned, runs, reference / "tuning.csv"))
+    language = cases[(cases["suite"] == "language") & (cases["structure"] == "foreground")]
+    save(paired_differences(language, "pretrained", "none"), reference / PICTURE)
+    single = runs.drop_duplicates("fingerprint")
     write_json(
         reference / "provenance.json",
         {
             "written": date.today().isoformat(),
-            "commits": sorted({place["commit"] or "unknown" for place in places}),
-            "machine": {
-                key: sorted({str(place[key]) for place in places})
-                for key in ("system", "capability", "device", "threads", "python")
-            },
-            "versions": places[0]["versions"],
-            "runs": len({folder for folder in trained.values()}),
-            "training_hours": round(seconds / 3600, 2),
+            "commits": sorted(set(single["commit"])),
+            "machine": {key: sorted(set(single[key].astype(str))) for key in MACHINE},
+            "runs": len(single),
+            "training_hours": round(single["seconds"].sum() / 3600, 2),
         },
     )
     return summary
 
 
+def _grown(trained, expected, reference):
+    """(cases, runs): every expected cell that was run, now or for the reference as it is.
+
+    Cells of several suites share a run where they have the same fingerprint.
+    """
+    tables, rows = [], []
+    old_runs, old_cases = pd.DataFrame({"fingerprint": []}), None
+    if (reference / "validation.csv").is_file():
+        old_runs = read_table(reference / "validation.csv")
+        old_cases = read_table(reference / "cases.csv.gz")
+    for (suite, arm, seed), fingerprint in expected.items():
+        cell = {"suite": suite, "arm": arm, "seed": seed}
+        if folder := trained.get((suite, arm, seed)):
+            tables.append(collect(folder, suite, arm))
+            rows.append(cell | _run_row(folder))
+            continue
+        same = old_runs[old_runs["fingerprint"] == fingerprint]
+        if len(same):
+            row = same.iloc[0]
+            of_run = (old_cases[_CELL] == row[_CELL]).all(axis=1)
+            tables.append(old_cases[of_run].assign(suite=suite, arm=arm))
+            rows.append(row.to_dict() | cell)
+    if not rows:
+        raise RunError("no run is finished; 'mvl suite run NAME' trains and tests a suite")
+    runs = pd.DataFrame(rows, columns=[*_CELL, *_RUN_COLUMNS])
+    return _in_order(pd.concat(tables, ignore_index=True), ["case", "structure"]), _in_order(runs)
+
+
+_RUN_COLUMNS = (
+    *("learning_rate", "epochs", "best_epoch", "validation_dice", "trained_parameters"),
+    *("parameters", "seconds", "fingerprint", "commit", *MACHINE),
+)
+
+
+def _run_row(folder):
+    done = read_json(folder / "done.json")
+    training = read_json(folder / "config.json")["config"]["training"]
+    environment = read_json(folder / "environment.json")
+    facts = training | done | machine_of(environment)
+    facts |= {"fingerprint": folder.name, "commit": environment["commit"] or "unknown"}
+    return {name: facts[name] for name in _RUN_COLUMNS}
+
+
+def _in_order(table, rest=()):
+    """Sorted as the suites name their arms, so that equal content gives equal bytes."""
+    place = {(suite, arm): n for n, (suite, arm) in enumerate(_arms())}
+    order = [place[cell] for cell in zip(table["suite"], table["arm"], strict=True)]
+    ordered = table.assign(_order=order).sort_values(["_order", "seed", *rest], kind="stable")
+    return ordered.drop(columns="_order").reset_index(drop=True)
+
+
+def _arms():
+    return [(suite, arm) for suite, arms in SUITES.items() for arm in arms]
+
+
+def _grown_tuning(tuned, runs, path):
+    """Every learning rate that was tried with seed 0, the chosen ones included."""
+    chosen = runs[runs["seed"] == 0]
+    tables = [read_table(path)] if Path(path).is_file() else []
+    table = pd.concat([*tables, tuned, chosen], ignore_index=True)[list(TUNING_COLUMNS)]
+    return _in_order(table.drop_duplicates(TUNING_COLUMNS[:4], keep="last"), ["learning_rate"])
+
+
 def results_section(reference=REFERENCE):
     """The README's results as Markdown: every number from the reference's tables."""
-    summary = read_table(reference / "summary.csv")
-    contrasts = read_table(reference / "contrasts.csv")
-    validation = read_table(reference / "validation.csv")
-    lines = [
-        *_two_arms(summary, contrasts),
-        "",
-        *_combinations(summary, validation, contrasts),
-    ]
+    tables = {
+        name: read_table(reference / f"{name}.csv")
+        for name in ("summary", "contrasts", "validation")
+    }
+    present = [suite for suite in SUITES if suite in set(tables["summary"]["suite"])]
+    lines = _size(tables["summary"])
+    for suite in present:
+        lines += ["", f"### {QUESTIONS[suite]}", "", *_arms_table(suite, **tables)]
+        lines += ["", *_answers(suite, tables["contrasts"])]
+        if suite == "language":
+            lines += ["", f"![{_PICTURE_TEXT}](results/reference/{PICTURE.as_posix()})"]
+        if suite == "fusion":
+            lines += ["", _what_earned_it(tables["summary"])]
     return "\n".join(lines)
 
 
@@ -144,77 +226,62 @@ def refresh_readme(readme=REPOSITORY / "README.md", reference=REFERENCE):
     write_text(readme, f"{before}{BEGIN}\n{results_section(reference)}\n{END}{after}")
 
 
-def _two_arms(summary, contrasts):
-    """Every metric of vit without and with the block."""
-    rows = summary[(summary["suite"] == "language") & (summary["structure"] == "foreground")]
-    first = rows.iloc[0]
-    block = rows.loc[rows["arm"] == "pretrained", "block"].iloc[0]
-    mean = rows.pivot(index="metric", columns="arm", values="mean")
-    spread = rows.pivot(index="metric", columns="arm", values="sd_subjects")
-    lines = [
+_PICTURE_TEXT = "Difference in Dice between vit with the block and vit, subject by subject"
+
+
+def _size(summary):
+    first = summary.iloc[0]
+    return [
         f"{first['task']}, {first['structure']}, native space: {first['n_cases']} test cases of "
-        f"{first['n_subjects']} subjects, {_seeds(first['n_seeds'])}, {first['epochs']} epochs. "
-        "Mean ± standard deviation over subjects.",
-        "",
-        f"| metric | vit | vit + block (`{block}`) |",
-        "|---|---|---|",
+        f"{first['n_subjects']} subjects. Means over seeds and subjects ± standard deviation over "
+        "subjects; validation Dice is on the model's grid and over seeds. Every arm has the "
+        "learning rate, among three, that was best on validation where that was tried "
+        "(`results/reference/tuning.csv`). The language block is "
+        f"`{summary.loc[summary['suite'] == 'language', 'block'].max()}`."
     ]
-    for name, metric in METRICS.items():
-        digits = 2 if metric.unit else 3
-        cells = (f"{mean[arm][name]:.{digits}f} ± {spread[arm][name]:.{digits}f}" for arm in ARMS)
-        lines.append(f"| {_title(name)} | {' | '.join(cells)} |")
-    chosen = contrasts[(contrasts["suite"] == "language") & (contrasts["metric"] == "dice")]
-    picture = f"![Difference in Dice, subject by subject](results/reference/{PICTURE.as_posix()})"
-    return [*lines, "", *(sentence(row) for _, row in chosen.iterrows()), "", picture]
 
 
-def _combinations(summary, validation, contrasts):
-    """The paper's parts on and off, the convolutional head, and what earned what."""
-    dice = summary[(summary["metric"] == "dice") & (summary["structure"] == "foreground")]
-    lines = [
-        "The paper's parts, each on or off, and the convolutional head; same budget, "
-        "validation Dice on the model's grid, test Dice in native space:",
-        "",
-        "| suite | arm | language block | hybrid attention | multi-scale fusion | head "
-        "| trained weights | validation Dice | test Dice |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in validation[validation["suite"].isin(["fusion", "head"])].itertuples():
-        digits = row.arm[-3:]
-        marks = " | ".join("yes" if digit == "1" else "–" for digit in digits)
-        test = dice[(dice["suite"] == row.suite) & (dice["arm"] == row.arm)].iloc[0]
-        lines.append(
-            f"| {row.suite} | `{row.arm}` | {marks} | {'conv' if row.suite == 'head' else 'linear'}"
-            f" | {row.trained_parameters:,} | {row.validation_dice:.3f} "
-            f"| {test['mean']:.3f} ± {test['sd_subjects']:.3f} |"
-        )
-    lines += ["", _what_earned_it(dice)]
-    chosen = contrasts[contrasts["suite"].isin(["fusion", "presets"])]
-    chosen = chosen[(chosen["metric"] == "dice") & (chosen["structure"] == "foreground")]
-    return [*lines, "", *(f"- {sentence(row)}" for _, row in chosen.iterrows())]
+def _arms_table(suite, summary, validation, contrasts):
+    """One row per arm, in the suite's order."""
+    columns = ("arm", "seeds", "trained weights", "learning rate", "validation Dice")
+    columns += ("Dice", "NSD", "HD95 (mm)")
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    own = summary[(summary["suite"] == suite) & (summary["structure"] == "foreground")]
+    for arm in (arm for arm in SUITES[suite] if arm in set(own["arm"])):
+        of_arm = own[own["arm"] == arm].set_index("metric")
+        runs = validation[(validation["suite"] == suite) & (validation["arm"] == arm)]
+        run = runs.iloc[0]
+        cells = [
+            f"`{arm}`",
+            str(len(runs)),
+            f"{run['trained_parameters']:,}",
+            f"{run['learning_rate']:g}",
+            f"{runs['validation_dice'].mean():.3f}",
+            *(
+                f"{of_arm['mean'][name]:.{digits}f} ± {of_arm['sd_subjects'][name]:.{digits}f}"
+                for name, digits in (("dice", 3), ("nsd", 3), ("hd95_mm", 2))
+            ),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
-def _what_earned_it(dice):
+def _answers(suite, contrasts):
+    """A sentence per contrast in Dice."""
+    chosen = contrasts[(contrasts["suite"] == suite) & (contrasts["metric"] == "dice")]
+    chosen = chosen[chosen["structure"] == "foreground"]
+    return [f"- {sentence(row)}" for _, row in chosen.iterrows()]
+
+
+def _what_earned_it(summary):
     """Each part's effect on the test Dice, averaged over the combinations of the others."""
-    mean = dice.set_index(["suite", "arm"])["mean"]
+    dice = summary[(summary["metric"] == "dice") & (summary["structure"] == "foreground")]
+    mean = dice[dice["suite"] == "fusion"].set_index("arm")["mean"]
+    if len(mean) < len(SUITES["fusion"]):
+        return "Not all combinations are there yet."
     effects = []
     for place, part in enumerate(("the language block", "hybrid attention", "multi-scale fusion")):
-        arms = mean["fusion"]
-        on = arms[[arm[place] == "1" for arm in arms.index]].mean()
-        off = arms[[arm[place] == "0" for arm in arms.index]].mean()
+        on = mean[[arm[place] == "1" for arm in mean.index]].mean()
+        off = mean[[arm[place] == "0" for arm in mean.index]].mean()
         effects.append(f"{part} {on - off:+.3f}")
-    plain = mean["head", "conv-000"] - mean["fusion", "000"]
-    full = mean["head", "conv-111"] - mean["fusion", "111"]
-    return (
-        "What earned it, in test Dice averaged over the other parts: "
-        f"{', '.join(effects)}; the convolutional head {plain:+.3f} on the plain model and "
-        f"{full:+.3f} on the full one. `best` is the arm with the highest validation Dice."
-    )
-
-
-def _seeds(number):
-    return f"{number} seed{'' if number == 1 else 's'}"
-
-
-def _title(metric):
-    return {"hd95_mm": "HD95 (mm)", "nsd": "NSD"}.get(metric, metric.capitalize())
+    return f"Averaged over the other parts, in Dice: {', '.join(effects)}."

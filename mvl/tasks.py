@@ -46,6 +46,12 @@ class Task:
     #: Sentences on what was assumed because the folder does not say it.
     assumptions: tuple[str, ...] = ()
 
+    @classmethod
+    def from_dict(cls, facts):
+        """The inverse of `dataclasses.asdict`, from JSON, where tuples are lists and keys texts."""
+        values = {key: tuple(v) if isinstance(v, list) else v for key, v in facts.items()}
+        return cls(**values | {"labels": {int(n): name for n, name in facts["labels"].items()}})
+
     def subject_of(self, case):
         """The subject of a case, where no `subjects.csv` says it.
 

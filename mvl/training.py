@@ -75,7 +75,7 @@ def flushed_subnormals():
 
 
 @flushed_subnormals()
-def train(model, volumes, validation, config, folder, show=True, on_epoch=None):
+def train(model, volumes, validation, config, folder, show=True, on_epoch=None, track=False):
     """Fit a model; leave its best weights and its curves in a folder.
 
     The best epoch is the one with the highest mean Dice over the validation cases, on the

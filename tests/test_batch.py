@@ -232,7 +232,7 @@ def test_two_runs_do_not_write_the_same_results(three):
     folder.mkdir(parents=True)
     with open(folder / ".lock", "w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(RunError, match="another run of profile smoke"):
+        with pytest.raises(RunError, match="another process is running profile smoke"):
             three.run()
     assert three.logged() == []
     assert three.run() == 0

@@ -1,4 +1,4 @@
-"""Run folders and suites."""
+"""Run folders."""
 
 import json
 import shutil
@@ -12,8 +12,9 @@ import torch
 from mvl.config import ExperimentConfig, LanguageConfig, fingerprint
 from mvl.data.loading import open_task
 from mvl.data.sources import find_task
-from mvl.errors import ConfigError, RunError
-from mvl.experiments import SUITES, Run, collect, fit, run_folder, suite_configs, test
+from mvl.errors import RunError
+from mvl.experiments import Run, collect, fit, is_running, run_folder, test
+from mvl.files import locked
 
 open_test_set = test  # pytest would take the name `test` for a test
 del test
@@ -43,7 +44,7 @@ def test_a_run_folder_says_everything_about_its_run(finished):
     names = {path.name for path in folder.iterdir()}
     assert names == {
         *("config.json", "task.json", "split.json", "block.json", "environment.json"),
-        *("curves.csv", "model.safetensors", "trained.json", "cases.csv", "done.json"),
+        *("curves.csv", "model.safetensors", "trained.json", "cases.csv", "done.json", ".lock"),
     }
     stored = json.loads((folder / "config.json").read_text())
     assert ExperimentConfig.from_dict(stored["config"]) == config
@@ -145,17 +146,22 @@ def test_collect_tells_a_run_from_others(finished):
     assert set(table["epochs"]) == {2} and set(table["dtype"]) == {"float32"}
 
 
-def test_suites_differ_in_what_they_ask_and_in_nothing_else():
-    language = {arm: model for arm, (model, _) in SUITES["language"].items()}
-    assert language["none"].language is None and language["pretrained"].language is not None
-    fusion = SUITES["fusion"]
-    assert list(fusion) == ["000", "001", "010", "011", "100", "101", "110", "111"]
-    assert fusion["000"] == SUITES["language"]["none"] == SUITES["presets"]["vit"]
-    assert fusion["100"] == SUITES["language"]["pretrained"]
-    assert fusion["111"] == SUITES["presets"]["v1"]
-    assert len({training for _, training in fusion.values()}) == 1
+def test_two_processes_do_not_train_one_run(tiny, phantom, tmp_path):
+    config = tiny()
+    data = open_task(config.data, 0, phantom, progress=False)
+    folder = run_folder(config, data, tmp_path)
+    with locked(folder, "training this run"):
+        assert is_running(folder)
+        with pytest.raises(RunError, match="another process is training this run"):
+            fit(config, data, tmp_path, show=False)
+    assert not is_running(folder) and not (folder / "config.json").exists()
 
 
-def test_an_unknown_suite_is_named(tiny):
-    with pytest.raises(ConfigError, match="no suite 'nonsense'.*language"):
-        suite_configs("nonsense", tiny().data, [0])
+def test_a_failure_is_written_down_until_the_next_attempt(tiny, phantom, tmp_path):
+    hopeless = tiny(training={"learning_rate": 1e30, "clip_norm": 0.0})
+    data = open_task(hopeless.data, 0, phantom, progress=False)
+    with pytest.raises(RunError, match="the loss became"):
+        fit(hopeless, data, tmp_path, show=False)
+    folder = run_folder(hopeless, data, tmp_path)
+    assert "the loss became" in json.loads((folder / "failed.json").read_text())["reason"]
+    assert not (folder / "trained.json").exists()

@@ -4,6 +4,7 @@ A case is read and resampled once; what is random happens later, on the prepared
 a function of (seed, epoch, case) alone.
 """
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,7 +69,7 @@ def open_task(config, seed, root=None, on_bad_case="fail", progress=True):
     folder = find_task(config.task, root)
     task = read_task(folder)
     listed = list_cases(folder)
-    checked = check_cases(folder, listed, progress=progress)
+    checked = _checked(folder, listed, progress)
     cases = require(listed, checked, on_bad_case)
     split = make_split(cases, config.split_seed, seed % FOLDS, config.fraction)
     check_split(split, cases, checked.image_hashes)
@@ -80,6 +81,23 @@ def open_task(config, seed, root=None, on_bad_case="fail", progress=True):
         split=split,
         skipped=checked.faults,
     )
+
+
+_CHECKED = {}
+
+
+def _checked(folder, cases, progress):
+    """`check_cases`, once a process for files of unchanged size and time of writing.
+
+    A suite opens its task once a cell, and reading every voxel takes seconds.
+    """
+    paths = [folder / "dataset.json", folder / "subjects.csv"]
+    paths += [path for case in cases for path in (case.image, case.label) if path]
+    found = [(str(path), os.stat(path)) for path in paths if os.path.exists(path)]
+    key = tuple((path, facts.st_size, facts.st_mtime_ns) for path, facts in found)
+    if key not in _CHECKED:
+        _CHECKED[key] = check_cases(folder, cases, progress=progress)
+    return _CHECKED[key]
 
 
 def classes_of(task, config):

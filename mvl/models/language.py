@@ -317,6 +317,15 @@ def block_reference(config):
     }
 
 
+def has_rotary(source):
+    """Whether the language model of a source has a rotary position embedding.
+
+    Raises:
+        BlockError: the source cannot be found, reached or understood.
+    """
+    return _Architecture(open_checkpoint(source), -1, 1).family.rotary
+
+
 def describe(source, layer=-1):
     """Sizes of a source, without reading its weights.
 

@@ -184,18 +184,11 @@ def _description(stored, source):
             classes=stored["classes"],
             grid=config.data.grid,
             seed=config.seed,
-            task=_task(stored["task"]),
+            task=Task.from_dict(stored["task"]) if stored["task"] else None,
             data=config.data if stored["data"] else None,
         )
     except (MvlError, TypeError, ValueError, KeyError, AttributeError) as error:
         raise RunError(f"{source}: its config.json is damaged: {error}") from error
-
-
-def _task(facts):
-    if facts is None:
-        return None
-    values = {key: tuple(v) if isinstance(v, list) else v for key, v in facts.items()}
-    return Task(**values | {"labels": {int(n): name for n, name in facts["labels"].items()}})
 
 
 def _check_block(language, stored, source):

@@ -1,0 +1,370 @@
+"""Suites: named sets of experiments, each set an answer to one question, as data.
+
+An arm changes one thing about the model, the training or the data; the arms of a suite share
+everything else, seeds included. What is trained is not trained again, a cell (an arm with a
+seed) that fails is reported and the others go on, and no test case is opened before every
+cell of the suite is trained.
+"""
+
+import itertools
+from dataclasses import dataclass, replace
+
+import pandas as pd
+
+from mvl.config import (
+    PRESETS,
+    ExperimentConfig,
+    ModelConfig,
+    PeerConfig,
+    TrainingConfig,
+)
+from mvl.data.loading import open_task
+from mvl.data.splits import FOLDS
+from mvl.errors import ConfigError, MvlError
+from mvl.experiments import DONE, FAILED, TRAINED, collect, fit, is_running, run_folder, test
+from mvl.files import read_json
+from mvl.models.language import has_rotary
+from mvl.models.sizes import count_parameters, match_size
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What one arm of a suite trains."""
+
+    model: ModelConfig | PeerConfig
+    training: TrainingConfig
+    #: Share of the training and validation subjects; fewer subjects get more epochs, so that
+    #: the number of optimiser steps stays the same.
+    fraction: float = 1.0
+    #: Make the model as large as this arm's, frozen weights included: ("depth" or "mlp", arm).
+    matched: tuple[str, str] | None = None
+
+
+_VIT, _OURS = PRESETS["vit"]
+_BLOCK = PRESETS["v1"][0].language
+
+
+# Every arm's learning rate is the one of `LEARNING_RATES` with the highest validation Dice on
+# Task04 with seed 0 (results/reference/tuning.csv); where none is given it is vit's.
+
+
+def _block(rate=_OURS.learning_rate, **changes):
+    """vit with the frozen block, changed."""
+    model = replace(_VIT, language=replace(_BLOCK, **changes))
+    return Arm(model, replace(_OURS, learning_rate=rate))
+
+
+def _combination(language, hybrid, fusion, head="linear"):
+    """The paper's parts, each on or off."""
+    model = replace(
+        _VIT,
+        language=_BLOCK if language else None,
+        attention="hybrid" if hybrid else "global",
+        fusion=bool(fusion),
+        head=head,
+    )
+    return Arm(model, _OURS)
+
+
+def _vit(**changes):
+    return Arm(_VIT, _OURS, **changes)
+
+
+#: Suite -> arm -> `Arm`.
+SUITES = {
+    # The block against its controls.
+    "language": {
+        "none": _vit(),
+        "pretrained": _block(),
+        "random": _block(control="random"),
+        "shuffled": _block(control="shuffled"),
+        "identity": _block(control="identity"),
+        "trainable": _block(control="trainable"),
+        "vit-mlp": _vit(matched=("mlp", "pretrained")),
+    },
+    # The paper's ablation; the digits are language block, hybrid attention, multi-scale fusion.
+    "fusion": {
+        f"{language}{hybrid}{fusion}": _combination(language, hybrid, fusion)
+        for language, hybrid, fusion in itertools.product((0, 1), repeat=3)
+    },
+    # The convolutional head, without the paper's parts, without the block alone, and with all.
+    "head": {
+        f"conv-{language}{hybrid}{fusion}": _combination(language, hybrid, fusion, "conv")
+        for language, hybrid, fusion in ((0, 0, 0), (0, 1, 1), (1, 1, 1))
+    },
+    # Each arm changes one thing about lora-0, which is the suite language's pretrained.
+    "adaptation": {
+        "lora-0": _block(),
+        "lora-4": _block(lora_rank=4),
+        "lora-16": _block(lora_rank=16),
+        "lora-4-mappers": _block(lora_rank=4, lora_on="mappers"),
+        "lora-4-block": _block(lora_rank=4, lora_on="block"),
+        "layer-first": _block(layer=0),
+        "no-residual": _block(residual=False),
+        "causal": _block(causal=True),
+        "rotary": _block(rotary=True),
+        "before": Arm(replace(_VIT, language=_BLOCK, language_position="before"), _OURS),
+    },
+    # Shares of the training subjects in percent, at equal numbers of optimiser steps.
+    "data": {
+        f"{name}-{percent}": replace(arm, fraction=percent / 100)
+        for name, arm in (("vit", _vit()), ("v1", _combination(1, 1, 1)))
+        for percent in (10, 30, 100)
+    },
+    # Other architectures with the same data, augmentation, budget and evaluation.
+    "peers": {
+        "vit": _vit(),
+        "v1": _combination(1, 1, 1),
+        "best": Arm(*PRESETS["best"]),
+        **{
+            name: Arm(PeerConfig(architecture=name), _OURS)
+            for name in ("unet", "unet++", "unetr", "swin-unetr", "segresnet", "dynunet")
+        },
+    },
+    # vit made as large as vit with the block, frozen weights included.
+    "size": {
+        "vit": _vit(),
+        "vit-depth": _vit(matched=("depth", "pretrained")),
+        "vit-mlp": _vit(matched=("mlp", "pretrained")),
+        "pretrained": _block(),
+    },
+    "presets": {name: Arm(*PRESETS[name]) for name in PRESETS},
+}
+
+
+#: Suite -> the question that it answers.
+QUESTIONS = {
+    "language": "Does the language block help, and is it the pre-training that helps?",
+    "fusion": "Do hybrid attention and multi-scale fusion help?",
+    "head": "Does the block help a model with a convolutional head?",
+    "adaptation": "Does it matter how the block is adapted, and where it stands?",
+    "data": "Does the block help where data is scarce?",
+    "peers": "How do other architectures do?",
+    "size": "Is it size?",
+    "presets": "How do the named models do?",
+}
+
+
+def suite_configs(suite, data, seeds, block=None, epochs=None, arms=None, rates=None, root=None):
+    """The experiments of a suite.
+
+    An arm that the language block's family cannot have (`rotary` without a rotary embedding) is
+    left out.
+
+    Args:
+        suite: one of `SUITES`.
+        data: a `DataConfig`.
+        seeds: iterable of seeds.
+        block: a `LanguageConfig.source` in place of the suite's own.
+        epochs: a budget in place of the suite's own.
+        arms: names of some of its arms; all if None.
+        rates: learning rates to train every arm with, in place of the chosen one; the arms'
+            names then end in "@rate".
+        root: see `sources.data_root`; read for arms with a fraction of the data alone.
+
+    Returns:
+        {(arm, seed): ExperimentConfig}.
+
+    Raises:
+        ConfigError: no suite or no arm of that name.
+        DataError: as `open_task`.
+    """
+    if suite not in SUITES:
+        raise ConfigError(f"no suite {suite!r}; there are {', '.join(SUITES)}")
+    known = SUITES[suite]
+    if unknown := [arm for arm in arms or () if arm not in known]:
+        raise ConfigError(
+            f"suite {suite} has no arm {unknown[0]!r}; its arms are {', '.join(known)}"
+        )
+    configs = {}
+    for name, arm in known.items():
+        if arms and name not in arms:
+            continue
+        model = _with_block(arm.model, block)
+        if model.language and model.language.rotary and not has_rotary(model.language.source):
+            continue
+        if arm.matched:
+            by, other = arm.matched
+            larger = sum(
+                count_parameters(_with_block(SUITES["language"][other].model, block), data.grid)
+            )
+            model = match_size(model, larger, by, data.grid)
+        for rate, seed in itertools.product(rates or (arm.training.learning_rate,), seeds):
+            training = replace(
+                arm.training, learning_rate=rate, epochs=epochs or arm.training.epochs
+            )
+            config = ExperimentConfig(replace(data, fraction=arm.fraction), model, training, seed)
+            if arm.fraction < 1:
+                config = _at_equal_steps(config, data, root)
+            configs[f"{name}@{rate:g}" if rates else name, seed] = config
+    return configs
+
+
+def _with_block(model, block):
+    """The model with its language block from another source, if it has one."""
+    if not (block and model.language):
+        return model
+    return replace(model, language=replace(model.language, source=block))
+
+
+def _at_equal_steps(config, data, root):
+    """The experiment with as many optimiser steps as on all the data, to the nearest epoch."""
+
+    def steps(fraction):
+        part = open_task(replace(data, fraction=fraction), config.seed, root, progress=False)
+        return -(-len(part.split.train) // config.training.batch_size)
+
+    factor = steps(data.fraction) / steps(config.data.fraction)
+    epochs = round(config.training.epochs * factor)
+    return replace(config, training=replace(config.training, epochs=epochs))
+
+
+def run_suite(suite, configs, runs, root=None, show=True, on_bad_case="fail"):
+    """Run every cell of a suite that is not done yet, and collect those that are.
+
+    Args:
+        suite: the suite's name, for the table.
+        configs: from `suite_configs`.
+        runs: the folder of all runs.
+        root: see `sources.data_root`.
+        show: show progress.
+        on_bad_case: see `open_task`.
+
+    Returns:
+        (the suite's table: one row per arm, seed, case and structure, with every metric;
+        {(arm, seed): message} of the cells that failed).
+
+    Raises:
+        MvlError: every cell failed; the message is the first cell's.
+    """
+    trained, failures = fit_suite(suite, configs, runs, root, show, on_bad_case)
+    tables = []
+    for (arm, _), (folder, data) in trained.items():
+        test(folder, data, show)
+        tables.append(collect(folder, suite, arm))
+    if not tables:
+        raise MvlError(next(iter(failures.values())))
+    return pd.concat(tables, ignore_index=True), failures
+
+
+def fit_suite(suite, configs, runs, root=None, show=True, on_bad_case="fail", track=False):
+    """Train every cell of a suite that is not trained yet; the test set stays closed.
+
+    Args: as `run_suite`, and
+        track: see `experiments.fit`.
+
+    Returns:
+        ({(arm, seed): (run folder, its TaskData)}, {(arm, seed): message} of those that failed
+        or that another process is training).
+    """
+    trained, failures = {}, {}
+    for (arm, seed), config in configs.items():
+        if show:
+            print(f"{suite}: arm {arm}, seed {seed}", flush=True)
+        try:
+            data = open_task(config.data, seed, root, on_bad_case, show)
+            trained[arm, seed] = (fit(config, data, runs, show, track=track), data)
+        except MvlError as error:
+            failures[arm, seed] = str(error)
+            print(f"{suite}: arm {arm}, seed {seed} failed: {error}", flush=True)
+    return trained, failures
+
+
+def shard(configs, index, count):
+    """The cells of one of `count` jobs: every count-th, from `index` (1 to count) on.
+
+    Raises:
+        ConfigError: an index out of range.
+    """
+    if not 1 <= index <= count:
+        raise ConfigError(f"shard {index}/{count}: the first number goes from 1 to the second")
+    return dict(list(configs.items())[index - 1 :: count])
+
+
+def status(configs, runs, root=None):
+    """How far a suite is.
+
+    Args:
+        configs: from `suite_configs`.
+        runs: the folder of all runs.
+        root: see `sources.data_root`.
+
+    Returns:
+        A table, a cell a row: arm, seed, fold, state (done, trained, running, failed, stopped
+        or open), epoch and epochs, seconds spent, seconds_left (by the mean pace of those
+        that are trained; NaN where nothing is known), reason of a failure and
+        the run folder's name.
+    """
+    rows = []
+    for (arm, seed), config in configs.items():
+        data = open_task(config.data, seed, root, progress=False)
+        folder = run_folder(config, data, runs)
+        epochs, epoch, spent, reason = config.training.epochs, 0, 0.0, ""
+        if (folder / "curves.csv").exists():
+            epoch = len(pd.read_csv(folder / "curves.csv"))
+        if (folder / TRAINED).exists():
+            state = "done" if (folder / DONE).exists() else "trained"
+            spent = read_json(folder / TRAINED)["seconds"]
+        elif is_running(folder):
+            state = "running"
+        elif (folder / FAILED).exists():
+            state, reason = "failed", read_json(folder / FAILED)["reason"]
+        else:
+            state = "stopped" if epoch else "open"
+        rows.append(
+            {
+                "arm": arm,
+                "seed": seed,
+                "fold": seed % FOLDS,
+                "state": state,
+                "epoch": epoch,
+                "epochs": epochs,
+                "seconds": spent,
+                "reason": reason,
+                "folder": folder.name,
+            }
+        )
+    table = pd.DataFrame(rows)
+    finished = table["state"].isin(["done", "trained"])
+    pace = table.loc[finished, "seconds"].sum() / max(1, table.loc[finished, "epoch"].sum())
+    left = (table["epochs"] - table["epoch"]).where(~finished, 0)
+    table.insert(7, "seconds_left", left * (pace or float("nan")))
+    return table
+
+
+TUNING_COLUMNS = (
+    *("suite", "arm", "seed", "learning_rate"),
+    *("validation_dice", "best_epoch", "epochs", "fingerprint"),
+)
+
+
+def tuning_table(suite, configs, runs, root=None):
+    """What every learning rate gave on validation; the test set plays no part.
+
+    Args:
+        suite: the suite's name.
+        configs: from `suite_configs` with `rates`.
+        runs: the folder of all runs.
+        root: see `sources.data_root`.
+
+    Returns:
+        A table, a trained run a row, with `TUNING_COLUMNS`.
+    """
+    rows = []
+    for (arm, seed), config in configs.items():
+        folder = run_folder(config, open_task(config.data, seed, root, progress=False), runs)
+        if (folder / TRAINED).exists():
+            trained = read_json(folder / TRAINED)
+            rows.append(
+                {
+                    "suite": suite,
+                    "arm": arm.partition("@")[0],
+                    "seed": seed,
+                    "learning_rate": config.training.learning_rate,
+                    "validation_dice": trained["validation_dice"],
+                    "best_epoch": trained["best_epoch"],
+                    "epochs": config.training.epochs,
+                    "fingerprint": folder.name,
+                }
+            )
+    return pd.DataFrame(rows, columns=TUNING_COLUMNS)

@@ -1,0 +1,155 @@
+"""Did I reproduce it? Equal runs pass, tampered ones do not, another machine gets a tolerance."""
+
+import shutil
+
+import pandas as pd
+import pytest
+
+from mvl.cli import main
+from mvl.errors import RunError
+from mvl.experiments import test as open_test_set
+from mvl.files import read_json, sha256_of, write_json, write_table
+from mvl.reference import read_table, write_reference
+from mvl.statistics import summary_table
+from mvl.suites import SUITES, TUNING_COLUMNS, Arm, fit_suite, suite_configs
+from mvl.verify import FALLBACK, tolerance, verify
+
+#: No learning rate was tried but the chosen one.
+NOTHING = pd.DataFrame(columns=TUNING_COLUMNS)
+
+
+@pytest.fixture(scope="module")
+def study(phantom, tmp_path_factory):
+    """(folder of the user's runs, reference made of equal ones): two arms of suite `language`."""
+    from mvl.config import DataConfig, LanguageConfig, ModelConfig, TrainingConfig
+
+    small = {"width": 16, "encoder_depth": 1, "decoder_depth": 1, "heads": 2}
+    training = TrainingConfig(epochs=1, warmup_epochs=0)
+    arms = {
+        "none": Arm(ModelConfig(**small), training),
+        "pretrained": Arm(ModelConfig(**small, language=LanguageConfig(layer=0)), training),
+    }
+    runs, reference = tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("reference")
+    kept = SUITES["language"]
+    SUITES["language"] = arms
+    try:
+        configs = suite_configs("language", DataConfig(grid=(16, 24, 16)), [0, 1])
+        trained, _ = fit_suite("language", configs, runs, phantom, show=False)
+        folders = {}
+        for (arm, seed), (folder, data) in trained.items():
+            open_test_set(folder, data, show=False)
+            folders["language", arm, seed] = folder
+        names = {cell: folder.name for cell, folder in folders.items()}
+        write_reference(folders, names, NOTHING, reference)
+        # The reference grows: rows of runs that are no longer at hand stay, byte for byte.
+        before = (reference / "cases.csv.gz").read_bytes()
+        only = {cell: folder for cell, folder in folders.items() if cell[2] == 1}
+        write_reference(only, names, NOTHING, reference)
+        assert (reference / "cases.csv.gz").read_bytes() == before
+    finally:
+        SUITES["language"] = kept
+    return runs, reference
+
+
+@pytest.fixture
+def mine(study, tmp_path):
+    """A copy of the runs that a test may spoil, and the reference."""
+    runs, reference = study
+    return shutil.copytree(runs, tmp_path / "runs"), reference
+
+
+def tamper(folder, column, add, mend=False):
+    table = read_table(folder / "cases.csv")
+    table.loc[0, column] += add
+    write_table(folder / "cases.csv", table)
+    if mend:
+        done = read_json(folder / "done.json")
+        write_json(folder / "done.json", done | {"cases_sha256": sha256_of(folder / "cases.csv")})
+
+
+def test_equal_runs_agree_to_the_last_digit(mine):
+    runs, reference = mine
+    checks = verify(runs.parent, reference)
+    assert len(checks) == 8 and checks["agrees"].all()
+    assert set(checks["check"]) == {"file", "cases"}
+    assert set(checks["arm"]) == {"none", "pretrained"}
+
+
+@pytest.mark.parametrize(
+    ("column", "add", "mend", "check", "said"),
+    [
+        ("dice", 1e-9, False, "file", "changed after the evaluation"),
+        ("dice", 0.01, True, "file", "contradict each other"),
+        ("hd95_mm", 1e-6, True, "cases", "hd95_mm of hippocampus_"),
+    ],
+)
+def test_a_tampered_cell_is_found(mine, column, add, mend, check, said):
+    runs, reference = mine
+    folder = sorted(runs.iterdir())[0]
+    tamper(folder, column, add, mend)
+    checks = verify(folder, reference).set_index("check")
+    assert not checks["agrees"][check] and said in checks["detail"][check]
+
+
+def elsewhere(folder, change):
+    """Make a run look as if another machine had made it, with metrics moved by `change`."""
+    environment = read_json(folder / "environment.json")
+    write_json(folder / "environment.json", environment | {"capability": "another"})
+    table = read_table(folder / "cases.csv")
+    table["nsd"] = table["nsd"] + change
+    write_table(folder / "cases.csv", table)
+    done = read_json(folder / "done.json")
+    write_json(folder / "done.json", done | {"cases_sha256": sha256_of(folder / "cases.csv")})
+
+
+def test_another_machine_gets_the_noise_between_seeds(mine):
+    runs, reference = mine
+    folder = sorted(runs.iterdir())[0]
+    row = read_table(reference / "validation.csv").set_index("fingerprint").loc[folder.name]
+    summary = read_table(reference / "summary.csv")
+    limit = tolerance(summary, row["suite"], row["arm"], "nsd")
+    elsewhere(folder, 0.9 * limit)
+    checks = verify(folder, reference).set_index("check")
+    assert checks["agrees"]["means"] and "another capability" in checks["detail"]["means"]
+    elsewhere(folder, 0.2 * limit)  # 1.1 of it in all
+    checks = verify(folder, reference).set_index("check")
+    assert not checks["agrees"]["means"] and "furthest off is nsd" in checks["detail"]["means"]
+
+
+def test_tolerances_are_of_the_arm_else_of_the_noisiest(study):
+    cases = read_table(study[1] / "cases.csv.gz")
+    summary = summary_table(cases)
+    means = cases[cases["arm"] == "none"].groupby(["seed", "subject"])["dice"].mean()
+    by_hand = means.groupby("seed").mean().std(ddof=1) * 3 * 2**0.5
+    assert tolerance(summary, "language", "none", "dice") == pytest.approx(by_hand)
+    own = summary[summary["metric"] == "dice"].set_index("arm")["sd_seeds"]
+    largest = tolerance(summary, "fusion", "010", "dice")
+    assert largest == pytest.approx(3 * 2**0.5 * own.max())
+    single = summary_table(cases[cases["seed"] == 0])
+    assert tolerance(single, "language", "none", "dice") == FALLBACK[""]
+    assert tolerance(single, "language", "none", "hd95_mm") == FALLBACK["mm"]
+
+
+def test_missing_cases_and_unknown_runs_are_no_agreement(mine, tmp_path):
+    runs, reference = mine
+    folder = sorted(runs.iterdir())[0]
+    table = read_table(folder / "cases.csv")
+    write_table(folder / "cases.csv", table.iloc[1:])
+    checks = verify(folder, reference).set_index("check")
+    assert not checks["agrees"]["file"] and not checks["agrees"]["cases"]
+
+    stranger = shutil.copytree(sorted(runs.iterdir())[1], tmp_path / "0123456789abcdef")
+    checks = verify(stranger, reference).set_index("check")
+    assert checks["agrees"]["cases"] is None and checks["agrees"]["file"]
+    with pytest.raises(RunError, match="holds no finished run"):
+        verify(tmp_path / "nowhere", reference)
+
+
+def test_the_command_says_it_and_exits_accordingly(mine, monkeypatch, capsys):
+    runs, reference = mine
+    monkeypatch.setattr("mvl.verify.verify.__defaults__", (reference,))
+    assert main(["verify", str(runs)]) == 0
+    assert "Reproduced: 4 of 4 runs" in capsys.readouterr().out
+    tamper(sorted(runs.iterdir())[0], "dice", 0.001)
+    assert main(["verify", str(runs)]) == 1
+    assert "DIFFERS" in capsys.readouterr().out
