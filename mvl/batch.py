@@ -34,6 +34,11 @@ PROFILE_KEYS = {
     "block": str,
     "epochs": int,
     "seeds": list,
+    "language_arms": list,
+    "fusion_arms": list,
+    "adaptation_arms": list,
+    "data_arms": list,
+    "peers_arms": list,
 }
 
 

@@ -391,11 +391,11 @@ def _reference(options):
     from mvl.config import LEARNING_RATES, DataConfig
     from mvl.data.loading import open_task
     from mvl.experiments import TRAINED, run_folder, test
-    from mvl.reference import SEEDS, refresh_readme, write_reference
+    from mvl.reference import SEEDS, measure_mechanism, refresh_readme, write_reference
     from mvl.suites import SUITES, suite_configs, tuning_table
 
     data, runs = DataConfig(task=options.task), options.results / "runs"
-    trained, expected, tuned = {}, {}, []
+    trained, expected, tuned, measured = {}, {}, [], []
     for suite in SUITES:
         for (arm, seed), config in suite_configs(suite, data, SEEDS, root=options.root).items():
             task = open_task(config.data, seed, options.root, progress=False)
@@ -405,8 +405,10 @@ def _reference(options):
             if chosen and (folder / TRAINED).exists():
                 test(folder, task)
                 trained[suite, arm, seed] = folder
+                measured.append(measure_mechanism(suite, folder, task))
         rates = suite_configs(suite, data, [0], rates=LEARNING_RATES, root=options.root)
         tuned.append(tuning_table(suite, rates, runs, options.root))
-    write_reference(trained, expected, pd.concat(tuned))
+    found = [table for table in measured if table is not None]
+    write_reference(trained, expected, pd.concat(tuned), found)
     refresh_readme()
     print(f"{len(set(trained.values()))} runs added")

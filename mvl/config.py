@@ -175,7 +175,7 @@ class ExperimentConfig:
     """
 
     data: DataConfig = field(default_factory=DataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: ModelConfig | PeerConfig = field(default_factory=ModelConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     seed: int = 0
 
@@ -273,9 +273,13 @@ def _value(hint, value, path):
     """Hold one JSON value against a field's type."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is types.UnionType:
-        if value is None:
+        if value is None and types.NoneType in arguments:
             return None
-        return _value(next(a for a in arguments if a is not types.NoneType), value, path)
+        kinds = [kind for kind in arguments if kind is not types.NoneType]
+        # Of two kinds of model, the one that has the first key is meant.
+        named = isinstance(value, dict) and next(iter(value), None)
+        own = (kind for kind in kinds if named in {f.name for f in dataclasses.fields(kind)})
+        return _value(next(own, kinds[0]), value, path)
     if dataclasses.is_dataclass(hint):
         return _from_dict(hint, value, f"{path}.")
     if origin is Literal:

@@ -9,8 +9,10 @@ from mvl import figures
 from mvl.data.sources import read_label, read_volume
 from mvl.evaluation import segment
 from mvl.files import read_json
+from mvl.mechanism import MEASURES, defined
 from mvl.metrics import METRICS
-from mvl.reference import REFERENCE, REPOSITORY, read_table
+from mvl.reference import CONTRASTS, REFERENCE, REPOSITORY, read_table
+from mvl.statistics import contrasts_table, sentence, summary_table
 
 
 def markdown(text):
@@ -135,32 +137,122 @@ def benchmark(name):
     return pd.Series(own, name=name).to_frame()
 
 
-def reference_suite(suite):
-    """The committed reference of a suite: its size in words, then its arms by metric.
+def paper_numbers(models, metric="dice", task=None):
+    """The paper's own numbers (mvl/paper.csv), with where they stand.
 
     Args:
-        suite: a name of `experiments.SUITES`.
+        models: names as the paper has them, such as "ViT".
+        metric: a metric of the file.
+        task: a task's name, or None for all that the paper gives.
 
     Returns:
-        An IPython Markdown object; it says so where there is no reference yet.
+        A table, a number a row.
     """
-    path = REFERENCE / "summary.csv"
-    table = read_table(path) if path.is_file() else pd.DataFrame({"suite": []})
-    table = table[table["suite"] == suite]
-    if table.empty:
-        return markdown(f"There is no committed reference of the suite `{suite}` yet.")
-    table = table[table["structure"] == "foreground"]
+    table = pd.read_csv(REPOSITORY / "mvl" / "paper.csv")
+    table = table[table["model"].isin(models) & (table["metric"] == metric)]
+    if task:
+        table = table[table["task"] == task]
+    shown = ["model", "version", "task", "metric", "value", "what", "source"]
+    return table[shown].reset_index(drop=True)
+
+
+def reference_cases(suite):
+    """The committed reference's rows of a suite, of the foreground; empty where it has none."""
+    path = REFERENCE / "cases.csv.gz"
+    table = read_table(path) if path.is_file() else pd.DataFrame({"suite": [], "structure": []})
+    return table[(table["suite"] == suite) & (table["structure"] == "foreground")]
+
+
+def suite_means(cases):
+    """A suite's arms by metric: means over seeds and subjects, and their number.
+
+    Args:
+        cases: rows of one suite and task.
+
+    Returns:
+        An IPython Markdown object; it says so where there is no row.
+    """
+    if cases.empty:
+        return markdown("Nothing of this suite is there.")
+    table = summary_table(cases[cases["structure"] == cases["structure"].iloc[0]])
+    arms = list(dict.fromkeys(cases["arm"]))
+    mean = table.pivot(index="arm", columns="metric", values="mean")
+    seeds = table.drop_duplicates("arm").set_index("arm")["n_seeds"]
     first = table.iloc[0]
-    seeds = f"{first['n_seeds']} seed{'' if first['n_seeds'] == 1 else 's'}"
-    arms = list(dict.fromkeys(table["arm"]))
-    mean = table.pivot(index="metric", columns="arm", values="mean")
+    synthetic = "**Synthetic data.** " if first["synthetic"] else ""
     lines = [
-        f"**Reference: {first['task']}, {first['n_subjects']} test subjects, {seeds}, "
-        f"{first['epochs']} epochs.** Means over subjects.",
+        f"{synthetic}{first['task']}, {first['structure']}, {first['n_cases']} test cases of "
+        f"{first['n_subjects']} subjects; means over seeds and subjects.",
         "",
-        f"| metric | {' | '.join(arms)} |",
-        "|---" * (len(arms) + 1) + "|",
+        f"| arm | seeds | {' | '.join(METRICS)} |",
+        "|---" * (len(METRICS) + 2) + "|",
     ]
-    for metric in METRICS:
-        lines.append(f"| {metric} | {' | '.join(f'{mean[arm][metric]:.3f}' for arm in arms)} |")
+    for arm in arms:
+        values = " | ".join(f"{mean[metric][arm]:.3f}" for metric in METRICS)
+        lines.append(f"| {arm} | {seeds[arm]} | {values} |")
     return markdown("\n".join(lines))
+
+
+def suite_answer(suite, cases):
+    """What a suite says: one generated sentence for each of its contrasts, in Dice.
+
+    Args:
+        suite: a name of `suites.SUITES`.
+        cases: its rows; of this profile, or of the reference.
+
+    Returns:
+        An IPython Markdown object.
+    """
+    pairs = [pair for pair in CONTRASTS if pair[0] == suite]
+    table = contrasts_table(cases, pairs) if len(cases) else cases
+    if table.empty:
+        return markdown("No two arms to compare are there.")
+    return markdown("\n".join(f"- {sentence(row)}" for _, row in table.iterrows()))
+
+
+def mechanism(table):
+    """What `mvl.mechanism` measured: shows its figure, and gives a sentence a comparison.
+
+    Args:
+        table: rows of the suite `language` from `mvl.mechanism.beside_metrics`, or from
+            `mvl.reference.mechanism_table`; may be empty.
+
+    Returns:
+        An IPython Markdown object; it says so where there is nothing to compare.
+    """
+    from IPython.display import display
+
+    if table.empty:
+        return markdown("The mechanism is not measured here.")
+    kept, left_out = defined(table)
+    if kept.empty:
+        return markdown(
+            f"Not one of {len(left_out)} cases has patches that are at least half foreground "
+            "beside patches that are not: the structure is too small for the patch."
+        )
+    display(figures.mechanism(table))
+    pairs = [pair for pair in CONTRASTS if pair[0] == "language"]
+    found = contrasts_table(kept, pairs, tuple(MEASURES))
+    lines = [f"- {sentence(row)}" for _, row in found.iterrows()]
+    if left_out:
+        lines.append(f"- Left out, for want of patches of both kinds: {', '.join(left_out)}.")
+    return markdown("\n".join(lines))
+
+
+def reference_costs(suite):
+    """Weights, training time and Dice of the arms of a suite in the committed reference.
+
+    Returns:
+        A table, an arm a row: trained_parameters, parameters, minutes (of training, a mean over
+        seeds, on the machine of the reference's provenance.json), dice.
+    """
+    path = REFERENCE / "validation.csv"
+    runs = read_table(path) if path.is_file() else pd.DataFrame({"suite": [], "arm": []})
+    runs = runs[runs["suite"] == suite]
+    if runs.empty:
+        return markdown(f"There is no committed reference of the suite `{suite}` yet.")
+    table = runs.groupby("arm", sort=False)[["trained_parameters", "parameters", "seconds"]].mean()
+    table["minutes"] = (table.pop("seconds") / 60).round(1)
+    cases = reference_cases(suite).groupby(["arm", "seed", "subject"])["dice"].mean()
+    table["dice"] = cases.groupby("arm").mean().round(3)
+    return table.astype({"trained_parameters": int, "parameters": int})

@@ -30,7 +30,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from mvl.config import PROTOCOL_VERSION, ExperimentConfig, fingerprint
+from mvl.config import PROTOCOL_VERSION, ExperimentConfig, PeerConfig, fingerprint
 from mvl.data.loading import Preparation, classes_of
 from mvl.data.splits import Split
 from mvl.errors import MvlError, RunError
@@ -38,6 +38,7 @@ from mvl.evaluation import evaluate
 from mvl.files import is_locked, locked, read_json, sha256_of, write_json, write_table
 from mvl.metrics import METRICS
 from mvl.models.language import block_reference
+from mvl.models.peers import build_peer
 from mvl.models.segmenter import build_segmenter
 from mvl.tasks import Task
 from mvl.training import WEIGHTS, load_weights, train
@@ -231,8 +232,9 @@ class Run:
 
 
 def _build(config, task):
+    build = build_peer if isinstance(config.model, PeerConfig) else build_segmenter
     classes = classes_of(task, config.data)
-    return build_segmenter(config.model, len(task.channels), classes, config.data.grid, config.seed)
+    return build(config.model, len(task.channels), classes, config.data.grid, config.seed)
 
 
 def environment(config):

@@ -16,6 +16,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
 from nibabel.orientations import apply_orientation, io_orientation
 
+from mvl.errors import RunError
 from mvl.files import written
 from mvl.metrics import METRICS
 from mvl.statistics import BOUND, contrast
@@ -577,6 +578,78 @@ def paired_differences(cases, arm_a, arm_b, metric="dice"):
 
 
 @_figure
+def arm_means(cases, metric="dice"):
+    """Each arm's mean with its 95 % interval, and a small dot per seed, an arm a row.
+
+    The interval is of the arm itself, subjects and seeds resampled; whether two arms differ is
+    for their paired difference to say, which is narrower.
+
+    Args:
+        cases: rows of one suite, task and structure, as in `mvl.statistics`.
+        metric: a name of `mvl.metrics.METRICS`.
+    """
+    arms = list(dict.fromkeys(cases["arm"]))
+    figure, axes = plt.subplots(figsize=(7.5, 0.42 * len(arms) + 1.3))
+    for place, arm in enumerate(arms):
+        own = cases[cases["arm"] == arm]
+        low, mean, high = _mean_and_interval(own, metric)
+        per_seed = own.groupby(["seed", "subject"])[metric].mean().groupby("seed").mean()
+        axes.plot([low, high], [place] * 2, color=colour_of(arm), linewidth=2)
+        axes.plot(mean, place, "o", color=colour_of(arm), markersize=8)
+        if len(per_seed) > 1:
+            marks = axes.scatter(per_seed, [place + 0.25] * len(per_seed), s=12, linewidth=0)
+            marks.set_color(colour_of(arm))
+    axes.set_yticks(range(len(arms)), arms)
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    seeds = cases.groupby("arm")["seed"].nunique()
+    size = f"{cases['subject'].nunique()} test subjects, "
+    size += f"{seeds.min()} to " * bool(seeds.min() < seeds.max()) + f"{seeds.max()} seed"
+    size += "s" * bool(seeds.max() > 1)
+    unit = f" ({METRICS[metric].unit})" if METRICS[metric].unit else ""
+    axes.set(
+        title=f"{_name(metric)}, mean and 95 % interval: {size}", xlabel=f"{_name(metric)}{unit}"
+    )
+    _note_synthetic(figure, bool(cases["synthetic"].iloc[0]))
+    return figure
+
+
+@_figure
+def part_effects(cases, metric="dice"):
+    """What each of the paper's parts earns, averaged over the combinations of the other two.
+
+    A dot is a subject's difference, part on minus part off; beside it stands the mean with its
+    95 % interval, subjects and seeds resampled.
+
+    Args:
+        cases: rows of the suite `fusion`, all eight arms, of one task and structure.
+        metric: a name of `mvl.metrics.METRICS`.
+    """
+    parts = ("language block", "hybrid attention", "multi-scale fusion")
+    figure, axes = plt.subplots(figsize=(7, 3.6))
+    axes.axhline(0, color=BLACK, linewidth=1)
+    for place in range(len(parts)):
+        on = cases["arm"].str[place] == "1"
+        sides = cases.assign(arm=np.where(on, "on", "off"))
+        keys = ["seed", "subject", "case", "structure", "arm", "synthetic"]
+        sides = sides.groupby(keys, as_index=False)[metric].mean()
+        row = contrast(sides, "on", "off", metric)
+        values = subject_differences(sides, "on", "off", metric)
+        across = np.linspace(-0.3, 0.1, len(values))
+        colour = (BLUE, ORANGE, GREEN)[place]
+        axes.scatter(place + across, values, s=14, alpha=0.5, color=colour, linewidth=0)
+        axes.plot([place + 0.25] * 2, [row["ci_low"], row["ci_high"]], color=colour, linewidth=2)
+        axes.plot(place + 0.25, row["difference"], "o", color=colour)
+    axes.set_xticks(range(3), parts)
+    axes.grid(axis="x", visible=False)
+    axes.set(
+        title="A dot is a subject; mean and 95 % interval", ylabel=f"{_name(metric)}, on - off"
+    )
+    _note_synthetic(figure, bool(cases["synthetic"].iloc[0]))
+    return figure
+
+
+@_figure
 def metric_differences(contrasts):
     """The difference in every metric with its 95 % interval; to the right is better for arm_a.
 
@@ -650,3 +723,69 @@ def attention_mix(mixes):
     axes.grid(False)
     figure.colorbar(picture, ax=axes, ticks=[0, 0.5, 1])
     return figure
+
+
+@_figure
+def mechanism(table):
+    """How well the language part's norms tell foreground patches from the others, arm by arm.
+
+    A dot is a subject, averaged over its cases and the seeds; beside the dots stand the mean and
+    its 95 % interval, by the bootstrap of `mvl.statistics.contrast` against a constant. A case
+    without an AUROC is left out of every arm, and the figure says how many there are.
+
+    Args:
+        table: rows of one suite, task and structure as `mvl.mechanism.beside_metrics` gives them,
+            of any number of arms and seeds.
+
+    Raises:
+        RunError: as `mvl.statistics.contrast`; or no case has an AUROC.
+    """
+    panels = {"auroc_update": "What the block writes", "auroc_change": "Change of the stream"}
+    undefined = table.loc[table[list(panels)].isna().any(axis=1), "case"].unique()
+    rows = table[~table["case"].isin(undefined)]
+    if rows.empty:
+        raise RunError("no case has foreground and background patches, so that there is no AUROC")
+    arms = list(rows["arm"].unique())
+    figure, axes = plt.subplots(1, 2, figsize=(max(7, 1.7 * len(arms) + 2.4), 3.8), sharey=True)
+    for axis, (measure, title) in zip(axes, panels.items(), strict=True):
+        axis.axhline(0.5, color=GREY, linewidth=1, linestyle=":", label="chance")
+        for place, arm in enumerate(arms):
+            own = rows[rows["arm"] == arm]
+            by_seed = own.groupby(["subject", "seed"])[measure].mean()
+            values = by_seed.groupby("subject").mean().sort_values()
+            # In order of size from left to right, so that no dot hides another.
+            across = np.linspace(-0.3, 0.1, len(values)) if len(values) > 1 else [-0.1]
+            axis.scatter(place + across, values, s=14, alpha=0.5, color=colour_of(arm), linewidth=0)
+            low, mean, high = _mean_and_interval(own, measure)
+            axis.plot([place + 0.25] * 2, [low, high], color=colour_of(arm), linewidth=2)
+            axis.plot(place + 0.25, mean, "o", color=colour_of(arm))
+        axis.set_xticks(range(len(arms)), arms)
+        axis.set_xlim(-0.5, len(arms) - 0.5)
+        axis.grid(axis="x", visible=False)
+        axis.set(title=title, ylim=(0, 1))
+    axes[0].set_ylabel("AUROC, foreground patches")
+    subjects, seeds = rows["subject"].nunique(), rows.groupby("arm")["seed"].nunique()
+    fewest, most = int(seeds.min()), int(seeds.max())
+    note = f"{subjects} subject{'s' * (subjects != 1)}, "
+    note += f"{fewest} to " * (fewest < most) + f"{most} seed{'s' * (most != 1)}"
+    if len(undefined):
+        cases = table["case"].nunique()
+        note += f"; {len(undefined)} of {cases} cases left out: patches of one kind only"
+    figure.suptitle(f"Does the language part act on the structure?\n{note}", x=0.01, ha="left")
+    handles = [
+        *axes[0].get_legend_handles_labels()[0],
+        Line2D([], [], marker="o", linestyle="", color=GREY, alpha=0.5, markersize=4),
+        Line2D([], [], marker="o", color=GREY, linewidth=2),
+    ]
+    figure.legend(handles, ["chance", "a subject", "mean, 95 %"], loc="outside right center")
+    _note_synthetic(figure, bool(table["synthetic"].iloc[0]))
+    return figure
+
+
+def _mean_and_interval(rows, measure):
+    """(low, mean, high) of one arm's column, with subjects and seeds resampled."""
+    # `contrast` knows the metrics of `METRICS` alone: the column is lent the name of one that,
+    # like it, has no unit. Nothing but the interval of the difference is taken from the result.
+    own = rows.assign(dice=rows[measure])
+    found = contrast(pd.concat([own, own.assign(arm="zero", dice=0.0)]), own["arm"].iloc[0], "zero")
+    return found["ci_low"], found["difference"], found["ci_high"]

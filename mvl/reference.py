@@ -6,6 +6,7 @@
     summary.csv       one row per suite, arm, task, structure and metric
     contrasts.csv     one row per compared pair
     validation.csv    one row per suite, arm and seed: its run, and what choices were made by
+    mechanism.csv.gz  one row per run with a language part and test case: what `mvl.mechanism` found
     tuning.csv        one row per suite, arm and learning rate: from what the rate was chosen
     provenance.json   commits, versions, machine, times
     figures/          drawn from cases.csv.gz
@@ -21,9 +22,10 @@ from pathlib import Path
 import pandas as pd
 
 from mvl.errors import RunError
-from mvl.experiments import collect
+from mvl.experiments import Run, collect
 from mvl.figures import paired_differences, save
 from mvl.files import read_json, write_json, write_table, write_text
+from mvl.mechanism import patch_auroc
 from mvl.statistics import contrasts_table, sentence, summary_table
 from mvl.suites import QUESTIONS, SUITES, TUNING_COLUMNS
 
@@ -91,7 +93,46 @@ def machine_of(environment):
     }
 
 
-def write_reference(trained, expected, tuned, reference=REFERENCE):
+def measure_mechanism(suite, folder, data, reference=REFERENCE):
+    """What `mvl.mechanism` finds in a tested run, for `write_reference`.
+
+    Args:
+        suite: the run's suite; measured in `language` alone.
+        folder: the run folder.
+        data: its `TaskData`.
+        reference: a run that stands in its mechanism.csv.gz already is not measured again.
+
+    Returns:
+        A case a row, with the run's fingerprint; None where there is nothing to measure.
+    """
+    path = reference / "mechanism.csv.gz"
+    known = set(read_table(path)["fingerprint"]) if path.is_file() else set()
+    if suite != "language" or Path(folder).name in known:
+        return None
+    run = Run.load(folder)
+    if run.config.model.language is None:
+        return None
+    found = patch_auroc(run.model, data.side("test"), run.preparation, show=False)
+    return found.assign(fingerprint=Path(folder).name)
+
+
+def mechanism_table(reference=REFERENCE):
+    """The reference's mechanism beside the metrics of the same runs, as `mvl.mechanism` has it.
+
+    Returns:
+        A table that `figures.mechanism` and `contrasts_table` take; empty if nothing is measured.
+    """
+    path = reference / "mechanism.csv.gz"
+    if not path.is_file():
+        return pd.DataFrame()
+    runs = read_table(reference / "validation.csv")
+    runs = runs.loc[runs["suite"] == "language", [*_CELL, "fingerprint"]]
+    found = read_table(path).merge(runs, on="fingerprint").drop(columns="fingerprint")
+    cases = read_table(reference / "cases.csv.gz")
+    return cases.merge(found, on=[*_CELL, "subject", "case", "structure"])
+
+
+def write_reference(trained, expected, tuned, measured=(), reference=REFERENCE):
     """Add finished runs to the reference's tables, and draw its pictures again.
 
     Args:
@@ -99,6 +140,7 @@ def write_reference(trained, expected, tuned, reference=REFERENCE):
         expected: {(suite, arm, seed): fingerprint} of every cell that the suites have now; an
             older row with another fingerprint is dropped.
         tuned: table of `suites.tuning_table`, of any suites.
+        measured: tables of `measure_mechanism`.
         reference: the folder to write to.
 
     Returns:
@@ -116,6 +158,14 @@ def write_reference(trained, expected, tuned, reference=REFERENCE):
     )
     write_table(reference / "validation.csv", runs)
     write_table(reference / "tuning.csv", _grown_tuning(tuned, runs, reference / "tuning.csv"))
+    mechanism = list(measured)
+    if (reference / "mechanism.csv.gz").is_file():
+        mechanism.insert(0, read_table(reference / "mechanism.csv.gz"))
+    if mechanism:
+        table = pd.concat(mechanism, ignore_index=True)
+        table = table[table["fingerprint"].isin(runs["fingerprint"])]
+        table = table.sort_values(["fingerprint", "case"])
+        write_table(reference / "mechanism.csv.gz", table)
     language = cases[(cases["suite"] == "language") & (cases["structure"] == "foreground")]
     save(paired_differences(language, "pretrained", "none"), reference / PICTURE)
     single = runs.drop_duplicates("fingerprint")

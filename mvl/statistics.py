@@ -30,7 +30,10 @@ import pandas as pd
 from scipy import stats
 
 from mvl.errors import RunError
-from mvl.metrics import METRICS
+from mvl.metrics import MECHANISM, METRICS
+
+#: Whatever may be compared between arms.
+COMPARED = METRICS | MECHANISM
 
 #: Differences below this are negligible, in every metric without a unit (0.01 is one Dice point).
 BOUND = 0.01
@@ -111,7 +114,7 @@ def contrast(
     differences = _paired_differences(cases, arm_a, arm_b, metric)
     n_seeds, n_subjects = differences.shape
     difference = float(differences.mean())
-    margin = bound if METRICS[metric].unit == "" else None
+    margin = bound if COMPARED[metric].unit == "" else None
 
     row = {
         "arm_a": arm_a,
@@ -157,7 +160,7 @@ def verdict(metric, ci_low, ci_high, p, p_tost, bound=BOUND):
         p_tost: of the test of equivalence at `bound`.
         bound: the largest negligible difference.
     """
-    facts = METRICS[metric]
+    facts = COMPARED[metric]
     gain_low = ci_low if facts.larger_is_better else -ci_high
     gain_high = ci_high if facts.larger_is_better else -ci_low
     better = p < ALPHA and gain_low >= 0
@@ -299,8 +302,8 @@ def sentence(row) -> str:
     Args:
         row: one row of `contrasts_table`, as a Series or a mapping.
     """
-    facts = METRICS[row["metric"]]
-    name = {"hd95_mm": "HD95", "nsd": "NSD"}.get(facts.name, facts.name.capitalize())
+    facts = COMPARED[row["metric"]]
+    name = _IN_WORDS.get(facts.name, facts.name.capitalize())
     digits, unit = (2, " mm") if facts.unit else (4, "")
     where = f"{row['task']}, {row['structure']}"
     size = f"{_count(row['n_subjects'], 'subject')}, {_count(row['n_seeds'], 'seed')}"
@@ -322,6 +325,14 @@ def sentence(row) -> str:
     else:
         text += " No language block is involved."
     return f"Synthetic data: {text}" if row["synthetic"] else text
+
+
+_IN_WORDS = {
+    "hd95_mm": "HD95",
+    "nsd": "NSD",
+    "auroc_update": "AUROC of the block's update",
+    "auroc_change": "AUROC of the stream's change",
+}
 
 
 def _verdict_in_words(row):
@@ -360,8 +371,8 @@ def _check_unmixed(cases, columns):
 
 def _subject_matrix(cases, metric, arm=None):
     """The (seeds, subjects) frame of one arm's metric, cases of a subject averaged."""
-    if metric not in METRICS or metric not in cases:
-        known = ", ".join(name for name in METRICS if name in cases)
+    if metric not in COMPARED or metric not in cases:
+        known = ", ".join(name for name in COMPARED if name in cases)
         raise RunError(f"the table has no metric {metric!r}; it has {known}")
     if cases.empty:
         raise RunError(f"the table has no case of the arm {arm!r}; run that arm first")

@@ -231,8 +231,8 @@ def run_suite(suite, configs, runs, root=None, show=True, on_bad_case="fail"):
         on_bad_case: see `open_task`.
 
     Returns:
-        (the suite's table: one row per arm, seed, case and structure, with every metric;
-        {(arm, seed): message} of the cells that failed).
+        (the suite's table: one row per arm, seed, case and structure, with every metric, empty
+        for an empty `configs`; {(arm, seed): message} of the cells that failed).
 
     Raises:
         MvlError: every cell failed; the message is the first cell's.
@@ -242,9 +242,9 @@ def run_suite(suite, configs, runs, root=None, show=True, on_bad_case="fail"):
     for (arm, _), (folder, data) in trained.items():
         test(folder, data, show)
         tables.append(collect(folder, suite, arm))
-    if not tables:
+    if failures and not tables:
         raise MvlError(next(iter(failures.values())))
-    return pd.concat(tables, ignore_index=True), failures
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(), failures
 
 
 def fit_suite(suite, configs, runs, root=None, show=True, on_bad_case="fail", track=False):

@@ -5,30 +5,66 @@ next epoch depends on: trained weights, the optimiser's moments and, as JSON in 
 epoch, the schedule and the curves. Order and augmentation are functions of (seed, epoch, case)
 and dropout is seeded by (seed, epoch), so a resumed training gives the curve that an undisturbed
 one would have given. Nothing is pickled.
+
+Several processes can train one experiment together (`torchrun --nproc_per_node N -m mvl train`).
+Each takes its share of every batch, so that the curves are those of one process at the same
+batch size, up to the order of summation; dropout alone draws other numbers. Only the main
+process writes.
 """
 
 import contextlib
 import json
 import math
+import os
 import time
 from pathlib import Path
 
 import pandas as pd
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list, gather_object
 from monai.losses import DiceCELoss
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from mvl.config import derive_seed
+from mvl.config import PeerConfig, derive_seed
 from mvl.data.loading import training_batches
-from mvl.errors import RunError
+from mvl.errors import ConfigError, RunError
 from mvl.files import write_table, written
 from mvl.metrics import dice_per_case
 from mvl.progress import Progress
 
 STATE, WEIGHTS, CURVES = "state.safetensors", "model.safetensors", "curves.csv"
+
+
+def processes():
+    """The processes that train together: this one alone, or those that torchrun has started.
+
+    Returns:
+        accelerate's `PartialState`: `num_processes`, `process_index`, `is_main_process`,
+        `wait_for_everyone()`. Under torchrun the first call waits for the other processes.
+    """
+    # Without a GPU accelerate takes no notice of torchrun, and every process would train alone,
+    # unless the CPU is asked for.
+    launched = "LOCAL_RANK" in os.environ
+    return PartialState(cpu=launched and not torch.accelerator.is_available())
+
+
+def agreed(value):
+    """The main process' `value`, in every process; each of them has to call."""
+    processes()
+    return broadcast_object_list([value])[0]
+
+
+def require_tensorboard():
+    """Raise a `ConfigError` where `train(track=True)` could not write."""
+    try:
+        import torch.utils.tensorboard  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            'tracking writes for TensorBoard, which is missing here: pip install "mvl[track]"'
+        ) from error
 
 
 def segmentation_loss(target):
@@ -79,7 +115,8 @@ def train(model, volumes, validation, config, folder, show=True, on_epoch=None, 
     """Fit a model; leave its best weights and its curves in a folder.
 
     The best epoch is the one with the highest mean Dice over the validation cases, on the
-    model's grid. A folder with the state of an unfinished training is resumed.
+    model's grid. A folder with the state of an unfinished training is resumed, by as many
+    processes as there are now. Processes that train together must share the folder.
 
     Args:
         model: a `MedVisionLlama`, as `build_segmenter` gives it.
@@ -88,18 +125,34 @@ def train(model, volumes, validation, config, folder, show=True, on_epoch=None, 
         config: the `ExperimentConfig`.
         folder: the run folder; gets `model.safetensors` and `curves.csv`.
         show: show progress.
-        on_epoch: called after each epoch with the curves so far, a list of dicts.
+        on_epoch: called by the main process after each epoch with the curves so far, a list of
+            dicts.
+        track: write the curves to `tensorboard/` in the run folder as well.
 
     Returns:
         Seconds spent, those of earlier processes included.
 
     Raises:
-        RunError: the loss is no longer a number; the message says where and what to change.
+        RunError: the loss is no longer a number; the message says where and what to change. Or
+            processes that train together see different folders.
+        ConfigError: `track`, and TensorBoard is not installed.
     """
     folder, plan = Path(folder), config.training
+    if track:
+        require_tensorboard()
+    them = processes()
+    rank, count, main = them.process_index, them.num_processes, them.is_main_process
     # accelerate keeps its precision for the whole process; two runs may differ in it.
     AcceleratorState._reset_state()
-    accelerator = Accelerator(mixed_precision="bf16" if plan.precision == "bfloat16" else "no")
+    accelerator = Accelerator(
+        mixed_precision="bf16" if plan.precision == "bfloat16" else "no",
+        kwargs_handlers=[
+            # MONAI's UNet++ and UNETR have weights that their forward pass leaves out.
+            DistributedDataParallelKwargs(
+                find_unused_parameters=isinstance(config.model, PeerConfig)
+            )
+        ],
+    )
     network, optimiser = accelerator.prepare(model, _optimiser(model, plan))
     schedule = _schedule(optimiser.optimizer, plan)
     loss_of = segmentation_loss(config.data.target)
@@ -107,21 +160,35 @@ def train(model, volumes, validation, config, folder, show=True, on_epoch=None, 
     rows, best, spent = [], -1.0, 0.0
     if (folder / STATE).exists():
         rows, best, spent = _restore(folder / STATE, model, optimiser.optimizer, schedule)
+    if len(begun := set(gather_object([len(rows)]))) > 1:
+        raise RunError(
+            f"the processes that train together see {folder} at different epochs "
+            f"({', '.join(map(str, sorted(begun)))}): it has to be on a file system that they share"
+        )
 
-    with Progress("training", plan.epochs, "epoch", show) as progress:
+    tracking = _tracking(folder, len(rows)) if track and main else contextlib.nullcontext()
+    with Progress("training", plan.epochs, "epoch", show and main) as progress, tracking as tracker:
         progress.skip(len(rows))
         for epoch in range(len(rows), plan.epochs):
             started = time.monotonic()
-            torch.manual_seed(derive_seed(config.seed, "dropout", epoch))
+            # Each process has other cases, which should not share their dropout.
+            torch.manual_seed(derive_seed(config.seed, "dropout", epoch, *[rank] * (rank > 0)))
             network.train()
             rate, total = optimiser.param_groups[0]["lr"], 0.0
-            batches = training_batches(volumes, config.data, plan.batch_size, config.seed, epoch)
+            batches = training_batches(
+                volumes, config.data, plan.batch_size, config.seed, epoch, rank, count
+            )
             for step, (images, labels) in enumerate(batches):
                 images, labels = images.to(accelerator.device), labels.to(accelerator.device)
-                loss = loss_of(network(images), labels)
-                if not torch.isfinite(loss):
+                size = min(plan.batch_size, len(volumes) - step * plan.batch_size)
+                # The loss is a mean over cases, and gradients are averaged over processes: so a
+                # process counts by its share of the batch's cases, a stand-in's not at all.
+                share = len(range(rank, size, count)) * count / size
+                loss = loss_of(network(images), labels) * share
+                whole = accelerator.reduce(loss.detach(), "mean").item()
+                if not math.isfinite(whole):
                     raise RunError(
-                        f"{folder}: the loss became {loss.item()} at step {step} of epoch {epoch} "
+                        f"{folder}: the loss became {whole} at step {step} of epoch {epoch} "
                         f"with learning rate {rate:.3g}. Choose a lower learning_rate, or switch "
                         "clip_norm on; the run stays resumable from the epoch before."
                     )
@@ -130,11 +197,11 @@ def train(model, volumes, validation, config, folder, show=True, on_epoch=None, 
                 if plan.clip_norm:
                     accelerator.clip_grad_norm_(network.parameters(), plan.clip_norm)
                 optimiser.step()
-                total += loss.item() * len(images)
+                total += whole * size
             train_loss = total / len(volumes)
             schedule.step(*[train_loss] * (plan.schedule == "plateau"))
 
-            score = validate(network, validation, plan.batch_size, accelerator.device)
+            score = validate(model, validation, plan.batch_size, accelerator.device)
             rows.append(
                 {
                     "epoch": epoch,
@@ -143,9 +210,13 @@ def train(model, volumes, validation, config, folder, show=True, on_epoch=None, 
                     "validation_dice": score,
                 }
             )
+            if not main:
+                continue
             if score > best:
                 best = score
                 save_weights(model, folder / WEIGHTS)
+            if track:
+                _write_scalars(tracker, rows[-1])
             spent += time.monotonic() - started
             _save_state(folder / STATE, model, optimiser.optimizer, schedule, rows, best, spent)
             write_table(folder / CURVES, pd.DataFrame(rows))
@@ -159,6 +230,9 @@ def train(model, volumes, validation, config, folder, show=True, on_epoch=None, 
 def validate(model, volumes, batch_size, device):
     """Mean Dice over cases and structures, on the model's grid.
 
+    Processes that train together share the work: each of them has to call, and gets the whole
+    result.
+
     Args:
         model: (B, C, H, W, D) -> logits.
         volumes: labelled cases, as `Preparation.load` gives them.
@@ -166,15 +240,31 @@ def validate(model, volumes, batch_size, device):
         device: where the model is.
     """
     model.eval()
-    scores = []
-    for start in range(0, len(volumes), batch_size):
+    them, own = processes(), []
+    starts = range(0, len(volumes), batch_size)
+    for start in starts[them.process_index :: them.num_processes]:
         batch = volumes[start : start + batch_size]
         images = torch.stack([v["image"].as_tensor() for v in batch]).to(device)
         labels = torch.stack([v["label"] for v in batch]).to(device)
         masks = decide(model(images))
         truth = labels == torch.arange(1, masks.shape[1] + 1, device=device).view(1, -1, 1, 1, 1)
-        scores.append(dice_per_case(masks, truth))
-    return torch.cat(scores).mean().item()
+        own.append((start, dice_per_case(masks, truth).tolist()))
+    scores = [case for _, batch in sorted(gather_object(own)) for case in batch]
+    return torch.tensor(scores, device=device).mean().item()
+
+
+def _tracking(folder, epoch):
+    """A writer for TensorBoard whose steps from `epoch` on replace those already in the folder."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    # A process that is killed between an epoch's scalars and its state trains that epoch again.
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=epoch)
+
+
+def _write_scalars(writer, row):
+    for name in ("train_loss", "validation_dice", "learning_rate"):
+        writer.add_scalar(name, row[name], row["epoch"])
+    writer.flush()
 
 
 def save_weights(model, path):

@@ -21,6 +21,11 @@ fit: pad
 block: package:all-minilm-l6-v2
 epochs: 2
 seeds: [0]
+language_arms: []
+fusion_arms: []
+adaptation_arms: []
+data_arms: []
+peers_arms: []
 """
 
 

@@ -83,3 +83,11 @@ def test_fingerprints_tell_apart_and_do_not_depend_on_the_process():
 def test_seeds_depend_on_every_part():
     seeds = {derive_seed(s, e, c) for s in range(3) for e in range(3) for c in ("a", "b")}
     assert len(seeds) == 18 and all(0 <= seed < 2**31 for seed in seeds)
+
+
+def test_the_fingerprints_of_finished_studies_stay():
+    """A new field in a configuration would orphan every run: these are of the first release."""
+    plain = ExperimentConfig()
+    assert fingerprint(plain, {"a": "1", "b": "2"}, None) == "41fda9191732a896"
+    block = ExperimentConfig(model=PRESETS["v1"][0])
+    assert fingerprint(block, {"a": "1"}, "x") == "ae83f83ebcc437a8"

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from mvl import figures
+from mvl.errors import RunError
 from mvl.metrics import METRICS
 from mvl.statistics import contrast, contrasts_table
 from mvl.tasks import TASKS
@@ -122,3 +123,62 @@ def test_a_figures_bytes_are_a_function_of_its_data(view, tmp_path):
         figures.save(figures.slices(view, REAL), tmp_path / name)
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
     assert len((tmp_path / "one.png").read_bytes()) > 5000
+
+
+@pytest.fixture
+def aurocs(cases):
+    rng = np.random.default_rng(1)
+    table = pd.concat([cases, cases.assign(seed=1)], ignore_index=True)
+    for name, shift in (("auroc_update", 0.3), ("auroc_change", 0.0)):
+        table[name] = shift + 0.7 * rng.random(len(table))
+    return table
+
+
+def test_a_dot_of_the_mechanism_is_a_subject_and_the_line_is_chance(aurocs):
+    # A subject's second case weighs as its first; seeds weigh alike.
+    second = aurocs[aurocs["subject"] == "s03"].assign(case="second", auroc_update=0.9)
+    table = pd.concat([aurocs, second], ignore_index=True)
+    figure = figures.mechanism(table)
+    assert [axes.get_title("left") for axes in figure.axes] == [
+        *("What the block writes", "Change of the stream"),
+    ]
+    for axes, name in zip(figure.axes, ("auroc_update", "auroc_change"), strict=True):
+        assert axes.lines[0].get_ydata() == [0.5, 0.5] and axes.get_ylim() == (0, 1)
+        assert [tick.get_text() for tick in axes.get_xticklabels()] == ["none", "pretrained"]
+        for place, arm in enumerate(("none", "pretrained")):
+            own = table[table["arm"] == arm]
+            expected = own.groupby("subject")[name].mean()
+            dots = axes.collections[place].get_offsets()
+            assert np.allclose(dots[:, 1], np.sort(expected))
+            assert np.all((dots[:, 0] > place - 0.5) & (dots[:, 0] < place + 0.5))
+            interval, mean = axes.lines[1 + 2 * place : 3 + 2 * place]
+            assert mean.get_ydata()[0] == pytest.approx(expected.mean())
+            low, high = interval.get_ydata()
+            assert low < expected.mean() < high
+    assert "12 subjects, 2 seeds" in figure._suptitle.get_text()
+    assert "left out" not in figure._suptitle.get_text()
+    fewer = figures.mechanism(table[(table["arm"] == "none") | (table["seed"] == 1)])
+    assert "12 subjects, 1 to 2 seeds" in fewer._suptitle.get_text()
+    assert "SYNTHETIC" in texts(figure)
+
+
+def test_the_mechanisms_interval_is_that_of_a_mean(aurocs):
+    """With one seed and many subjects, the t interval of the subjects' values."""
+    from scipy import stats
+
+    own = aurocs[(aurocs["arm"] == "none") & (aurocs["seed"] == 0)]
+    interval = figures.mechanism(own).axes[0].lines[1].get_ydata()
+    values = own["auroc_update"]
+    expected = stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))
+    assert interval == pytest.approx(expected, abs=0.03)
+
+
+def test_the_mechanism_says_which_cases_it_leaves_out(aurocs):
+    # No value in one run is no value: the case leaves every arm and seed.
+    gap = (aurocs["case"] == "c05") & (aurocs["arm"] == "none") & (aurocs["seed"] == 0)
+    table = aurocs.assign(auroc_update=aurocs["auroc_update"].mask(gap))
+    figure = figures.mechanism(table)
+    assert "11 subjects, 2 seeds; 1 of 12 cases left out" in figure._suptitle.get_text()
+    assert all(len(dots.get_offsets()) == 11 for axes in figure.axes for dots in axes.collections)
+    with pytest.raises(RunError, match="no AUROC"):
+        figures.mechanism(table.assign(auroc_change=np.nan))

@@ -40,11 +40,11 @@ def study(phantom, tmp_path_factory):
             open_test_set(folder, data, show=False)
             folders["language", arm, seed] = folder
         names = {cell: folder.name for cell, folder in folders.items()}
-        write_reference(folders, names, NOTHING, reference)
+        write_reference(folders, names, NOTHING, reference=reference)
         # The reference grows: rows of runs that are no longer at hand stay, byte for byte.
         before = (reference / "cases.csv.gz").read_bytes()
         only = {cell: folder for cell, folder in folders.items() if cell[2] == 1}
-        write_reference(only, names, NOTHING, reference)
+        write_reference(only, names, NOTHING, reference=reference)
         assert (reference / "cases.csv.gz").read_bytes() == before
     finally:
         SUITES["language"] = kept

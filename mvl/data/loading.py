@@ -4,6 +4,7 @@ A case is read and resampled once; what is random happens later, on the prepared
 a function of (seed, epoch, case) alone.
 """
 
+import copy
 import os
 from dataclasses import dataclass
 
@@ -185,7 +186,8 @@ class Preparation:
         Returns:
             (K, H', W', D'), along the axes of the file.
         """
-        operations = list(image.applied_operations)
+        # MONAI's inverse takes entries out of the record, and the image may be wanted again.
+        operations = copy.deepcopy(list(image.applied_operations))
         logits = MetaTensor(logits, meta=image.meta, applied_operations=operations)
         with allow_missing_keys_mode(self._transform):
             return self._transform.inverse({"image": logits})["image"].as_tensor()
@@ -217,11 +219,12 @@ def augmentation(config):
     return Compose(steps)
 
 
-def training_batches(volumes, config, batch_size, seed, epoch):
-    """The shuffled, augmented batches of one epoch.
+def training_batches(volumes, config, batch_size, seed, epoch, process=0, processes=1):
+    """The shuffled, augmented batches of one epoch, or one process' share of each.
 
     Order and augmentation are functions of (seed, epoch, case): a training that resumes at
-    epoch n sees what an undisturbed one would have seen.
+    epoch n sees what an undisturbed one would have seen, and processes that train together see
+    between them what one alone would see.
 
     Args:
         volumes: what `Preparation.load` gave for the training cases.
@@ -229,6 +232,8 @@ def training_batches(volumes, config, batch_size, seed, epoch):
         batch_size: cases a batch; the last batch may be smaller.
         seed: the experiment's seed.
         epoch: number of the epoch.
+        process, processes: of each batch, take the cases process, process + processes, ...;
+            where a batch is too small for that, its first case stands in.
 
     Yields:
         (images (B, C, H, W, D), labels (B, 1, H, W, D)).
@@ -236,8 +241,8 @@ def training_batches(volumes, config, batch_size, seed, epoch):
     augment = augmentation(config)
     order = np.random.default_rng(derive_seed(seed, "order", epoch)).permutation(len(volumes))
     for start in range(0, len(order), batch_size):
-        batch = []
-        for index in order[start : start + batch_size]:
+        batch, chosen = [], order[start : start + batch_size]
+        for index in chosen[process::processes] if process < len(chosen) else chosen[:1]:
             volume = volumes[index]
             augment.set_random_state(derive_seed(seed, "augment", epoch, volume["name"]))
             batch.append(augment({"image": volume["image"].as_tensor(), "label": volume["label"]}))

@@ -21,6 +21,7 @@ from mvl.models.fusion import MultiScaleFusion
 from mvl.models.language import build_language, saved_keys
 from mvl.models.pretrained import Description, read_folder, write_folder
 from mvl.models.tokens import ConvHead, LinearHead, PatchEmbed, token_grid
+from mvl.models.trained import load_trained_state
 
 
 class MedVisionLlama(nn.Module):
@@ -99,19 +100,7 @@ class MedVisionLlama(nn.Module):
         Raises:
             RunError: a weight is missing, foreign or of another shape.
         """
-        own = self.trained_state()
-        if missing := sorted(own.keys() - state.keys()):
-            raise RunError(f"{origin} is of another model: it lacks {missing[0]}")
-        if foreign := sorted(state.keys() - own.keys()):
-            raise RunError(f"{origin} is of another model: it has {foreign[0]}")
-        with torch.no_grad():
-            for name, tensor in own.items():
-                if tensor.shape != state[name].shape:
-                    raise RunError(
-                        f"{origin} is of another model: {name} has shape "
-                        f"{tuple(state[name].shape)}, not {tuple(tensor.shape)}"
-                    )
-                tensor.copy_(state[name])
+        load_trained_state(self, state, origin)
 
     def save_pretrained(self, folder, task=None, data=None, metrics=None):
         """Save the model in the hub's layout: config.json, model.safetensors, README.md.
