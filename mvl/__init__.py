@@ -44,6 +44,7 @@ _HOME = {
     "Run": "experiments",
     "collect": "experiments",
     "fit": "experiments",
+    "load_predictor": "experiments",
     "results_folder": "experiments",
     "run_folder": "experiments",
     "test": "experiments",

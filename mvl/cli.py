@@ -47,6 +47,7 @@ def _parser():
     train.add_argument("--fit", choices=("pad", "resize"), help="how a volume comes to the grid")
     train.add_argument("--target", choices=("foreground", "labels"))
     train.add_argument("--runs", type=Path, default=Path("results/runs"), help="folder of all runs")
+    _track_option(train)
     _data_options(train)
     train.set_defaults(call=_train)
 
@@ -55,9 +56,11 @@ def _parser():
     _data_options(evaluate)
     evaluate.set_defaults(call=_evaluate)
 
-    predict = verbs.add_parser("predict", help="segment an image with a trained run")
+    predict = verbs.add_parser("predict", help="segment an image with a trained model")
     predict.add_argument("image", type=Path, metavar="IMAGE.nii.gz")
-    predict.add_argument("--run", type=Path, required=True, help="a run folder")
+    predict.add_argument(
+        "--run", type=Path, metavar="FOLDER", help="a run or a saved model; default: our `best`"
+    )
     predict.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.nii.gz")
     predict.set_defaults(call=_predict)
 
@@ -103,6 +106,10 @@ def _parser():
     running.add_argument(
         "--shard", metavar="I/N", help="train the i-th of n parts, for job arrays; tests nothing"
     )
+    running.add_argument(
+        "--on", metavar="CLUSTER", help="train on Ray: ray (here), HOST:PORT or ray://HOST:PORT"
+    )
+    _track_option(running)
     running.set_defaults(call=_suite_run)
     tuning = suite.add_parser("tune", help="train every arm with each learning rate, on validation")
     tuning.set_defaults(call=_suite_tune)
@@ -144,6 +151,12 @@ def _data_options(parser):
     parser.add_argument("--on-bad-case", choices=("fail", "skip"), default="fail")
 
 
+def _track_option(parser):
+    parser.add_argument(
+        "--track", action="store_true", help="also write curves for TensorBoard (mvl[track])"
+    )
+
+
 def _run(options):
     from mvl import batch
 
@@ -171,9 +184,12 @@ def _train(options):
     from mvl.data.loading import open_task
     from mvl.experiments import fit
     from mvl.files import read_json
+    from mvl.training import processes
 
     data = open_task(data_config, options.seed, options.root, options.on_bad_case)
-    folder = fit(config, data, options.runs)
+    folder = fit(config, data, options.runs, track=options.track)
+    if not processes().is_main_process:
+        return  # one of several that train together says it
     trained = read_json(folder / "trained.json")
     print(f"validation Dice {trained['validation_dice']:.3f}, epoch {trained['best_epoch']}")
     print(folder)
@@ -197,12 +213,14 @@ def _evaluate(options):
 
 def _predict(options):
     from mvl.evaluation import predict_file
-    from mvl.experiments import Run
+    from mvl.experiments import load_predictor
 
-    run = Run.load(options.run)
-    predict_file(
-        options.image, options.output, run.model, run.preparation, run.task, run.config.data.target
-    )
+    if options.run is None:
+        from mvl.reference import BEST
+
+        options.run = BEST
+        print("with this suite's own model `best`, trained on MSD's Task04_Hippocampus")
+    predict_file(options.image, options.output, *load_predictor(options.run))
     print(options.output)
 
 
@@ -280,14 +298,21 @@ def _suite_run(options):
     from mvl.suites import fit_suite, run_suite, shard
 
     configs, place = _suite_cells(options)
-    bad = {"on_bad_case": options.on_bad_case}
+    more, failures = {"on_bad_case": options.on_bad_case, "track": options.track}, {}
     if options.shard:
         configs = shard(configs, *_shard_of(options.shard))
+    if options.on:
+        from mvl.cluster import fit_on_ray
+
+        trained, failures = fit_on_ray(configs, *place, options.on, **more)
+        configs = {key: configs[key] for key in trained}  # what follows finds them trained
     if options.fit_only or options.shard:
-        trained, failures = fit_suite(options.suite, configs, *place, **bad)
+        trained, failed = fit_suite(options.suite, configs, *place, **more)
+        failures |= failed
         _print_validation(trained)
-    else:
-        cases, failures = run_suite(options.suite, configs, *place, **bad)
+    elif configs:
+        cases, failed = run_suite(options.suite, configs, *place, **more)
+        failures |= failed
         write_table(options.results / "suites" / f"{options.suite}.csv", cases)
         print(summary_table(cases).to_string(float_format="%.4f"))
     return _report(failures)

@@ -276,10 +276,9 @@ def _value(hint, value, path):
         if value is None and types.NoneType in arguments:
             return None
         kinds = [kind for kind in arguments if kind is not types.NoneType]
-        # Of two kinds of model, the one that has the first key is meant.
-        named = isinstance(value, dict) and next(iter(value), None)
-        own = (kind for kind in kinds if named in {f.name for f in dataclasses.fields(kind)})
-        return _value(next(own, kinds[0]), value, path)
+        # What has an architecture is a comparison network, whatever else it has.
+        peer = PeerConfig in kinds and isinstance(value, dict) and "architecture" in value
+        return _value(PeerConfig if peer else kinds[0], value, path)
     if dataclasses.is_dataclass(hint):
         return _from_dict(hint, value, f"{path}.")
     if origin is Literal:

@@ -73,7 +73,7 @@ def view_of(run, case, caption, title=None):
     """A labelled case with a run's prediction on the file's grid, as a `figures.View`.
 
     Args:
-        run: a `Run`.
+        run: a `Run` or a `Predictor`.
         case: a `Case`.
         caption: shown in the corner.
         title: what the case is, such as "worst"; its name is added.

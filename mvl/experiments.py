@@ -26,6 +26,7 @@ import subprocess
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -39,7 +40,7 @@ from mvl.files import is_locked, locked, read_json, sha256_of, write_json, write
 from mvl.metrics import METRICS
 from mvl.models.language import block_reference
 from mvl.models.peers import build_peer
-from mvl.models.segmenter import build_segmenter
+from mvl.models.segmenter import MedVisionLlama, build_segmenter
 from mvl.tasks import Task
 from mvl.training import WEIGHTS, load_weights, train
 
@@ -231,6 +232,39 @@ class Run:
         )
 
 
+class Predictor(NamedTuple):
+    """A trained model and what it takes to use it on an image, as `predict_file` wants it."""
+
+    model: torch.nn.Module
+    preparation: Preparation
+    task: Task
+    target: str
+
+
+def load_predictor(folder):
+    """A `Predictor` from a run folder or from a saved model.
+
+    Args:
+        folder: a run folder, or one that `MedVisionLlama.save_pretrained` wrote with task and
+            data.
+
+    Raises:
+        RunError: it is neither, or the saved model does not say what it was trained on.
+        BlockError: its language block is not at hand, or is not the one of the training.
+    """
+    stored = Path(folder) / "config.json"
+    if not stored.is_file() or "config" in read_json(stored):
+        run = Run.load(folder)
+        return Predictor(run.model, run.preparation, run.task, run.config.data.target)
+    model = MedVisionLlama.from_pretrained(folder)
+    about = model.description
+    if about.task is None or about.data is None:
+        raise RunError(
+            f"{folder} does not say how an image is prepared: save it with task and data"
+        )
+    return Predictor(model, Preparation(about.task, about.data), about.task, about.data.target)
+
+
 def _build(config, task):
     build = build_peer if isinstance(config.model, PeerConfig) else build_segmenter
     classes = classes_of(task, config.data)
@@ -243,6 +277,7 @@ def environment(config):
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu(),
         "versions": {name: version(name) for name in packages},
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "capability": torch.backends.cpu.get_cpu_capability(),
@@ -250,6 +285,18 @@ def environment(config):
         "threads": torch.get_num_threads(),
         "commit": _commit(),
     }
+
+
+def _cpu():
+    """The processor's kind: maths libraries choose their code by it, and with it the last bits."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0]
+    except OSError:
+        return platform.processor() or "unknown"
+    facts = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    facts = {key.strip(): value.strip() for key, value in facts.items()}
+    names = ("vendor_id", "cpu family", "model", "stepping")
+    return " ".join(facts[name] for name in names if name in facts) or "unknown"
 
 
 def _commit():

@@ -10,6 +10,7 @@
     tuning.csv        one row per suite, arm and learning rate: from what the rate was chosen
     provenance.json   commits, versions, machine, times
     figures/          drawn from cases.csv.gz
+    best/             the preset best, trained with seed 0, as `save_pretrained` writes it
 
 A study is longer than a machine's patience: the reference grows by the runs that are at hand and
 keeps the others' rows, as long as the suite would still train them just so (same fingerprint).
@@ -31,6 +32,8 @@ from mvl.suites import QUESTIONS, SUITES, TUNING_COLUMNS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 REFERENCE = REPOSITORY / "results" / "reference"
+#: The one trained model that is committed: the preset `best`, seed 0.
+BEST = REFERENCE / "best"
 BEGIN, END = "<!-- results: begin, written by `mvl reference` -->", "<!-- results: end -->"
 
 #: The contrasts that the study reports, named before it was run: (suite, arm, against). The
@@ -63,7 +66,7 @@ PICTURE = Path("figures") / "language_differences.png"
 SEEDS = (0, 1, 2, 3, 4)
 
 #: What a result's last digits depend on besides its configuration.
-MACHINE = ("system", "capability", "device", "dtype", "threads", "torch")
+MACHINE = ("system", "cpu", "capability", "device", "dtype", "threads", "torch")
 
 #: Columns that pandas would otherwise read as numbers ("000") or as missing ("").
 _TEXT = {
@@ -88,9 +91,8 @@ def read_table(path):
 
 def machine_of(environment):
     """The entries of a run's environment.json that decide whether its last digits must agree."""
-    return {key: environment[key] for key in MACHINE[:-1]} | {
-        "torch": environment["versions"]["torch"]
-    }
+    known = environment | {"torch": environment["versions"]["torch"]}
+    return {key: known.get(key, "unknown") for key in MACHINE}
 
 
 def measure_mechanism(suite, folder, data, reference=REFERENCE):

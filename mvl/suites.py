@@ -25,6 +25,7 @@ from mvl.experiments import DONE, FAILED, TRAINED, collect, fit, is_running, run
 from mvl.files import read_json
 from mvl.models.language import has_rotary
 from mvl.models.sizes import count_parameters, match_size
+from mvl.training import processes
 
 
 @dataclass(frozen=True)
@@ -219,7 +220,7 @@ def _at_equal_steps(config, data, root):
     return replace(config, training=replace(config.training, epochs=epochs))
 
 
-def run_suite(suite, configs, runs, root=None, show=True, on_bad_case="fail"):
+def run_suite(suite, configs, runs, root=None, show=True, on_bad_case="fail", track=False):
     """Run every cell of a suite that is not done yet, and collect those that are.
 
     Args:
@@ -229,6 +230,7 @@ def run_suite(suite, configs, runs, root=None, show=True, on_bad_case="fail"):
         root: see `sources.data_root`.
         show: show progress.
         on_bad_case: see `open_task`.
+        track: see `training.train`.
 
     Returns:
         (the suite's table: one row per arm, seed, case and structure, with every metric, empty
@@ -237,7 +239,7 @@ def run_suite(suite, configs, runs, root=None, show=True, on_bad_case="fail"):
     Raises:
         MvlError: every cell failed; the message is the first cell's.
     """
-    trained, failures = fit_suite(suite, configs, runs, root, show, on_bad_case)
+    trained, failures = fit_suite(suite, configs, runs, root, show, on_bad_case, track)
     tables = []
     for (arm, _), (folder, data) in trained.items():
         test(folder, data, show)
@@ -250,13 +252,20 @@ def run_suite(suite, configs, runs, root=None, show=True, on_bad_case="fail"):
 def fit_suite(suite, configs, runs, root=None, show=True, on_bad_case="fail", track=False):
     """Train every cell of a suite that is not trained yet; the test set stays closed.
 
-    Args: as `run_suite`, and
-        track: see `experiments.fit`.
+    Args: as `run_suite`.
 
     Returns:
         ({(arm, seed): (run folder, its TaskData)}, {(arm, seed): message} of those that failed
         or that another process is training).
+
+    Raises:
+        ConfigError: torchrun started several processes.
     """
+    if processes().num_processes > 1:
+        # A cell that fails in one process alone would leave the others in another cell.
+        raise ConfigError(
+            "torchrun trains one experiment, by 'mvl train'; a suite has --shard and --on"
+        )
     trained, failures = {}, {}
     for (arm, seed), config in configs.items():
         if show:

@@ -28,7 +28,7 @@ from monai.losses import DiceCELoss
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from mvl.config import PeerConfig, derive_seed
+from mvl.config import derive_seed
 from mvl.data.loading import training_batches
 from mvl.errors import ConfigError, RunError
 from mvl.files import write_table, written
@@ -36,6 +36,10 @@ from mvl.metrics import dice_per_case
 from mvl.progress import Progress
 
 STATE, WEIGHTS, CURVES = "state.safetensors", "model.safetensors", "curves.csv"
+
+#: Comparison networks with weights that their forward pass leaves out. Processes that train
+#: together must know, or they wait for gradients that never come.
+IDLE_WEIGHTS = ("unet++", "unetr")
 
 
 def processes():
@@ -147,9 +151,8 @@ def train(model, volumes, validation, config, folder, show=True, on_epoch=None, 
     accelerator = Accelerator(
         mixed_precision="bf16" if plan.precision == "bfloat16" else "no",
         kwargs_handlers=[
-            # MONAI's UNet++ and UNETR have weights that their forward pass leaves out.
             DistributedDataParallelKwargs(
-                find_unused_parameters=isinstance(config.model, PeerConfig)
+                find_unused_parameters=getattr(config.model, "architecture", "") in IDLE_WEIGHTS
             )
         ],
     )

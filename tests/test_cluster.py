@@ -95,7 +95,7 @@ def test_a_lost_node_changes_no_byte(tiny, phantom, tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     from ray.cluster_utils import Cluster
 
-    config = tiny(model={"dropout": 0.1}, training={"epochs": 100})
+    config = tiny(model={"dropout": 0.1}, training={"epochs": 60})
     configs = {("plain", seed): replace(config, seed=seed) for seed in range(3)}
     configs["hopeless", 0] = hopeless(config)
     data = {s: open_task(config.data, s, phantom, progress=False) for s in range(3)}

@@ -1,12 +1,16 @@
 """The committed reference and the README's results made of it."""
 
+import nibabel
+import numpy as np
 import pandas as pd
 import pytest
 
+from mvl.cli import main
 from mvl.errors import RunError
 from mvl.metrics import METRICS
 from mvl.reference import (
     BEGIN,
+    BEST,
     END,
     REFERENCE,
     REPOSITORY,
@@ -50,3 +54,21 @@ def test_a_readme_without_markers_is_refused(tmp_path):
     (tmp_path / "README.md").write_text("# no markers\n")
     with pytest.raises(RunError, match="lacks one of the lines"):
         refresh_readme(tmp_path / "README.md")
+
+
+def test_the_committed_model_segments_a_file_before_anything_is_trained(phantom, tmp_path, capsys):
+    image = sorted((phantom / "Task04_Hippocampus" / "imagesTr").glob("*.nii.gz"))[0]
+    output = tmp_path / "mask.nii.gz"
+    assert main(["predict", str(image), "-o", str(output)]) == 0
+    assert "this suite's own model" in capsys.readouterr().out
+    mask, original = nibabel.load(output), nibabel.load(image)
+    assert mask.shape == original.shape and np.allclose(mask.affine, original.affine)
+    assert set(np.unique(np.asarray(mask.dataobj))) <= {0, 1}
+
+
+def test_the_committed_model_is_the_runs_whose_results_stand_in_the_tables():
+    card = (BEST / "README.md").read_text()
+    summary = read_table(REFERENCE / "summary.csv").set_index(["suite", "arm", "metric"])["mean"]
+    assert f"| test dice | {summary['presets', 'best', 'dice']:.4f} |" in card
+    assert "CC-BY-SA 4.0" in card
+    assert sum(p.stat().st_size for p in BEST.iterdir()) < 5e6

@@ -15,9 +15,10 @@ import pandas as pd
 import pytest
 import torch
 
+from mvl import training
 from mvl.config import LanguageConfig
 from mvl.data.loading import Preparation, open_task
-from mvl.errors import RunError
+from mvl.errors import ConfigError, RunError
 from mvl.experiments import fit, run_folder
 from mvl.metrics import segmentation_metrics
 from mvl.models.segmenter import build_segmenter
@@ -162,6 +163,64 @@ def test_kill_minus_nine_and_go_on(phantom, tiny, tmp_path):
     for file in ("curves.csv", "model.safetensors"):
         assert (killed / file).read_bytes() == (whole / file).read_bytes()
     assert not list(killed.glob(".tmp*"))
+
+
+def test_tracking_changes_no_byte(phantom, tiny, tmp_path):
+    pytest.importorskip("tensorboard", reason="TensorBoard is not installed: mvl[track]")
+    config = tiny(model={"dropout": 0.1})
+    for name, track in (("without", False), ("with", True)):
+        volumes = prepared(config, phantom)
+        train(build(config), *volumes, config, tmp_path / name, show=False, track=track)
+    for file in ("curves.csv", "model.safetensors"):
+        assert (tmp_path / "with" / file).read_bytes() == (tmp_path / "without" / file).read_bytes()
+    assert scalars(tmp_path / "with") == pytest.approx(curves(tmp_path / "with"), abs=1e-6)
+    assert not (tmp_path / "without" / "tensorboard").exists()
+
+
+def scalars(folder):
+    """{(name, epoch): value}, as TensorBoard reads them; no epoch is there twice."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    found = [(name, e) for name in events.Tags()["scalars"] for e in events.Scalars(name)]
+    values = {(name, event.step): event.value for name, event in found}
+    assert len(values) == len(found)
+    return values
+
+
+def curves(folder):
+    table = pd.read_csv(folder / "curves.csv").set_index("epoch")
+    return {(name, epoch): table.loc[epoch, name] for name in table for epoch in table.index}
+
+
+def test_an_epoch_that_is_trained_again_is_tracked_once(phantom, tiny, tmp_path, monkeypatch):
+    """A process is killed after it has written an epoch's scalars, but not yet its state."""
+    pytest.importorskip("tensorboard", reason="TensorBoard is not installed: mvl[track]")
+    config, save = tiny(), training._save_state
+    volumes = prepared(config, phantom)
+
+    def killed(path, model, optimiser, schedule, rows, *rest):
+        if len(rows) == 2:
+            raise KeyboardInterrupt
+        save(path, model, optimiser, schedule, rows, *rest)
+
+    monkeypatch.setattr(training, "_save_state", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(build(config), *volumes, config, tmp_path, show=False, track=True)
+    assert set(step for _, step in scalars(tmp_path)) == {0, 1}
+    monkeypatch.setattr(training, "_save_state", save)
+    train(build(config), *volumes, config, tmp_path, show=False, track=True)
+    assert scalars(tmp_path) == pytest.approx(curves(tmp_path), abs=1e-6)
+
+
+def test_a_missing_tensorboard_is_a_sentence_before_anything_is_trained(
+    phantom, tiny, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    config = tiny()
+    with pytest.raises(ConfigError, match=r'pip install "mvl\[track\]"'):
+        train(build(config), [], [], config, tmp_path / "run", show=False, track=True)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_damaged_state_is_named(phantom, tiny, tmp_path):

@@ -10,8 +10,10 @@ from dataclasses import replace
 import pandas as pd
 import torch
 
+from mvl.config import PeerConfig
 from mvl.errors import ConfigError
 from mvl.models.language import describe
+from mvl.models.peers import build_peer
 from mvl.models.segmenter import build_segmenter
 
 #: Those entries of each model's config.json on which its size depends.
@@ -172,15 +174,16 @@ def count_parameters(config, grid=PAPER_GRID, channels=1, classes=1):
     """Number of weights, trained and frozen.
 
     Args:
-        config: a `ModelConfig`.
+        config: a `ModelConfig` or a `PeerConfig`.
         grid: the volume's size in voxels.
         channels, classes: as in `build_segmenter`.
 
     Returns:
         (trained, frozen).
     """
+    build = build_peer if isinstance(config, PeerConfig) else build_segmenter
     with torch.device("meta"):
-        model = build_segmenter(config, channels, classes, grid, seed=0)
+        model = build(config, channels, classes, grid, seed=0)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return trained, sum(p.numel() for p in model.parameters()) - trained
 
