@@ -36,6 +36,10 @@ def _parser():
     run.add_argument("--force", action="store_true", help="run unchanged notebooks, too")
     run.set_defaults(call=_run)
 
+    report = verbs.add_parser("report", help="results of a profile as one static page")
+    report.add_argument("profile", nargs="?", default="quick", metavar="PROFILE")
+    report.set_defaults(call=_report_page)
+
     train = verbs.add_parser("train", help="train one experiment; the test set stays closed")
     train.add_argument("--preset", default="vit", help="default: vit")
     train.add_argument("--task", default="Task04_Hippocampus", help="default: Task04_Hippocampus")
@@ -160,7 +164,15 @@ def _track_option(parser):
 def _run(options):
     from mvl import batch
 
-    return batch.run(options.profile, options.only, options.start, options.force)
+    status = batch.run(options.profile, options.only, options.start, options.force)
+    _report_page(options)  # also of a run that failed: it says so
+    return status
+
+
+def _report_page(options):
+    from mvl.report import write_report
+
+    print(write_report(options.profile))
 
 
 def _train(options):

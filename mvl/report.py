@@ -1,0 +1,915 @@
+"""results/<profile>/ -> results/<profile>/report/: a static page that needs nothing but itself.
+
+`index.html` says first what was found, then beside it what the paper says and whether the
+reference was reproduced, then figures, notebooks and where every number comes from; each notebook
+that has been run has a page of its own. A page loads nothing: style, figures and formulas are in
+it, and its security policy forbids the rest.
+
+Numbers are the profile's own (its finished runs), the committed reference's (results/reference)
+or the paper's (mvl/paper.csv), and each says which. Equal inputs give equal bytes: nothing here
+depends on the clock, on the order of a folder or on where the repository lies.
+"""
+
+import base64
+import io
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from urllib.parse import quote
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from markupsafe import Markup, escape
+
+from mvl import batch, figures
+from mvl.config import PROTOCOL_VERSION, DataConfig, ExperimentConfig, ModelConfig
+from mvl.errors import MvlError
+from mvl.experiments import DONE, FAILED, collect, is_running
+from mvl.files import read_json, sha256_of, write_text
+from mvl.notebook_html import Page, read_page
+from mvl.reference import CONTRASTS, PICTURE, read_table
+from mvl.statistics import contrasts_table, sentence, summary_table
+from mvl.suites import QUESTIONS, SUITES
+from mvl.verify import verify
+
+TEMPLATES = Path(__file__).with_name("templates")
+PAPER = Path(__file__).with_name("paper.csv")
+
+#: What the paper compares, in this suite's arms: (suite, arm, against, what it is).
+HEADLINE = (
+    ("language", "pretrained", "none", "the block alone"),
+    ("fusion", "111", "000", "the block, hybrid attention and multi-scale fusion (version 1)"),
+)
+
+#: The comparisons of the summary: the primary one, then what the paper compares.
+ANSWERS = (CONTRASTS[0], *(pair[:3] for pair in HEADLINE))
+
+#: The metrics of the tables of arms: (column, heading, digits).
+SHOWN = (("dice", "Dice", 3), ("nsd", "NSD", 3), ("hd95_mm", "HD95 (mm)", 2))
+
+NOTHING = "–"
+
+
+def write_report(profile, root=batch.ROOT):
+    """Write the report of a profile; pages that an earlier report had are written anew or removed.
+
+    Args:
+        profile: the profile's name.
+        root: the repository.
+
+    Returns:
+        Path of the report's index.html.
+
+    Raises:
+        ConfigError: there is no such profile.
+        MvlError: the folder cannot be written.
+    """
+    root = Path(root).resolve()
+    parameters = batch.load_profile(profile, root)
+    folder = root / "results" / profile / "report"
+    runs = _runs(parameters, root)
+    notebooks = _notebooks(parameters, root)
+    sources, faults = _sources(runs, root)
+    context = {
+        "profile": profile,
+        "synthetic": _is_synthetic(parameters, sources, notebooks),
+        "notebooks": notebooks,
+    }
+    # Before anything is written: a report that fails leaves the earlier one whole.
+    pages = {
+        f"{notebook.page.name}.html": _render(
+            "notebook.html", context | {"notebook": notebook, "around": _neighbours(notebooks, n)}
+        )
+        for n, notebook in enumerate(notebooks)
+        if notebook.page
+    }
+    checks = _checks(root / "results" / profile, root)
+    pages["index.html"] = _render(
+        "index.html",
+        context
+        | {
+            "parameters": parameters,
+            "alerts": _alerts(notebooks, runs, profile) + faults,
+            "own": [source for source in sources if source.kind == "own"],
+            "answers": [(source, _answers(source, ANSWERS)) for source in sources],
+            "headline": _headline(sources, parameters["task"]),
+            "questions": _questions(sources),
+            "paper": _paper_table(),
+            "checks": checks,
+            "figures": _figures(sources, root),
+            "provenance": _provenance(parameters, runs, notebooks, root),
+        },
+    )
+    for old in folder.glob("*.html"):
+        if old.name not in pages:
+            old.unlink()
+    for name, html in pages.items():
+        write_text(folder / name, html)
+    return folder / "index.html"
+
+
+def _render(template, context):
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    style = (TEMPLATES / "report.css").read_text(encoding="utf-8")
+    return environment.get_template(template).render(context | {"style": Markup(style)})
+
+
+# --- tables, as the templates draw them ----------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows of a table that come from one source.
+
+    Attributes:
+        kind: "own", "reference", "paper" or "" for a table of one source.
+        label: what stands above the rows.
+        rows: lists of cells; the first cell heads its row.
+    """
+
+    kind: str
+    label: str
+    rows: list
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: what stands above it, its columns, its groups of rows.
+
+    Attributes:
+        caption: what it holds.
+        columns: (heading, kind); kind is "text", "n" (a number) or "code".
+        groups: list of `Group`.
+    """
+
+    caption: str
+    columns: list
+    groups: list
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure: a data URI, what stands below it, and what it shows, in words."""
+
+    content: str
+    label: str
+    alt: str
+    kind: str = ""
+
+
+def _count(number, noun, nouns=None):
+    return f"{number:,} {noun if number == 1 else nouns or noun + 's'}"
+
+
+def _spread(row, digits, sign="±"):
+    """Mean and standard deviation over subjects; one subject has none."""
+    spread = "" if np.isnan(row["sd_subjects"]) else f" {sign} {row['sd_subjects']:.{digits}f}"
+    return f"{row['mean']:.{digits}f}{spread}"
+
+
+def _sentence(row):
+    """`statistics.sentence` with its verdict in bold."""
+    text = re.sub(r"(Verdict: .*?\.)(?=\s|$)", r"<strong>\1</strong>", str(escape(sentence(row))))
+    return Markup(text)
+
+
+# --- the profile's runs --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class OwnRun:
+    """A run folder of the profile.
+
+    Attributes:
+        folder: its path.
+        state: "done", "running", "failed", "unfinished" or "unreadable".
+        reason: why it failed or cannot be read, or why it is in no table.
+        names: [(suite, arm)], empty where it is no arm of this profile's suites.
+        facts: what is known of it: seed, task, epochs, learning_rate, synthetic, device, ...
+        blocks: the language block by reference, or None.
+        environment: as `experiments.environment` wrote it.
+    """
+
+    folder: Path
+    state: str
+    reason: str = ""
+    names: tuple = ()
+    facts: dict | None = None
+    block: dict | None = None
+    environment: dict | None = None
+
+
+def _runs(parameters, root):
+    """Every run folder as an `OwnRun`, by name."""
+    folder = root / "results" / parameters["profile"] / "runs"
+    return [_run(path.parent, parameters, root) for path in sorted(folder.glob("*/config.json"))]
+
+
+def _run(folder, parameters, root):
+    state = "unfinished"
+    if (folder / DONE).is_file():
+        state = "done"
+    elif is_running(folder):
+        state = "running"
+    elif (folder / FAILED).is_file():
+        state = "failed"
+    try:
+        stored = read_json(folder / "config.json")
+        config = ExperimentConfig.from_dict(stored["config"])
+        environment = read_json(folder / "environment.json")
+        facts = {
+            "seed": config.seed,
+            "task": config.data.task,
+            "epochs": config.training.epochs,
+            "learning_rate": config.training.learning_rate,
+            "synthetic": bool(read_json(folder / "task.json")["synthetic"]),
+            "protocol_version": stored["protocol_version"],
+            "fingerprint": folder.name,
+            **{key: environment[key] for key in ("device", "dtype", "commit")},
+        }
+        reason = read_json(folder / FAILED)["reason"] if state == "failed" else ""
+        if state == "done":
+            done = read_json(folder / DONE)
+            keys = ("validation_dice", "trained_parameters", "seconds")
+            facts |= {key: done[key] for key in keys} | {"sha256": done.get("cases_sha256")}
+            reason = _other_setting(config, stored["protocol_version"], parameters)
+        names = () if reason else _names(config)
+        if state == "done" and not names:
+            reason = reason or "no arm of a suite"
+        block = folder / "block.json"
+        block = read_json(block) if block.is_file() else None
+        return OwnRun(folder, state, str(reason), names, facts, block, environment)
+    except _UNREADABLE as error:
+        return OwnRun(folder, "unreadable", _said(error, root))
+
+
+#: What reading a damaged run folder raises.
+_UNREADABLE = (MvlError, OSError, KeyError, ValueError, TypeError)
+
+
+def _said(error, root):
+    """An error in words, without the place of the repository, which is nobody's business."""
+    if isinstance(error, KeyError):
+        return f"its files lack {error}"
+    return str(error).replace(f"{root}/", "")
+
+
+def _other_setting(config, protocol_version, parameters):
+    """Why a run does not belong to the profile as it is now; "" if it does."""
+    data, language = config.data, config.model.language
+    wanted = replace(DataConfig(task=data.task, grid=data.grid), fraction=data.fraction)
+    wanted = replace(wanted, fit=parameters["fit"])
+    if protocol_version != PROTOCOL_VERSION:
+        return f"protocol version {protocol_version}"
+    if data.task == parameters["task"] and list(data.grid) != list(parameters["grid"]):
+        return "another grid than the profile's"
+    if data != wanted:
+        return "another handling of the data than the profile's"
+    if language and language.source != parameters["block"]:
+        return f"another language block, {language.source}"
+    # A fraction of the data has more epochs, for as many steps.
+    if data.fraction == 1 and config.training.epochs != parameters["epochs"]:
+        return f"another number of epochs, {config.training.epochs}"
+    return ""
+
+
+def _names(config):
+    """The (suite, arm) pairs whose experiment this is, seed and budget aside."""
+    return tuple(
+        (suite, name)
+        for suite, arms in SUITES.items()
+        for name, arm in arms.items()
+        if arm.fraction == config.data.fraction
+        and replace(arm.training, epochs=config.training.epochs) == config.training
+        and _is_model(config.model, arm)
+    )
+
+
+#: Which fields `models.sizes.match_size` changes.
+_MATCHED = {"depth": ("encoder_depth", "decoder_depth"), "mlp": ("mlp_ratio",)}
+
+
+def _is_model(model, arm):
+    wanted = arm.model
+    if wanted.language and model.language:
+        source = model.language.source
+        wanted = replace(wanted, language=replace(wanted.language, source=source))
+    if arm.matched and isinstance(model, ModelConfig):
+        # How large it was made depends on the block; that it was made larger is enough.
+        matched = {name: getattr(model, name) for name in _MATCHED[arm.matched[0]]}
+        return model != wanted and model == replace(wanted, **matched)
+    return model == wanted
+
+
+# --- results and where they come from ------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Source:
+    """Results of one origin.
+
+    Attributes:
+        kind: "own" or "reference".
+        label: whose they are.
+        cases: as in `mvl.statistics`; empty for the reference, of which only tables are shown.
+        summary, contrasts: as in `mvl.statistics`.
+        runs: a run a row: suite, arm, seed, learning_rate, validation_dice, trained_parameters.
+    """
+
+    kind: str
+    label: str
+    cases: pd.DataFrame
+    summary: pd.DataFrame
+    contrasts: pd.DataFrame
+    runs: pd.DataFrame
+
+
+def _sources(runs, root):
+    """(list of `Source`: own ones, then the reference; alerts about what cannot be shown)."""
+    found, alerts = [], []
+    comparable = {}
+    newest = _newest(runs)
+    for run in newest:
+        key = tuple(run.facts[name] for name in ("synthetic", "device", "dtype"))
+        comparable.setdefault(key, []).append(run)
+    for run in runs:
+        if run.state == "done" and run.names and run not in newest:
+            said = "is left out: the same arm and seed were tested again since, on other data"
+            alerts.append(_alert("note", f"Run {run.folder.name} {said}."))
+    for key, members in sorted(comparable.items(), key=lambda item: tuple(map(str, item[0]))):
+        synthetic, device, dtype = key
+        label = "This profile" + ", synthetic data" * synthetic
+        label += f", {device}, {dtype}" * (len(comparable) > 1)
+        try:
+            found.append(_own_source(label, members))
+        except _UNREADABLE as error:
+            alerts.append(_alert("error", f"{label}: no tables. {_said(error, root)}"))
+    try:
+        found.append(_reference(root / "results" / "reference"))
+    except _UNREADABLE as error:
+        alerts.append(_alert("note", f"Without the committed reference: {_said(error, root)}"))
+    return found, alerts
+
+
+def _newest(runs):
+    """Done runs of arms; where two are one arm, seed and task, that which was tested last."""
+    cells = {}
+    for run in runs:
+        if run.state == "done" and run.names:
+            facts = (run.facts[name] for name in ("seed", "task", "synthetic", "device", "dtype"))
+            cells.setdefault((run.names, *facts), []).append(run)
+    return [
+        max(group, key=lambda run: ((run.folder / DONE).stat().st_mtime_ns, run.folder.name))
+        for group in cells.values()
+    ]
+
+
+def _own_source(label, runs):
+    tables, rows = [], []
+    for run in runs:
+        for suite, arm in run.names:
+            tables.append(collect(run.folder, suite, arm))
+            rows.append({"suite": suite, "arm": arm} | run.facts)
+    cases = pd.concat(tables, ignore_index=True)
+    contrasts = contrasts_table(cases, CONTRASTS, metrics=("dice", "nsd"))
+    return Source("own", label, cases, summary_table(cases), contrasts, pd.DataFrame(rows))
+
+
+def _reference(folder):
+    tables = {
+        name: read_table(folder / f"{name}.csv") for name in ("summary", "contrasts", "validation")
+    }
+    return Source("reference", "Committed reference", pd.DataFrame(), *tables.values())
+
+
+def _is_synthetic(parameters, sources, notebooks):
+    """Whether anything that this profile made may be of synthetic data."""
+    own = [source for source in sources if source.kind == "own"]
+    return (
+        parameters["source"] == "phantom"
+        or any(source.summary["synthetic"].any() for source in own)
+        or any(notebook.page and notebook.page.synthetic for notebook in notebooks)
+    )
+
+
+def _answers(source, pairs):
+    """A sentence per contrast of those (suite, arm, against) that a source has, in Dice."""
+    rows = source.contrasts[source.contrasts["metric"] == "dice"]
+    return [
+        _sentence(row)
+        for suite, arm, against in pairs
+        for _, row in rows[
+            (rows["suite"] == suite) & (rows["arm_a"] == arm) & (rows["arm_b"] == against)
+        ].iterrows()
+    ]
+
+
+def _size(rows):
+    """How much stands behind rows of a summary."""
+    first = rows.iloc[0]
+    one = rows[rows["metric"] == first["metric"]]
+    # Seeds of one arm with different budgets stand in rows of their own.
+    seeds = sorted(one.groupby(["suite", "arm"])["n_seeds"].sum())
+    epochs = sorted(rows["epochs"])
+    text = f"{_count(first['n_subjects'], 'subject')}, {_count(first['n_cases'], 'case')}, "
+    text += f"{_range(seeds)} seed{'s' * (seeds[-1] != 1)}, "
+    return text + f"{_range(epochs)} epoch{'s' * (epochs[-1] != 1)}"
+
+
+def _range(values):
+    return f"{values[0]}" if values[0] == values[-1] else f"{values[0]} to {values[-1]}"
+
+
+def _headline(sources, task):
+    """vit, and vit with what the paper adds, beside the paper's own numbers."""
+    suites = {suite for suite, *_ in HEADLINE}
+    groups = []
+    for source in sources:
+        dice = source.summary
+        dice = dice[dice["suite"].isin(suites) & (dice["metric"] == "dice")]
+        for (of_task, structure), own in dice.groupby(["task", "structure"], sort=True):
+            pairs = []
+            for suite, arm, against, what in HEADLINE:
+                both = own[(own["suite"] == suite) & own["arm"].isin([arm, against])]
+                if len(both):
+                    pairs.append((both, suite, arm, against, what))
+            # One arm without the other is shown where there is nothing better.
+            pairs = [pair for pair in pairs if pair[0]["arm"].nunique() == 2] or pairs[:1]
+            rows = []
+            for both, suite, arm, against, what in pairs:
+                by_arm = both.drop_duplicates("arm").set_index("arm")
+                values = [
+                    _spread(by_arm.loc[name], 3) if name in by_arm.index else NOTHING
+                    for name in (against, arm)
+                ]
+                difference = _difference(source, suite, arm, against, of_task, structure)
+                rows.append([what, *values, *difference])
+            if rows:
+                size = _size(pd.concat([both for both, *_ in pairs]))
+                label = f"{source.label}: {of_task}, {structure}, {size}"
+                groups.append(Group(source.kind, label, rows))
+    paper = pd.read_csv(PAPER, dtype={"place": str})
+    paper = paper[paper["metric"].eq("dice") & paper["task"].isin(["mean of ten tasks", task])]
+    rows = []
+    for (version, where), own in paper.groupby(["version", "task"], sort=True):
+        by_model = own.set_index("model")
+        if not {"ViT", "MedVisionLlama"} <= set(by_model.index):
+            continue
+        pair = [by_model.loc[name] for name in ("ViT", "MedVisionLlama")]
+        values = [
+            f"{p['value']:.2f}" + ("" if np.isnan(p["sd"]) else f" ± {p['sd']:.2f}") for p in pair
+        ]
+        difference = f"{pair[1]['value'] - pair[0]['value']:+.2f}"
+        what = where if pair[0]["what"] in where else f"{where}, {pair[0]['what']}"
+        rows.append([f"version {version.removeprefix('v')}: {what}", *values, difference, NOTHING])
+    label = "The paper, as published (arXiv:2410.02458): subjects, seeds and epochs unstated"
+    groups.append(Group("paper", label, rows))
+    columns = [("what is added to ViT", "text"), ("ViT", "n"), ("with it", "n")]
+    columns += [("difference [95 % interval]", "n"), ("verdict", "text")]
+    caption = "Dice without and with the language block. Measured: mean over seeds and subjects "
+    caption += "± standard deviation over subjects; test subjects, native space."
+    return Table(caption, columns, groups)
+
+
+def _difference(source, suite, arm, against, task, structure):
+    """[difference with interval, verdict] of one pair in Dice."""
+    rows = source.contrasts
+    wanted = {"suite": suite, "arm_a": arm, "arm_b": against, "task": task}
+    wanted |= {"structure": structure, "metric": "dice"}
+    for name, value in wanted.items():
+        rows = rows[rows[name] == value]
+    if rows.empty:
+        return [NOTHING, NOTHING]
+    row = rows.iloc[0]
+    interval = "no interval"
+    if not np.isnan(row["ci_low"]):
+        interval = f"{row['ci_low']:+.3f} to {row['ci_high']:+.3f}"
+    return [f"{row['difference']:+.3f} [{interval}]", row["verdict"]]
+
+
+def _paper_table():
+    """All of the paper's numbers."""
+    paper = pd.read_csv(PAPER, dtype=str, keep_default_na=False)
+    rows = [
+        [r.model, r.version, r.task, r.metric, r.value + (f" ± {r.sd}" if r.sd else ""), r.unit]
+        + [r.what, r.place, r.source]
+        for r in paper.itertuples()
+    ]
+    columns = [("model", "text"), ("version", "text"), ("task", "text"), ("metric", "text")]
+    columns += [("value", "n"), ("unit", "text"), ("what", "text"), ("place", "text")]
+    columns += [("source", "text")]
+    return Table("Every number of the paper in mvl/paper.csv.", columns, [Group("", "", rows)])
+
+
+def _questions(sources):
+    """Per suite: its question, its arms, what was compared, the same in words, and who has it."""
+    found = []
+    for suite in SUITES:
+        arms, compared, words = [], [], []
+        for source in sources:
+            for (task, structure), rows in _of_suite(source, suite):
+                label = f"{source.label}: {task}, {structure}, {_size(rows)}"
+                arms.append(Group(source.kind, label, _arms(source, suite, rows)))
+                pairs = _compared(source, suite, task, structure)
+                if pairs:
+                    compared.append(Group(source.kind, label, pairs))
+            pairs = [pair for pair in CONTRASTS if pair[0] == suite]
+            sentences = _answers(source, pairs)
+            if sentences and any(group.kind == source.kind for group in arms):
+                words.append((source, sentences))
+        if arms:
+            found.append(
+                {
+                    "question": QUESTIONS[suite],
+                    "arms": Table(
+                        f"Arms of the suite {suite}: mean over seeds and subjects ± standard "
+                        "deviation over subjects.",
+                        _ARM_COLUMNS,
+                        arms,
+                    ),
+                    "compared": Table(
+                        f"Comparisons of the suite {suite}, paired by subject and seed.",
+                        _COMPARED_COLUMNS,
+                        compared,
+                    ),
+                    "words": words,
+                    "own": any(group.kind == "own" for group in arms),
+                }
+            )
+    return found
+
+
+_ARM_COLUMNS = [
+    *(("arm", "code"), ("seeds", "n"), ("epochs", "n")),
+    *((heading, "n") for _, heading, _ in SHOWN),
+    *(("validation Dice", "n"), ("trained weights", "n"), ("learning rate", "n")),
+]
+_COMPARED_COLUMNS = [
+    *(("comparison", "text"), ("metric", "text"), ("difference", "n"), ("95 % interval", "n")),
+    *(("adjusted p", "n"), ("subjects", "n"), ("seeds", "n"), ("verdict", "text")),
+]
+
+
+def _compared(source, suite, task, structure):
+    """A row of cells per contrast of a suite."""
+    rows = source.contrasts
+    rows = rows[(rows["suite"] == suite) & (rows["task"] == task)]
+    names = {metric: heading for metric, heading, _ in SHOWN}
+    return [
+        [
+            f"{row.arm_a} minus {row.arm_b}",
+            names.get(row.metric, row.metric),
+            f"{row.difference:+.4f}",
+            NOTHING if np.isnan(row.ci_low) else f"{row.ci_low:+.4f} to {row.ci_high:+.4f}",
+            _p_value(row.p_holm),
+            f"{row.n_subjects}",
+            f"{row.n_seeds}",
+            row.verdict,
+        ]
+        for row in rows[rows["structure"] == structure].itertuples()
+    ]
+
+
+def _p_value(p):
+    if np.isnan(p):
+        return NOTHING
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _of_suite(source, suite):
+    """((task, structure), its rows of the summary), for what a source has to say of a suite.
+
+    An own run is an arm of several suites. One arm alone answers none of their questions; it is
+    shown where it comes first.
+    """
+    rows = source.summary[source.summary["suite"] == suite]
+    if source.kind == "own" and rows["arm"].nunique() < 2:
+        alone = source.summary.groupby("suite")["arm"].nunique().max() < 2
+        first = next(name for name in SUITES if name in set(source.summary["suite"]))
+        if not (alone and suite == first):
+            return []
+    return list(rows.groupby(["task", "structure"], sort=True))
+
+
+def _arms(source, suite, rows):
+    """A row of cells per arm, in the suite's order; two where seeds had different budgets."""
+    cells = []
+    for arm in SUITES[suite]:
+        for epochs, of_arm in rows[rows["arm"] == arm].groupby("epochs", sort=True):
+            of_arm = of_arm.drop_duplicates("metric").set_index("metric")
+            runs = source.runs[(source.runs["suite"] == suite) & (source.runs["arm"] == arm)]
+            runs = runs[runs["epochs"] == epochs]
+            if "task" in runs:
+                runs = runs[runs["task"] == of_arm["task"].iloc[0]]
+            more = [NOTHING] * 3
+            if len(runs):
+                weights, rates = runs["trained_parameters"].iloc[0], runs["learning_rate"].iloc[0]
+                more = [f"{runs['validation_dice'].mean():.3f}", f"{weights:,}", f"{rates:g}"]
+            values = [_spread(of_arm.loc[metric], digits) for metric, _, digits in SHOWN]
+            cells.append([arm, f"{of_arm['n_seeds'].iloc[0]}", f"{epochs}", *values, *more])
+    return cells
+
+
+# --- verify --------------------------------------------------------------------------------
+
+
+def _checks(place, root):
+    """What `mvl verify` says: conclusion, sentences, a table of what was compared."""
+    try:
+        checks = verify(place, root / "results" / "reference")
+    except _UNREADABLE as error:
+        return {
+            "state": "note",
+            "conclusion": f"Nothing verified: {_said(error, root)}",
+            "table": None,
+        }
+    compared = checks[checks["check"] != "file"]
+    known = compared[compared["agrees"].notna()]
+    wrong = checks[checks["agrees"].eq(False)]
+    intact = checks[(checks["check"] == "file") & checks["agrees"].eq(True)]
+    if len(wrong):
+        state = "error"
+        said = f"Not reproduced: {len(wrong)} of {len(checks)} checks differ."
+    elif known.empty:
+        state = "note"
+        said = "Nothing to compare: the reference has none of these runs."
+    else:
+        state = "ok"
+        said = f"Reproduced: {len(known)} of {len(compared)} runs are in the reference and agree."
+    said += f" {len(intact)} of {_count(len(compared), 'file')} of cases are as the evaluation "
+    said += "wrote them."
+    shown = checks.loc[sorted({*known.index, *wrong.index})]
+    words = {True: "agrees", False: "differs"}
+    rows = [
+        [r.run, f"{r.suite} {r.arm}, seed {r.seed}" if r.suite else NOTHING]
+        + [r.check, words[bool(r.agrees)], r.detail]
+        for r in shown.itertuples()
+    ]
+    columns = [("run", "code"), ("arm", "text"), ("check", "text"), ("result", "text")]
+    columns += [("detail", "text")]
+    table = Table("Runs that the reference has, check by check.", columns, [Group("", "", rows)])
+    return {"state": state, "conclusion": said, "table": table if rows else None}
+
+
+# --- figures -------------------------------------------------------------------------------
+
+
+def _figures(sources, root):
+    """Figures of own results, then those of the committed reference."""
+    found = []
+    for source in sources:
+        if source.kind == "own":
+            for suite in SUITES:
+                found += _suite_figures(source, suite)
+    folder = root / "results" / "reference"
+    for path in sorted((folder / PICTURE.parent).glob("*.png")):
+        content = base64.b64encode(path.read_bytes()).decode()
+        said = f"Committed reference: {path.stem.replace('_', ' ')}"
+        source = f"data:image/png;base64,{content}"
+        found.append(Figure(source, said, _reference_alt(path, sources, said), "reference"))
+    return found
+
+
+def _reference_alt(path, sources, said):
+    """The reference's one known picture in words; of another, its name."""
+    reference = [source for source in sources if source.kind == "reference"]
+    if path.name == PICTURE.name and reference:
+        rows = reference[0].contrasts
+        pair = (rows["suite"] == "language") & (rows["arm_a"] == "pretrained")
+        rows = rows[pair & (rows["arm_b"] == "none") & (rows["metric"] == "dice")]
+        if len(rows):
+            return f"A dot per test subject, by difference. {sentence(rows.iloc[0])}"
+    return f"Figure. {said}."
+
+
+def _suite_figures(source, suite):
+    found = []
+    for (task, structure), rows in _of_suite(source, suite):
+        cases = source.cases
+        cases = cases[(cases["suite"] == suite) & (cases["task"] == task)]
+        cases = cases[cases["structure"] == structure]
+        if rows["arm"].nunique() > 1:
+            order = {arm: n for n, arm in enumerate(SUITES[suite])}
+            cases = cases.sort_values("arm", key=lambda arms: arms.map(order), kind="stable")
+            dice = cases.groupby(["arm", "seed", "subject"])["dice"].mean().groupby("arm").mean()
+            means = ", ".join(f"{arm} {dice[arm]:.3f}" for arm in order if arm in dice)
+            alt = f"Mean Dice of the arms of the suite {suite}, {task}, {structure}: {means}."
+            label = f"{source.label}: {QUESTIONS[suite]} Every arm of the suite {suite}."
+            found.append((figures.arm_means(cases), label, alt))
+        pairs = source.contrasts
+        pairs = pairs[(pairs["suite"] == suite) & (pairs["metric"] == "dice")]
+        pairs = pairs[(pairs["task"] == task) & (pairs["structure"] == structure)]
+        for _, row in pairs.head(1).iterrows():
+            arms = row["arm_a"], row["arm_b"]
+            values = figures.subject_differences(cases, *arms)
+            alt = f"A dot per test subject: {int((values > 0).sum())} of {len(values)} are above "
+            alt += f"zero. {sentence(row)}"
+            label = f"{source.label}: {arms[0]} minus {arms[1]} in Dice, subject by subject."
+            found.append((figures.paired_differences(cases, *arms), label, alt))
+    prefix = "Synthetic data. " if source.summary["synthetic"].any() else ""
+    return [Figure(_svg(drawn), label, prefix + alt, "own") for drawn, label, alt in found]
+
+
+def _svg(figure):
+    """A figure as a data URI, the same for the same figure."""
+    buffer = io.BytesIO()
+    # Narrow enough that its letters can be read on a phone.
+    figure.set_size_inches(6.4, figure.get_size_inches()[1])
+    # The salt replaces a random one; the date would be the clock's.
+    with mpl.rc_context({"svg.hashsalt": "mvl"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+# --- notebooks -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """A notebook of the repository and its executed copy.
+
+    Attributes:
+        name: the file's name without its ending.
+        state: "ok", "outdated", "failed", "unfinished" or "missing".
+        reason: in words, what is wrong with it, or "".
+        page: its `Page`, or None where there is no copy that can be read.
+        address: of its page, relative to the report's folder.
+    """
+
+    name: str
+    state: str
+    reason: str
+    page: Page | None
+    address: str
+
+    @property
+    def title(self):
+        return self.page.title if self.page else self.name
+
+
+def _notebooks(parameters, root):
+    sources = sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    links = {path.stem: quote(f"{path.stem}.html") for path in sources}
+    return [_notebook(path, parameters, root, links) for path in sources]
+
+
+def _notebook(path, parameters, root, links):
+    name, address = path.stem, links[path.stem]
+    copy = root / "results" / parameters["profile"] / "notebooks" / path.name
+    if not copy.is_file():
+        return Notebook(name, "missing", "has not been run in this profile", None, address)
+    try:
+        page = read_page(copy, links)
+    except MvlError as error:
+        return Notebook(name, "failed", _said(error, root), None, address)
+    if page.failure:
+        return Notebook(name, "failed", page.failure, page, address)
+    if not copy.with_name(f"{name}.done.json").is_file():
+        reason = "did not run to its end: it is running, was stopped, or its kernel died"
+        return Notebook(name, "unfinished", reason, page, address)
+    try:
+        current = batch._Job(path, parameters, root).is_done()
+    except MvlError as error:
+        return Notebook(name, "outdated", _said(error, root), page, address)
+    if not current:
+        reason = "was run before the code, the profile, the reference or the data changed"
+        return Notebook(name, "outdated", reason, page, address)
+    return Notebook(name, "ok", "", page, address)
+
+
+def _neighbours(notebooks, place):
+    """(the page before, the page after), None at the ends."""
+    before = [notebook for notebook in notebooks[:place] if notebook.page]
+    after = [notebook for notebook in notebooks[place + 1 :] if notebook.page]
+    return (before or [None])[-1], (after or [None])[0]
+
+
+# --- alerts and provenance -----------------------------------------------------------------
+
+
+def _alert(level, text, notebook=None):
+    """Something that a reader has to know before the numbers; level is "error" or "note"."""
+    return {"level": level, "text": text, "notebook": notebook}
+
+
+def _alerts(notebooks, runs, profile):
+    alerts = []
+    for notebook in notebooks:
+        if notebook.state in ("failed", "unfinished"):
+            alerts.append(_alert("error", notebook.reason, notebook))
+    missing = [notebook.name for notebook in notebooks if notebook.state == "missing"]
+    if missing:
+        which = "no notebook" if len(missing) == len(notebooks) else f"not {', '.join(missing)}"
+        command = f"'./run_all.sh --profile {profile}' runs what is missing"
+        alerts.append(_alert("note", f"This profile has run {which}; {command}."))
+    outdated = [notebook.name for notebook in notebooks if notebook.state == "outdated"]
+    if outdated:
+        said = "run before the code, the profile, the reference or the data changed"
+        alerts.append(_alert("note", f"Outdated, {said}: {', '.join(outdated)}."))
+    for run in runs:
+        if run.state in ("failed", "unreadable"):
+            said = "failed" if run.state == "failed" else "cannot be read"
+            alerts.append(_alert("error", f"Run {run.folder.name} {said}: {run.reason}"))
+    return alerts
+
+
+def _provenance(parameters, runs, notebooks, root):
+    """Tables: what was asked for, what was run, on what, from which files."""
+    tables = [
+        _pairs(
+            "Parameters of the profile, profiles/" + f"{parameters['profile']}.yaml.", parameters
+        )
+    ]
+    if runs:
+        columns = [("run", "code"), ("arms", "text"), ("seed", "n"), ("task", "text")]
+        columns += [("state", "text"), ("training (s)", "n"), ("commit", "code")]
+        columns += [("cases.csv, SHA-256", "code"), ("why it is in no table", "text")]
+        rows = [_run_row(run) for run in runs]
+        caption = "Runs of this profile, by fingerprint: configuration, voxels, language block."
+        tables.append(Table(caption, columns, [Group("", "", rows)]))
+        tables.append(_machines(runs))
+    blocks = {str(sorted(run.block.items())): run.block for run in runs if run.block}
+    if blocks:
+        names = ("source", "revision", "layer", "control", "sha256")
+        columns = [(name, "code") for name in names]
+        rows = [[_text(block.get(name)) for name in names] for _, block in sorted(blocks.items())]
+        tables.append(Table("Language blocks, by reference.", columns, [Group("", "", rows)]))
+    executed = [n for n in notebooks if n.page and n.page.executed]
+    if executed:
+        columns = [("notebook", "text"), ("state", "text"), ("started (UTC)", "text")]
+        columns += [("seconds", "n")]
+        rows = [
+            [
+                n.name,
+                n.state,
+                n.page.executed[0][:19].replace("T", " "),
+                f"{n.page.executed[1]:.0f}",
+            ]
+            for n in executed
+        ]
+        tables.append(Table("Executed notebooks.", columns, [Group("", "", rows)]))
+    reference = root / "results" / "reference"
+    if (reference / "provenance.json").is_file():
+        said = "The committed reference, results/reference/provenance.json."
+        facts = read_json(reference / "provenance.json")
+        machine = facts.pop("machine", {}) if isinstance(facts, dict) else {}
+        tables.append(_pairs(said, dict(facts) | dict(machine)))
+    files = [path for path in sorted(reference.glob("*.*")) if path.is_file()]
+    rows = [[f"results/reference/{path.name}", sha256_of(path)] for path in files]
+    rows.append(["mvl/paper.csv", sha256_of(PAPER)])
+    columns = [("file", "text"), ("SHA-256", "code")]
+    tables.append(Table("Files that numbers here come from.", columns, [Group("", "", rows)]))
+    return tables
+
+
+def _pairs(caption, facts):
+    rows = [[key, _text(value)] for key, value in facts.items()]
+    return Table(caption, [("name", "text"), ("value", "text")], [Group("", "", rows)])
+
+
+def _text(value):
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "none"
+    return NOTHING if value is None else str(value)
+
+
+def _run_row(run):
+    facts = run.facts or {}
+    names = ", ".join(f"{suite} {arm}" for suite, arm in run.names)
+    commit = _text(facts.get("commit"))
+    return [
+        run.folder.name,
+        names or NOTHING,
+        _text(facts.get("seed")),
+        _text(facts.get("task")),
+        run.state,
+        f"{facts['seconds']:,.0f}" if "seconds" in facts else NOTHING,
+        commit[:12] + "+" * commit.endswith("+"),
+        _text(facts.get("sha256"))[:12],
+        run.reason,
+    ]
+
+
+def _machines(runs):
+    """What the runs were made on; several values where runs differ."""
+    found = {}
+    for run in runs:
+        environment = dict(run.environment or {})
+        environment |= environment.pop("versions", {})
+        for key, value in environment.items():
+            found.setdefault(key, set()).add(_text(value))
+    found.pop("commit", None)
+    rows = [[key, ", ".join(sorted(values))] for key, values in sorted(found.items())]
+    return Table(
+        "Machine and versions.", [("name", "text"), ("value", "text")], [Group("", "", rows)]
+    )
