@@ -67,8 +67,8 @@ def _combination(language, hybrid, fusion, head="linear"):
     return Arm(model, _OURS)
 
 
-def _vit(**changes):
-    return Arm(_VIT, _OURS, **changes)
+def _vit(rate=_OURS.learning_rate, **changes):
+    return Arm(_VIT, replace(_OURS, learning_rate=rate), **changes)
 
 
 #: Suite -> arm -> `Arm`.
@@ -81,7 +81,7 @@ SUITES = {
         "shuffled": _block(control="shuffled"),
         "identity": _block(control="identity"),
         "trainable": _block(control="trainable"),
-        "vit-mlp": _vit(matched=("mlp", "pretrained")),
+        "vit-mlp": _vit(1e-3, matched=("mlp", "pretrained")),
     },
     # The paper's ablation; the digits are language block, hybrid attention, multi-scale fusion.
     "fusion": {
@@ -126,7 +126,7 @@ SUITES = {
     "size": {
         "vit": _vit(),
         "vit-depth": _vit(matched=("depth", "pretrained")),
-        "vit-mlp": _vit(matched=("mlp", "pretrained")),
+        "vit-mlp": _vit(1e-3, matched=("mlp", "pretrained")),
         "pretrained": _block(),
     },
     "presets": {name: Arm(*PRESETS[name]) for name in PRESETS},

@@ -19,6 +19,7 @@ from mvl.reference import (
     results_section,
 )
 from mvl.statistics import CONTRAST_COLUMNS, SUMMARY_COLUMNS, summary_table
+from mvl.suites import SUITES
 
 
 def test_the_readmes_results_are_those_of_the_files():
@@ -72,3 +73,10 @@ def test_the_committed_model_is_the_runs_whose_results_stand_in_the_tables():
     assert f"| test dice | {summary['presets', 'best', 'dice']:.4f} |" in card
     assert "CC-BY-SA 4.0" in card
     assert sum(p.stat().st_size for p in BEST.iterdir()) < 5e6
+
+
+def test_every_arm_has_the_learning_rate_that_was_best_on_validation():
+    tuning = read_table(REFERENCE / "tuning.csv")
+    best = tuning.loc[tuning.groupby(["suite", "arm"])["validation_dice"].idxmax()]
+    for row in best.itertuples():
+        assert SUITES[row.suite][row.arm].training.learning_rate == row.learning_rate
