@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, gather_object
 from monai.losses import DiceCELoss
@@ -36,10 +36,6 @@ from mvl.metrics import dice_per_case
 from mvl.progress import Progress
 
 STATE, WEIGHTS, CURVES = "state.safetensors", "model.safetensors", "curves.csv"
-
-#: Comparison networks with weights that their forward pass leaves out. Processes that train
-#: together must know, or they wait for gradients that never come.
-IDLE_WEIGHTS = ("unet++", "unetr")
 
 
 def processes():
@@ -148,14 +144,7 @@ def train(model, volumes, validation, config, folder, show=True, on_epoch=None, 
     rank, count, main = them.process_index, them.num_processes, them.is_main_process
     # accelerate keeps its precision for the whole process; two runs may differ in it.
     AcceleratorState._reset_state()
-    accelerator = Accelerator(
-        mixed_precision="bf16" if plan.precision == "bfloat16" else "no",
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(
-                find_unused_parameters=getattr(config.model, "architecture", "") in IDLE_WEIGHTS
-            )
-        ],
-    )
+    accelerator = Accelerator(mixed_precision="bf16" if plan.precision == "bfloat16" else "no")
     network, optimiser = accelerator.prepare(model, _optimiser(model, plan))
     schedule = _schedule(optimiser.optimizer, plan)
     loss_of = segmentation_loss(config.data.target)

@@ -173,6 +173,8 @@ def _description(stored, source):
         config = ExperimentConfig.from_dict(
             {"data": data, "model": stored["model"], "seed": stored["seed"]}
         )
+        if not isinstance(config.model, ModelConfig):
+            raise RunError("its model is a comparison network")
         if config.data.grid != tuple(stored["grid"]):
             raise RunError(f"grid {stored['grid']} is not the data's {config.data.grid}")
         for key in ("channels", "classes"):
