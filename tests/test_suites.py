@@ -23,7 +23,7 @@ from mvl.suites import (
     tuning_table,
 )
 
-GRID = (48, 64, 48)
+GRID = (40, 56, 40)
 
 
 def test_suites_differ_in_what_they_ask_and_in_nothing_else():
