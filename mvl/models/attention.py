@@ -30,13 +30,13 @@ class Attention(nn.Module):
     def forward(self, x):
         """(B, T, E) -> (B, T, E)."""
         B, T, E = x.shape
-        q, k, v = self.qkv(x).view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # (B, nh, T, hs)
-        y = self.attend(q, k, v)  # (B, nh, T, hs)
+        qkv = self.qkv(x).view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        y = self.attend(qkv)  # (B, nh, T, hs)
         return self.dropout(self.project(y.transpose(1, 2).reshape(B, T, E)))
 
-    def attend(self, q, k, v):
-        """What each token takes from the others: (B, nh, T, hs) three times -> the same."""
-        return F.scaled_dot_product_attention(q, k, v)
+    def attend(self, qkv):
+        """What each token takes from the others: (3, B, nh, T, hs) -> (B, nh, T, hs)."""
+        return F.scaled_dot_product_attention(*qkv)
 
 
 class HybridAttention(Attention):
@@ -69,39 +69,42 @@ class HybridAttention(Attention):
         ]
         self.mix = nn.Parameter(torch.zeros(heads))
 
-    def attend(self, q, k, v):
-        a = torch.sigmoid(self.mix).view(1, -1, 1, 1).to(q.dtype)  # (1, nh, 1, 1)
-        return a * super().attend(q, k, v) + (1 - a) * self.attend_locally(q, k, v)
+    def attend(self, qkv):
+        a = torch.sigmoid(self.mix).view(1, -1, 1, 1).to(qkv.dtype)  # (1, nh, 1, 1)
+        return a * super().attend(qkv) + (1 - a) * self.attend_locally(qkv)
 
-    def attend_locally(self, q, k, v):
-        """Attention within windows: (B, nh, T, hs) three times -> the same."""
-        B, mask = q.shape[0], None
+    def attend_locally(self, qkv):
+        """Attention within windows: (3, B, nh, T, hs) -> (B, nh, T, hs)."""
+        B, mask = qkv.shape[1], None
         if any(max(p) for p in self.padding):
-            inside = q.new_ones(1, 1, q.shape[2], 1).expand(B, -1, -1, -1)
-            mask = self._to_windows(inside).bool().transpose(-1, -2)  # (B * n, 1, 1, w^3)
-        q, k, v = (self._to_windows(t) for t in (q, k, v))  # (B * n, nh, w^3, hs)
+            inside = qkv.new_ones(1, B, 1, qkv.shape[3], 1)
+            mask = self._to_windows(inside)[0].bool().transpose(-1, -2)  # (B * n, 1, 1, w^3)
+        q, k, v = self._to_windows(qkv)  # (B * n, nh, w^3, hs)
         return self._from_windows(F.scaled_dot_product_attention(q, k, v, attn_mask=mask), B)
 
     def _to_windows(self, t):
-        B, nh, _, hs = t.shape
-        (h, w, d), (wh, ww, wd) = self.tokens, self.window
-        t = t.reshape(B, nh, h, w, d, hs)
-        t = F.pad(t, (0, 0, *self.padding[2], *self.padding[1], *self.padding[0]))
-        H, W, D = (n // w for n, w in zip(t.shape[2:5], self.window, strict=True))
-        t = t.reshape(B, nh, H, wh, W, ww, D, wd, hs)
-        t = t.permute(0, 2, 4, 6, 1, 3, 5, 7, 8)  # (B, H, W, D, nh, wh, ww, wd, hs)
-        return t.reshape(B * H * W * D, nh, wh * ww * wd, hs)
+        """(n, B, nh, T, hs) -> (n, B * windows, nh, w^3, hs)."""
+        n, B, nh, _, hs = t.shape
+        (wh, ww, wd), (padded_h, padded_w, padded_d) = self.window, self.padding
+        # As it comes from the projection, so that this is a view; then two copies for q, k and v.
+        t = t.permute(1, 3, 0, 2, 4).reshape(B, *self.tokens, n * nh * hs)
+        t = F.pad(t, (0, 0, *padded_d, *padded_w, *padded_h))
+        H, W, D = (size // w for size, w in zip(t.shape[1:4], self.window, strict=True))
+        t = t.view(B, H, wh, W, ww, D, wd, n, nh, hs)
+        t = t.permute(7, 0, 1, 3, 5, 8, 2, 4, 6, 9)  # (n, B, H, W, D, nh, wh, ww, wd, hs)
+        return t.reshape(n, B * H * W * D, nh, wh * ww * wd, hs)
 
     def _from_windows(self, t, B):
+        """(B * windows, nh, w^3, hs) -> (B, nh, T, hs)."""
         _, nh, _, hs = t.shape
         (h, w, d), (wh, ww, wd) = self.tokens, self.window
         (fh, bh), (fw, bw), (fd, bd) = self.padding
-        H, W, D = (h + fh + bh) // wh, (w + fw + bw) // ww, (d + fd + bd) // wd
+        H, W, D = (fh + h + bh) // wh, (fw + w + bw) // ww, (fd + d + bd) // wd
         t = t.reshape(B, H, W, D, nh, wh, ww, wd, hs)
-        t = t.permute(0, 4, 1, 5, 2, 6, 3, 7, 8)  # (B, nh, H, wh, W, ww, D, wd, hs)
-        t = t.reshape(B, nh, H * wh, W * ww, D * wd, hs)
-        t = t[:, :, fh : fh + h, fw : fw + w, fd : fd + d]
-        return t.reshape(B, nh, h * w * d, hs)
+        t = t.permute(0, 1, 5, 2, 6, 3, 7, 4, 8)  # (B, H, wh, W, ww, D, wd, nh, hs)
+        t = t.reshape(B, H * wh, W * ww, D * wd, nh, hs)
+        t = t[:, fh : fh + h, fw : fw + w, fd : fd + d]
+        return t.reshape(B, h * w * d, nh, hs).transpose(1, 2)
 
 
 class Block(nn.Module):

@@ -32,9 +32,9 @@ def test_windows_equal_a_naive_loop(tokens, window, shifted):
     torch.manual_seed(0)
     attention = HybridAttention(8, 2, tokens, window, shifted).double()
     count = tokens[0] * tokens[1] * tokens[2]
-    q, k, v = torch.randn(3, 2, 2, count, 4, dtype=torch.float64)
-    expected = one_by_one(q, k, v, tokens, attention.window, shifted)
-    assert torch.allclose(attention.attend_locally(q, k, v), expected, atol=1e-12)
+    qkv = torch.randn(3, 2, 2, count, 4, dtype=torch.float64)
+    expected = one_by_one(*qkv, tokens, attention.window, shifted)
+    assert torch.allclose(attention.attend_locally(qkv), expected, atol=1e-12)
 
 
 def test_a_window_that_spans_the_grid_is_global_attention():
@@ -52,10 +52,9 @@ def test_shifted_windows_join_tokens_that_plain_windows_part():
 
     def sees(shifted):
         attention = HybridAttention(4, 1, (4, 1, 1), 2, shifted)
-        q, k, v = torch.randn(3, 1, 1, 4, 4)
-        v.requires_grad_()
-        attention.attend_locally(q, k, v)[0, 0, 1].sum().backward()
-        return bool(v.grad[0, 0, 2].any())
+        qkv = torch.randn(3, 1, 1, 4, 4, requires_grad=True)
+        attention.attend_locally(qkv)[0, 0, 1].sum().backward()
+        return bool(qkv.grad[2, 0, 0, 2].any())
 
     assert not sees(False) and sees(True)
 
@@ -63,14 +62,14 @@ def test_shifted_windows_join_tokens_that_plain_windows_part():
 def test_the_mix_starts_at_one_half_and_can_leave_either_side():
     torch.manual_seed(0)
     attention = HybridAttention(8, 2, (4, 4, 4), 2, False)
-    q, k, v = torch.randn(3, 1, 2, 64, 4)
-    both = attention.attend(q, k, v)
-    local = attention.attend_locally(q, k, v)
-    whole = Attention.attend(attention, q, k, v)
+    qkv = torch.randn(3, 1, 2, 64, 4)
+    both = attention.attend(qkv)
+    local = attention.attend_locally(qkv)
+    whole = Attention.attend(attention, qkv)
     assert torch.allclose(both, (local + whole) / 2, atol=1e-6)
     with torch.no_grad():
         attention.mix.copy_(torch.tensor([40.0, -40.0]))  # one head global, one local
-    mixed = attention.attend(q, k, v)
+    mixed = attention.attend(qkv)
     assert torch.allclose(mixed[:, 0], whole[:, 0]) and torch.allclose(mixed[:, 1], local[:, 1])
 
 
@@ -93,9 +92,9 @@ def peak():  # resource's maximum would include the parent's
 
 def run(edge):
     attention = HybridAttention(64, 4, (edge, edge, edge), 4, True)
-    q, k, v = torch.randn(3, 1, 4, edge**3, 16)
+    qkv = torch.randn(3, 1, 4, edge**3, 16)
     before = peak()
-    attention.attend_locally(q, k, v)
+    attention.attend_locally(qkv)
     return peak() - before
 
 with torch.inference_mode():
