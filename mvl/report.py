@@ -289,7 +289,9 @@ def _names(config):
         (suite, name)
         for suite, arms in SUITES.items()
         for name, arm in arms.items()
+        # No profile runs an arm with another budget than the others'.
         if arm.fraction == config.data.fraction
+        and arm.budget == 1
         and replace(arm.training, epochs=config.training.epochs) == config.training
         and _is_model(config.model, arm)
     )

@@ -467,7 +467,7 @@ def test_an_own_run_is_the_arm_of_every_suite_that_trains_it_just_so(empty):
     arms = {row["run"]: row["arms"] for row in report.table("Runs of this profile")[""]}
     assert arms["language-none-0"].split(", ") == [
         "language none",
-        *("fusion 000", "data vit-100", "peers vit", "size vit", "presets vit"),
+        *("fusion 000", "data vit-100", "peers vit", "size vit", "presets vit", "budget vit"),
     ]
     assert arms["language-vit-mlp-0"] == "language vit-mlp, size vit-mlp"
     shown = report.table("Arms of the suite size")
