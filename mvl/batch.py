@@ -349,7 +349,7 @@ class _Progress:
     def _left(self):
         """Seconds until the end, if cells take as long as they did; None where that is no guide."""
         rest = self.durations[max(0, self.cell - 1) :]
-        spent = time.monotonic() - self.cell_start
+        spent = time.monotonic() - self.cell_start if self.cell else 0.0
         # A cell that takes longer than it did has more to do, and nobody knows how much.
         return None if None in rest or spent > sum(rest[:1]) else sum(rest) - spent
 
