@@ -780,7 +780,7 @@ def _notebook(path, parameters, root, links):
         reason = "did not run to its end: it is running, was stopped, or its kernel died"
         return Notebook(name, "unfinished", reason, page, address)
     try:
-        current = batch._Job(path, parameters, root).is_done()
+        current = batch.Job(path, parameters, root).is_done()
     except MvlError as error:
         return Notebook(name, "outdated", _said(error, root), page, address)
     if not current:

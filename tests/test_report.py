@@ -129,9 +129,8 @@ class Repository:
             }
             nbformat.write(executed, folder / f"{name}.ipynb")
         if done:
-            job = batch._Job(self.root / "notebooks" / f"{name}.ipynb", self.profile, self.root)
-            record = {"code": job.code, "inputs": job._inputs_hash()}
-            write_json(job.record, record)
+            job = batch.Job(self.root / "notebooks" / f"{name}.ipynb", self.profile, self.root)
+            write_json(job.record, job.made_of())
 
     def report(self):
         return Report(write_report(self.name, self.root).parent)
@@ -218,7 +217,10 @@ def everything(repository):
         new_code_cell("epochs = 2", metadata={"tags": ["injected-parameters"]}),
         new_markdown_cell("## Part\n\n#### Too deep\n\nInline $a_1$, and\n\n$$\\frac{1}{2}$$"),
         new_code_cell("figures.curves(runs, False)", outputs=outputs),
-        new_markdown_cell("See [that](01_next.ipynb), [gone](gone.ipynb), [it](https://a.example)"),
+        new_markdown_cell(
+            "See [that](01_next.ipynb), [gone](gone.ipynb), [it](https://a.example), "
+            "[![badge](https://a.example/b.svg)](https://a.example/c)"
+        ),
         new_code_cell("slider", outputs=[new_output("display_data", widget)]),
         new_code_cell("plain", outputs=[picture]),
         new_code_cell("answer", outputs=last),
@@ -740,7 +742,11 @@ def test_figures_are_described_and_sized(story):
 def test_links_lead_to_pages_or_are_only_text(story):
     page = story[1].pages["00_everything.html"]
     links = {a.get_text(): a["href"] for a in page.select("article a")}
-    assert links == {"that": "01_next.html", "it": "https://a.example"}
+    assert links == {
+        "that": "01_next.html",
+        "it": "https://a.example",
+        "badge": "https://a.example/c",
+    }
     steps = {a["href"] for a in page.select("nav a")}
     assert steps == {"index.html", "01_next.html"}
 
