@@ -179,6 +179,8 @@ def write_reference(trained, expected, tuned, measured=(), reference=REFERENCE):
         table = table[table["fingerprint"].isin(runs["fingerprint"])]
         table = table.sort_values(["fingerprint", "case"])
         write_table(reference / "mechanism.csv.gz", table)
+    if folder := trained.get(("presets", "best", 0)):
+        _publish(folder, cases, reference / BEST.name)
     language = cases[(cases["suite"] == "language") & (cases["structure"] == "foreground")]
     save(paired_differences(language, "pretrained", "none"), reference / PICTURE)
     write_text(reference / STUDY, study_page(reference))
@@ -222,6 +224,18 @@ def _grown(trained, expected, reference):
         raise RunError("no run is finished; 'mvl suite run NAME' trains and tests a suite")
     runs = pd.DataFrame(rows, columns=[*_CELL, *_RUN_COLUMNS])
     return _in_order(pd.concat(tables, ignore_index=True), ["case", "structure"]), _in_order(runs)
+
+
+def _publish(folder, cases, place):
+    """Save the model of a run of `best`, with what it reached on the test subjects."""
+    run = Run.load(folder)
+    own = cases[(cases["suite"] == "presets") & (cases["arm"] == "best")]
+    own = own[(own["seed"] == run.config.seed) & (own["structure"] == "foreground")]
+    shown = ["dice", "nsd", "hd95_mm"]
+    means = own.groupby("subject")[shown].mean().mean()
+    run.model.save_pretrained(
+        place, run.task, run.config.data, {f"test {name}": means[name] for name in shown}
+    )
 
 
 _RUN_COLUMNS = (
