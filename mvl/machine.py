@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from pathlib import Path
 
 import psutil
@@ -31,13 +32,15 @@ class PeakMemory:
     """The most memory that the children of this process held at once while a block ran.
 
     It is sampled: what a process takes in the last `INTERVAL_S` seconds of its life is missed.
-    Pages that processes share are counted for each of them.
+    Pages that processes share are counted for each of them, except for `SETTLED_S` seconds: a
+    process that starts a program is there twice for a moment, with all its memory.
 
     Attributes:
         bytes: the peak; 0 where there was no child.
     """
 
     INTERVAL_S = 0.25
+    SETTLED_S = 1.0
 
     def __init__(self):
         self.bytes = 0
@@ -55,13 +58,13 @@ class PeakMemory:
     def _watch(self):
         own = psutil.Process()
         while not self._ended.wait(self.INTERVAL_S):
-            held = (_resident(child) for child in own.children(recursive=True))
+            held = (self._held(child) for child in own.children(recursive=True))
             self.bytes = max(self.bytes, sum(held))
 
-
-def _resident(process):
-    """Bytes of memory that a process holds; 0 if it has ended."""
-    try:
-        return process.memory_info().rss
-    except psutil.Error:
-        return 0
+    def _held(self, process):
+        """Bytes of memory that a process holds; 0 if it has just begun, or ended."""
+        try:
+            settled = time.time() - process.create_time() >= self.SETTLED_S
+            return process.memory_info().rss if settled else 0
+        except psutil.Error:
+            return 0
