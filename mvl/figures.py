@@ -1,378 +1,52 @@
 """Every figure: a function from tables and arrays to a matplotlib `Figure`.
 
-No model and no file is opened here. Colours are those of Okabe and Ito ("Color Universal Design",
-2008), which stay apart for colour-blind readers, and an arm has the same one in every figure.
-What is synthetic says so in the figure itself, and voxels of the decathlon carry its attribution.
+No model and no file is opened here. Those of volumes are in `mvl.volume_figures` and those of
+tables below; style, colours and saving are in `mvl.style`. All are at hand under this one name.
 """
-
-import functools
-from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
-from nibabel.orientations import apply_orientation, io_orientation
 
 from mvl.errors import RunError
-from mvl.files import written
 from mvl.metrics import METRICS
 from mvl.statistics import BOUND, contrast
-from mvl.tasks import TASKS
-
-ATTRIBUTION = "Medical Segmentation Decathlon, CC-BY-SA 4.0"
-SYNTHETIC = "SYNTHETIC DATA: a phantom, not patients"
-
-BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
-YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
-GREY = "#7F7F7F"
-
-#: Arm -> colour. Arms of equal configuration in two suites have the same one.
-ARM_COLOURS = {
-    "none": BLACK,
-    "pretrained": BLUE,
-    "random": VERMILLION,
-    "shuffled": ORANGE,
-    "identity": SKY,
-    "trainable": GREEN,
-    "vit-mlp": PURPLE,
-    "vit": BLACK,
-    "v1": GREEN,
-    "v3": BLUE,
-    "released": VERMILLION,
-    "best": PURPLE,
-    "000": BLACK,
-    "100": BLUE,
-    "010": ORANGE,
-    "001": GREEN,
-    "110": SKY,
-    "101": PURPLE,
-    "011": YELLOW,
-    "111": VERMILLION,
-}
-TRUTH_COLOUR, PREDICTION_COLOUR = SKY, ORANGE
-SIDE_COLOURS = {"train": BLUE, "validation": GREEN, "test": ORANGE}
-
-STYLE = {
-    "figure.dpi": 110,
-    "savefig.dpi": "figure",
-    "figure.constrained_layout.use": True,
-    "font.size": 10,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "axes.labelsize": 10,
-    "figure.titlesize": 11,
-    "legend.fontsize": 9,
-    "legend.frameon": False,
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "grid.color": "#E6E6E6",
-    "grid.linewidth": 0.8,
-    "lines.linewidth": 1.8,
-}
-
-#: Plane, axis it cuts, axes that run right and up, and the letters at their ends, in RAS+.
-_PLANES = (
-    ("sagittal", 0, 1, 2, "PA", "IS"),
-    ("coronal", 1, 0, 2, "LR", "IS"),
-    ("axial", 2, 0, 1, "LR", "PA"),
+from mvl.style import (  # noqa: F401 (all figures under one name)
+    ATTRIBUTION,
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    SKY,
+    SYNTHETIC,
+    VERMILLION,
+    YELLOW,
+    colour_of,
+    drawn,
+    encoded,
+    note_synthetic,
+    save,
 )
-_INCHES_PER_ROW = 2.3
-#: Keeps what is written on a volume legible on bright voxels.
-_OUTLINE = [withStroke(linewidth=2, foreground="black")]
+from mvl.volume_figures import (  # noqa: F401
+    PREDICTION_COLOUR,
+    TRUTH_COLOUR,
+    View,
+    case_gallery,
+    slices,
+    strip,
+    task_grid,
+)
 
-
-@dataclass(frozen=True)
-class View:
-    """One volume as a figure shows it.
-
-    Attributes:
-        image: (H, W, D), or (H, W, D, C) of which the first channel is shown.
-        affine: voxel index -> millimetres, (4, 4); gives orientation and spacing.
-        truth, prediction: masks (H, W, D), or None.
-        title: what it is, shown above.
-        caption: shown in the corner, such as "Dice 0.86".
-    """
-
-    image: np.ndarray
-    affine: np.ndarray
-    truth: np.ndarray | None = None
-    prediction: np.ndarray | None = None
-    title: str = ""
-    caption: str = ""
-
-
-def colour_of(arm):
-    """The arm's colour; another head ("conv-000") or a named seed ("none, seed 0") changes none."""
-    return ARM_COLOURS.get(str(arm).partition(",")[0].removeprefix("conv-"), GREY)
-
-
-def save(figure, path):
-    """Write a figure as PNG, whole or not at all, the same bytes for the same figure.
-
-    Raises:
-        MvlError: the file cannot be written.
-    """
-    with written(path) as temporary:
-        # The version of matplotlib is all that its metadata would hold.
-        figure.savefig(temporary, format="png", metadata={"Software": None})
-
-
-def _figure(draw):
-    """Draw in the style, and leave showing to the caller: a notebook shows what a cell returns."""
-
-    @functools.wraps(draw)
-    def drawn(*arguments, **options):
-        with plt.rc_context(STYLE):
-            figure = draw(*arguments, **options)
-        plt.close(figure)
-        return figure
-
-    return drawn
-
-
-# --- volumes -------------------------------------------------------------------------------
-
-
-@_figure
-def slices(view, task):
-    """Sagittal, coronal and axial slice of one volume with contours of truth and prediction.
-
-    Each slice is where the truth is largest (the middle without one); all are drawn to one scale.
-
-    Args:
-        view: a `View`.
-        task: its `mvl.tasks.Task`, for the note on where the voxels come from.
-    """
-    return _gallery([view], task)
-
-
-@_figure
-def case_gallery(views, task):
-    """Several volumes, a row each, as `slices` shows one; all to one scale.
-
-    Args:
-        views: list of `View`.
-        task: their `Task`.
-    """
-    return _gallery(views, task)
-
-
-@_figure
-def strip(views, task, plane="sagittal"):
-    """One slice of each of several volumes, side by side, where the first one's truth is largest.
-
-    Args:
-        views: list of `View` on one grid.
-        task: their `Task`.
-        plane: "sagittal", "coronal" or "axial".
-    """
-    chosen = next(p for p in _PLANES if p[0] == plane)
-    volumes = [_Oriented(view) for view in views]
-    width, height = (volumes[0].size[axis] for axis in chosen[2:4])
-    inches = 1.9
-    figure, axes = plt.subplots(
-        1,
-        len(views),
-        squeeze=False,
-        figsize=(inches * len(views), inches * height / width + 0.75),
-    )
-    index = volumes[0].index(chosen[1])
-    for axis, volume in zip(axes[0], volumes, strict=True):
-        volume.draw(axis, chosen, index, (width, height))
-        axis.set_title(volume.view.title)
-    _scale_bar(axes[0, 0], width)
-    _voxel_legend(figure, views)
-    _voxel_note(figure, task)
-    return figure
-
-
-def _gallery(views, task):
-    volumes = [_Oriented(view) for view in views]
-    # One frame for a column and one height for all, so that millimetres are comparable.
-    widths = [max(v.size[plane[2]] for v in volumes) for plane in _PLANES]
-    height = max(v.size[axis] for v in volumes for axis in (1, 2))
-    figure, axes = plt.subplots(
-        len(views),
-        3,
-        squeeze=False,
-        width_ratios=widths,
-        figsize=(
-            _INCHES_PER_ROW * sum(widths) / height + 0.4,
-            (_INCHES_PER_ROW + 0.3) * len(views) + 0.8,
-        ),
-    )
-    for row, volume in zip(axes, volumes, strict=True):
-        for axis, plane, width in zip(row, _PLANES, widths, strict=True):
-            volume.draw(axis, plane, volume.index(plane[1]), (width, height))
-        row[0].set_title(volume.view.title)
-        _in_corner(row[0], volume.view.caption)
-    for axis, plane in zip(axes[-1], _PLANES, strict=True):
-        axis.set_xlabel(plane[0])
-    _scale_bar(axes[0, 0], widths[0])
-    _voxel_legend(figure, views)
-    _voxel_note(figure, task)
-    return figure
-
-
-class _Oriented:
-    """A view turned to RAS+, which every plane is cut from."""
-
-    def __init__(self, view):
-        self.view = view
-        affine = np.asarray(view.affine, float)
-        turn = io_orientation(affine)
-        image = np.asarray(view.image, np.float32)
-        image = image if image.ndim == 3 else image[..., 0]
-        self.image = apply_orientation(image, turn)
-        self.masks = {
-            name: apply_orientation(np.asarray(mask) > 0, turn)
-            for name, mask in (("truth", view.truth), ("prediction", view.prediction))
-            if mask is not None
-        }
-        self.spacing = np.empty(3)
-        self.spacing[turn[:, 0].astype(int)] = np.linalg.norm(affine[:3, :3], axis=0)
-        self.size = self.spacing * self.image.shape
-        self.range = np.percentile(self.image, (0.5, 99.5))
-
-    def index(self, axis):
-        """The slice across `axis` with most of the truth, or of the prediction without one."""
-        mask = next(iter(self.masks.values()), None)
-        if mask is None or not mask.any():
-            return self.image.shape[axis] // 2
-        return int(mask.sum(axis=tuple({0, 1, 2} - {axis})).argmax())
-
-    def draw(self, axes, plane, index, frame):
-        """Draw one slice, in millimetres, in the middle of a frame of (width, height) mm."""
-        name, across, right, up, right_letters, up_letters = plane
-        width, height = self.size[right], self.size[up]
-        axes.imshow(
-            self.image.take(index, across).T,
-            cmap="gray",
-            vmin=self.range[0],
-            vmax=self.range[1],
-            origin="lower",
-            extent=(0, width, 0, height),
-            interpolation="nearest",
-        )
-        for mask_name, mask in self.masks.items():
-            # A border of background closes contours that touch the volume's edge.
-            cut = np.pad(mask.take(index, across), 1).T
-            if cut.any():
-                x, y = (
-                    (np.arange(n + 2) - 0.5) * self.spacing[a]
-                    for n, a in ((cut.shape[1] - 2, right), (cut.shape[0] - 2, up))
-                )
-                truth = mask_name == "truth"
-                axes.contour(
-                    x,
-                    y,
-                    cut.astype(float),
-                    levels=[0.5],
-                    colors=[TRUTH_COLOUR if truth else PREDICTION_COLOUR],
-                    linewidths=[2.2 if truth else 1.4],
-                ).set_label(mask_name)
-        axes.set(
-            facecolor="black",
-            aspect="equal",
-            xlim=(width / 2 - frame[0] / 2, width / 2 + frame[0] / 2),
-            ylim=(height / 2 - frame[1] / 2, height / 2 + frame[1] / 2),
-            xticks=[],
-            yticks=[],
-        )
-        axes.grid(False)
-        axes.spines[:].set_visible(False)
-        for x, y, letter in (
-            (0.02, 0.5, right_letters[0]),
-            (0.98, 0.5, right_letters[1]),
-            (0.5, 0.02, up_letters[0]),
-            (0.5, 0.98, up_letters[1]),
-        ):
-            axes.text(
-                x,
-                y,
-                letter,
-                transform=axes.transAxes,
-                color="white",
-                fontsize=8,
-                path_effects=_OUTLINE,
-                ha={0.02: "left", 0.98: "right"}.get(x, "center"),
-                va={0.02: "bottom", 0.98: "top"}.get(y, "center"),
-            )
-
-
-def _in_corner(axes, text):
-    if text:
-        axes.text(
-            0.03,
-            0.97,
-            text,
-            transform=axes.transAxes,
-            color="white",
-            fontweight="bold",
-            va="top",
-            bbox={"facecolor": "black", "alpha": 0.6, "edgecolor": "none", "pad": 2},
-        )
-
-
-def _scale_bar(axes, width):
-    """A bar of a round length, about a quarter of the frame."""
-    length = max(n for n in (1, 2, 5, 10, 20, 50, 100, 200) if n <= max(1, 0.4 * width))
-    right, bottom = axes.get_xlim()[1], axes.get_ylim()[0]
-    x, y = right - 0.06 * width, bottom + 0.05 * np.diff(axes.get_ylim())[0]
-    axes.plot(
-        [x - length, x],
-        [y, y],
-        color="white",
-        linewidth=2.5,
-        solid_capstyle="butt",
-        path_effects=[withStroke(linewidth=4.5, foreground="black")],
-    )
-    axes.annotate(
-        f"{length} mm",
-        (x - length / 2, y),
-        xytext=(0, 3),
-        textcoords="offset points",
-        color="white",
-        fontsize=8,
-        ha="center",
-        path_effects=_OUTLINE,
-    )
-
-
-def _voxel_legend(figure, views):
-    handles = []
-    if any(view.truth is not None for view in views):
-        handles.append(Line2D([], [], color=TRUTH_COLOUR, linewidth=2.2, label="truth"))
-    if any(view.prediction is not None for view in views):
-        handles.append(Line2D([], [], color=PREDICTION_COLOUR, linewidth=1.4, label="prediction"))
-    if handles:
-        figure.legend(handles=handles, loc="outside upper right", ncols=2)
-
-
-def _voxel_note(figure, task):
-    """Where the voxels of a figure come from: nobody's, the decathlon's, or the user's own."""
-    if task.synthetic:
-        _note_synthetic(figure, True)
-    elif task.name in TASKS:
-        figure.supxlabel(ATTRIBUTION, fontsize=8, color=GREY, x=0.99, ha="right")
-
-
-def _note_synthetic(figure, synthetic):
-    if synthetic:
-        figure.supxlabel(SYNTHETIC, fontsize=9, color=VERMILLION, fontweight="bold")
+SIDE_COLOURS = {"train": BLUE, "validation": GREEN, "test": ORANGE}
 
 
 # --- data ----------------------------------------------------------------------------------
 
 
-@_figure
+@drawn
 def data_overview(table, images, task):
     """What is in a task: its split, its intensities before and after normalisation, its volumes.
 
@@ -431,7 +105,7 @@ def data_overview(table, images, task):
     _histogram(axes[1, 1], table, "volume_ml", np.linspace(volumes.min(), volumes.max(), 25), sides)
     axes[1, 1].set(title="Volume of the labelled structure", ylabel="cases", xlabel="volume (mL)")
     axes[1, 1].legend()
-    _note_synthetic(figure, task.synthetic)
+    note_synthetic(figure, task.synthetic)
     return figure
 
 
@@ -449,7 +123,7 @@ def _histogram(axes, table, column, bins, sides):
 # --- training ------------------------------------------------------------------------------
 
 
-@_figure
+@drawn
 def curves(runs, synthetic):
     """Training loss and validation Dice by epoch, a line per run; a dot marks the best epoch.
 
@@ -470,11 +144,11 @@ def curves(runs, synthetic):
     for axis in axes:
         axis.xaxis.get_major_locator().set_params(integer=True)
     figure.legend(*axes[1].get_legend_handles_labels(), loc="outside right center", title="arm")
-    _note_synthetic(figure, synthetic)
+    note_synthetic(figure, synthetic)
     return figure
 
 
-@_figure
+@drawn
 def parameters(counts):
     """Trained against frozen weights, by part of the model.
 
@@ -519,7 +193,7 @@ def subject_differences(cases, arm_a, arm_b, metric="dice"):
     return difference.groupby("subject").mean().sort_values()
 
 
-@_figure
+@drawn
 def paired_differences(cases, arm_a, arm_b, metric="dice"):
     """One dot per subject, the zero line, and the mean difference with its 95 % interval.
 
@@ -573,11 +247,11 @@ def paired_differences(cases, arm_a, arm_b, metric="dice"):
         for arm in (arm_a, arm_b)
     ]
     figure.legend(handles=[*dots, *handles], loc="outside right center")
-    _note_synthetic(figure, bool(cases["synthetic"].iloc[0]))
+    note_synthetic(figure, bool(cases["synthetic"].iloc[0]))
     return figure
 
 
-@_figure
+@drawn
 def arm_means(cases, metric="dice"):
     """Each arm's mean with its 95 % interval, and a small dot per seed, an arm a row.
 
@@ -610,11 +284,11 @@ def arm_means(cases, metric="dice"):
     axes.set(
         title=f"{_name(metric)}, mean and 95 % interval: {size}", xlabel=f"{_name(metric)}{unit}"
     )
-    _note_synthetic(figure, bool(cases["synthetic"].iloc[0]))
+    note_synthetic(figure, bool(cases["synthetic"].iloc[0]))
     return figure
 
 
-@_figure
+@drawn
 def part_effects(cases, metric="dice"):
     """What each of the paper's parts earns, averaged over the combinations of the other two.
 
@@ -645,11 +319,11 @@ def part_effects(cases, metric="dice"):
     axes.set(
         title="A dot is a subject; mean and 95 % interval", ylabel=f"{_name(metric)}, on - off"
     )
-    _note_synthetic(figure, bool(cases["synthetic"].iloc[0]))
+    note_synthetic(figure, bool(cases["synthetic"].iloc[0]))
     return figure
 
 
-@_figure
+@drawn
 def metric_differences(contrasts):
     """The difference in every metric with its 95 % interval; to the right is better for arm_a.
 
@@ -685,7 +359,7 @@ def metric_differences(contrasts):
         f"{first['arm_a']} minus {first['arm_b']}: left of zero {first['arm_b']} is better, "
         f"right of it {first['arm_a']}\n(shaded: negligible, below ±{BOUND:g})"
     )
-    _note_synthetic(figure, bool(first["synthetic"]))
+    note_synthetic(figure, bool(first["synthetic"]))
     return figure
 
 
@@ -707,7 +381,7 @@ def _name(metric):
     return {"hd95_mm": "HD95", "nsd": "NSD"}.get(metric, metric.capitalize())
 
 
-@_figure
+@drawn
 def attention_mix(mixes):
     """The share of global attention that hybrid attention has learned, by depth and head.
 
@@ -725,7 +399,7 @@ def attention_mix(mixes):
     return figure
 
 
-@_figure
+@drawn
 def mechanism(table):
     """How well the language part's norms tell foreground patches from the others, arm by arm.
 
@@ -778,7 +452,7 @@ def mechanism(table):
         Line2D([], [], marker="o", color=GREY, linewidth=2),
     ]
     figure.legend(handles, ["chance", "a subject", "mean, 95 %"], loc="outside right center")
-    _note_synthetic(figure, bool(table["synthetic"].iloc[0]))
+    note_synthetic(figure, bool(table["synthetic"].iloc[0]))
     return figure
 
 

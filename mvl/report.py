@@ -11,13 +11,11 @@ depends on the clock, on the order of a folder or on where the repository lies.
 """
 
 import base64
-import io
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from markupsafe import Markup, escape
@@ -724,13 +722,10 @@ def _suite_figures(source, suite):
 
 def _svg(figure):
     """A figure as a data URI, the same for the same figure."""
-    buffer = io.BytesIO()
     # Narrow enough that its letters can be read on a phone.
     figure.set_size_inches(6.4, figure.get_size_inches()[1])
-    # The salt replaces a random one; the date would be the clock's.
-    with mpl.rc_context({"svg.hashsalt": "mvl"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    content = base64.b64encode(figures.encoded(figure, "svg")).decode()
+    return f"data:image/svg+xml;base64,{content}"
 
 
 # --- notebooks -----------------------------------------------------------------------------

@@ -1,5 +1,8 @@
 """Figures show what the tables and masks say."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -20,7 +23,7 @@ def texts(figure):
     found = [text.get_text() for text in figure.texts]
     found += [figure._supxlabel.get_text()] if figure._supxlabel else []
     for axes in figure.axes:
-        found += [text.get_text() for text in axes.texts]
+        found += [text.get_text() for text in axes.texts] + [axes.get_xlabel(), axes.get_ylabel()]
     return " | ".join(found)
 
 
@@ -66,6 +69,47 @@ def test_a_stored_orientation_changes_no_picture(view):
     )
     one, other = (figures.slices(v, REAL).axes[2].images[0].get_array() for v in (view, flipped))
     assert np.array_equal(one, other)
+
+
+def column(view, task=REAL):
+    """One case as a column of the grid: image, truth, one model."""
+    bare = replace(view, truth=None, prediction=None, title="image", caption="")
+    truth = replace(view, prediction=None, title="truth", caption="")
+    return task, [bare, truth, replace(view, title="vit")]
+
+
+def test_a_column_of_the_task_grid_is_one_slice_around_the_structure(view):
+    lung = replace(TASKS["Task06_Lung"], name="MyTask")
+    figure = figures.task_grid([column(view), (lung, [*column(view)[1][:2], None])])
+    first = [axes for axes in figure.axes if axes.get_subplotspec().colspan.start == 0]
+    assert [axes.get_ylabel() for axes in first] == ["image", "truth", "vit"]
+    shown = [axes.images[0].get_array() for axes in first]
+    assert all(np.array_equal(slice_, shown[0]) for slice_ in shown)
+    # The truth is alike from slice 8 to 10 across; along x it reaches from 4 to 12 mm, along y
+    # from 4 to 12 mm, and two and a half times that is the width of the volume.
+    assert np.array_equal(shown[0], np.float32(view.image[:, :, 8]).T)
+    for axes in first:
+        assert axes.get_xlim() == (0, 20) and axes.get_ylim() == (0, 20)
+    kinds = [[drawn.get_label() for drawn in axes.collections] for axes in first]
+    assert kinds == [[], ["truth"], ["truth", "prediction"]]
+    assert "Dice 0.50" in texts(figure) and "not run" in texts(figure)
+    assert figure.axes[0].get_title("left") == "Task04\nHippocampus"
+
+
+def test_the_task_grid_closes_in_on_a_small_structure():
+    truth = np.zeros((100, 80, 4), bool)
+    truth[70:74, 2:10, 1] = True
+    view = figures.View(np.ones(truth.shape), np.diag([0.5, 1, 5, 1]), truth, title="truth")
+    (axes,) = figures.task_grid([(REAL, [view])]).axes
+    # 2 mm by 8 mm: a square of 20 mm, which cannot lie half outside the volume.
+    assert axes.get_xlim() == (26, 46) and axes.get_ylim() == (0, 20)
+
+
+def test_the_task_grid_says_which_of_its_columns_are_synthetic(view):
+    mixed = texts(figures.task_grid([column(view), column(view, PHANTOM)]))
+    assert mixed.count("synthetic") == 1 and figures.ATTRIBUTION in mixed
+    phantoms = texts(figures.task_grid([column(view, PHANTOM)] * 2))
+    assert figures.SYNTHETIC in phantoms and figures.ATTRIBUTION not in phantoms
 
 
 @pytest.fixture
@@ -118,11 +162,51 @@ def test_curves_mark_the_epoch_that_is_kept():
     assert axes.lines[1].get_xydata().tolist() == [[2, 0.7]]
 
 
-def test_a_figures_bytes_are_a_function_of_its_data(view, tmp_path):
-    for name in ("one.png", "two.png"):
-        figures.save(figures.slices(view, REAL), tmp_path / name)
-    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
-    assert len((tmp_path / "one.png").read_bytes()) > 5000
+#: Draws and saves a figure with voxels, contours and letters; prints the hashes of its files.
+DRAW = """
+import hashlib, sys
+from pathlib import Path
+import numpy as np
+from mvl import figures
+from mvl.tasks import TASKS
+truth = np.zeros((10, 20, 16), bool)
+truth[2:6, 4:12, 8:11] = True
+view = figures.View(np.arange(3200.0).reshape(truth.shape), np.eye(4), truth, title="ä ‖x‖ fi")
+figures.save(figures.slices(view, TASKS["Task04_Hippocampus"]), sys.argv[1])
+for path in sorted(Path(sys.argv[1]).parent.iterdir()):
+    print(path.name, hashlib.sha256(path.read_bytes()).hexdigest())
+"""
+
+
+def test_a_figures_bytes_are_a_function_of_its_data(tmp_path):
+    """Whatever the order of Python's sets, the clock, and the user's own settings are."""
+    printed = []
+    for n, own in enumerate(("", "savefig.dpi: 50\nfont.size: 20\npdf.fonttype: 3\n")):
+        settings = tmp_path / f"matplotlibrc{n}"
+        settings.write_text(own)
+        environment = os.environ | {"PYTHONHASHSEED": str(n), "MATPLOTLIBRC": str(settings)}
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        command = [sys.executable, "-c", DRAW, str(folder / "one.png")]
+        found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        printed.append(found.stdout)
+    assert [line.split()[0] for line in printed[0].splitlines()] == [
+        "one.pdf",
+        "one.png",
+        "one.svg",
+    ]
+    assert printed[0] == printed[1]
+
+
+def test_files_are_what_their_endings_say_and_carry_their_letters(view, tmp_path):
+    figures.save(figures.slices(view, REAL), tmp_path / "one")
+    png, pdf, svg = ((tmp_path / f"one.{kind}").read_bytes() for kind in ("png", "pdf", "svg"))
+    assert png.startswith(b"\x89PNG") and len(png) > 5000
+    # Type 42 is TrueType: letters stay letters, and the file brings their shapes along.
+    assert pdf.startswith(b"%PDF") and b"/FontFile2" in pdf and b"/Subtype /Type3" not in pdf
+    assert svg.startswith(b"<?xml") and b"<text" not in svg
+    assert not any(word in pdf for word in (b"/CreationDate", b"/Creator", b"/Producer"))
+    assert b"<dc:date>" not in svg and b"Matplotlib v" not in svg and b"Software" not in png
 
 
 @pytest.fixture
