@@ -34,6 +34,7 @@ from mvl.volume_figures import (  # noqa: F401
     PREDICTION_COLOUR,
     TRUTH_COLOUR,
     View,
+    activation_maps,
     case_gallery,
     slices,
     strip,
@@ -276,13 +277,10 @@ def arm_means(cases, metric="dice"):
     axes.set_yticks(range(len(arms)), arms)
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
-    seeds = cases.groupby("arm")["seed"].nunique()
-    size = f"{cases['subject'].nunique()} test subjects, "
-    size += f"{seeds.min()} to " * bool(seeds.min() < seeds.max()) + f"{seeds.max()} seed"
-    size += "s" * bool(seeds.max() > 1)
     unit = f" ({METRICS[metric].unit})" if METRICS[metric].unit else ""
     axes.set(
-        title=f"{_name(metric)}, mean and 95 % interval: {size}", xlabel=f"{_name(metric)}{unit}"
+        title=f"{_name(metric)}, mean and 95 % interval: {_size(cases)}",
+        xlabel=f"{_name(metric)}{unit}",
     )
     note_synthetic(figure, bool(cases["synthetic"].iloc[0]))
     return figure
@@ -424,36 +422,85 @@ def mechanism(table):
     for axis, (measure, title) in zip(axes, panels.items(), strict=True):
         axis.axhline(0.5, color=GREY, linewidth=1, linestyle=":", label="chance")
         for place, arm in enumerate(arms):
-            own = rows[rows["arm"] == arm]
-            by_seed = own.groupby(["subject", "seed"])[measure].mean()
-            values = by_seed.groupby("subject").mean().sort_values()
-            # In order of size from left to right, so that no dot hides another.
-            across = np.linspace(-0.3, 0.1, len(values)) if len(values) > 1 else [-0.1]
-            axis.scatter(place + across, values, s=14, alpha=0.5, color=colour_of(arm), linewidth=0)
-            low, mean, high = _mean_and_interval(own, measure)
-            axis.plot([place + 0.25] * 2, [low, high], color=colour_of(arm), linewidth=2)
-            axis.plot(place + 0.25, mean, "o", color=colour_of(arm))
+            _subjects_and_mean(axis, place, rows[rows["arm"] == arm], measure, colour_of(arm))
         axis.set_xticks(range(len(arms)), arms)
         axis.set_xlim(-0.5, len(arms) - 0.5)
         axis.grid(axis="x", visible=False)
         axis.set(title=title, ylim=(0, 1))
     axes[0].set_ylabel("AUROC, foreground patches")
-    subjects, seeds = rows["subject"].nunique(), rows.groupby("arm")["seed"].nunique()
-    fewest, most = int(seeds.min()), int(seeds.max())
-    note = f"{subjects} subject{'s' * (subjects != 1)}, "
-    note += f"{fewest} to " * (fewest < most) + f"{most} seed{'s' * (most != 1)}"
+    note = _size(rows)
     if len(undefined):
         cases = table["case"].nunique()
         note += f"; {len(undefined)} of {cases} cases left out: patches of one kind only"
     figure.suptitle(f"Does the language part act on the structure?\n{note}", x=0.01, ha="left")
-    handles = [
-        *axes[0].get_legend_handles_labels()[0],
-        Line2D([], [], marker="o", linestyle="", color=GREY, alpha=0.5, markersize=4),
-        Line2D([], [], marker="o", color=GREY, linewidth=2),
-    ]
-    figure.legend(handles, ["chance", "a subject", "mean, 95 %"], loc="outside right center")
+    handles = [*axes[0].get_legend_handles_labels()[0], *_subject_handles()]
+    figure.legend(handles=handles, loc="outside right center")
     note_synthetic(figure, bool(table["synthetic"].iloc[0]))
     return figure
+
+
+@drawn
+def stage_auroc(table):
+    """How well the norm of the tokens tells foreground patches from the others, stage by stage.
+
+    Dots, means and intervals as in `mechanism`; an arm has a place of its own at each stage.
+
+    Args:
+        table: rows of one suite, task and structure from `mvl.mechanism.by_stage`, of any number
+            of arms and seeds.
+
+    Raises:
+        RunError: as `mvl.statistics.contrast`; or no case has an AUROC.
+    """
+    if table.empty:
+        raise RunError("no case has foreground and background patches, so that there is no AUROC")
+    stages, arms = (list(dict.fromkeys(table[name])) for name in ("stage", "arm"))
+    figure, axes = plt.subplots(figsize=(2.0 * len(stages) + 1.6, 3.8))
+    axes.axhline(0.5, color=GREY, linewidth=1, linestyle=":", label="chance")
+    width = 0.8 / len(arms)
+    for place, stage in enumerate(stages):
+        for n, arm in enumerate(arms):
+            own = table[(table["stage"] == stage) & (table["arm"] == arm)]
+            if len(own):
+                middle = place + (n - (len(arms) - 1) / 2) * width
+                _subjects_and_mean(axes, middle, own, "auroc_stream", colour_of(arm), width)
+    axes.set_xticks(range(len(stages)), stages)
+    axes.set_xlim(-0.5, len(stages) - 0.5)
+    axes.grid(axis="x", visible=False)
+    axes.set(ylim=(0, 1), ylabel="AUROC, foreground patches")
+    axes.set_title(f"Are the tokens' norms large on the structure?\n{_size(table)}")
+    handles = [Line2D([], [], color=colour_of(arm), linewidth=4, label=arm) for arm in arms]
+    handles += [*axes.get_legend_handles_labels()[0], *_subject_handles()]
+    figure.legend(handles=handles, loc="outside right center")
+    note_synthetic(figure, bool(table["synthetic"].iloc[0]))
+    return figure
+
+
+def _subjects_and_mean(axes, place, rows, measure, colour, width=1.0):
+    """A dot per subject of one arm, over its cases and seeds; beside them mean and interval."""
+    by_seed = rows.groupby(["subject", "seed"])[measure].mean()
+    values = by_seed.groupby("subject").mean().sort_values()
+    # In order of size from left to right, so that no dot hides another.
+    across = np.linspace(-0.3, 0.1, len(values)) if len(values) > 1 else np.array([-0.1])
+    axes.scatter(place + width * across, values, s=14, alpha=0.5, color=colour, linewidth=0)
+    low, mean, high = _mean_and_interval(rows, measure)
+    axes.plot([place + width * 0.25] * 2, [low, high], color=colour, linewidth=2)
+    axes.plot(place + width * 0.25, mean, "o", color=colour)
+
+
+def _subject_handles():
+    return [
+        Line2D([], [], marker="o", ls="", color=GREY, alpha=0.5, markersize=4, label="a subject"),
+        Line2D([], [], marker="o", color=GREY, linewidth=2, label="mean, 95 %"),
+    ]
+
+
+def _size(rows):
+    """How many subjects and seeds stand behind rows of several arms."""
+    subjects, seeds = rows["subject"].nunique(), rows.groupby("arm")["seed"].nunique()
+    fewest, most = int(seeds.min()), int(seeds.max())
+    text = f"{subjects} test subject{'s' * (subjects != 1)}, "
+    return text + f"{fewest} to " * (fewest < most) + f"{most} seed{'s' * (most != 1)}"
 
 
 def _mean_and_interval(rows, measure):

@@ -26,6 +26,9 @@ PLANES = (
 )
 _PLANE = {plane[0]: plane for plane in PLANES}
 _INCHES_PER_ROW = 2.3
+#: Colours of a map on an image: they grow brighter evenly, and the truth's sky blue is not one
+#: of them. Percentiles of the whole map are the ends of its colours.
+_HEAT, _HEAT_ALPHA, _HEAT_RANGE = "inferno", 0.8, (1, 99)
 #: Keeps what is written on a volume legible on bright voxels.
 _OUTLINE = [withStroke(linewidth=2, foreground="black")]
 
@@ -38,6 +41,7 @@ class View:
         image: (H, W, D), or (H, W, D, C) of which the first channel is shown.
         affine: voxel index -> millimetres, (4, 4); gives orientation and spacing.
         truth, prediction: masks (H, W, D), or None.
+        heat: (H, W, D), drawn in colour upon the image, or None.
         title: what it is, shown above.
         caption: shown in the corner, such as "Dice 0.86".
     """
@@ -46,6 +50,7 @@ class View:
     affine: np.ndarray
     truth: np.ndarray | None = None
     prediction: np.ndarray | None = None
+    heat: np.ndarray | None = None
     title: str = ""
     caption: str = ""
 
@@ -135,7 +140,7 @@ def task_grid(columns):
         frame, centre = masked.around(plane, index)
         for axis, volume in zip(column, volumes, strict=True):
             if volume is None:
-                _empty(axis)
+                _empty(axis, "not run")
                 continue
             volume.draw(axis, plane, index, frame, centre, letters=axis is column[0])
             in_corner(axis, volume.view.caption, 8)
@@ -151,6 +156,55 @@ def task_grid(columns):
         note_synthetic(figure, True)
     elif any(task.name in TASKS and not task.synthetic for task, _ in columns):
         _attribute(figure)
+    return figure
+
+
+@drawn
+def activation_maps(rows, task, plane="axial"):
+    """Where a model's tokens have large norms, stage by stage: a model a row, a stage a column.
+
+    All are one slice of one case, where the truth is largest. Each map has colours of its own,
+    from the 1st to the 99th percentile of its volume: norms of different stages and models have
+    no common scale, and what counts is where they are large.
+
+    Args:
+        rows: {model: {column: `View`}}, of one case on one grid. A model without a column, as one
+            without a language part, leaves its place empty.
+        task: the `Task`.
+        plane: "sagittal", "coronal" or "axial".
+    """
+    chosen = _PLANE[plane]
+    columns = list(max(rows.values(), key=len))
+    volumes = {name: {c: Oriented(view) for c, view in row.items()} for name, row in rows.items()}
+    first = volumes[next(iter(rows))][columns[0]]
+    width, height = (first.size[axis] for axis in chosen[2:4])
+    index = first.index(chosen[1])
+    inches = 1.8
+    figure, axes = plt.subplots(
+        len(rows),
+        len(columns),
+        squeeze=False,
+        figsize=(inches * len(columns) + 0.5, (inches * height / width + 0.1) * len(rows) + 1.5),
+        layout="compressed",  # no gaps between slices of one shape
+    )
+    for place, (row, name) in enumerate(zip(axes, rows, strict=True)):
+        for axis, column in zip(row, columns, strict=True):
+            if column in volumes[name]:
+                volume = volumes[name][column]
+                volume.draw(axis, chosen, index, (width, height), letters=axis is axes[0, 0])
+                in_corner(axis, volume.view.caption, 8)
+            else:
+                _empty(axis, "no block", height / width)
+            if place == 0:
+                axis.set_title(column)
+        row[0].set_ylabel(name)
+    scale_bar(axes[0, 0], width)
+    voxel_legend(figure, [view for row in rows.values() for view in row.values()])
+    colours = plt.cm.ScalarMappable(plt.Normalize(0, 1), _HEAT)
+    bar = figure.colorbar(colours, ax=axes, location="bottom", shrink=0.35, aspect=30, ticks=[0, 1])
+    bar.ax.set_xticklabels(["low", "high"])
+    bar.set_label("norm of a token, each map for itself", labelpad=-8, fontsize=9)
+    voxel_note(figure, task)
     return figure
 
 
@@ -203,6 +257,7 @@ class Oriented:
             for name, mask in (("truth", view.truth), ("prediction", view.prediction))
             if mask is not None
         }
+        self.heat = None if view.heat is None else apply_orientation(view.heat, turn)
         self.spacing = np.empty(3)
         self.spacing[turn[:, 0].astype(int)] = np.linalg.norm(affine[:3, :3], axis=0)
         self.size = self.spacing * self.image.shape
@@ -250,15 +305,13 @@ class Oriented:
         name, across, right, up, right_letters, up_letters = plane
         width, height = self.size[right], self.size[up]
         x, y = (width / 2, height / 2) if centre is None else centre
-        axes.imshow(
-            self.image.take(index, across).T,
-            cmap="gray",
-            vmin=self.range[0],
-            vmax=self.range[1],
-            origin="lower",
-            extent=(0, width, 0, height),
-            interpolation="nearest",
-        )
+        place = {"origin": "lower", "extent": (0, width, 0, height), "interpolation": "nearest"}
+        low, high = self.range
+        axes.imshow(self.image.take(index, across).T, cmap="gray", vmin=low, vmax=high, **place)
+        if self.heat is not None:
+            low, high = np.percentile(self.heat, _HEAT_RANGE)
+            cut = self.heat.take(index, across).T
+            axes.imshow(cut, cmap=_HEAT, vmin=low, vmax=high, alpha=_HEAT_ALPHA, **place)
         for mask_name, mask in self.masks.items():
             # A border of background closes contours that touch the volume's edge.
             cut = np.pad(mask.take(index, across), 1).T
@@ -289,11 +342,12 @@ def _bare(axes):
     axes.spines[:].set_visible(False)
 
 
-def _empty(axes):
+def _empty(axes, text, aspect=1):
     """A place in a grid for which there is no volume."""
     _bare(axes)
-    axes.set(facecolor="#F2F2F2", aspect="equal")
-    axes.text(0.5, 0.5, "not run", transform=axes.transAxes, color=GREY, ha="center", va="center")
+    axes.set_facecolor("#F2F2F2")
+    axes.set_box_aspect(aspect)
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, color=GREY, ha="center", va="center")
 
 
 def _sides(axes, right_letters, up_letters):

@@ -239,10 +239,10 @@ def test_a_dot_of_the_mechanism_is_a_subject_and_the_line_is_chance(aurocs):
             assert mean.get_ydata()[0] == pytest.approx(expected.mean())
             low, high = interval.get_ydata()
             assert low < expected.mean() < high
-    assert "12 subjects, 2 seeds" in figure._suptitle.get_text()
+    assert "12 test subjects, 2 seeds" in figure._suptitle.get_text()
     assert "left out" not in figure._suptitle.get_text()
     fewer = figures.mechanism(table[(table["arm"] == "none") | (table["seed"] == 1)])
-    assert "12 subjects, 1 to 2 seeds" in fewer._suptitle.get_text()
+    assert "12 test subjects, 1 to 2 seeds" in fewer._suptitle.get_text()
     assert "SYNTHETIC" in texts(figure)
 
 
@@ -262,7 +262,7 @@ def test_the_mechanism_says_which_cases_it_leaves_out(aurocs):
     gap = (aurocs["case"] == "c05") & (aurocs["arm"] == "none") & (aurocs["seed"] == 0)
     table = aurocs.assign(auroc_update=aurocs["auroc_update"].mask(gap))
     figure = figures.mechanism(table)
-    assert "11 subjects, 2 seeds; 1 of 12 cases left out" in figure._suptitle.get_text()
+    assert "11 test subjects, 2 seeds; 1 of 12 cases left out" in figure._suptitle.get_text()
     assert all(len(dots.get_offsets()) == 11 for axes in figure.axes for dots in axes.collections)
     with pytest.raises(RunError, match="no AUROC"):
         figures.mechanism(table.assign(auroc_change=np.nan))
