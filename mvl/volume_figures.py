@@ -41,18 +41,18 @@ class View:
         image: (H, W, D), or (H, W, D, C) of which the first channel is shown.
         affine: voxel index -> millimetres, (4, 4); gives orientation and spacing.
         truth, prediction: masks (H, W, D), or None.
-        heat: (H, W, D), drawn in colour upon the image, or None.
         title: what it is, shown above.
         caption: shown in the corner, such as "Dice 0.86".
+        heat: (H, W, D), drawn in colour upon the image, or None.
     """
 
     image: np.ndarray
     affine: np.ndarray
     truth: np.ndarray | None = None
     prediction: np.ndarray | None = None
-    heat: np.ndarray | None = None
     title: str = ""
     caption: str = ""
+    heat: np.ndarray | None = None
 
 
 @drawn
