@@ -1,19 +1,22 @@
 """Every figure: a function from tables and arrays to a matplotlib `Figure`.
 
-No model and no file is opened here. Those of volumes are in `mvl.volume_figures` and those of
-tables below; style, colours and saving are in `mvl.style`. All are at hand under this one name.
+No model and no file is opened here. Those of tables are below, those of volumes and models in
+`mvl.volume_figures` and `mvl.model_figures`; style, colours and saving are in `mvl.style`. All are
+at hand under this one name.
 """
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
 from mvl.errors import RunError
 from mvl.metrics import METRICS
+from mvl.model_figures import attention_mix, dataflow, parameters  # noqa: F401
 from mvl.statistics import BOUND, contrast
 from mvl.style import (  # noqa: F401 (all figures under one name)
+    ARM_COLOURS,
     ATTRIBUTION,
     BLACK,
     BLUE,
@@ -30,6 +33,7 @@ from mvl.style import (  # noqa: F401 (all figures under one name)
     note_synthetic,
     save,
 )
+from mvl.tasks import TASKS
 from mvl.volume_figures import (  # noqa: F401
     PREDICTION_COLOUR,
     TRUTH_COLOUR,
@@ -150,28 +154,48 @@ def curves(runs, synthetic):
 
 
 @drawn
-def parameters(counts):
-    """Trained against frozen weights, by part of the model.
+def curve_bands(curves, synthetic):
+    """Validation Dice by epoch, a panel for each share of the training subjects.
+
+    A line is the mean over an arm's seeds, its band reaches from the lowest seed to the highest;
+    both end with the last epoch that all its seeds have. Shares are trained for as many optimiser
+    steps, so that panels are equally long.
 
     Args:
-        counts: table with a part as index and columns trained and frozen.
+        curves: rows of one suite and task: arm, seed, fraction, epoch, validation_dice.
+        synthetic: whether the data is a phantom.
     """
-    figure, axes = plt.subplots(figsize=(8, 0.42 * len(counts) + 1.2))
-    places = np.arange(len(counts))
-    axes.barh(places, counts["trained"], color=BLUE, label="trained")
-    axes.barh(places, counts["frozen"], left=counts["trained"], color=SKY, label="frozen")
-    for place, (trained, frozen) in zip(
-        places, counts[["trained", "frozen"]].to_numpy(), strict=True
-    ):
-        axes.text(trained + frozen, place, f" {trained + frozen:,}", va="center", fontsize=9)
-    axes.set_yticks(places, counts.index)
-    axes.invert_yaxis()
-    axes.grid(axis="y", visible=False)
-    axes.margins(x=0.15)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g} M")
-    axes.set(title="Where the parameters are", xlabel="parameters")
-    axes.legend(loc="best")
+    fractions = sorted(curves["fraction"].unique())
+    figure, axes = plt.subplots(
+        1, len(fractions), squeeze=False, sharey=True, figsize=(3.2 * len(fractions) + 1.6, 3.4)
+    )
+    early, handles = [], {}
+    for axis, fraction in zip(axes[0], fractions, strict=True):
+        panel = curves[curves["fraction"] == fraction]
+        for arm in dict.fromkeys(panel["arm"]):
+            rows = panel[panel["arm"] == arm]
+            by_seed = rows.pivot(index="epoch", columns="seed", values="validation_dice").dropna()
+            epochs, name = by_seed.index + 1, _without_share(arm, fraction)
+            mean, low, high = by_seed.mean(axis=1), by_seed.min(axis=1), by_seed.max(axis=1)
+            axis.fill_between(epochs, low, high, color=colour_of(arm), alpha=0.2, linewidth=0)
+            (handles[name],) = axis.plot(epochs, mean, color=colour_of(arm), label=name)
+            early.append(low.iloc[len(low) // 10])
+        axis.set(title=f"{fraction * 100:.0f} % of the training subjects", xlabel="epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes[0, 0].set_ylabel("validation Dice")
+    # The first tenth of a training rises from nothing and would leave no room for differences.
+    axes[0, 0].set_ylim(bottom=max(0, min(early) - 0.02))
+    seeds = curves.groupby("arm")["seed"].nunique()
+    band = "" if seeds.max() == 1 else "; line: mean, band: lowest to highest seed"
+    figure.suptitle(f"Validation while training, {_seeds(seeds)}{band}", x=0.01, ha="left")
+    figure.legend(handles=list(handles.values()), loc="outside right center", title="arm")
+    note_synthetic(figure, synthetic)
     return figure
+
+
+def _without_share(arm, fraction):
+    """ "vit-10" is "vit" in the panel of 10 %."""
+    return arm.removesuffix(f"-{fraction * 100:.0f}")
 
 
 # --- results -------------------------------------------------------------------------------
@@ -287,6 +311,147 @@ def arm_means(cases, metric="dice"):
 
 
 @drawn
+def size_against_dice(cases, runs):
+    """Each arm's mean Dice with its 95 % interval against its number of weights.
+
+    A dot stands at all weights, a ring at the trained among them, where some are frozen.
+    Intervals are those of `arm_means`.
+
+    Args:
+        cases: rows of one task and structure, as in `mvl.statistics`, of any suites; an arm's
+            name means the same experiment in each.
+        runs: a run a row: arm, parameters, trained_parameters.
+    """
+    figure, axes = plt.subplots(figsize=(8, 4.4))
+    axes.set_xscale("log")
+    for arm, own in runs[runs["arm"].isin(cases["arm"])].groupby("arm"):
+        weights, trained = own[["parameters", "trained_parameters"]].iloc[0]
+        if trained < weights:
+            mean = cases.loc[cases["arm"] == arm].groupby(["seed", "subject"])["dice"].mean().mean()
+            colour = colour_of(arm)
+            axes.plot([trained, weights], [mean, mean], color=colour, linewidth=1.2, linestyle=":")
+            axes.plot(trained, mean, "o", color=colour, markerfacecolor="white", zorder=3)
+    _against_weights(axes, cases, runs, "parameters")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g} M")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("weights (ring: the trained among them)")
+    axes.set_title(f"Size against Dice: {_size(cases)}")
+    note_synthetic(figure, bool(cases["synthetic"].iloc[0]))
+    return figure
+
+
+@drawn
+def rank_tradeoff(cases, runs):
+    """Mean Dice with its 95 % interval against the number of trained weights.
+
+    Args: as `size_against_dice`, of the arms with and without low-rank adapters.
+    """
+    figure, axes = plt.subplots(figsize=(7.5, 3.8))
+    _against_weights(axes, cases, runs, "trained_parameters")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e3:,.0f} k")
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.set_xlabel("trained weights")
+    axes.set_title(f"Adaptation of the block: {_size(cases)}")
+    note_synthetic(figure, bool(cases["synthetic"].iloc[0]))
+    return figure
+
+
+def _against_weights(axes, cases, runs, column):
+    """Draw arms at their weights and Dice, and name them beside the axes."""
+    points = []
+    for arm in dict.fromkeys(cases["arm"]):
+        low, mean, high = _mean_and_interval(cases[cases["arm"] == arm], "dice")
+        x = runs.loc[runs["arm"] == arm, column].iloc[0]
+        axes.plot([x, x], [low, high], color=colour_of(arm), linewidth=1.6)
+        axes.plot(x, mean, "o", color=colour_of(arm), markersize=7, zorder=3)
+        points.append((mean, x, arm))
+    axes.set_ylabel("Dice")
+    axes.margins(x=0.06)
+    axes.set_xlim(axes.get_xlim())
+    # Names stand in the margin at heights that keep them apart; a line leads there from each dot.
+    points.sort()
+    heights = _apart([mean for mean, *_ in points], 0.05 * np.ptp(axes.get_ylim()))
+    line = {"color": "#C8C8C8", "linewidth": 0.7, "zorder": 1}
+    for (mean, x, arm), height in zip(points, heights, strict=True):
+        axes.plot([x, axes.get_xlim()[1]], [mean, mean], **line)
+        axes.plot(
+            *([1, 1.03], [mean, height]),
+            transform=axes.get_yaxis_transform(),
+            clip_on=False,
+            **line,
+        )
+        axes.text(
+            *(1.04, height),
+            arm,
+            transform=axes.get_yaxis_transform(),
+            fontsize=9,
+            va="center_baseline",
+        )
+
+
+def _apart(values, gap):
+    """Ascending values, moved until neighbours are `gap` apart, about where they were."""
+    moved = []
+    for value in values:
+        moved.append(max(value, moved[-1] + gap) if moved else value)
+    return np.array(moved) - np.mean(np.subtract(moved, values))
+
+
+@drawn
+def metric_by_task(summary, paper=None, metrics=("dice", "nsd", "hd95_mm")):
+    """Each arm's mean and standard deviation over subjects, a task a row, a metric a panel.
+
+    Args:
+        summary: rows of one suite and structure, as `mvl.statistics.summary_table` gives them.
+        paper: the paper's numbers as diamonds: columns arm, task, metric, value; or None.
+        metrics: names of `mvl.metrics.METRICS`.
+    """
+    paper = pd.DataFrame(columns=["arm", "task", "metric"]) if paper is None else paper
+    present = set(summary["task"]) | set(paper["task"])
+    tasks = [*(task for task in TASKS if task in present), *sorted(present - set(TASKS))]
+    arms = list(dict.fromkeys(summary["arm"]))
+    figure, axes = plt.subplots(
+        1, len(metrics), squeeze=False, sharey=True, figsize=(9, 0.55 * len(tasks) + 1.6)
+    )
+    for axis, metric in zip(axes[0], metrics, strict=True):
+        for place, task in enumerate(tasks):
+            for n, arm in enumerate(arms):
+                y, colour = place + 0.4 * (n + 0.5) / len(arms) - 0.2, colour_of(arm)
+                for row in _of(summary, arm, task, metric).itertuples():
+                    spread = 0 if np.isnan(row.sd_subjects) else row.sd_subjects
+                    axis.plot([row.mean - spread, row.mean + spread], [y, y], color=colour)
+                    axis.plot(row.mean, y, "o", color=colour)
+                for row in _of(paper, arm, task, metric).itertuples():
+                    axis.plot(row.value, y, "D", color=colour, markerfacecolor="white", zorder=3)
+        unit = f" ({METRICS[metric].unit})" if METRICS[metric].unit else ""
+        axis.set_xlabel(f"{_name(metric)}{unit}")
+        axis.grid(axis="y", visible=False)
+    sizes = summary.groupby("task")["n_subjects"].max().to_dict()
+    names = [task.partition("_")[2] or task for task in tasks]
+    labels = [
+        f"{name}, {sizes[task]} subject{'s' * (sizes[task] != 1)}" if task in sizes else name
+        for name, task in zip(names, tasks, strict=True)
+    ]
+    axes[0, 0].set_yticks(range(len(tasks)), labels)
+    axes[0, 0].set_ylim(len(tasks) - 0.5, -0.5)
+    seeds = _seeds(summary.groupby("arm")["n_seeds"].max())
+    figure.suptitle(f"Mean and standard deviation over test subjects, {seeds}", x=0.01, ha="left")
+    handles = [Line2D([], [], marker="o", color=colour_of(arm), label=arm) for arm in arms]
+    if len(paper):
+        label = "paper, one example case"
+        handles.append(Line2D([], [], marker="D", ls="", color=GREY, mfc="white", label=label))
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    note_synthetic(figure, bool(summary["synthetic"].any()))
+    return figure
+
+
+def _of(table, arm, task, metric):
+    wanted = {"arm": arm, "task": task, "metric": metric}
+    return table[np.logical_and.reduce([table[key] == value for key, value in wanted.items()])]
+
+
+@drawn
 def part_effects(cases, metric="dice"):
     """What each of the paper's parts earns, averaged over the combinations of the other two.
 
@@ -377,24 +542,6 @@ def best_median_worst(cases, metric="dice"):
 
 def _name(metric):
     return {"hd95_mm": "HD95", "nsd": "NSD"}.get(metric, metric.capitalize())
-
-
-@drawn
-def attention_mix(mixes):
-    """The share of global attention that hybrid attention has learned, by depth and head.
-
-    Args:
-        mixes: (blocks, heads), as `mvl.models.activations.attention_mixes` gives it.
-    """
-    blocks, heads = mixes.shape
-    figure, axes = plt.subplots(figsize=(0.45 * blocks + 2.2, 0.4 * heads + 1.4))
-    picture = axes.imshow(mixes.T, cmap="PuOr", vmin=0, vmax=1, aspect="auto")
-    axes.set_xticks(range(blocks), range(1, blocks + 1))
-    axes.set_yticks(range(heads), range(1, heads + 1))
-    axes.set(title="Attention: local 0, global 1", xlabel="block", ylabel="head")
-    axes.grid(False)
-    figure.colorbar(picture, ax=axes, ticks=[0, 0.5, 1])
-    return figure
 
 
 @drawn
@@ -498,9 +645,12 @@ def _subject_handles():
 def _size(rows):
     """How many subjects and seeds stand behind rows of several arms."""
     subjects, seeds = rows["subject"].nunique(), rows.groupby("arm")["seed"].nunique()
-    fewest, most = int(seeds.min()), int(seeds.max())
-    text = f"{subjects} test subject{'s' * (subjects != 1)}, "
-    return text + f"{fewest} to " * (fewest < most) + f"{most} seed{'s' * (most != 1)}"
+    return f"{subjects} test subject{'s' * (subjects != 1)}, {_seeds(seeds)}"
+
+
+def _seeds(counts):
+    fewest, most = int(counts.min()), int(counts.max())
+    return f"{fewest} to " * (fewest < most) + f"{most} seed{'s' * (most != 1)}"
 
 
 def _mean_and_interval(rows, measure):
