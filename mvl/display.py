@@ -112,7 +112,7 @@ def activation_row(run, case, caption=""):
     """A case with the norms of a model's tokens upon it: a row of `figures.activation_maps`.
 
     Maps are on the model's grid, where its tokens are, without padding. In the corner of each
-    stands the AUROC of this case (see `mvl.mechanism`).
+    stands the AUROC of this case, if it has patches of both kinds (see `mvl.mechanism`).
 
     Args:
         run: a `Run` or a `Predictor` of a `MedVisionLlama`.
@@ -140,7 +140,8 @@ def activation_row(run, case, caption=""):
     for stage, name in SHOWN_STAGES.items():
         if stage in found:
             heat = to_volume(found[stage], tokens, grid)[0].numpy()[box]
-            said = f"AUROC {aurocs[f'auroc_{stage}']:.2f}"
+            value = aurocs[f"auroc_{stage}"]
+            said = "no AUROC" if np.isnan(value) else f"AUROC {value:.2f}"
             row[name] = replace(view, heat=heat, caption=said)
     return row
 
@@ -169,7 +170,14 @@ def activation_answer(table):
         ("language", f"pretrained {decoder}", f"none {decoder}"),
     ]
     found = contrasts_table(rows, pairs, ["auroc_stream"])
-    return markdown("\n".join(f"- {sentence(row)}" for _, row in found.iterrows()))
+    lines = [f"- {sentence(row)}" for _, row in found.iterrows()]
+    update = rows.loc[rows["stage"] == SHOWN_STAGES["update"], "auroc_stream"]
+    where = "structure" if update.mean() > 0.5 else "background"
+    lines.append(
+        f"- What the block itself writes is larger on the {where}: the mean AUROC of its norm is "
+        f"{update.mean():.2f} (0.5 is chance; {len(update)} measurements)."
+    )
+    return markdown("\n".join(lines))
 
 
 def parameters_by_part(model):
@@ -181,6 +189,41 @@ def parameters_by_part(model):
         row = rows.setdefault(part, {"trained": 0, "frozen": 0})
         row["trained" if parameter.requires_grad else "frozen"] += parameter.numel()
     return pd.DataFrame(rows).T
+
+
+def dataflow(model):
+    """A model's parts in the order of the data, drawn: the paper's Figure 1, of a model that is.
+
+    Args:
+        model: a `MedVisionLlama` from `build_segmenter`.
+    """
+    counts, about, part = parameters_by_part(model), model.description, model.language
+    count = int(np.prod(token_grid(about.grid, about.config.patch)))
+    voxels = "×".join(map(str, about.grid))
+    stream = f"{count} × {about.config.width}"
+    # (name, names in `parameters_by_part`, what it hands on)
+    embedding = [("embedding", ("embed", "position"), stream)]
+    encoder = [("encoder", ("encoder",), stream)] + [("fusion", ("fusion",), stream)] * bool(
+        model.fusion
+    )
+    language, skips = [], []
+    if part:
+        inner = f"{count} × {part.d2.in_features}"
+        language = [("D1", ("language d1",), inner), ("block", ("language block",), inner)]
+        language += [("D2", ("language d2",), stream)]
+        skips = [("D1", "D2")] * part.residual
+    middle = language + encoder if model.language_first else encoder + language
+    decoder = [("decoder", ("decoder", "norm"), stream)] if model.decoder else []
+    order = [("volume", (), voxels), *embedding, *middle, *decoder, ("head", ("head",), voxels)]
+    names = [name for name, *_ in order]
+    if part:
+        skips.append((names[names.index("D1") - 1], names[names.index("D2") + 1]))
+    rows = {
+        name: {kind: counts[kind].reindex(list(keys)).sum() for kind in ("trained", "frozen")}
+        | {"output": output}
+        for name, keys, output in order
+    }
+    return figures.dataflow(pd.DataFrame(rows).T, skips)
 
 
 def hash_of(module):
@@ -210,14 +253,16 @@ def paper_numbers(models, metric="dice", task=None):
 
     Args:
         models: names as the paper has them, such as "ViT".
-        metric: a metric of the file.
+        metric: a metric of the file, or None for all.
         task: a task's name, or None for all that the paper gives.
 
     Returns:
         A table, a number a row.
     """
     table = pd.read_csv(REPOSITORY / "mvl" / "paper.csv")
-    table = table[table["model"].isin(models) & (table["metric"] == metric)]
+    table = table[table["model"].isin(models)]
+    if metric:
+        table = table[table["metric"] == metric]
     if task:
         table = table[table["task"] == task]
     shown = ["model", "version", "task", "metric", "value", "what", "source"]

@@ -263,7 +263,7 @@ def paired_differences(cases, arm_a, arm_b, metric="dice"):
     axes.grid(axis="x", visible=False)
     axes.set(
         title=f"{_name(metric)}, {arm_a} minus {arm_b}, subject by subject",
-        xlabel=f"{len(values)} test subjects, by difference",
+        xlabel=f"{len(values)} test subjects, by difference; {_seeds([row['n_seeds']])}",
         ylabel=f"difference in {_name(metric)}{unit}",
     )
     handles, _ = axes.get_legend_handles_labels()
@@ -299,7 +299,7 @@ def arm_means(cases, metric="dice"):
             marks = axes.scatter(per_seed, [place + 0.25] * len(per_seed), s=12, linewidth=0)
             marks.set_color(colour_of(arm))
     axes.set_yticks(range(len(arms)), arms)
-    axes.invert_yaxis()
+    axes.set_ylim(len(arms) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
     unit = f" ({METRICS[metric].unit})" if METRICS[metric].unit else ""
     axes.set(
@@ -412,7 +412,7 @@ def metric_by_task(summary, paper=None, metrics=("dice", "nsd", "hd95_mm")):
     tasks = [*(task for task in TASKS if task in present), *sorted(present - set(TASKS))]
     arms = list(dict.fromkeys(summary["arm"]))
     figure, axes = plt.subplots(
-        1, len(metrics), squeeze=False, sharey=True, figsize=(9, 0.55 * len(tasks) + 1.6)
+        1, len(metrics), squeeze=False, sharey=True, figsize=(10.5, 0.55 * len(tasks) + 1.3)
     )
     for axis, metric in zip(axes[0], metrics, strict=True):
         for place, task in enumerate(tasks):
@@ -441,7 +441,7 @@ def metric_by_task(summary, paper=None, metrics=("dice", "nsd", "hd95_mm")):
     if len(paper):
         label = "paper, one example case"
         handles.append(Line2D([], [], marker="D", ls="", color=GREY, mfc="white", label=label))
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    figure.legend(handles=handles, loc="outside right center")
     note_synthetic(figure, bool(summary["synthetic"].any()))
     return figure
 
@@ -480,7 +480,8 @@ def part_effects(cases, metric="dice"):
     axes.set_xticks(range(3), parts)
     axes.grid(axis="x", visible=False)
     axes.set(
-        title="A dot is a subject; mean and 95 % interval", ylabel=f"{_name(metric)}, on - off"
+        title=f"A dot is a subject; mean and 95 % interval: {_size(cases)}",
+        ylabel=f"{_name(metric)}, on - off",
     )
     note_synthetic(figure, bool(cases["synthetic"].iloc[0]))
     return figure
@@ -520,7 +521,8 @@ def metric_differences(contrasts):
     axes[1].invert_xaxis()  # a smaller distance is better
     axes[0].set_title(
         f"{first['arm_a']} minus {first['arm_b']}: left of zero {first['arm_b']} is better, "
-        f"right of it {first['arm_a']}\n(shaded: negligible, below ±{BOUND:g})"
+        f"right of it {first['arm_a']}\n(shaded: negligible, below ±{BOUND:g}; "
+        f"{first['n_subjects']} test subjects, {_seeds([first['n_seeds']])})"
     )
     note_synthetic(figure, bool(first["synthetic"]))
     return figure
@@ -649,7 +651,7 @@ def _size(rows):
 
 
 def _seeds(counts):
-    fewest, most = int(counts.min()), int(counts.max())
+    fewest, most = int(min(counts)), int(max(counts))
     return f"{fewest} to " * (fewest < most) + f"{most} seed{'s' * (most != 1)}"
 
 

@@ -18,7 +18,10 @@ from mvl.statistics import contrasts_table, summary_table
 from mvl.suites import SUITES
 
 #: Columns of `Source.curves`.
-CURVES = ["suite", "arm", "seed", "fraction", "epoch", "train_loss", "validation_dice"]
+CURVES = [
+    *("suite", "arm", "seed", "task", "fraction"),
+    *("epoch", "train_loss", "validation_dice"),
+]
 
 
 @dataclass(frozen=True)
@@ -167,7 +170,7 @@ class Source:
         kind: "own" or "reference".
         label: whose they are.
         cases, summary, contrasts: as in `mvl.statistics`.
-        runs: a run a row: suite, arm, seed, epochs, learning_rate, validation_dice,
+        runs: a run a row: suite, arm, seed, task, epochs, learning_rate, validation_dice,
             trained_parameters, parameters, ...
         curves: an epoch of a run a row, with `CURVES`; of runs whose curves are at hand.
     """
@@ -239,7 +242,7 @@ def _own_source(label, runs):
             rows.append({"suite": suite, "arm": arm} | run.facts)
             path = run.folder / "curves.csv"
             if path.is_file():
-                place = {key: cases[key].iloc[0] for key in CURVES[:4]}
+                place = {key: cases[key].iloc[0] for key in CURVES[:5]}
                 curves.append(pd.read_csv(path).assign(**place)[CURVES])
     cases = pd.concat(tables, ignore_index=True)
     return Source(
@@ -255,5 +258,9 @@ def _own_source(label, runs):
 
 def _reference(folder):
     names = ("cases.csv.gz", "summary.csv", "contrasts.csv", "validation.csv")
-    tables = [read_table(folder / name) for name in names]
-    return Source("reference", "Committed reference", *tables, curves_table(folder)[CURVES])
+    cases, summary, contrasts, runs = (read_table(folder / name) for name in names)
+    # Its tables of runs name no task, but each has one, which the cases know.
+    place = cases[["suite", "arm", "seed", "task"]].drop_duplicates()
+    runs, curves = runs.merge(place, how="left"), curves_table(folder).merge(place)
+    label = "Committed reference"
+    return Source("reference", label, cases, summary, contrasts, runs, curves[CURVES])

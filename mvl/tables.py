@@ -147,7 +147,10 @@ def _escaped(text):
 def _right(shown):
     """Which columns are numbers, and so aligned to the right."""
     number = re.compile(rf"[-+<]? ?\d[\d.,]*( ± .*)?|{NOTHING}|")
-    return [all(number.fullmatch(str(cell)) for cell in shown[name]) for name in shown]
+    # Arms such as "000" are names.
+    return [
+        name != "arm" and all(number.fullmatch(str(cell)) for cell in shown[name]) for name in shown
+    ]
 
 
 def _heading(metric):

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from nibabel.orientations import apply_orientation, io_orientation
 
-from mvl.style import ATTRIBUTION, GREY, ORANGE, SKY, VERMILLION, drawn, note_synthetic
+from mvl.style import ATTRIBUTION, BLACK, GREY, ORANGE, SKY, VERMILLION, drawn, note_synthetic
 from mvl.tasks import TASKS
 
 TRUTH_COLOUR, PREDICTION_COLOUR = SKY, ORANGE
@@ -113,7 +113,7 @@ def task_grid(columns):
     """One slice of a case of every task: a task a column, and a row each for image, truth, models.
 
     A column is one case. Its axial slice is where the truth is largest, cut to a square around
-    the structure; the bar gives its scale.
+    the structure; the bar gives its scale. One task or two stand in rows instead.
 
     Args:
         columns: list of (`Task`, list of `View`), as many views in each list, of one case on one
@@ -121,42 +121,52 @@ def task_grid(columns):
             A view without a mask is the bare image; None leaves its place empty, as for a model
             that was not trained on that task.
     """
-    plane = _PLANE["axial"]
+    plane, upright = _PLANE["axial"], len(columns) > 2
     names = [view.title if view else "" for view in columns[0][1]]
-    inches = min(2.1, max(1.25, 12 / len(columns)))
+    across, down = (columns, names) if upright else (names, columns)
+    inches = min(2.1, max(1.25, 12 / len(across)))
     figure, axes = plt.subplots(
-        len(names),
-        len(columns),
+        len(down),
+        len(across),
         squeeze=False,
         # The note on the voxels is wider than one column.
-        figsize=(max(3.4, inches * len(columns) + 0.5), inches * len(names) + 1.1),
+        figsize=(max(3.4, inches * len(across) + 0.5), inches * len(down) + 1.1),
+        layout="compressed",
     )
+    cells = axes.T if upright else axes
     synthetic = [task.synthetic for task, _ in columns]
-    for column, (task, views) in zip(axes.T, columns, strict=True):
+    for own, (task, views) in zip(cells, columns, strict=True):
         volumes = [view and Oriented(view) for view in views]
-        # The bare image in the first row does not know where the structure is.
+        # The bare image in the first place does not know where the structure is.
         masked = next((v for v in volumes if v and v.masks), next(v for v in volumes if v))
         index = masked.index(plane[1])
         frame, centre = masked.around(plane, index)
-        for axis, volume in zip(column, volumes, strict=True):
+        for axis, volume in zip(own, volumes, strict=True):
             if volume is None:
                 _empty(axis, "not run")
                 continue
-            volume.draw(axis, plane, index, frame, centre, letters=axis is column[0])
+            volume.draw(axis, plane, index, frame, centre, letters=axis is own[0])
             in_corner(axis, volume.view.caption, 8)
-        scale_bar(column[0], frame[0])
-        number, _, what = task.name.partition("_")
-        column[0].set_title(f"{number}\n{what}", fontsize=9)
-        if task.synthetic and not all(synthetic):
-            column[-1].set_xlabel("synthetic", color=VERMILLION, fontsize=8, fontweight="bold")
-    for axis, name in zip(axes[:, 0], names, strict=True):
-        axis.set_ylabel(name, fontsize=10)
+        scale_bar(own[0], frame[0])
+        marked = task.synthetic and not all(synthetic)
+        _head(own[0], task.name.replace("_", "\n", 1) + "\nsynthetic" * marked, upright, marked)
+    for axis, name in zip(cells[0], names, strict=True):
+        _head(axis, name, not upright)
     voxel_legend(figure, [view for _, views in columns for view in views if view])
     if all(synthetic):
         note_synthetic(figure, True)
     elif any(task.name in TASKS and not task.synthetic for task, _ in columns):
         _attribute(figure)
     return figure
+
+
+def _head(axes, name, above, marked=False):
+    """Name a column or a row of a grid, at its first slice."""
+    style = {"fontsize": 9, "color": VERMILLION if marked else BLACK}
+    if above:
+        axes.set_title(name, **style)
+    else:
+        axes.set_ylabel(name, **style)
 
 
 @drawn

@@ -80,8 +80,9 @@ def column(view, task=REAL):
 
 
 def test_a_column_of_the_task_grid_is_one_slice_around_the_structure(view):
-    lung = replace(TASKS["Task06_Lung"], name="MyTask")
-    figure = figures.task_grid([column(view), (lung, [*column(view)[1][:2], None])])
+    own = replace(TASKS["Task06_Lung"], name="MyTask")
+    columns = [column(view), column(view), (own, [*column(view)[1][:2], None])]
+    figure = figures.task_grid(columns)
     first = [axes for axes in figure.axes if axes.get_subplotspec().colspan.start == 0]
     assert [axes.get_ylabel() for axes in first] == ["image", "truth", "vit"]
     shown = [axes.images[0].get_array() for axes in first]
@@ -93,8 +94,15 @@ def test_a_column_of_the_task_grid_is_one_slice_around_the_structure(view):
         assert axes.get_xlim() == (0, 20) and axes.get_ylim() == (0, 20)
     kinds = [[drawn.get_label() for drawn in axes.collections] for axes in first]
     assert kinds == [[], ["truth"], ["truth", "prediction"]]
-    assert "Dice 0.50" in texts(figure) and "not run" in texts(figure)
-    assert figure.axes[0].get_title("left") == "Task04\nHippocampus"
+    assert "Dice 0.50" in texts(figure) and texts(figure).count("not run") == 1
+    titles = [axes.get_title("left") for axes in figure.axes[:3]]
+    assert titles == ["Task04\nHippocampus", "Task04\nHippocampus", "MyTask"]
+
+
+def test_two_tasks_stand_in_rows(view):
+    figure = figures.task_grid([column(view), column(view)])
+    assert [axes.get_title("left") for axes in figure.axes[:3]] == ["image", "truth", "vit"]
+    assert [axes.get_ylabel() for axes in figure.axes[::3]] == ["Task04\nHippocampus"] * 2
 
 
 def test_the_task_grid_closes_in_on_a_small_structure():
@@ -107,8 +115,9 @@ def test_the_task_grid_closes_in_on_a_small_structure():
 
 
 def test_the_task_grid_says_which_of_its_columns_are_synthetic(view):
-    mixed = texts(figures.task_grid([column(view), column(view, PHANTOM)]))
-    assert mixed.count("synthetic") == 1 and figures.ATTRIBUTION in mixed
+    figure = figures.task_grid([column(view), column(view, PHANTOM), column(view)])
+    titles = [axes.get_title("left").endswith("synthetic") for axes in figure.axes[:3]]
+    assert titles == [False, True, False] and figures.ATTRIBUTION in texts(figure)
     phantoms = texts(figures.task_grid([column(view, PHANTOM)] * 2))
     assert figures.SYNTHETIC in phantoms and figures.ATTRIBUTION not in phantoms
 
