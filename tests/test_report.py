@@ -99,7 +99,12 @@ class Repository:
             block = {"source": model.language.source, "revision": "1", "layer": 5, "sha256": "ab"}
             write_json(folder / "block.json", block)
         write_table(folder / "cases.csv", self.cases(seed, gain, len(arm)))
-        done = {"validation_dice": 0.81 + gain, "trained_parameters": 884416, "seconds": 12.3}
+        done = {
+            "validation_dice": 0.81 + gain,
+            "trained_parameters": 884416,
+            "parameters": 884416,
+            "seconds": 12.3,
+        }
         done |= {"cases_sha256": sha256_of(folder / "cases.csv"), "best_epoch": 1}
         write_json(folder / "done.json", done)
         return folder
