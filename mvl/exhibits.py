@@ -20,7 +20,7 @@ from mvl.experiments import Run, load_predictor
 from mvl.metrics import METRICS, dice_per_case
 from mvl.models.segmenter import build_segmenter
 from mvl.reference import BEST
-from mvl.results import own_runs, sources_of
+from mvl.results import distinct, own_runs, part_of, rows_of_task, sources_of
 from mvl.statistics import contrasts_table, sentence
 from mvl.suites import SUITES
 from mvl.tasks import TASKS
@@ -33,9 +33,6 @@ SIX = ("dice", "jaccard", "hd95_mm", "sensitivity", "specificity", "nsd")
 
 #: Suite -> the notebook that trains those of its arms that a profile names in `SUITE_arms`.
 _NOTEBOOKS = {"language": "04", "fusion": "05", "adaptation": "06", "data": "07", "peers": "09"}
-
-#: Suites in whose order one experiment that has several names is given one.
-_NAMING = ("presets", "peers", "language", "size", "head", "fusion", "adaptation")
 
 
 @dataclass(frozen=True)
@@ -154,12 +151,12 @@ class Exhibits:
         for source, slug in self._slugs():
             part = _part(source, exhibit)
             drawn = 0
-            for task, of_task in _by_task(part, exhibit):
-                if of_task.cases["arm"].nunique() >= exhibit.fewest:
-                    figure = exhibit.draw(of_task)
+            for task, rows in _by_task(part, exhibit):
+                if rows.cases["arm"].nunique() >= exhibit.fewest:
+                    figure = exhibit.draw(rows)
                     if figure is not None:
                         file = f"{name}_{slug}" + f"_{task}" * bool(drawn)
-                        self._save(figure, file, f"**{source.label}**, {_size(of_task)}.")
+                        self._save(figure, file, f"**{source.label}**, {_size(rows)}.")
                         drawn += 1
             self._drawn.setdefault(name, {})[source.label] = drawn
             missing = self._missing(source, exhibit, part, drawn)
@@ -364,7 +361,7 @@ class Exhibits:
             return ""
         if drawn:
             text = f"Not there yet: {', '.join(missing)}."
-        elif missing or not present:
+        elif len(present) < exhibit.fewest:
             text = f"Too little of it is there ({', '.join(sorted(present)) or 'nothing'})."
         else:
             text = "Its arms are there, but not their training curves."
@@ -392,61 +389,19 @@ def _show(*things):
 
 
 def _part(source, exhibit):
-    """The rows of a source that an exhibit is about: foreground, in the order of its arms."""
-    if exhibit.suite:
-        arms = exhibit.arms or tuple(SUITES[exhibit.suite])
-        cells = {(exhibit.suite, arm): arm for arm in arms}
-    else:
-        cells = _distinct(source.runs)
-    return replace(
-        source,
-        **{
-            name: _chosen(getattr(source, name), cells)
-            for name in ("cases", "summary", "runs", "curves")
-        },
-    )
-
-
-def _chosen(table, cells):
-    """The rows of those (suite, arm) cells, of the foreground, in the cells' order."""
-    place = {cell: n for n, cell in enumerate(cells)}
-    order = pd.Series(
-        [place.get(cell) for cell in zip(table["suite"], table["arm"], strict=True)],
-        table.index,
-        dtype=float,
-    )
-    rows = table.loc[order.dropna().sort_values(kind="stable").index]
-    if "structure" in rows:
-        rows = rows[rows["structure"] == "foreground"]
-    return rows if len(set(rows["suite"])) < 2 else rows.assign(suite="all")
-
-
-def _distinct(runs):
-    """{(suite, arm): name} of every experiment with all of the data, once however many names."""
-    cells, known = {}, set()
-    for suite in _NAMING:
-        for arm in SUITES[suite]:
-            own = runs[(runs["suite"] == suite) & (runs["arm"] == arm)]
-            prints = set(own["fingerprint"])
-            if prints and not prints & known:
-                cells[suite, arm] = arm
-            known |= prints
-    return cells
+    """The rows of a source that an exhibit is about."""
+    if not exhibit.suite:
+        return part_of(source, distinct(source.runs))
+    arms = exhibit.arms or SUITES[exhibit.suite]
+    return part_of(source, [(exhibit.suite, arm) for arm in arms])
 
 
 def _by_task(part, exhibit):
     """(task, its rows), or all in one for an exhibit of several tasks."""
     tasks = sorted(part.cases["task"].unique())
-    if not exhibit.by_task:
-        return [("", part)] if tasks else []
-    found = []
-    for task in tasks:
-        rows = {}
-        for name in ("cases", "summary", "runs", "curves"):
-            table = getattr(part, name)
-            rows[name] = table[table["task"] == task] if "task" in table else table
-        found.append((task, replace(part, **rows)))
-    return found
+    if exhibit.by_task:
+        return [(task, rows_of_task(part, task)) for task in tasks]
+    return [("", part)] if tasks else []
 
 
 def _six(cases):

@@ -25,7 +25,15 @@ from mvl.errors import MvlError
 from mvl.files import read_json, sha256_of, write_text
 from mvl.notebook_html import Page, read_page
 from mvl.reference import CONTRASTS, PICTURE
-from mvl.results import UNREADABLE, in_words, own_runs, sources_of
+from mvl.results import (
+    UNREADABLE,
+    distinct,
+    in_words,
+    own_runs,
+    part_of,
+    rows_of_task,
+    sources_of,
+)
 from mvl.statistics import sentence
 from mvl.suites import QUESTIONS, SUITES
 from mvl.verify import verify
@@ -463,6 +471,7 @@ def _figures(sources, root):
         if source.kind == "own":
             for suite in SUITES:
                 found += _suite_figures(source, suite)
+            found += _size_figures(source)
     folder = root / "results" / "reference"
     for path in sorted((folder / PICTURE.parent).glob("*.png")):
         content = base64.b64encode(path.read_bytes()).decode()
@@ -498,6 +507,15 @@ def _suite_figures(source, suite):
             alt = f"Mean Dice of the arms of the suite {suite}, {task}, {structure}: {means}."
             label = f"{source.label}: {QUESTIONS[suite]} Every arm of the suite {suite}."
             found.append((figures.arm_means(cases), label, alt))
+        curves = source.curves
+        curves = curves[(curves["suite"] == suite) & (curves["task"] == task)]
+        if suite in _LEARNING and curves["arm"].nunique() > 1 and structure == "foreground":
+            last = curves.sort_values("epoch").groupby(["arm", "seed"])["validation_dice"].last()
+            means = ", ".join(f"{arm} {x:.3f}" for arm, x in last.groupby("arm").mean().items())
+            label = f"{source.label}: validation Dice while training, arms of the suite {suite}."
+            alt = f"Validation Dice by epoch, {task}; after the last epoch: {means}."
+            drawn = figures.curve_bands(curves, bool(cases["synthetic"].any()))
+            found.append((drawn, label, alt))
         pairs = source.contrasts
         pairs = pairs[(pairs["suite"] == suite) & (pairs["metric"] == "dice")]
         pairs = pairs[(pairs["task"] == task) & (pairs["structure"] == structure)]
@@ -510,6 +528,32 @@ def _suite_figures(source, suite):
             found.append((figures.paired_differences(cases, *arms), label, alt))
     prefix = "Synthetic data. " if source.summary["synthetic"].any() else ""
     return [Figure(_svg(drawn), label, prefix + alt, "own") for drawn, label, alt in found]
+
+
+#: Suites whose training curves are shown: the block, and the paper's few-shot figure.
+_LEARNING = ("language", "data")
+
+
+def _size_figures(source):
+    """Dice against the number of weights, of every experiment of a source, a task each.
+
+    Two models are compared better by the figures of their suite.
+    """
+    found = []
+    part = part_of(source, distinct(source.runs))
+    for task in sorted(part.cases["task"].unique()):
+        own = rows_of_task(part, task)
+        if own.cases["arm"].nunique() < 3:
+            continue
+        dice = own.cases.groupby(["arm", "seed", "subject"])["dice"].mean().groupby("arm").mean()
+        weights = own.runs.groupby("arm")["parameters"].first()
+        said = ", ".join(f"{arm} {weights[arm]:,} and {dice[arm]:.3f}" for arm in dice.index)
+        prefix = "Synthetic data. " if own.cases["synthetic"].any() else ""
+        alt = f"{prefix}Weights and mean Dice of every model, {task}, foreground: {said}."
+        label = f"{source.label}: size against Dice, every model; frozen weights count, too."
+        drawn = figures.size_against_dice(own.cases, own.runs)
+        found.append(Figure(_svg(drawn), label, alt, source.kind))
+    return found
 
 
 def _svg(figure):

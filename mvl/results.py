@@ -264,3 +264,58 @@ def _reference(folder):
     runs, curves = runs.merge(place, how="left"), curves_table(folder).merge(place)
     label = "Committed reference"
     return Source("reference", label, cases, summary, contrasts, runs, curves[CURVES])
+
+
+#: Suites in whose order one experiment that has several names is given one.
+_NAMING = ("presets", "peers", "language", "size", "head", "fusion", "adaptation")
+
+
+def distinct(runs):
+    """Every experiment with all of the data, once however many names it has.
+
+    Args:
+        runs: as `Source.runs`.
+
+    Returns:
+        list of (suite, arm), for `part_of`.
+    """
+    cells, known = [], set()
+    for suite in _NAMING:
+        for arm in SUITES[suite]:
+            own = runs[(runs["suite"] == suite) & (runs["arm"] == arm)]
+            fingerprints = set(own["fingerprint"])
+            if fingerprints - known:
+                cells.append((suite, arm))
+            known |= fingerprints
+    return cells
+
+
+def part_of(source, cells):
+    """What a source has of some arms: the foreground alone, in the order of the arms.
+
+    Args:
+        source: a `Source`.
+        cells: list of (suite, arm); rows of several suites are said to be of the suite "all".
+    """
+    tables = {name: _rows_of(getattr(source, name), cells) for name in _TABLES}
+    return replace(source, **tables)
+
+
+def rows_of_task(source, task):
+    """What a source has of a task."""
+    tables = {name: getattr(source, name) for name in _TABLES}
+    return replace(source, **{name: t[t["task"] == task] for name, t in tables.items()})
+
+
+#: The tables of a `Source` that go by arm and task.
+_TABLES = ("cases", "summary", "runs", "curves")
+
+
+def _rows_of(table, cells):
+    place = {cell: n for n, cell in enumerate(cells)}
+    order = [place.get(cell, -1) for cell in zip(table["suite"], table["arm"], strict=True)]
+    rows = table.assign(_order=order).sort_values("_order", kind="stable")
+    rows = rows[rows["_order"] >= 0].drop(columns="_order")
+    if "structure" in rows:
+        rows = rows[rows["structure"] == "foreground"]
+    return rows if rows["suite"].nunique() < 2 else rows.assign(suite="all")

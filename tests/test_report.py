@@ -570,6 +570,28 @@ def test_the_smoke_profile_is_synthetic_by_what_it_asks_for(tmp_path):
     assert report.index.select_one(".ribbon")
 
 
+def test_curves_and_sizes_are_shown_of_what_was_trained(empty):
+    for arm, gain in (("none", 0.0), ("pretrained", 0.02), ("random", 0.01)):
+        folder = empty.run(arm, gain=gain)
+        done = json.loads((folder / "done.json").read_text())
+        parameters = 884416 if arm == "none" else 2708480
+        write_json(folder / "done.json", done | {"parameters": parameters})
+        epochs = pd.DataFrame({"epoch": [0, 1, 2], "train_loss": 1.0})
+        write_table(folder / "curves.csv", epochs.assign(validation_dice=[0.1, 0.5, 0.7 + gain]))
+    report = empty.report()
+    check_page(report, "index.html")
+    alts = [image["alt"] for image in report.index.select("figure.own img")]
+    (curves,) = [alt for alt in alts if "by epoch" in alt]
+    assert curves.endswith("after the last epoch: none 0.700, pretrained 0.720, random 0.710.")
+    (sizes,) = [alt for alt in alts if "Weights" in alt]
+    dice = own_cases(empty).groupby("arm")["dice"].mean()
+    # The plain transformer has many names; it is one model.
+    weights = {"pretrained": "2,708,480", "random": "2,708,480", "vit": "884,416"}
+    dice["vit"] = dice["none"]
+    listed = ", ".join(f"{arm} {n} and {dice[arm]:.3f}" for arm, n in weights.items())
+    assert sizes.endswith(f"foreground: {listed}.")
+
+
 def test_without_a_run_the_report_says_so(empty):
     report = empty.report()
     check_page(report, "index.html")
