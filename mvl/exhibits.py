@@ -13,12 +13,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mvl import batch, config, display, figures, tables
+from mvl import config, display, figures, tables
 from mvl.data.loading import open_task
 from mvl.errors import DataError
 from mvl.experiments import Run, load_predictor
 from mvl.metrics import METRICS, dice_per_case
 from mvl.models.segmenter import build_segmenter
+from mvl.profiles import ROOT, load_profile
 from mvl.reference import BEST
 from mvl.results import distinct, own_runs, part_of, rows_of_task, sources_of
 from mvl.statistics import contrasts_table, sentence
@@ -118,10 +119,10 @@ class Exhibits:
         ConfigError: there is no such profile.
     """
 
-    def __init__(self, profile, root=batch.ROOT):
+    def __init__(self, profile, root=ROOT):
         self.profile = profile
         self.folder = root / "results" / profile
-        self._parameters = batch.load_profile(profile, root)
+        self._parameters = load_profile(profile, root)
         self.sources, self._faults = sources_of(own_runs(self._parameters, root), root)
         self._drawn = {}
 

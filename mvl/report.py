@@ -24,6 +24,7 @@ from mvl import batch, figures
 from mvl.errors import MvlError
 from mvl.files import read_json, sha256_of, write_text
 from mvl.notebook_html import Page, read_page
+from mvl.profiles import ROOT, load_profile
 from mvl.reference import CONTRASTS, PICTURE
 from mvl.results import (
     UNREADABLE,
@@ -56,7 +57,7 @@ SHOWN = (("dice", "Dice", 3), ("nsd", "NSD", 3), ("hd95_mm", "HD95 (mm)", 2))
 NOTHING = "–"
 
 
-def write_report(profile, root=batch.ROOT):
+def write_report(profile, root=ROOT):
     """Write the report of a profile; pages that an earlier report had are written anew or removed.
 
     Args:
@@ -71,7 +72,7 @@ def write_report(profile, root=batch.ROOT):
         MvlError: the folder cannot be written.
     """
     root = Path(root).resolve()
-    parameters = batch.load_profile(profile, root)
+    parameters = load_profile(profile, root)
     folder = root / "results" / profile / "report"
     runs = own_runs(parameters, root)
     notebooks = _notebooks(parameters, root)

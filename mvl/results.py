@@ -51,7 +51,7 @@ def own_runs(parameters, root):
     """Every run folder of a profile.
 
     Args:
-        parameters: the profile's, as `batch.load_profile` gives them.
+        parameters: the profile's, as `profiles.load_profile` gives them.
         root: the repository.
 
     Returns:
