@@ -47,11 +47,12 @@ def test_every_arm_that_is_named_is_one():
 
 def test_a_figure_is_drawn_saved_and_captioned_with_its_size(root, shown):
     Exhibits("quick", root).figure("parts")
-    caption, figure = shown
+    caption, figure = shown[:2]
     cases = read_table(REFERENCE / "cases.csv.gz")
-    subjects = cases.loc[cases["suite"] == "fusion", "subject"].nunique()
-    assert f"Task04_Hippocampus: {subjects} test subjects, " in caption
-    assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == list(SUITES["fusion"])
+    cases = cases[cases["suite"] == "fusion"]
+    assert f"Task04_Hippocampus: {cases['subject'].nunique()} test subjects, " in caption
+    there = [arm for arm in SUITES["fusion"] if arm in set(cases["arm"])]
+    assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == there
     folder = root / "results" / "quick" / "figures"
     assert {path.name for path in folder.iterdir()} == {
         f"parts_reference.{kind}" for kind in ("png", "pdf", "svg")
