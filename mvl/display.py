@@ -213,8 +213,9 @@ def dataflow(model):
         language += [("D2", ("language d2",), stream)]
         skips = [("D1", "D2")] * part.residual
     middle = language + encoder if model.language_first else encoder + language
-    decoder = [("decoder", ("decoder", "norm"), stream)] if model.decoder else []
-    order = [("volume", (), voxels), *embedding, *middle, *decoder, ("head", ("head",), voxels)]
+    decoder = [("decoder", ("decoder",), stream)] if model.decoder else []
+    head = [("head", ("norm", "head"), voxels)]
+    order = [("volume", (), voxels), *embedding, *middle, *decoder, *head]
     names = [name for name, *_ in order]
     if part:
         skips.append((names[names.index("D1") - 1], names[names.index("D2") + 1]))

@@ -21,10 +21,12 @@ from mvl.mechanism import (
     MEASURES,
     auroc,
     beside_metrics,
+    by_stage,
     defined,
     image_voxels,
     patch_auroc,
     patch_truth,
+    stage_auroc,
     token_norms,
 )
 from mvl.models.language import LanguagePart
@@ -226,6 +228,29 @@ def test_a_resized_volume_has_no_padding(tmp_path):
     assert image_voxels(image).shape == GRID and image_voxels(image).all()
     with pytest.raises(DataError, match="not known"):
         image_voxels(MetaTensor(torch.ones(1, *GRID)))
+
+
+def test_each_stage_has_the_auroc_of_its_own_norm(tmp_path, graded):
+    """The part turns the stream around: what was large on the foreground is small after it."""
+    turned = LanguagePart(nn.Identity(), nn.Identity(), Scaled(-1.0, 1.0), residual=False)
+    preparation = Preparation(CT, DataConfig(grid=GRID))
+    table = stage_auroc(by_hand(turned), [graded], preparation, show=False)
+    # x, then 1 - x, then x + (1 - x).
+    assert table.loc[0, ["auroc_encoder", "auroc_update", "auroc_after"]].tolist() == [1, 0, 0.5]
+    assert "auroc_decoder" not in table and table.loc[0, "foreground_patches"] == 8
+    plain = stage_auroc(by_hand(None), [graded], preparation, show=False)
+    assert [name for name in plain if name.startswith("auroc")] == ["auroc_encoder"]
+    assert plain.loc[0, "auroc_encoder"] == 1
+
+    nothing = write(tmp_path, "nothing", np.ones(GRID), np.zeros(GRID))
+    empty = stage_auroc(by_hand(turned), [nothing], preparation, show=False)
+    tables = {"a": table, "b": plain, "c": empty}
+    rows = by_stage(pd.concat([found.assign(arm=arm) for arm, found in tables.items()]))
+    found = list(zip(rows["arm"], rows["stage"], rows["auroc_stream"], strict=True))
+    assert found == [
+        *(("a", "after the encoder", 1), ("b", "after the encoder", 1)),
+        *(("a", "the block's update", 0), ("a", "after the block", 0.5)),
+    ]
 
 
 def test_a_case_of_one_kind_is_counted_and_named(tmp_path, graded):
