@@ -62,6 +62,9 @@ class DataConfig:
     channels: Literal["all", "first"] = _later("all")
 
     def __post_init__(self):
+        if self.spacing_mm is not None:
+            # 1 and 1.0 are equal edges, and one fingerprint.
+            object.__setattr__(self, "spacing_mm", tuple(map(float, self.spacing_mm)))
         _require(
             (self.fit == "crop") == (self.spacing_mm is not None),
             f"fit {self.fit} with spacing_mm {self.spacing_mm}: crop needs it, no other takes it",

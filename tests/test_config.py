@@ -106,5 +106,6 @@ def test_a_later_field_is_written_only_where_it_is_used():
     crops = replace(plain, data=DataConfig(fit="crop", spacing_mm=(1, 1, 2.5), channels="first"))
     values = json.loads(json.dumps(crops.to_dict()))
     assert values["data"]["spacing_mm"] == [1, 1, 2.5] and values["data"]["channels"] == "first"
-    assert ExperimentConfig.from_dict(values) == crops
+    again = ExperimentConfig.from_dict(values)
+    assert again == crops and fingerprint(again, {}, None) == fingerprint(crops, {}, None)
     assert len({fingerprint(config, {}, None) for config in (plain, crops)}) == 2
