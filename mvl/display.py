@@ -1,7 +1,9 @@
 """What a notebook shows besides figures: banners, live curves, and volumes made ready to draw."""
 
 import hashlib
+from dataclasses import replace
 
+import nibabel
 import numpy as np
 import pandas as pd
 
@@ -9,8 +11,10 @@ from mvl import figures
 from mvl.data.sources import read_label, read_volume
 from mvl.evaluation import segment
 from mvl.files import read_json
-from mvl.mechanism import MEASURES, defined
+from mvl.mechanism import MEASURES, SHOWN_STAGES, by_stage, defined, image_voxels, stage_auroc
 from mvl.metrics import METRICS
+from mvl.models.activations import activations, to_volume
+from mvl.models.tokens import token_grid
 from mvl.reference import CONTRASTS, REFERENCE, REPOSITORY, read_table
 from mvl.statistics import contrasts_table, sentence, summary_table
 
@@ -102,6 +106,70 @@ def view_of_volume(volume, title, like=None):
     affine = np.asarray(image.affine)
     truth = np.asarray(volume["label"])[0] > 0
     return figures.View(np.asarray(volume["image"])[0], affine, truth=truth, title=title)
+
+
+def activation_row(run, case, caption=""):
+    """A case with the norms of a model's tokens upon it: a row of `figures.activation_maps`.
+
+    Maps are on the model's grid, where its tokens are, without padding. In the corner of each
+    stands the AUROC of this case (see `mvl.mechanism`).
+
+    Args:
+        run: a `Run` or a `Predictor` of a `MedVisionLlama`.
+        case: a `Case` with a label.
+        caption: for the image, such as "Dice 0.86".
+
+    Returns:
+        {column: `figures.View`}: the image, then the stages that the model has.
+    """
+    model, preparation = run.model, run.preparation
+    volume = preparation.load([case], progress=False)[0]
+    image = volume["image"].as_tensor()
+    view = view_of_volume(volume, case.name)
+    aurocs = stage_auroc(model, [case], preparation, show=False).iloc[0]
+    inside = np.argwhere(image_voxels(volume["image"]).numpy())
+    box = tuple(
+        slice(low, high + 1) for low, high in zip(inside.min(0), inside.max(0), strict=True)
+    )
+    affine = view.affine @ nibabel.affines.from_matvec(np.eye(3), inside.min(0))
+    view = replace(view, image=view.image[box], truth=view.truth[box], affine=affine)
+    grid = image.shape[1:]
+    tokens = token_grid(grid, model.embed.patch)
+    found = activations(model, image[None])
+    row = {"image": replace(view, caption=caption)}
+    for stage, name in SHOWN_STAGES.items():
+        if stage in found:
+            heat = to_volume(found[stage], tokens, grid)[0].numpy()[box]
+            said = f"AUROC {aurocs[f'auroc_{stage}']:.2f}"
+            row[name] = replace(view, heat=heat, caption=said)
+    return row
+
+
+def activation_answer(table):
+    """Whether the norms of the tokens are larger on the structure with the block.
+
+    Args:
+        table: rows of the suite `language` from `mvl.mechanism.beside_metrics`, of
+            `stage_auroc`'s columns, with the arms none and pretrained.
+
+    Returns:
+        An IPython Markdown object, a generated sentence a comparison: after the block against
+        before it, and the two models where the paper compares them, after the decoder.
+    """
+    rows = by_stage(table)
+    if rows.empty:
+        return markdown(
+            "Nothing can be said: no case has patches that are at least half foreground beside "
+            "patches that are not."
+        )
+    rows = rows.assign(arm=rows["arm"] + " " + rows["stage"])
+    before, after, decoder = (SHOWN_STAGES[stage] for stage in ("encoder", "after", "decoder"))
+    pairs = [
+        ("language", f"pretrained {after}", f"pretrained {before}"),
+        ("language", f"pretrained {decoder}", f"none {decoder}"),
+    ]
+    found = contrasts_table(rows, pairs, ["auroc_stream"])
+    return markdown("\n".join(f"- {sentence(row)}" for _, row in found.iterrows()))
 
 
 def parameters_by_part(model):

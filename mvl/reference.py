@@ -7,14 +7,16 @@
     contrasts.csv     one row per compared pair
     validation.csv    one row per suite, arm and seed: its run, and what choices were made by
     mechanism.csv.gz  one row per run with a language part and test case: what `mvl.mechanism` found
+    curves.csv.gz     one row per run and epoch: its training loss and validation Dice
     tuning.csv        one row per suite, arm and learning rate: from what the rate was chosen
     provenance.json   commits, versions, machine, times
+    README.md         every suite's results, made of these tables
     figures/          drawn from cases.csv.gz
     best/             the preset best, trained with seed 0, as `save_pretrained` writes it
 
 A study is longer than a machine's patience: the reference grows by the runs that are at hand and
 keeps the others' rows, as long as the suite would still train them just so (same fingerprint).
-Its numbers reach the README through `refresh_readme` alone, between two markers.
+Its numbers reach the repository's README through `refresh_readme` alone, between two markers.
 """
 
 from datetime import date
@@ -27,7 +29,13 @@ from mvl.experiments import Run, collect
 from mvl.figures import paired_differences, save
 from mvl.files import read_json, write_json, write_table, write_text
 from mvl.mechanism import patch_auroc
-from mvl.statistics import contrasts_table, sentence, summary_table
+from mvl.statistics import (
+    contrasts_table,
+    is_primary,
+    sentence,
+    summary_table,
+    verdict_in_words,
+)
 from mvl.suites import QUESTIONS, SUITES, TUNING_COLUMNS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -57,10 +65,14 @@ CONTRASTS = (
     *(("peers", arm, "vit") for arm in SUITES["peers"] if arm != "vit"),
     *(("size", arm, "vit") for arm in SUITES["size"] if arm != "vit"),
     ("presets", "best", "vit"),
+    ("budget", "vit-2x", "vit"),
 )
 
 #: The README's picture, below the reference's folder: the second contrast, subject by subject.
 PICTURE = Path("figures") / "language_differences.png"
+
+#: Every suite's results as a page, below the reference's folder.
+STUDY = "README.md"
 
 #: The seeds, and with them the validation folds, of the study.
 SEEDS = (0, 1, 2, 3, 4)
@@ -74,6 +86,7 @@ _TEXT = {
     for name in ("arm", "arm_a", "arm_b", "subject", "case", "block", "fingerprint", "commit")
 }
 _CELL = ["suite", "arm", "seed"]
+_CURVE_COLUMNS = ["fingerprint", "epoch", "train_loss", "validation_dice"]
 
 
 def read_table(path):
@@ -134,6 +147,19 @@ def mechanism_table(reference=REFERENCE):
     return cases.merge(found, on=[*_CELL, "subject", "case", "structure"])
 
 
+def curves_table(reference=REFERENCE):
+    """The reference's training curves: suite, arm, seed, fraction (of the training subjects),
+    epoch, train_loss, validation_dice; of those runs whose curves are kept."""
+    path = reference / "curves.csv.gz"
+    found = read_table(path) if path.is_file() else pd.DataFrame(columns=_CURVE_COLUMNS)
+    runs = read_table(reference / "validation.csv")
+    fractions = [
+        SUITES[suite][arm].fraction for suite, arm in zip(runs["suite"], runs["arm"], strict=True)
+    ]
+    runs = runs.assign(fraction=fractions)[[*_CELL, "fraction", "fingerprint"]]
+    return runs.merge(found, on="fingerprint").drop(columns="fingerprint")
+
+
 def write_reference(trained, expected, tuned, measured=(), reference=REFERENCE):
     """Add finished runs to the reference's tables, and draw its pictures again.
 
@@ -159,6 +185,7 @@ def write_reference(trained, expected, tuned, measured=(), reference=REFERENCE):
         reference / "contrasts.csv", contrasts_table(cases, CONTRASTS, metrics=("dice", "nsd"))
     )
     write_table(reference / "validation.csv", runs)
+    write_table(reference / "curves.csv.gz", _grown_curves(trained, runs, reference))
     write_table(reference / "tuning.csv", _grown_tuning(tuned, runs, reference / "tuning.csv"))
     mechanism = list(measured)
     if (reference / "mechanism.csv.gz").is_file():
@@ -170,6 +197,7 @@ def write_reference(trained, expected, tuned, measured=(), reference=REFERENCE):
         write_table(reference / "mechanism.csv.gz", table)
     language = cases[(cases["suite"] == "language") & (cases["structure"] == "foreground")]
     save(paired_differences(language, "pretrained", "none"), reference / PICTURE)
+    write_text(reference / STUDY, study_page(reference))
     single = runs.drop_duplicates("fingerprint")
     write_json(
         reference / "provenance.json",
@@ -213,18 +241,33 @@ def _grown(trained, expected, reference):
 
 
 _RUN_COLUMNS = (
-    *("learning_rate", "epochs", "best_epoch", "validation_dice", "trained_parameters"),
+    *("grid", "learning_rate", "epochs", "best_epoch", "validation_dice", "trained_parameters"),
     *("parameters", "seconds", "fingerprint", "commit", *MACHINE),
 )
 
 
 def _run_row(folder):
     done = read_json(folder / "done.json")
-    training = read_json(folder / "config.json")["config"]["training"]
+    config = read_json(folder / "config.json")["config"]
     environment = read_json(folder / "environment.json")
-    facts = training | done | machine_of(environment)
+    grid = "x".join(map(str, config["data"]["grid"]))
+    facts = config["training"] | {"grid": grid} | done | machine_of(environment)
     facts |= {"fingerprint": folder.name, "commit": environment["commit"] or "unknown"}
     return {name: facts[name] for name in _RUN_COLUMNS}
+
+
+def _grown_curves(trained, runs, reference):
+    """The curves of every run that is in `runs`, by fingerprint."""
+    path = reference / "curves.csv.gz"
+    tables = [read_table(path)] if path.is_file() else []
+    known = set(tables[0]["fingerprint"]) if tables else set()
+    for folder in {Path(folder).name: Path(folder) for folder in trained.values()}.values():
+        if folder.name not in known:
+            curves = pd.read_csv(folder / "curves.csv")
+            tables.append(curves.assign(fingerprint=folder.name)[_CURVE_COLUMNS])
+    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=_CURVE_COLUMNS)
+    table = table[table["fingerprint"].isin(runs["fingerprint"])]
+    return table.sort_values(["fingerprint", "epoch"])
 
 
 def _in_order(table, rest=()):
@@ -244,25 +287,33 @@ def _grown_tuning(tuned, runs, path):
     chosen = runs[runs["seed"] == 0]
     tables = [read_table(path)] if Path(path).is_file() else []
     table = pd.concat([*tables, tuned, chosen], ignore_index=True)[list(TUNING_COLUMNS)]
-    return _in_order(table.drop_duplicates(TUNING_COLUMNS[:4], keep="last"), ["learning_rate"])
+    return _in_order(
+        table.drop_duplicates(TUNING_COLUMNS[:5], keep="last"), ["grid", "learning_rate"]
+    )
 
 
 def results_section(reference=REFERENCE):
-    """The README's results as Markdown: every number from the reference's tables."""
-    tables = {
-        name: read_table(reference / f"{name}.csv")
-        for name in ("summary", "contrasts", "validation")
-    }
-    present = [suite for suite in SUITES if suite in set(tables["summary"]["suite"])]
+    """The README's results as Markdown: the questions that the paper raises."""
+    tables = _tables(reference)
     lines = _size(tables["summary"])
-    for suite in present:
-        lines += ["", f"### {QUESTIONS[suite]}", "", *_arms_table(suite, **tables)]
-        lines += ["", *_answers(suite, tables["contrasts"])]
+    for suite in ("language", "fusion", "peers"):
+        lines += _suite_section(suite, tables)
         if suite == "language":
-            lines += ["", f"![{_PICTURE_TEXT}](results/reference/{PICTURE.as_posix()})"]
-        if suite == "fusion":
-            lines += ["", _what_earned_it(tables["summary"])]
+            picture = (REFERENCE / PICTURE).relative_to(REPOSITORY).as_posix()
+            lines += ["", f"![{_PICTURE_TEXT}]({picture})"]
+    more = (REFERENCE / STUDY).relative_to(REPOSITORY).as_posix()
+    lines += ["", f"Every suite, every arm: [{more}]({more})."]
     return "\n".join(lines)
+
+
+def study_page(reference=REFERENCE):
+    """Every suite that has something to compare, as a Markdown page."""
+    tables = _tables(reference)
+    lines = ["# The study, suite by suite", "", "Written by `mvl reference`.", ""]
+    lines += _size(tables["summary"])
+    for suite in SUITES:
+        lines += _suite_section(suite, tables)
+    return "\n".join(lines) + "\n"
 
 
 def refresh_readme(readme=REPOSITORY / "README.md", reference=REFERENCE):
@@ -281,56 +332,91 @@ def refresh_readme(readme=REPOSITORY / "README.md", reference=REFERENCE):
 _PICTURE_TEXT = "Difference in Dice between vit with the block and vit, subject by subject"
 
 
+def _tables(reference):
+    names = ("summary", "contrasts", "validation")
+    return {name: read_table(reference / f"{name}.csv") for name in names}
+
+
 def _size(summary):
     first = summary.iloc[0]
     return [
         f"{first['task']}, {first['structure']}, native space: {first['n_cases']} test cases of "
         f"{first['n_subjects']} subjects. Means over seeds and subjects ± standard deviation over "
-        "subjects; validation Dice is on the model's grid and over seeds. Every arm has the "
-        "learning rate, among three, that was best on validation where that was tried "
-        "(`results/reference/tuning.csv`). The language block is "
-        f"`{summary.loc[summary['suite'] == 'language', 'block'].max()}`."
+        "subjects; validation Dice is on the model's grid and over seeds. The language block is "
+        f"`{summary.loc[summary['suite'] == 'language', 'block'].max()}`: nothing here decides "
+        "anything about another. A verdict needs the 95 % interval, whose resampling knows as "
+        "many seeds as the table says, and a p that is adjusted for all comparisons (Holm) but "
+        "the primary one."
     ]
 
 
+def _suite_section(suite, tables):
+    """Question, arms, comparisons; nothing of a suite without two arms."""
+    own = tables["summary"][tables["summary"]["suite"] == suite]
+    if own["arm"].nunique() < 2:
+        return []
+    lines = ["", f"### {QUESTIONS[suite]}", "", *_arms_table(suite, **tables)]
+    lines += ["", *_answers(suite, tables["contrasts"])]
+    if suite == "fusion" and own["arm"].nunique() == len(SUITES["fusion"]):
+        lines += ["", _what_earned_it(own)]
+    return lines
+
+
 def _arms_table(suite, summary, validation, contrasts):
-    """One row per arm, in the suite's order."""
-    columns = ("arm", "seeds", "trained weights", "learning rate", "validation Dice")
+    """A row per arm, in the suite's order; two where seeds had different budgets."""
+    columns = ("arm", "seeds", "epochs", "trained weights", "learning rate", "validation Dice")
     columns += ("Dice", "NSD", "HD95 (mm)")
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     own = summary[(summary["suite"] == suite) & (summary["structure"] == "foreground")]
-    for arm in (arm for arm in SUITES[suite] if arm in set(own["arm"])):
-        of_arm = own[own["arm"] == arm].set_index("metric")
-        runs = validation[(validation["suite"] == suite) & (validation["arm"] == arm)]
-        run = runs.iloc[0]
+    for arm in SUITES[suite]:
+        for epochs, of_arm in own[own["arm"] == arm].groupby("epochs"):
+            of_arm = of_arm.set_index("metric")
+            runs = validation[(validation["suite"] == suite) & (validation["arm"] == arm)]
+            runs = runs[runs["epochs"] == epochs]
+            run = runs.iloc[0]
+            cells = [
+                f"`{arm}`",
+                str(len(runs)),
+                str(epochs),
+                f"{run['trained_parameters']:,}",
+                f"{run['learning_rate']:g}",
+                f"{runs['validation_dice'].mean():.3f}",
+                *(
+                    f"{of_arm['mean'][name]:.{digits}f} ± {of_arm['sd_subjects'][name]:.{digits}f}"
+                    for name, digits in (("dice", 3), ("nsd", 3), ("hd95_mm", 2))
+                ),
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _answers(suite, contrasts):
+    """The primary contrast as a sentence, and a row per contrast in Dice."""
+    chosen = contrasts[(contrasts["suite"] == suite) & (contrasts["metric"] == "dice")]
+    chosen = chosen[chosen["structure"] == "foreground"]
+    if chosen.empty:
+        return []
+    primary = chosen[is_primary(chosen)]
+    lines = [f"**The primary comparison.** {sentence(row)}" for _, row in primary.iterrows()]
+    columns = ("comparison", "seeds", "difference in Dice", "95 % interval", "p", "verdict")
+    lines += [""] * bool(lines) + [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for _, row in chosen.iterrows():
         cells = [
-            f"`{arm}`",
-            str(len(runs)),
-            f"{run['trained_parameters']:,}",
-            f"{run['learning_rate']:g}",
-            f"{runs['validation_dice'].mean():.3f}",
-            *(
-                f"{of_arm['mean'][name]:.{digits}f} ± {of_arm['sd_subjects'][name]:.{digits}f}"
-                for name, digits in (("dice", 3), ("nsd", 3), ("hd95_mm", 2))
-            ),
+            f"`{row['arm_a']}` minus `{row['arm_b']}`",
+            str(row["n_seeds"]),
+            f"{row['difference']:+.4f}",
+            f"{row['ci_low']:+.4f} to {row['ci_high']:+.4f}",
+            "< 0.001" if row["p_holm"] < 0.001 else f"{row['p_holm']:.3f}",
+            verdict_in_words(row),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
-def _answers(suite, contrasts):
-    """A sentence per contrast in Dice."""
-    chosen = contrasts[(contrasts["suite"] == suite) & (contrasts["metric"] == "dice")]
-    chosen = chosen[chosen["structure"] == "foreground"]
-    return [f"- {sentence(row)}" for _, row in chosen.iterrows()]
-
-
 def _what_earned_it(summary):
     """Each part's effect on the test Dice, averaged over the combinations of the others."""
     dice = summary[(summary["metric"] == "dice") & (summary["structure"] == "foreground")]
-    mean = dice[dice["suite"] == "fusion"].set_index("arm")["mean"]
-    if len(mean) < len(SUITES["fusion"]):
-        return "Not all combinations are there yet."
+    mean = dice.set_index("arm")["mean"]
     effects = []
     for place, part in enumerate(("the language block", "hybrid attention", "multi-scale fusion")):
         on = mean[[arm[place] == "1" for arm in mean.index]].mean()

@@ -223,7 +223,7 @@ def contrasts_table(
     if not rows:
         return pd.DataFrame(columns=CONTRAST_COLUMNS)
     table = pd.DataFrame(rows)
-    primary = np.logical_and.reduce([table[key] == value for key, value in PRIMARY.items()])
+    primary = is_primary(table)
     table["p_holm"] = table["p"]
     table.loc[~primary, "p_holm"] = _holm(table.loc[~primary, "p"].to_numpy())
     table["verdict"] = [
@@ -231,6 +231,13 @@ def contrasts_table(
         for row in table.itertuples()
     ]
     return table[CONTRAST_COLUMNS]
+
+
+def is_primary(table):
+    """Which rows of a `contrasts_table` are the primary contrast: a boolean Series."""
+    return pd.Series(
+        np.logical_and.reduce([table[key] == value for key, value in PRIMARY.items()]), table.index
+    )
 
 
 def summary_table(cases: pd.DataFrame, metrics: Sequence[str] = tuple(METRICS)) -> pd.DataFrame:
@@ -316,7 +323,7 @@ def sentence(row) -> str:
         # An adjusted p may speak against an interval, which no adjustment widens.
         adjusted = "" if row["p_holm"] == row["p"] else "adjusted "
         text += f", {adjusted}{_p_value(row['p_holm'])})"
-    text += f". {_verdict_in_words(row)}"
+    text += f". Verdict: {verdict_in_words(row)}."
     if row["n_seeds"] == 1:
         text += " One seed: other seeds may differ by more than the interval says."
     block = row["block"]
@@ -332,21 +339,23 @@ _IN_WORDS = {
     "nsd": "NSD",
     "auroc_update": "AUROC of the block's update",
     "auroc_change": "AUROC of the stream's change",
+    "auroc_stream": "AUROC of the tokens' norm",
 }
 
 
-def _verdict_in_words(row):
+def verdict_in_words(row):
+    """The verdict of one row of a `contrasts_table`, with the arms' names and no full stop."""
     a, b, said = row["arm_a"], row["arm_b"], row["verdict"]
     if said == "equivalent":
-        return f"Verdict: equivalent, {a} and {b} differ by less than {BOUND:g}."
+        return f"equivalent, {a} and {b} differ by less than {BOUND:g}"
     if said == "better but negligible":
-        return f"Verdict: better but negligible, {a} beats {b} by less than {BOUND:g}."
+        return f"better but negligible, {a} beats {b} by less than {BOUND:g}"
     if said == "undecided" and row["p_holm"] < ALPHA:
-        return f"Verdict: undecided, {a} is better than {b}, but maybe by less than {BOUND:g}."
+        return f"undecided, {a} is better than {b}, but maybe by less than {BOUND:g}"
     if said == "undecided":
-        return f"Verdict: undecided between {a} and {b}."
+        return f"undecided between {a} and {b}"
     word, _, amount = said.partition(" ")
-    return f"Verdict: {a} is {word} than {b}{' ' if amount else ''}{amount}."
+    return f"{a} is {word} than {b}{' ' if amount else ''}{amount}"
 
 
 def _count(number, noun):

@@ -37,6 +37,8 @@ class Arm:
     #: Share of the training and validation subjects; fewer subjects get more epochs, so that
     #: the number of optimiser steps stays the same.
     fraction: float = 1.0
+    #: Epochs in multiples of the suite's.
+    budget: int = 1
     #: Make the model as large as this arm's, frozen weights included: ("depth" or "mlp", arm).
     matched: tuple[str, str] | None = None
 
@@ -130,6 +132,8 @@ SUITES = {
         "pretrained": _block(),
     },
     "presets": {name: Arm(*PRESETS[name]) for name in PRESETS},
+    # How much of a result is the budget's.
+    "budget": {"vit": _vit(), "vit-2x": _vit(budget=2)},
 }
 
 
@@ -143,6 +147,7 @@ QUESTIONS = {
     "peers": "How do other architectures do?",
     "size": "Is it size?",
     "presets": "How do the named models do?",
+    "budget": "What would twice the epochs bring?",
 }
 
 
@@ -191,9 +196,8 @@ def suite_configs(suite, data, seeds, block=None, epochs=None, arms=None, rates=
             )
             model = match_size(model, larger, by, data.grid)
         for rate, seed in itertools.product(rates or (arm.training.learning_rate,), seeds):
-            training = replace(
-                arm.training, learning_rate=rate, epochs=epochs or arm.training.epochs
-            )
+            budget = arm.budget * (epochs or arm.training.epochs)
+            training = replace(arm.training, learning_rate=rate, epochs=budget)
             config = ExperimentConfig(replace(data, fraction=arm.fraction), model, training, seed)
             if arm.fraction < 1:
                 config = _at_equal_steps(config, data, root)
@@ -342,7 +346,7 @@ def status(configs, runs, root=None):
 
 
 TUNING_COLUMNS = (
-    *("suite", "arm", "seed", "learning_rate"),
+    *("suite", "arm", "seed", "grid", "learning_rate"),
     *("validation_dice", "best_epoch", "epochs", "fingerprint"),
 )
 
@@ -369,6 +373,7 @@ def tuning_table(suite, configs, runs, root=None):
                     "suite": suite,
                     "arm": arm.partition("@")[0],
                     "seed": seed,
+                    "grid": "x".join(map(str, config.data.grid)),
                     "learning_rate": config.training.learning_rate,
                     "validation_dice": trained["validation_dice"],
                     "best_epoch": trained["best_epoch"],

@@ -99,7 +99,12 @@ class Repository:
             block = {"source": model.language.source, "revision": "1", "layer": 5, "sha256": "ab"}
             write_json(folder / "block.json", block)
         write_table(folder / "cases.csv", self.cases(seed, gain, len(arm)))
-        done = {"validation_dice": 0.81 + gain, "trained_parameters": 884416, "seconds": 12.3}
+        done = {
+            "validation_dice": 0.81 + gain,
+            "trained_parameters": 884416,
+            "parameters": 884416,
+            "seconds": 12.3,
+        }
         done |= {"cases_sha256": sha256_of(folder / "cases.csv"), "best_epoch": 1}
         write_json(folder / "done.json", done)
         return folder
@@ -467,7 +472,7 @@ def test_an_own_run_is_the_arm_of_every_suite_that_trains_it_just_so(empty):
     arms = {row["run"]: row["arms"] for row in report.table("Runs of this profile")[""]}
     assert arms["language-none-0"].split(", ") == [
         "language none",
-        *("fusion 000", "data vit-100", "peers vit", "size vit", "presets vit"),
+        *("fusion 000", "data vit-100", "peers vit", "size vit", "presets vit", "budget vit"),
     ]
     assert arms["language-vit-mlp-0"] == "language vit-mlp, size vit-mlp"
     shown = report.table("Arms of the suite size")

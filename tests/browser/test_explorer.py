@@ -1,34 +1,17 @@
-"""The explorer in JupyterLab, driven by keyboard and mouse in a real browser.
-
-Needs Chromium (chromium, chromium-browser or google-chrome on the path) and Python's playwright,
-whose own browsers are not used. MVL_SCREENSHOTS names a folder for the screenshots, if they are
-to be kept.
-"""
+"""The explorer in JupyterLab, driven by keyboard and mouse in a real browser."""
 
 import contextlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
-from importlib.util import find_spec
 from pathlib import Path
 
 import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium, which is not installed"),
-    pytest.mark.skipif(
-        find_spec("playwright") is None, reason="needs playwright, which is not installed"
-    ),
-]
 #: Generous, for machines that do other work meanwhile.
 START_S = 180
 STEP_MS = 30_000
@@ -91,33 +74,26 @@ def complaints():
 
 
 @pytest.fixture(scope="module")
-def page(lab, complaints):
+def page(browser, lab, complaints):
     """The notebook's page, its cell executed."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        # Without a sandbox, since tests in a container run as root.
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1400, "height": 1150})
-        page.set_default_timeout(STEP_MS)
-        page.on("pageerror", lambda error: complaints.append(f"uncaught: {error}"))
-        page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
-        page.goto(lab, timeout=1000 * START_S)
-        page.locator(".jp-Notebook .jp-Cell").first.click()
-        page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for(
-            timeout=1000 * START_S
-        )
-        page.keyboard.press("Shift+Enter")
-        page.locator("img.widget-image").wait_for(timeout=1000 * START_S)
-        yield page
-        browser.close()
+    page = browser.new_page(viewport={"width": 1400, "height": 1150})
+    page.set_default_timeout(STEP_MS)
+    page.on("pageerror", lambda error: complaints.append(f"uncaught: {error}"))
+    page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
+    page.goto(lab, timeout=1000 * START_S)
+    page.locator(".jp-Notebook .jp-Cell").first.click()
+    page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for(
+        timeout=1000 * START_S
+    )
+    page.keyboard.press("Shift+Enter")
+    page.locator("img.widget-image").wait_for(timeout=1000 * START_S)
+    yield page
+    page.close()
 
 
 @pytest.fixture(scope="module")
-def screenshot(page, tmp_path_factory):
-    folder = os.environ.get("MVL_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots")
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    return lambda name: page.screenshot(path=Path(folder) / f"explorer-{name}.png")
+def screenshot(page, screenshots):
+    return lambda name: page.screenshot(path=screenshots / f"explorer-{name}.png")
 
 
 def picture(page):
