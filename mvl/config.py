@@ -3,6 +3,10 @@
 An `ExperimentConfig` together with the voxels of its cases and the bytes of its language
 block says everything about a result. Their hash, the fingerprint, names the run's folder:
 what is equal is never computed twice, what differs never shares a folder.
+
+A field that joins a configuration later is declared by `_later`: `to_dict` leaves it out where it
+has its default, and `from_dict` reads both. So the fingerprint of an experiment that does not use
+it stays what it was before there was such a field, and so does every finished run.
 """
 
 import dataclasses
@@ -22,6 +26,11 @@ LEARNING_RATES = (1e-3, 3e-3, 1e-2)
 PROTOCOL_VERSION = 1
 
 
+def _later(default):
+    """A field that a first release did not have; its default is what was done without it."""
+    return field(default=default, metadata={"later": True})
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Which cases, on which grid, seen through which augmentation."""
@@ -33,8 +42,10 @@ class DataConfig:
     #: The model's grid in voxels (H, W, D). On Task04 all structures of the training and
     #: validation subjects lie within 30 x 49 x 37 voxels about the centre of theirs.
     grid: tuple[int, int, int] = (40, 56, 40)
-    #: How a volume comes to the grid: "resize" (the paper's) or "pad" (centred pad or crop).
-    fit: Literal["pad", "resize"] = "pad"
+    #: How a volume comes to the grid: "resize" (the paper's); "pad" (centred pad or crop); or
+    #: "crop": the volume is resampled to `spacing_mm`, the model is trained on crops of it as
+    #: large as the grid, and is used by a window of that size that slides over the whole.
+    fit: Literal["pad", "resize", "crop"] = "pad"
     #: Share of the training and of the validation subjects that is used.
     fraction: float = 1.0
     #: Augmentation of training cases: rotation about each axis, in degrees, image and label alike.
@@ -45,8 +56,23 @@ class DataConfig:
     flips: bool = False
     #: The seed from which test subjects and folds are drawn; one for a whole study.
     split_seed: int = 0
+    #: Voxel edges in mm, along R, A and S, to which "crop" resamples; None with any other `fit`.
+    spacing_mm: tuple[float, float, float] | None = _later(None)
+    #: "all" of an image's channels, or the "first" alone, as the paper's code reads it.
+    channels: Literal["all", "first"] = _later("all")
 
     def __post_init__(self):
+        if self.spacing_mm is not None:
+            # 1 and 1.0 are equal edges, and one fingerprint.
+            object.__setattr__(self, "spacing_mm", tuple(map(float, self.spacing_mm)))
+        _require(
+            (self.fit == "crop") == (self.spacing_mm is not None),
+            f"fit {self.fit} with spacing_mm {self.spacing_mm}: crop needs it, no other takes it",
+        )
+        _require(
+            all(edge > 0 for edge in self.spacing_mm or ()),
+            f"spacing_mm {self.spacing_mm} has an edge that is not above 0",
+        )
         _require(all(n > 0 for n in self.grid), f"grid {self.grid} has an axis below 1")
         _require(0 < self.fraction <= 1, f"fraction {self.fraction} is not in (0, 1]")
         _require(0 <= self.intensity < 1, f"intensity {self.intensity} is not in [0, 1)")
@@ -181,8 +207,8 @@ class ExperimentConfig:
     seed: int = 0
 
     def to_dict(self):
-        """The configuration as plain JSON values."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        """The configuration as plain JSON values, `_later` fields only where they are used."""
+        return _plain(self)
 
     @classmethod
     def from_dict(cls, values):
@@ -251,6 +277,19 @@ def derive_seed(*parts):
 def _require(condition, message):
     if not condition:
         raise ConfigError(message)
+
+
+def _plain(value):
+    if isinstance(value, tuple):
+        return [_plain(part) for part in value]
+    if not dataclasses.is_dataclass(value):
+        return value
+    known = {f: getattr(value, f.name) for f in dataclasses.fields(value)}
+    return {
+        f.name: _plain(v)
+        for f, v in known.items()
+        if not (f.metadata.get("later") and v == f.default)
+    }
 
 
 def _from_dict(kind, values, path):

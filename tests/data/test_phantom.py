@@ -2,11 +2,14 @@
 
 import json
 import os
+import time
 
 import nibabel
 import numpy as np
 import pytest
+from scipy import ndimage
 
+from mvl.data.canvas import Draws, Grid, branches, chain
 from mvl.data.checks import check_cases
 from mvl.data.phantom import make_phantom, phantom_tasks
 from mvl.data.sources import list_cases, read_label, read_volume
@@ -15,7 +18,7 @@ from mvl.tasks import TASKS, read_task
 
 HIPPOCAMPUS = "Task04_Hippocampus"
 #: A scale at which every task's phantom is small.
-SMALL = {name: 0.15 if TASKS[name].shape[0] > 200 else 1.0 for name in phantom_tasks()}
+SMALL = {name: 0.12 if TASKS[name].shape[0] > 200 else 1.0 for name in phantom_tasks()}
 
 
 def make(root, task_name, **more):
@@ -33,6 +36,10 @@ def bytes_of(folder):
     return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+def test_every_task_has_a_phantom():
+    assert phantom_tasks() == list(TASKS)
+
+
 @pytest.mark.parametrize("task_name", phantom_tasks())
 def test_a_phantom_is_a_sound_task_of_its_kind(tmp_path, task_name):
     folder = make(tmp_path, task_name, cases=3, scale=SMALL[task_name])
@@ -45,12 +52,15 @@ def test_a_phantom_is_a_sound_task_of_its_kind(tmp_path, task_name):
     )
     description = json.loads((folder / "dataset.json").read_text())
     assert description["numTraining"] == 3 and "synthetic" in description["description"].lower()
+    assert len(description["test"]) == description["numTest"] == 2
+    assert all(read_volume(folder / path)[0].std() > 0 for path in description["test"])
     cases = list_cases(folder)
     assert check_cases(folder, cases, progress=False).faults == []
     seen = set()
     for case in cases:
         image, label = nibabel.load(case.image), nibabel.load(case.label)
         assert image.header.get_zooms()[:3] == pytest.approx(known.spacing_mm)
+        assert image.shape[3:] == ((len(known.channels),) if len(known.channels) > 1 else ())
         expected = np.maximum(8, np.array(known.shape) * SMALL[task_name])
         assert np.all(np.abs(np.array(label.shape) / expected - 1) < 0.2)
         assert label.get_data_dtype() == np.uint8
@@ -62,6 +72,83 @@ def test_a_phantom_is_a_sound_task_of_its_kind(tmp_path, task_name):
             assert voxels.dtype == np.int16
             assert -1024 <= voxels.min() < -900 and 200 < voxels.max() < 3072
     assert seen == {0, *known.labels}
+
+
+@pytest.fixture(scope="module")
+def brain(tmp_path_factory):
+    folder = make(tmp_path_factory.mktemp("root"), "Task01_BrainTumour", cases=1, scale=0.4)
+    case = list_cases(folder)[0]
+    return read_volume(case.image)[0], read_label(case.label)
+
+
+def test_the_tumours_regions_are_nested(brain):
+    _, label = brain
+    whole, core, enhancing = label > 0, label > 1, label == 3
+    sizes = [np.count_nonzero(mask) for mask in (whole, core, enhancing)]
+    assert sizes[0] > 1.5 * sizes[1] > 1.5 * sizes[2] > 0
+    # Oedema wraps the core, and the core's dead part lies in its rim.
+    around = ndimage.binary_dilation(core) & ~core
+    assert np.mean(label[around] == 1) > 0.7
+    around = ndimage.binary_dilation(label == 2) & (label != 2)
+    assert np.mean(label[around] == 3) > 0.8
+
+
+def test_the_brains_channels_differ_as_sequences_do(brain):
+    image, label = brain
+    outside = (image == 0).all(axis=-1)
+    assert 0.5 < np.mean(outside) < 0.95 and not label[outside].any()
+    mean = {value: image[label == value].mean(axis=0) for value in (1, 2, 3)}
+    healthy = image[~outside & (label == 0)].mean(axis=0)
+    flair, t1, t1gd, t2 = range(4)
+    assert mean[1][flair] > 1.4 * healthy[flair] and mean[1][t1] < healthy[t1]
+    assert mean[3][t1gd] > 1.3 * healthy[t1gd] and mean[3][t1gd] > 1.5 * mean[2][t1gd]
+    assert mean[2][t2] > 1.3 * healthy[t2]
+
+
+def test_a_lung_lesion_is_a_few_voxels_in_a_large_volume(tmp_path):
+    cases = list_cases(make(tmp_path, "Task06_Lung", cases=3, scale=0.15))
+    shares = [np.mean(read_label(case.label) > 0) for case in cases]
+    assert min(shares) > 0 and max(shares) < 0.005
+
+
+def test_a_vessel_tree_forks_thins_and_keeps_murrays_law():
+    draws = Draws(0, "any", "s", "c")
+    tree = branches(draws, (0, 0, 0), [(0, 0, 1)], 6.0, 1.5, [((0, 0, 40), (60, 60, 60))])
+    leaving = {}
+    for start, _, radius, _ in tree:
+        leaving.setdefault(tuple(start), []).append(radius)
+    arriving = {tuple(end): radius for _, end, _, radius in tree}
+    assert leaving.pop((0.0, 0.0, 0.0)) == [6.0]
+    assert leaving.keys() <= arriving.keys()  # connected: what starts there, ended there
+    forks = {place: radii for place, radii in leaving.items() if len(radii) == 2}
+    assert len(forks) > 8 and max(map(len, leaving.values())) == 2
+    for place, radii in forks.items():
+        assert sum(r**3 for r in radii) == pytest.approx(arriving[place] ** 3)
+    assert all(last <= first for _, _, first, last in tree)
+
+
+def test_shapes_are_signed_distances_in_millimetres():
+    grid = Grid.of((40, 30, 20), TASKS["Task04_Hippocampus"], 1.0)
+    points = np.stack(np.broadcast_arrays(grid.x, grid.y, grid.z), axis=-1)
+    window, tube = grid.tubes(chain(np.array([(-5.0, 0, 0), (5, 0, 0)]), 3), margin=50)
+    nearest = np.stack([np.clip(points[..., 0], -5, 5), *np.zeros((2, 40, 30, 20))], axis=-1)
+    expected = np.linalg.norm(points - nearest, axis=-1) - 3
+    np.testing.assert_allclose(tube, expected[window.box], atol=1e-4)
+    window, ball = grid.blob(Draws(0, "any", "s", "c"), (0, 0, 0), (4, 4, 4), rough=0, vary=0)
+    expected = np.linalg.norm(points[window.box], axis=-1) - 4
+    np.testing.assert_allclose(ball, expected, atol=1e-4)
+    # However small, a blob meets a voxel.
+    for n in range(20):
+        window, speck = grid.blob(Draws(n, "any", "s", "c"), (0.5, 0.5, 0.5), (0.01,) * 3)
+        assert (grid.soft(speck) > 0.5).any()
+
+
+@pytest.mark.slow
+def test_ten_tasks_of_eight_cases_are_made_in_a_minute_on_two_cores(tmp_path):
+    before = time.process_time()
+    for task_name in phantom_tasks():
+        make(tmp_path, task_name, cases=8, scale=0.25)
+    assert time.process_time() - before < 60
 
 
 def test_equal_parameters_give_equal_bytes_and_others_do_not(tmp_path):
@@ -177,7 +264,7 @@ def best_band(images, masks):
 
 def test_no_threshold_segments_a_phantom(hippocampi, tmp_path):
     assert best_band([i for i, _, _ in hippocampi], [lab > 0 for _, lab, _ in hippocampi]) < 0.5
-    cases = list_cases(make(tmp_path, "Task09_Spleen", cases=6, scale=0.25))
+    cases = list_cases(make(tmp_path, "Task09_Spleen", cases=3, scale=0.15))
     images = [read_volume(case.image)[0] for case in cases]
     assert best_band(images, [read_label(case.label) > 0 for case in cases]) < 0.5
 
