@@ -25,3 +25,18 @@ class BlockError(MvlError):
 
 class RunError(MvlError):
     """A run folder or a results table that is missing, foreign, incomplete or inconsistent."""
+
+
+def out_of_memory(error):
+    """Whether an exception says that memory has run out, the machine's or a GPU's.
+
+    PyTorch says it in a class of its own for a GPU and in a plain RuntimeError for the CPU, and
+    MONAI wraps what happens in a transform; no import of theirs is needed to tell.
+    """
+    while error is not None:
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            return True
+        if "can't allocate memory" in str(error):
+            return True
+        error = error.__cause__
+    return False

@@ -161,6 +161,8 @@ def _inside(folder, relative, source):
 def _read_subjects(path, cases):
     """{case: subject} from subjects.csv, or None where there is no such file."""
     try:
+        if path.exists() and not path.is_file():  # reading a pipe might never end
+            raise DataError(f"{path} is not a regular file")
         with open(path, newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
     except FileNotFoundError:
