@@ -23,9 +23,9 @@ def main(arguments=None):
     except OSError as error:  # of a file that no reader or writer of ours has put into words
         return _fault(f"{error.filename or 'input or output'}: {error.strerror or error}")
     except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
+        if not (reason := out_of_memory(error)):
             raise
-        return _fault("out of memory; a smaller grid or a machine with more memory helps")
+        return _fault(f"out of memory ({reason}); a machine with more of it would do")
     except KeyboardInterrupt:
         print("mvl: stopped; the same command goes on from here", file=sys.stderr)
         return 130

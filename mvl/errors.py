@@ -28,15 +28,17 @@ class RunError(MvlError):
 
 
 def out_of_memory(error):
-    """Whether an exception says that memory has run out, the machine's or a GPU's.
+    """The part of an exception that says that memory has run out, the machine's or a GPU's.
 
     PyTorch says it in a class of its own for a GPU and in a plain RuntimeError for the CPU, and
     MONAI wraps what happens in a transform; no import of theirs is needed to tell.
+
+    Returns:
+        The exception or one of its causes; None if it is about something else.
     """
     while error is not None:
-        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-            return True
-        if "can't allocate memory" in str(error):
-            return True
+        kind = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+        if kind or "DefaultCPUAllocator: can't allocate memory" in str(error):
+            return error
         error = error.__cause__
-    return False
+    return None

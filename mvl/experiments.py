@@ -124,10 +124,10 @@ def _memory_in_words(folder):
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
+        if not (reason := out_of_memory(error)):
             raise
         raise RunError(
-            f"{folder}: out of memory before or between the steps of training ({error}); choose a "
+            f"{folder}: out of memory before or between the steps of training ({reason}); choose a "
             "smaller grid or model, or a machine with more memory"
         ) from error
 

@@ -376,7 +376,7 @@ def _restore(path, model, optimiser, schedule):
     tensors, metadata = _read_tensors(path)
     weights = {k.removeprefix("model."): t for k, t in tensors.items() if k.startswith("model.")}
     try:
-        progress = json.loads(metadata["progress"])
+        progress = json.loads((metadata or {})["progress"])
         moments = {}
         for key, tensor in tensors.items():
             if key.startswith("optimiser."):
