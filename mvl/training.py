@@ -243,7 +243,7 @@ def _memory_told(folder, place, plan, model, loss_of, images, labels, optimiser)
         fits = _fitting(model, loss_of, images, labels, optimiser) * processes().num_processes
         way = "not even one case fits: choose a smaller grid or model"
         if fits:
-            way = f"{fits} fit: choose --batch-size {fits}"
+            way = f"a batch of {fits} fits: choose --batch-size {fits}"
         raise RunError(
             f"{folder}: out of memory {place} with {plan.batch_size} cases a batch; {way}, for an "
             "experiment of its own, or go on with this one on a machine with more memory; the run "

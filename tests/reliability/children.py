@@ -146,7 +146,7 @@ def _status(field):
 
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
-_NEWNS, _NEWUSER, _REMOUNT, _RDONLY, _PRIVATE = 0x20000, 0x10000000, 32, 1, (1 << 18) | 16384
+_NEWNS, _NEWUSER, _REMOUNT, _PRIVATE = 0x20000, 0x10000000, 32, 1 << 18 | 1 << 14
 
 
 def obey_permissions():
@@ -186,13 +186,9 @@ class SmallDisk:
         _call("mount", b"none", b"/", None, _PRIVATE, None)
         self._mount(0, size)
 
-    def grow(self, size):
-        """Make room."""
+    def resize(self, size):
+        """Change its size; what is on it stays."""
         self._mount(_REMOUNT, size)
-
-    def forbid_writing(self):
-        """Make it read-only."""
-        _call("mount", b"tmpfs", self.folder, b"tmpfs", _REMOUNT | _RDONLY, None)
 
     def _mount(self, flags, size):
         _call("mount", b"tmpfs", self.folder, b"tmpfs", flags, f"size={size}".encode())

@@ -11,7 +11,7 @@ import pytest
 from tests.data.test_download import DESCRIPTION, Server, archive
 from tests.models.test_checkpoint import _FakeHub
 from tests.reliability import children
-from tests.reliability.stages import TASK, Given, train
+from tests.reliability.stages import TASK, Given, Whole, outcome, size_of, start, train
 
 
 def pytest_addoption(parser):
@@ -36,6 +36,23 @@ def given(phantom, tmp_path_factory):
     hub.close()
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(given, tmp_path_factory):
+    """A function: name of a stage -> its `Whole`."""
+    known = {}
+
+    def of(name):
+        if name not in known:
+            folder = tmp_path_factory.mktemp("undisturbed") / "stage"
+            done = start(name, folder, given)
+            assert done.status == 0 and done.value[0] == 0, done.output
+            size = size_of(folder / "results")
+            known[name] = Whole(outcome(folder), size, done.value[1], done.seconds)
+        return known[name]
+
+    return of
 
 
 def _checkpoint(folder):

@@ -16,8 +16,10 @@ from safetensors import safe_open
 from mvl import batch, cli
 from mvl.config import PRESETS, LanguageConfig, ModelConfig, TrainingConfig
 from mvl.data import download
+from mvl.errors import MvlError
 from mvl.files import read_json
 from mvl.suites import SUITES, Arm
+from tests.reliability import children
 
 ROOT = Path(__file__).resolve().parents[2]
 TASK = "Task04_Hippocampus"
@@ -106,7 +108,11 @@ def _suite(folder, given):
 
 
 def _batch(folder, given):
-    batch.run("smoke", root=folder)
+    try:
+        batch.run("smoke", root=folder)
+    except MvlError as error:  # `mvl run` would run the repository's own notebooks
+        print(f"mvl: {error}")
+        return 1
     return 0  # what it brought is on disk
 
 
@@ -158,8 +164,67 @@ STAGES = {
     ),
 }
 
+
+def start(name, folder, given, function=None, **options):
+    """Call a stage, or a function of the same arguments about it, in a child process.
+
+    Args:
+        name: of `STAGES`.
+        folder: the stage's, made and prepared here if it is not there.
+        given: a `Given`.
+        function: (name, folder, given), in place of the stage alone.
+        options: of `children.run`.
+
+    Returns:
+        `children.Ended`.
+    """
+    if not folder.exists():
+        folder.mkdir()
+        STAGES[name].prepare(folder, given)
+    return children.run(
+        function or call,
+        name,
+        folder,
+        given,
+        log=folder / "log",
+        environment=STAGES[name].environment(folder, given),
+        **options,
+    )
+
+
+def call(name, folder, given, fatal=None):
+    """A stage, for a child process.
+
+    Args:
+        name, folder, given: as in `start`.
+        fatal: number of the operation on files below `results` at which the process dies.
+
+    Returns:
+        (exit status, number of operations on files below `results`).
+    """
+    operations = children.FileOperations(folder / "results", fatal)
+    return STAGES[name].call(folder, given), operations.count
+
+
 #: Entries of results that are times, and differ from run to run.
 _TIMES = {"seconds"}
+
+
+@dataclass(frozen=True)
+class Whole:
+    """What a stage is that nothing has disturbed.
+
+    Attributes:
+        outcome: what it left.
+        bytes: of its files.
+        operations: on files below `results`.
+        seconds: how long it took.
+    """
+
+    outcome: dict
+    bytes: int
+    operations: int
+    seconds: float
 
 
 def outcome(folder):
@@ -179,6 +244,11 @@ def _content(path):
         value = read_json(path)
         return {key: v for key, v in value.items() if key not in _TIMES}
     return path.read_bytes()
+
+
+def size_of(folder):
+    """Bytes of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def half_files(folder, whole):
