@@ -7,7 +7,8 @@ usage="Usage: ./run_all.sh [--profile NAME] [--only NUMBER | --from NUMBER] [--f
 Makes .venv unless an active environment will do, executes the notebooks in order, and writes
 the executed copies to results/NAME/notebooks. What is unchanged since it last ran well is skipped.
 
-  --profile NAME   smoke (minutes, synthetic), quick (the default), gpu or paper
+  --profile NAME   smoke (minutes, synthetic), quick, gpu or paper; without it quick, or smoke
+                   where there is less than 3 GiB of memory
   --only NUMBER    one notebook alone, such as 03
   --from NUMBER    this notebook and those after it
   --force          run what is unchanged, too
@@ -21,7 +22,7 @@ reject() {
 }
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-profile=quick
+profile=
 only=
 from=
 arguments=()
@@ -41,11 +42,13 @@ while (($#)); do
     esac
     shift
 done
-[[ $profile != */* && -f $here/profiles/$profile.yaml ]] || reject "Unknown profile: $profile"
+[[ -z $profile || ($profile != */* && -f $here/profiles/$profile.yaml) ]] ||
+    reject "Unknown profile: $profile"
 [[ -z $only || -z $from ]] || reject "--only and --from exclude each other."
+[[ -z $profile ]] || arguments+=(--profile "$profile")
 [[ -z $only ]] || arguments+=(--only "$only")
 [[ -z $from ]] || arguments+=(--from "$from")
 
 source "$here/scripts/setup.sh"
 set_up
-exec "$PYTHON" -m mvl run --profile "$profile" ${arguments[@]+"${arguments[@]}"}
+exec "$PYTHON" -m mvl run ${arguments[@]+"${arguments[@]}"}

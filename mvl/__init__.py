@@ -42,6 +42,7 @@ _HOME = {
     "evaluate": "evaluation",
     "segment": "evaluation",
     "Run": "experiments",
+    "choose_profile": "profiles",
     "collect": "experiments",
     "fit": "experiments",
     "load_predictor": "experiments",

@@ -10,79 +10,40 @@ import os
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-
-import yaml
 
 from mvl.data.sources import data_root
 from mvl.errors import ConfigError, MvlError, RunError
 from mvl.files import locked, read_json, write_json
-from mvl.progress import INTERVAL_S
+from mvl.machine import GIB, PeakMemory, memory_limit
+from mvl.profiles import ROOT, load_profile
+from mvl.progress import INTERVAL_S, clock
 
-ROOT = Path(__file__).resolve().parents[1]
-
-#: What a profile says: the parameters that a notebook may declare, and their types.
-PROFILE_KEYS = {
-    "profile": str,
-    "task": str,
-    "source": str,
-    "phantom_cases": int,
-    "phantom_scale": float,
-    "grid": list,
-    "fit": str,
-    "block": str,
-    "epochs": int,
-    "seeds": list,
-    "language_arms": list,
-    "fusion_arms": list,
-    "adaptation_arms": list,
-    "data_arms": list,
-    "peers_arms": list,
-}
+#: What of mvl/ no notebook can reach: the command line, the links, and the report of a run. Any
+#: other file of the package may decide what a notebook shows.
+BESIDE = ("__main__.py", "cli.py", "links.py", "notebook_html.py", "report.py", "templates")
 
 
 class NotebookError(MvlError):
     """A notebook that did not run to its end; the message names notebook, cell and error."""
 
 
-def load_profile(name, root=ROOT):
-    """The parameters of a profile.
+@dataclass
+class Outcome:
+    """What became of a notebook in a run.
 
-    Args:
-        name: "smoke", "quick", "gpu" or "paper": a file of profiles/ without its ending.
-        root: the repository.
-
-    Returns:
-        A dict with exactly the keys of `PROFILE_KEYS`.
-
-    Raises:
-        ConfigError: there is no such profile, or its file has a missing or unknown key or a
-            value of another type.
+    Attributes:
+        status: "ok", "unchanged", "failed" or "not run".
+        seconds: how long it ran; None where it did not.
+        peak: the most memory that its kernel and the kernel's children held at once, in bytes;
+            None where it did not run.
     """
-    folder = Path(root) / "profiles"
-    known = sorted(path.stem for path in folder.glob("*.yaml"))
-    if name not in known:
-        raise ConfigError(f"no profile {name!r} in {folder}; there are: {', '.join(known)}")
-    path = folder / f"{name}.yaml"
-    try:
-        profile = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} is not readable YAML: {error}") from error
-    if not isinstance(profile, dict):
-        raise ConfigError(f"{path}: expected lines of the form 'key: value'")
-    for kind, keys in (
-        ("lacks", PROFILE_KEYS.keys() - profile.keys()),
-        ("has the unknown", profile.keys() - PROFILE_KEYS.keys()),
-    ):
-        if keys:
-            raise ConfigError(f"{path} {kind} {', '.join(sorted(map(str, keys)))}")
-    for key, wanted in PROFILE_KEYS.items():
-        if type(profile[key]) is not wanted:
-            raise ConfigError(f"{path}: {key} must be a {wanted.__name__}, not {profile[key]!r}")
-    if profile["profile"] != name:
-        raise ConfigError(f"{path}: profile must be {name}, the file's own name")
-    return profile
+
+    status: str = "not run"
+    seconds: float | None = None
+    peak: int | None = None
 
 
 def run(profile, only=None, start=None, force=False, root=ROOT):
@@ -100,7 +61,7 @@ def run(profile, only=None, start=None, force=False, root=ROOT):
         root: the repository.
 
     Returns:
-        0 if every chosen notebook ran or was unchanged, else 1.
+        {name of a chosen notebook: `Outcome`}, in order.
 
     Raises:
         MvlError: nothing could be started: no such profile or notebook, or another run is
@@ -109,30 +70,28 @@ def run(profile, only=None, start=None, force=False, root=ROOT):
     root = Path(root).resolve()
     parameters = load_profile(profile, root)
     notebooks = _chosen(root, only, start)
-    # Kernels run in notebooks/, where a relative folder would be another one.
-    if os.environ.get("MVL_DATA_ROOT"):
-        os.environ["MVL_DATA_ROOT"] = str(data_root().absolute())
-
-    rows = {path.stem: ("not run", 0.0) for path in notebooks}
+    outcomes = {path.stem: Outcome() for path in notebooks}
     fault = None
     with locked(root / "results" / profile, f"running profile {profile}"):
         for path in notebooks:
-            job = _Job(path, parameters, root)
+            outcome, job = outcomes[path.stem], Job(path, parameters, root)
             if not force and job.is_done():
-                rows[path.stem] = ("unchanged", 0.0)
+                outcome.status = "unchanged"
                 continue
             started = time.monotonic()
             try:
-                job.execute()
-                rows[path.stem] = ("ok", time.monotonic() - started)
+                with PeakMemory() as memory:
+                    job.execute(memory)
+                outcome.status = "ok"
             except NotebookError as error:
-                rows[path.stem] = ("failed", time.monotonic() - started)
-                fault = error
+                outcome.status, fault = "failed", error
+            outcome.seconds, outcome.peak = time.monotonic() - started, memory.bytes
+            if fault:
                 break
-    _print_summary(rows)
+    _print_summary(outcomes)
     if fault:
         print(f"\n{fault}", file=sys.stderr, flush=True)
-    return 1 if fault else 0
+    return outcomes
 
 
 def _chosen(root, only, start):
@@ -152,80 +111,105 @@ def _chosen(root, only, start):
 
 
 @dataclass
-class _Job:
-    """One notebook with the parameters of one profile."""
+class Job:
+    """One notebook with the parameters of one profile.
+
+    Attributes:
+        source: the notebook's file.
+        profile: the parameters, from `load_profile`.
+        root: the repository.
+        name: the file's name without its ending.
+        copy: where its executed copy belongs.
+        record: where it is written down what a copy that ended well was made of.
+    """
 
     source: Path
     profile: dict
     root: Path
 
     def __post_init__(self):
-        import nbformat
-
         folder = self.root / "results" / self.profile["profile"] / "notebooks"
         self.name = self.source.stem
         self.copy = folder / self.source.name
         self.record = folder / f"{self.name}.done.json"
-        try:
-            self.notebook = nbformat.read(self.source, as_version=4)
-        except Exception as error:  # nbformat has no common class for what a broken file raises
-            raise NotebookError(f"{self.source} is no readable notebook: {error}") from error
-        # papermill wants to be told, and the kernel is ours whatever the file says.
-        self.notebook.metadata["kernelspec"] = {
-            "name": "python3",
-            "display_name": "Python 3",
-            "language": "python",
-        }
         self.code = self._code_hash()
 
+    def made_of(self):
+        """What decides the notebook's outputs, as hashes: code and parameters, and input data."""
+        return {"code": self.code, "inputs": self._inputs_hash()}
+
     def _code_hash(self):
-        """SHA-256 of what decides a notebook's outputs, its input data aside."""
+        """SHA-256 of the notebook, its parameters, the package, and the numbers it may show."""
         files = [self.source, self.root / "profiles" / f"{self.profile['profile']}.yaml"]
-        for folder, pattern in (("mvl", "*.py"), ("mvl", "*.csv"), ("results/reference", "*")):
-            files += (path for path in (self.root / folder).rglob(pattern) if path.is_file())
+        for folder in ("mvl", "benchmarks", "results/reference"):
+            files += (path for path in (self.root / folder).rglob("*") if path.is_file())
+        beside = {self.root / "mvl" / name for name in BESIDE}
         digest = hashlib.sha256()
         for path in sorted(files):
-            digest.update(f"{path.relative_to(self.root)}\0".encode())
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
+            made = path.name.startswith(".") or path.parent.name == "__pycache__"
+            if not made and beside.isdisjoint((path, *path.parents)):
+                digest.update(f"{path.relative_to(self.root)}\0".encode())
+                digest.update(hashlib.sha256(path.read_bytes()).digest())
         return digest.hexdigest()
 
     def _inputs_hash(self):
-        """SHA-256 of the task's dataset.json; None where there is none."""
-        path = data_root() / self.profile["task"] / "dataset.json"
-        return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+        """SHA-256 of the names, sizes and times of the task's files.
+
+        The files themselves may be many gigabytes; `mvl.fit` reads them anyway.
+        """
+        task, name = self.profile["task"], self.profile["profile"]
+        folders = [self.root / "data" / name / task]
+        if self.profile["source"] != "phantom":
+            folders.append(data_root() / task)
+        digest = hashlib.sha256()
+        for folder in folders:
+            for path in sorted(folder.rglob("*")):
+                if path.is_file():
+                    facts = path.stat()
+                    said = f"{path.relative_to(folder)}\0{facts.st_size}\0{facts.st_mtime_ns}\0"
+                    digest.update(said.encode())
+        return digest.hexdigest()
 
     def is_done(self):
-        """Whether the executed copy ended well and nothing that it depends on has changed."""
+        """Whether the executed copy ended well and nothing that it was made of has changed."""
         if not (self.copy.is_file() and self.record.is_file()):
             return False
         try:
-            record = read_json(self.record)
+            return read_json(self.record) == self.made_of()
         except MvlError:
             return False
-        return record == {"code": self.code, "inputs": self._inputs_hash()}
 
-    def execute(self):
-        """Run the notebook; raises NotebookError."""
+    def execute(self, memory):
+        """Run the notebook in a kernel of its own and say how it goes.
+
+        Args:
+            memory: a running `PeakMemory`, for what is said of a kernel that dies.
+
+        Raises:
+            NotebookError: the notebook cannot be read, a cell failed, or the kernel died.
+        """
         import papermill
         from nbclient.exceptions import DeadKernelError
         from papermill.exceptions import PapermillExecutionError
 
         # papermill logs what is reported below in a form for people.
         logging.getLogger("papermill").setLevel(logging.CRITICAL)
+        notebook = self._read()
+        declared = papermill.inspect_notebook(notebook)
+        earlier = self._durations()
+        progress = _Progress(self.name, [earlier.get(cell.id) for cell in notebook.cells])
         self.copy.parent.mkdir(parents=True, exist_ok=True)
         self.record.unlink(missing_ok=True)
-        declared = papermill.inspect_notebook(self.notebook)
-        progress = _Progress(self.name, len(self.notebook.cells))
         try:
             with progress:
                 papermill.execute_notebook(
-                    self.notebook,
+                    notebook,
                     # papermill fills in what stands in braces.
                     str(self.copy).replace("{", "{{").replace("}", "}}"),
                     parameters={k: v for k, v in self.profile.items() if k in declared},
                     kernel_name="python3",
                     language="python",
-                    kernel_manager_class=_own_kernel_manager(),
+                    kernel_manager_class=_own_kernel_manager(self._environment()),
                     cwd=self.source.parent,
                     progress_bar=False,
                     on_cell_start=progress.cell_started,
@@ -234,13 +218,47 @@ class _Job:
             raise self._failure(progress, f"{error.ename}: {error.evalue}".strip(": ")) from error
         except DeadKernelError as error:
             raise self._failure(
-                progress, "its kernel died (killed from outside, or out of memory)"
+                progress,
+                "its kernel died (killed from outside, or out of memory); it held "
+                f"{memory.bytes / GIB:.1f} GiB at most, of {memory_limit() / GIB:.1f} GiB at hand",
             ) from error
         except RuntimeError as error:
             # nbclient says so when a kernel never answers.
             raise NotebookError(f"{self.name}: the kernel did not start: {error}") from error
         # The inputs as they are now: the notebook itself may have downloaded or made them.
-        write_json(self.record, {"code": self.code, "inputs": self._inputs_hash()})
+        write_json(self.record, self.made_of())
+
+    def _read(self):
+        import nbformat
+
+        try:
+            notebook = nbformat.read(self.source, as_version=4)
+        except Exception as error:  # nbformat has no common class for what a broken file raises
+            raise NotebookError(f"{self.source} is no readable notebook: {error}") from error
+        # papermill wants to be told, and the kernel is ours whatever the file says.
+        notebook.metadata["kernelspec"] = {
+            "name": "python3",
+            "display_name": "Python 3",
+            "language": "python",
+        }
+        return notebook
+
+    def _durations(self):
+        """Seconds that cells took when the notebook was last executed, by the cells' ids."""
+        import nbformat
+
+        with suppress(Exception):  # no copy, or a broken one: then nothing is known
+            cells = nbformat.read(self.copy, as_version=4).cells
+            return {cell.id: cell.metadata.get("papermill", {}).get("duration") for cell in cells}
+        return {}
+
+    def _environment(self):
+        """Environment variables of the kernel, beside those of this process."""
+        chosen = {"MVL_PROFILE": self.profile["profile"]}
+        if os.environ.get("MVL_DATA_ROOT"):
+            # Kernels run in notebooks/, where a relative folder would be another one.
+            chosen["MVL_DATA_ROOT"] = str(data_root().absolute())
+        return chosen
 
     def _failure(self, progress, reason):
         copy = self.copy.relative_to(self.root)
@@ -250,7 +268,7 @@ class _Job:
         return NotebookError(f"{message}\n  its executed copy: {copy}")
 
 
-def _own_kernel_manager():
+def _own_kernel_manager(environment):
     """A kernel manager that knows one kernel, "python3", and takes it to be sys.executable."""
     from jupyter_client.kernelspec import KernelSpecManager
     from jupyter_client.manager import AsyncKernelManager
@@ -265,21 +283,31 @@ def _own_kernel_manager():
             # Other users of the machine can listen on its sockets; ipykernel warns of it.
             return "auto"
 
+        async def start_kernel(self, **options):
+            await super().start_kernel(env=os.environ | environment, **options)
+
     return OwnKernelManager
 
 
 class _Progress:
-    """Says where a notebook is: one live line on a terminal, else a plain line now and then."""
+    """Says where a notebook is: one live line on a terminal, else a plain line now and then.
 
-    def __init__(self, name, cells):
+    Args:
+        name: the notebook's.
+        durations: seconds that each of its cells took before, None for those of which it is not
+            known.
+    """
+
+    def __init__(self, name, durations):
         self.name = name
+        self.durations = durations
         #: Number of the running cell in the source, from 1; 0 before the first.
         self.cell = 0
-        self.cells = cells
+        self.cells = len(durations)
         #: First line of code of the running cell.
         self.line = ""
         self.live = sys.stdout.isatty()
-        self.started = time.monotonic()
+        self.started = self.cell_start = time.monotonic()
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._tell, daemon=True)
 
@@ -288,6 +316,7 @@ class _Progress:
         if "injected-parameters" in cell.metadata.get("tags", ()):
             return
         self.cell += 1
+        self.cell_start = time.monotonic()
         lines = [line.strip() for line in cell.source.splitlines()]
         self.line = next((line for line in lines if line and not line.startswith("#")), "")
 
@@ -303,22 +332,34 @@ class _Progress:
         word = "ok"
         if kind:
             word = "interrupted" if issubclass(kind, KeyboardInterrupt) else "failed"
-        end = f"{self.name}: {word}, {self._elapsed()}"
+        end = f"{self.name}: {word}, {clock(time.monotonic() - self.started)}"
         print(f"\r\x1b[K{end}" if self.live else end, flush=True)
-
-    def _elapsed(self):
-        minutes, seconds = divmod(int(time.monotonic() - self.started), 60)
-        return f"{minutes}:{seconds:02d}"
 
     def _tell(self):
         while not self.ended.wait(1 if self.live else INTERVAL_S):
-            line = f"{self.name}: cell {self.cell} of {self.cells}, {self._elapsed()}"
+            line = self._line()
             print(f"\r\x1b[K{line}" if self.live else f"{line}\n", end="", flush=True)
 
+    def _line(self):
+        line = f"{self.name}: cell {self.cell} of {self.cells}"
+        line += f", {clock(time.monotonic() - self.started)} elapsed"
+        left = self._left()
+        return line if left is None else f"{line}, about {clock(left)} left"
 
-def _print_summary(rows):
-    width = max(len("notebook"), *map(len, rows))
-    print(f"\n{'notebook':<{width}}  {'status':<9}  seconds")
-    for name, (status, seconds) in rows.items():
-        print(f"{name:<{width}}  {status:<9}  {seconds:7.1f}")
+    def _left(self):
+        """Seconds until the end, if cells take as long as they did; None where that is no guide."""
+        rest = self.durations[max(0, self.cell - 1) :]
+        spent = time.monotonic() - self.cell_start if self.cell else 0.0
+        # A cell that takes longer than it did has more to do, and nobody knows how much.
+        return None if None in rest or spent > sum(rest[:1]) else sum(rest) - spent
+
+
+def _print_summary(outcomes):
+    width = max(len("notebook"), *map(len, outcomes))
+    print(f"\n{'notebook':<{width}}  {'status':<9}  {'seconds':>7}  {'peak memory':>11}")
+    for name, outcome in outcomes.items():
+        ran = outcome.seconds is not None
+        seconds = f"{outcome.seconds:.1f}" if ran else "-"
+        peak = f"{outcome.peak / GIB:.2f} GiB" if ran else "-"
+        print(f"{name:<{width}}  {outcome.status:<9}  {seconds:>7}  {peak:>11}")
     print(flush=True, end="")

@@ -43,7 +43,9 @@ def _parser():
     verbs = parser.add_subparsers(metavar="VERB", required=True)
 
     run = verbs.add_parser("run", help="execute the notebooks of a profile (run_all.sh)")
-    run.add_argument("--profile", default="quick", metavar="NAME", help="default: quick")
+    run.add_argument(
+        "--profile", metavar="NAME", help="default: quick, or smoke where memory is scarce"
+    )
     run.add_argument("--only", metavar="NN", help="one notebook, by its number")
     run.add_argument("--from", dest="start", metavar="NN", help="this notebook and those after it")
     run.add_argument("--force", action="store_true", help="run unchanged notebooks, too")
@@ -153,6 +155,12 @@ def _parser():
     )
     verify.set_defaults(call=_verify)
 
+    links = verbs.add_parser("links", help="write the links to Binder and Colab everywhere")
+    links.add_argument(
+        "repository", nargs="?", metavar="OWNER/NAME", help="where it is hosted from now on"
+    )
+    links.set_defaults(call=_links)
+
     reference = verbs.add_parser(
         "reference", help="add trained suites to results/reference and the README's results"
     )
@@ -177,13 +185,20 @@ def _track_option(parser):
 
 def _run(options):
     from mvl import batch
+    from mvl.profiles import default_profile
 
-    status = batch.run(options.profile, options.only, options.start, options.force)
-    try:
-        _report_page(options)  # also of a run that failed: it says so
-    except MvlError as error:
-        print(f"no report: {error}", file=sys.stderr)
-    return status
+    if not options.profile:
+        options.profile, why = default_profile()
+        print(f"Profile {options.profile}{why and f': {why}'}")
+    outcomes = batch.run(options.profile, options.only, options.start, options.force).values()
+    page = batch.ROOT / "results" / options.profile / "report" / "index.html"
+    # Where nothing was run, the report that is there says it all, and takes seconds to make.
+    if any(outcome.seconds for outcome in outcomes) or not page.is_file():
+        try:
+            _report_page(options)  # also of a run that failed: it says so
+        except MvlError as error:
+            print(f"no report: {error}", file=sys.stderr)
+    return 1 if any(outcome.status == "failed" for outcome in outcomes) else 0
 
 
 def _report_page(options):
@@ -437,6 +452,13 @@ def _verify(options):
     else:
         print(f"Reproduced: {against} of {len(compared)} runs are in the reference and agree.")
     return 1 if wrong or not against else 0
+
+
+def _links(options):
+    from mvl.links import write_links
+
+    for path in write_links(options.repository):
+        print(path)
 
 
 def _reference(options):

@@ -1,7 +1,9 @@
 """What a notebook shows besides figures: banners, live curves, and volumes made ready to draw."""
 
 import hashlib
+from dataclasses import replace
 
+import nibabel
 import numpy as np
 import pandas as pd
 
@@ -9,8 +11,10 @@ from mvl import figures
 from mvl.data.sources import read_label, read_volume
 from mvl.evaluation import segment
 from mvl.files import read_json
-from mvl.mechanism import MEASURES, defined
+from mvl.mechanism import MEASURES, SHOWN_STAGES, by_stage, defined, image_voxels, stage_auroc
 from mvl.metrics import METRICS
+from mvl.models.activations import activations, to_volume
+from mvl.models.tokens import token_grid
 from mvl.reference import CONTRASTS, REFERENCE, REPOSITORY, read_table
 from mvl.statistics import contrasts_table, sentence, summary_table
 
@@ -104,6 +108,78 @@ def view_of_volume(volume, title, like=None):
     return figures.View(np.asarray(volume["image"])[0], affine, truth=truth, title=title)
 
 
+def activation_row(run, case, caption=""):
+    """A case with the norms of a model's tokens upon it: a row of `figures.activation_maps`.
+
+    Maps are on the model's grid, where its tokens are, without padding. In the corner of each
+    stands the AUROC of this case, if it has patches of both kinds (see `mvl.mechanism`).
+
+    Args:
+        run: a `Run` or a `Predictor` of a `MedVisionLlama`.
+        case: a `Case` with a label.
+        caption: for the image, such as "Dice 0.86".
+
+    Returns:
+        {column: `figures.View`}: the image, then the stages that the model has.
+    """
+    model, preparation = run.model, run.preparation
+    volume = preparation.load([case], progress=False)[0]
+    image = volume["image"].as_tensor()
+    view = view_of_volume(volume, case.name)
+    aurocs = stage_auroc(model, [case], preparation, show=False).iloc[0]
+    inside = np.argwhere(image_voxels(volume["image"]).numpy())
+    box = tuple(
+        slice(low, high + 1) for low, high in zip(inside.min(0), inside.max(0), strict=True)
+    )
+    affine = view.affine @ nibabel.affines.from_matvec(np.eye(3), inside.min(0))
+    view = replace(view, image=view.image[box], truth=view.truth[box], affine=affine)
+    grid = image.shape[1:]
+    tokens = token_grid(grid, model.embed.patch)
+    found = activations(model, image[None])
+    row = {"image": replace(view, caption=caption)}
+    for stage, name in SHOWN_STAGES.items():
+        if stage in found:
+            heat = to_volume(found[stage], tokens, grid)[0].numpy()[box]
+            value = aurocs[f"auroc_{stage}"]
+            said = "no AUROC" if np.isnan(value) else f"AUROC {value:.2f}"
+            row[name] = replace(view, heat=heat, caption=said)
+    return row
+
+
+def activation_answer(table):
+    """Whether the norms of the tokens are larger on the structure with the block.
+
+    Args:
+        table: rows of the suite `language` from `mvl.mechanism.beside_metrics`, of
+            `stage_auroc`'s columns, with the arms none and pretrained.
+
+    Returns:
+        An IPython Markdown object, a generated sentence a comparison: after the block against
+        before it, and the two models where the paper compares them, after the decoder.
+    """
+    rows = by_stage(table)
+    if rows.empty:
+        return markdown(
+            "Nothing can be said: no case has patches that are at least half foreground beside "
+            "patches that are not."
+        )
+    rows = rows.assign(arm=rows["arm"] + " " + rows["stage"])
+    before, after, decoder = (SHOWN_STAGES[stage] for stage in ("encoder", "after", "decoder"))
+    pairs = [
+        ("language", f"pretrained {after}", f"pretrained {before}"),
+        ("language", f"pretrained {decoder}", f"none {decoder}"),
+    ]
+    found = contrasts_table(rows, pairs, ["auroc_stream"])
+    lines = [f"- {sentence(row)}" for _, row in found.iterrows()]
+    update = rows.loc[rows["stage"] == SHOWN_STAGES["update"], "auroc_stream"]
+    where = "structure" if update.mean() > 0.5 else "background"
+    lines.append(
+        f"- What the block itself writes is larger on the {where}: the mean AUROC of its norm is "
+        f"{update.mean():.2f} (0.5 is chance; {len(update)} measurements)."
+    )
+    return markdown("\n".join(lines))
+
+
 def parameters_by_part(model):
     """Number of weights of each part of a model, a part a row, columns trained and frozen."""
     rows = {}
@@ -113,6 +189,41 @@ def parameters_by_part(model):
         row = rows.setdefault(part, {"trained": 0, "frozen": 0})
         row["trained" if parameter.requires_grad else "frozen"] += parameter.numel()
     return pd.DataFrame(rows).T
+
+
+def dataflow(model):
+    """A model's parts in the order of the data, drawn: the paper's Figure 1, of a model that is.
+
+    Args:
+        model: a `MedVisionLlama` from `build_segmenter`.
+    """
+    counts, about, part = parameters_by_part(model), model.description, model.language
+    count = int(np.prod(token_grid(about.grid, about.config.patch)))
+    voxels = "×".join(map(str, about.grid))
+    stream = f"{count} × {about.config.width}"
+    # (name, names in `parameters_by_part`, what it hands on)
+    embedding = [("embedding", ("embed", "position"), stream)]
+    encoder = [("encoder", ("encoder",), stream)] + [("fusion", ("fusion",), stream)] * bool(
+        model.fusion
+    )
+    language, skips = [], []
+    if part:
+        inner = f"{count} × {part.d2.in_features}"
+        language = [("D1", ("language d1",), inner), ("block", ("language block",), inner)]
+        language += [("D2", ("language d2",), stream)]
+        skips = [("D1", "D2")] * part.residual
+    middle = language + encoder if model.language_first else encoder + language
+    decoder = [("decoder", ("decoder", "norm"), stream)] if model.decoder else []
+    order = [("volume", (), voxels), *embedding, *middle, *decoder, ("head", ("head",), voxels)]
+    names = [name for name, *_ in order]
+    if part:
+        skips.append((names[names.index("D1") - 1], names[names.index("D2") + 1]))
+    rows = {
+        name: {kind: counts[kind].reindex(list(keys)).sum() for kind in ("trained", "frozen")}
+        | {"output": output}
+        for name, keys, output in order
+    }
+    return figures.dataflow(pd.DataFrame(rows).T, skips)
 
 
 def hash_of(module):
@@ -142,14 +253,16 @@ def paper_numbers(models, metric="dice", task=None):
 
     Args:
         models: names as the paper has them, such as "ViT".
-        metric: a metric of the file.
+        metric: a metric of the file, or None for all.
         task: a task's name, or None for all that the paper gives.
 
     Returns:
         A table, a number a row.
     """
     table = pd.read_csv(REPOSITORY / "mvl" / "paper.csv")
-    table = table[table["model"].isin(models) & (table["metric"] == metric)]
+    table = table[table["model"].isin(models)]
+    if metric:
+        table = table[table["metric"] == metric]
     if task:
         table = table[table["task"] == task]
     shown = ["model", "version", "task", "metric", "value", "what", "source"]

@@ -19,20 +19,31 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from mvl import figures
 from mvl.data.sources import Case, case_name, read_header, read_label, read_volume
 from mvl.errors import DataError
+from mvl.style import BLACK, GREY, STYLE, VERMILLION, YELLOW
 from mvl.tasks import read_task
+from mvl.volume_figures import (
+    PLANES,
+    PREDICTION_COLOUR,
+    TRUTH_COLOUR,
+    Oriented,
+    View,
+    in_corner,
+    scale_bar,
+    voxel_legend,
+    voxel_note,
+)
 
 #: Plane -> the axis that it cuts, in RAS+.
-_AXIS = {name: axis for name, axis, *_ in figures._PLANES}
+_AXIS = {name: axis for name, axis, *_ in PLANES}
 #: Which way the slices count, along each axis.
 _ORDER = ("left to right", "back to front", "bottom to top")
 #: What is drawn or not, and the colour that it has in the picture.
 _TOGGLED = {
-    "truth": figures.TRUTH_COLOUR,
-    "prediction": figures.PREDICTION_COLOUR,
-    "crosshair": figures.YELLOW,
+    "truth": TRUTH_COLOUR,
+    "prediction": PREDICTION_COLOUR,
+    "crosshair": YELLOW,
 }
 #: Inches: the picture, the space beside its columns, and the height of what is not a slice.
 _WIDTH, _LEFT, _RIGHT, _GAP = 9.6, 0.54, 0.1, 0.16
@@ -64,7 +75,7 @@ def explore(case, prediction=None, truth=None, task=None):
     alone ("model not found", ipympl's issue 473) until the cell is run again.
 
     Args:
-        case: a `Case`; the path of a NIfTI image; or a `figures.View`.
+        case: a `Case`; the path of a NIfTI image; or a `View`.
         prediction: a mask on the grid of the image's file, (H, W, D) array or tensor of booleans
             or labels, where those above 0 are in; masks (K, H, W, D) as `mvl.segment` gives them,
             which are united; the path of a NIfTI mask; or a `Run` (or a `Predictor`), which then
@@ -128,7 +139,7 @@ def dice_per_slice(prediction, truth, axis):
 
 def _opened(case):
     """(view without masks of its own unless it was one, name for messages, path or None)."""
-    if isinstance(case, figures.View):
+    if isinstance(case, View):
         return case, f"image {case.title!r}" if case.title else "the image", None
     if isinstance(case, Case):
         path, title = Path(case.image), case.name
@@ -137,11 +148,10 @@ def _opened(case):
         title = case_name(path)
     else:
         raise DataError(
-            "explore shows a Case, the path of a NIfTI image or a figures.View, not "
-            f"{type(case).__name__}"
+            f"explore shows a Case, the path of a NIfTI image or a View, not {type(case).__name__}"
         )
     image, affine = read_volume(path)
-    return figures.View(image, affine, title=title), f"image {path}", path
+    return View(image, affine, title=title), f"image {path}", path
 
 
 def _task_of(path):
@@ -212,13 +222,13 @@ class Explorer:
     be placed in a layout of one's own (Voilà shows that, too), `png` the picture alone.
 
     Args:
-        view: a `figures.View` of finite voxels, its masks on the image's grid.
+        view: a `View` of finite voxels, its masks on the image's grid.
         task: the `Task` that the voxels are from, or None.
     """
 
     def __init__(self, view, task=None):
         self._title = view.title or "a volume"
-        self._volume = figures._Oriented(view)
+        self._volume = Oriented(view)
         low, high = map(float, self._volume.range)
         #: Windows that a button sets: as figures have it, and the task's where it has one.
         self._windows = {"auto": (low, high if high > low else low + 1)}
@@ -431,7 +441,7 @@ class _Picture:
     """The figure of an explorer: made once, then changed where it has to be.
 
     Args:
-        volume: a `figures._Oriented`.
+        volume: a `Oriented`.
         task: a `Task` or None.
         state: as `Explorer.state`.
 
@@ -444,21 +454,21 @@ class _Picture:
         size = volume.size
         height = max(size[1], size[2])
         # No column so narrow that its title does not fit.
-        widths = [max(size[right], height / 2) for _, _, right, *_ in figures._PLANES]
+        widths = [max(size[right], height / 2) for _, _, right, *_ in PLANES]
         inches = (_WIDTH - _LEFT - _RIGHT - 2 * _GAP) / sum(widths)
         charts = _CHART_TITLE + _CHART + _AXIS_LABELS if len(volume.masks) == 2 else 0
         bottom = _NOTE if task or charts else 0.08
         total = bottom + charts + inches * height + _TITLE + _HEADER
         self.columns = (_LEFT / _WIDTH, [(inches * width + _GAP) / _WIDTH for width in widths])
         # A layout of its own: the constrained one would be worked out anew at every redraw.
-        with plt.rc_context(figures.STYLE | {"figure.constrained_layout.use": False}):
+        with plt.rc_context(STYLE | {"figure.constrained_layout.use": False}):
             self._figure = Figure(figsize=(_WIDTH, total), dpi=_DPI)
             self._canvas = FigureCanvasAgg(self._figure)
             #: What never changes, drawn once; the rest is drawn upon it.
             self._background = None
             self._planes = []
             left = _LEFT
-            for plane, width in zip(figures._PLANES, widths, strict=True):
+            for plane, width in zip(PLANES, widths, strict=True):
                 across = (left, inches * width)
                 axes = self._add_axes(*across, bottom + charts, inches * height)
                 chart = self._add_axes(*across, bottom + _AXIS_LABELS, _CHART) if charts else None
@@ -475,20 +485,20 @@ class _Picture:
     def _annotate(self, volume, task, first_width):
         figure, view = self._figure, volume.view
         first = self._planes[0].axes
-        figures._scale_bar(first, first_width)
-        figures._in_corner(first, view.caption)
+        scale_bar(first, first_width)
+        in_corner(first, view.caption)
         title, inches_high = view.title, figure.get_size_inches()[1]
         if len(volume.masks) == 2:
             both = volume.masks["truth"] & volume.masks["prediction"]
             total = sum(np.count_nonzero(mask) for mask in volume.masks.values())
             dice = 2 * np.count_nonzero(both) / total if total else 1.0
             title += f"{': ' if title else ''}Dice {dice:.3f} in the whole volume"
-            style = {"fontsize": 8, "color": figures.GREY}
+            style = {"fontsize": 8, "color": GREY}
             figure.text(_LEFT / _WIDTH, 0.06 / inches_high, "blue: area of the truth", **style)
         figure.text(_LEFT / _WIDTH, 1 - 0.17 / inches_high, title, fontsize=11, va="center")
-        figures._voxel_legend(figure, [view])
+        voxel_legend(figure, [view])
         if task:
-            figures._voxel_note(figure, task)
+            voxel_note(figure, task)
 
     def update(self, state, changed):
         """Bring the figure to a state of which only the names in `changed` are new."""
@@ -516,8 +526,8 @@ class _Plane:
     """One plane of the picture: its slice and, with truth and prediction, its chart of Dice.
 
     Args:
-        volume: a `figures._Oriented`.
-        plane: a row of `figures._PLANES`.
+        volume: a `Oriented`.
+        plane: a row of `PLANES`.
         axes: for the slice.
         chart: axes for the chart, or None.
         frame: (width, height) in mm, what `axes` show.
@@ -548,16 +558,16 @@ class _Plane:
         # Where there is little of the truth, a few voxels decide: its area says where.
         share = area / max(1, area.max())
         chart.fill_between(numbers, share, step="mid", color=_TOGGLED["truth"], alpha=0.3, lw=0)
-        self._line = chart.axvline(0, color=figures.GREY, linewidth=1)
-        style = {"color": figures.BLACK, "marker": ".", "markersize": 3, "linewidth": 1.4}
+        self._line = chart.axvline(0, color=GREY, linewidth=1)
+        style = {"color": BLACK, "marker": ".", "markersize": 3, "linewidth": 1.4}
         chart.plot(numbers, self._dice, clip_on=False, **style)
         (self._dot,) = chart.plot(
-            [], [], "o", color=figures.VERMILLION, markersize=6, clip_on=False, zorder=5
+            [], [], "o", color=VERMILLION, markersize=6, clip_on=False, zorder=5
         )
         chart.set(xlim=(-0.5, len(numbers) - 0.5), ylim=(0, 1), yticks=(0, 0.5, 1))
         chart.set_xlabel(f"slice, {_ORDER[self._across]}", labelpad=1, fontsize=9)
         chart.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        if self._plane is figures._PLANES[0]:
+        if self._plane is PLANES[0]:
             chart.set_ylabel("Dice")
         else:
             chart.tick_params(labelleft=False)

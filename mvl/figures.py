@@ -1,378 +1,57 @@
 """Every figure: a function from tables and arrays to a matplotlib `Figure`.
 
-No model and no file is opened here. Colours are those of Okabe and Ito ("Color Universal Design",
-2008), which stay apart for colour-blind readers, and an arm has the same one in every figure.
-What is synthetic says so in the figure itself, and voxels of the decathlon carry its attribution.
+No model and no file is opened here. Those of tables are below, those of volumes and models in
+`mvl.volume_figures` and `mvl.model_figures`; style, colours and saving are in `mvl.style`. All are
+at hand under this one name.
 """
-
-import functools
-from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
-from matplotlib.patheffects import withStroke
-from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
-from nibabel.orientations import apply_orientation, io_orientation
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
 from mvl.errors import RunError
-from mvl.files import written
 from mvl.metrics import METRICS
+from mvl.model_figures import attention_mix, dataflow, parameters  # noqa: F401
 from mvl.statistics import BOUND, contrast
-from mvl.tasks import TASKS
-
-ATTRIBUTION = "Medical Segmentation Decathlon, CC-BY-SA 4.0"
-SYNTHETIC = "SYNTHETIC DATA: a phantom, not patients"
-
-BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
-YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
-GREY = "#7F7F7F"
-
-#: Arm -> colour. Arms of equal configuration in two suites have the same one.
-ARM_COLOURS = {
-    "none": BLACK,
-    "pretrained": BLUE,
-    "random": VERMILLION,
-    "shuffled": ORANGE,
-    "identity": SKY,
-    "trainable": GREEN,
-    "vit-mlp": PURPLE,
-    "vit": BLACK,
-    "v1": GREEN,
-    "v3": BLUE,
-    "released": VERMILLION,
-    "best": PURPLE,
-    "000": BLACK,
-    "100": BLUE,
-    "010": ORANGE,
-    "001": GREEN,
-    "110": SKY,
-    "101": PURPLE,
-    "011": YELLOW,
-    "111": VERMILLION,
-}
-TRUTH_COLOUR, PREDICTION_COLOUR = SKY, ORANGE
-SIDE_COLOURS = {"train": BLUE, "validation": GREEN, "test": ORANGE}
-
-STYLE = {
-    "figure.dpi": 110,
-    "savefig.dpi": "figure",
-    "figure.constrained_layout.use": True,
-    "font.size": 10,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "axes.labelsize": 10,
-    "figure.titlesize": 11,
-    "legend.fontsize": 9,
-    "legend.frameon": False,
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "grid.color": "#E6E6E6",
-    "grid.linewidth": 0.8,
-    "lines.linewidth": 1.8,
-}
-
-#: Plane, axis it cuts, axes that run right and up, and the letters at their ends, in RAS+.
-_PLANES = (
-    ("sagittal", 0, 1, 2, "PA", "IS"),
-    ("coronal", 1, 0, 2, "LR", "IS"),
-    ("axial", 2, 0, 1, "LR", "PA"),
+from mvl.style import (  # noqa: F401 (all figures under one name)
+    ARM_COLOURS,
+    ATTRIBUTION,
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    SKY,
+    SYNTHETIC,
+    VERMILLION,
+    YELLOW,
+    colour_of,
+    drawn,
+    encoded,
+    note_synthetic,
+    save,
 )
-_INCHES_PER_ROW = 2.3
-#: Keeps what is written on a volume legible on bright voxels.
-_OUTLINE = [withStroke(linewidth=2, foreground="black")]
+from mvl.tasks import TASKS
+from mvl.volume_figures import (  # noqa: F401
+    PREDICTION_COLOUR,
+    TRUTH_COLOUR,
+    View,
+    activation_maps,
+    case_gallery,
+    slices,
+    strip,
+    task_grid,
+)
 
-
-@dataclass(frozen=True)
-class View:
-    """One volume as a figure shows it.
-
-    Attributes:
-        image: (H, W, D), or (H, W, D, C) of which the first channel is shown.
-        affine: voxel index -> millimetres, (4, 4); gives orientation and spacing.
-        truth, prediction: masks (H, W, D), or None.
-        title: what it is, shown above.
-        caption: shown in the corner, such as "Dice 0.86".
-    """
-
-    image: np.ndarray
-    affine: np.ndarray
-    truth: np.ndarray | None = None
-    prediction: np.ndarray | None = None
-    title: str = ""
-    caption: str = ""
-
-
-def colour_of(arm):
-    """The arm's colour; another head ("conv-000") or a named seed ("none, seed 0") changes none."""
-    return ARM_COLOURS.get(str(arm).partition(",")[0].removeprefix("conv-"), GREY)
-
-
-def save(figure, path):
-    """Write a figure as PNG, whole or not at all, the same bytes for the same figure.
-
-    Raises:
-        MvlError: the file cannot be written.
-    """
-    with written(path) as temporary:
-        # The version of matplotlib is all that its metadata would hold.
-        figure.savefig(temporary, format="png", metadata={"Software": None})
-
-
-def _figure(draw):
-    """Draw in the style, and leave showing to the caller: a notebook shows what a cell returns."""
-
-    @functools.wraps(draw)
-    def drawn(*arguments, **options):
-        with plt.rc_context(STYLE):
-            figure = draw(*arguments, **options)
-        plt.close(figure)
-        return figure
-
-    return drawn
-
-
-# --- volumes -------------------------------------------------------------------------------
-
-
-@_figure
-def slices(view, task):
-    """Sagittal, coronal and axial slice of one volume with contours of truth and prediction.
-
-    Each slice is where the truth is largest (the middle without one); all are drawn to one scale.
-
-    Args:
-        view: a `View`.
-        task: its `mvl.tasks.Task`, for the note on where the voxels come from.
-    """
-    return _gallery([view], task)
-
-
-@_figure
-def case_gallery(views, task):
-    """Several volumes, a row each, as `slices` shows one; all to one scale.
-
-    Args:
-        views: list of `View`.
-        task: their `Task`.
-    """
-    return _gallery(views, task)
-
-
-@_figure
-def strip(views, task, plane="sagittal"):
-    """One slice of each of several volumes, side by side, where the first one's truth is largest.
-
-    Args:
-        views: list of `View` on one grid.
-        task: their `Task`.
-        plane: "sagittal", "coronal" or "axial".
-    """
-    chosen = next(p for p in _PLANES if p[0] == plane)
-    volumes = [_Oriented(view) for view in views]
-    width, height = (volumes[0].size[axis] for axis in chosen[2:4])
-    inches = 1.9
-    figure, axes = plt.subplots(
-        1,
-        len(views),
-        squeeze=False,
-        figsize=(inches * len(views), inches * height / width + 0.75),
-    )
-    index = volumes[0].index(chosen[1])
-    for axis, volume in zip(axes[0], volumes, strict=True):
-        volume.draw(axis, chosen, index, (width, height))
-        axis.set_title(volume.view.title)
-    _scale_bar(axes[0, 0], width)
-    _voxel_legend(figure, views)
-    _voxel_note(figure, task)
-    return figure
-
-
-def _gallery(views, task):
-    volumes = [_Oriented(view) for view in views]
-    # One frame for a column and one height for all, so that millimetres are comparable.
-    widths = [max(v.size[plane[2]] for v in volumes) for plane in _PLANES]
-    height = max(v.size[axis] for v in volumes for axis in (1, 2))
-    figure, axes = plt.subplots(
-        len(views),
-        3,
-        squeeze=False,
-        width_ratios=widths,
-        figsize=(
-            _INCHES_PER_ROW * sum(widths) / height + 0.4,
-            (_INCHES_PER_ROW + 0.3) * len(views) + 0.8,
-        ),
-    )
-    for row, volume in zip(axes, volumes, strict=True):
-        for axis, plane, width in zip(row, _PLANES, widths, strict=True):
-            volume.draw(axis, plane, volume.index(plane[1]), (width, height))
-        row[0].set_title(volume.view.title)
-        _in_corner(row[0], volume.view.caption)
-    for axis, plane in zip(axes[-1], _PLANES, strict=True):
-        axis.set_xlabel(plane[0])
-    _scale_bar(axes[0, 0], widths[0])
-    _voxel_legend(figure, views)
-    _voxel_note(figure, task)
-    return figure
-
-
-class _Oriented:
-    """A view turned to RAS+, which every plane is cut from."""
-
-    def __init__(self, view):
-        self.view = view
-        affine = np.asarray(view.affine, float)
-        turn = io_orientation(affine)
-        image = np.asarray(view.image, np.float32)
-        image = image if image.ndim == 3 else image[..., 0]
-        self.image = apply_orientation(image, turn)
-        self.masks = {
-            name: apply_orientation(np.asarray(mask) > 0, turn)
-            for name, mask in (("truth", view.truth), ("prediction", view.prediction))
-            if mask is not None
-        }
-        self.spacing = np.empty(3)
-        self.spacing[turn[:, 0].astype(int)] = np.linalg.norm(affine[:3, :3], axis=0)
-        self.size = self.spacing * self.image.shape
-        self.range = np.percentile(self.image, (0.5, 99.5))
-
-    def index(self, axis):
-        """The slice across `axis` with most of the truth, or of the prediction without one."""
-        mask = next(iter(self.masks.values()), None)
-        if mask is None or not mask.any():
-            return self.image.shape[axis] // 2
-        return int(mask.sum(axis=tuple({0, 1, 2} - {axis})).argmax())
-
-    def draw(self, axes, plane, index, frame):
-        """Draw one slice, in millimetres, in the middle of a frame of (width, height) mm."""
-        name, across, right, up, right_letters, up_letters = plane
-        width, height = self.size[right], self.size[up]
-        axes.imshow(
-            self.image.take(index, across).T,
-            cmap="gray",
-            vmin=self.range[0],
-            vmax=self.range[1],
-            origin="lower",
-            extent=(0, width, 0, height),
-            interpolation="nearest",
-        )
-        for mask_name, mask in self.masks.items():
-            # A border of background closes contours that touch the volume's edge.
-            cut = np.pad(mask.take(index, across), 1).T
-            if cut.any():
-                x, y = (
-                    (np.arange(n + 2) - 0.5) * self.spacing[a]
-                    for n, a in ((cut.shape[1] - 2, right), (cut.shape[0] - 2, up))
-                )
-                truth = mask_name == "truth"
-                axes.contour(
-                    x,
-                    y,
-                    cut.astype(float),
-                    levels=[0.5],
-                    colors=[TRUTH_COLOUR if truth else PREDICTION_COLOUR],
-                    linewidths=[2.2 if truth else 1.4],
-                ).set_label(mask_name)
-        axes.set(
-            facecolor="black",
-            aspect="equal",
-            xlim=(width / 2 - frame[0] / 2, width / 2 + frame[0] / 2),
-            ylim=(height / 2 - frame[1] / 2, height / 2 + frame[1] / 2),
-            xticks=[],
-            yticks=[],
-        )
-        axes.grid(False)
-        axes.spines[:].set_visible(False)
-        for x, y, letter in (
-            (0.02, 0.5, right_letters[0]),
-            (0.98, 0.5, right_letters[1]),
-            (0.5, 0.02, up_letters[0]),
-            (0.5, 0.98, up_letters[1]),
-        ):
-            axes.text(
-                x,
-                y,
-                letter,
-                transform=axes.transAxes,
-                color="white",
-                fontsize=8,
-                path_effects=_OUTLINE,
-                ha={0.02: "left", 0.98: "right"}.get(x, "center"),
-                va={0.02: "bottom", 0.98: "top"}.get(y, "center"),
-            )
-
-
-def _in_corner(axes, text):
-    if text:
-        axes.text(
-            0.03,
-            0.97,
-            text,
-            transform=axes.transAxes,
-            color="white",
-            fontweight="bold",
-            va="top",
-            bbox={"facecolor": "black", "alpha": 0.6, "edgecolor": "none", "pad": 2},
-        )
-
-
-def _scale_bar(axes, width):
-    """A bar of a round length, about a quarter of the frame."""
-    length = max(n for n in (1, 2, 5, 10, 20, 50, 100, 200) if n <= max(1, 0.4 * width))
-    right, bottom = axes.get_xlim()[1], axes.get_ylim()[0]
-    x, y = right - 0.06 * width, bottom + 0.05 * np.diff(axes.get_ylim())[0]
-    axes.plot(
-        [x - length, x],
-        [y, y],
-        color="white",
-        linewidth=2.5,
-        solid_capstyle="butt",
-        path_effects=[withStroke(linewidth=4.5, foreground="black")],
-    )
-    axes.annotate(
-        f"{length} mm",
-        (x - length / 2, y),
-        xytext=(0, 3),
-        textcoords="offset points",
-        color="white",
-        fontsize=8,
-        ha="center",
-        path_effects=_OUTLINE,
-    )
-
-
-def _voxel_legend(figure, views):
-    handles = []
-    if any(view.truth is not None for view in views):
-        handles.append(Line2D([], [], color=TRUTH_COLOUR, linewidth=2.2, label="truth"))
-    if any(view.prediction is not None for view in views):
-        handles.append(Line2D([], [], color=PREDICTION_COLOUR, linewidth=1.4, label="prediction"))
-    if handles:
-        figure.legend(handles=handles, loc="outside upper right", ncols=2)
-
-
-def _voxel_note(figure, task):
-    """Where the voxels of a figure come from: nobody's, the decathlon's, or the user's own."""
-    if task.synthetic:
-        _note_synthetic(figure, True)
-    elif task.name in TASKS:
-        figure.supxlabel(ATTRIBUTION, fontsize=8, color=GREY, x=0.99, ha="right")
-
-
-def _note_synthetic(figure, synthetic):
-    if synthetic:
-        figure.supxlabel(SYNTHETIC, fontsize=9, color=VERMILLION, fontweight="bold")
+SIDE_COLOURS = {"train": BLUE, "validation": GREEN, "test": ORANGE}
 
 
 # --- data ----------------------------------------------------------------------------------
 
 
-@_figure
+@drawn
 def data_overview(table, images, task):
     """What is in a task: its split, its intensities before and after normalisation, its volumes.
 
@@ -431,7 +110,7 @@ def data_overview(table, images, task):
     _histogram(axes[1, 1], table, "volume_ml", np.linspace(volumes.min(), volumes.max(), 25), sides)
     axes[1, 1].set(title="Volume of the labelled structure", ylabel="cases", xlabel="volume (mL)")
     axes[1, 1].legend()
-    _note_synthetic(figure, task.synthetic)
+    note_synthetic(figure, task.synthetic)
     return figure
 
 
@@ -449,7 +128,7 @@ def _histogram(axes, table, column, bins, sides):
 # --- training ------------------------------------------------------------------------------
 
 
-@_figure
+@drawn
 def curves(runs, synthetic):
     """Training loss and validation Dice by epoch, a line per run; a dot marks the best epoch.
 
@@ -470,33 +149,53 @@ def curves(runs, synthetic):
     for axis in axes:
         axis.xaxis.get_major_locator().set_params(integer=True)
     figure.legend(*axes[1].get_legend_handles_labels(), loc="outside right center", title="arm")
-    _note_synthetic(figure, synthetic)
+    note_synthetic(figure, synthetic)
     return figure
 
 
-@_figure
-def parameters(counts):
-    """Trained against frozen weights, by part of the model.
+@drawn
+def curve_bands(curves, synthetic):
+    """Validation Dice by epoch, a panel for each share of the training subjects.
+
+    A line is the mean over an arm's seeds, its band reaches from the lowest seed to the highest;
+    both end with the last epoch that all its seeds have. Shares are trained for as many optimiser
+    steps, so that panels are equally long.
 
     Args:
-        counts: table with a part as index and columns trained and frozen.
+        curves: rows of one suite and task: arm, seed, fraction, epoch, validation_dice.
+        synthetic: whether the data is a phantom.
     """
-    figure, axes = plt.subplots(figsize=(8, 0.42 * len(counts) + 1.2))
-    places = np.arange(len(counts))
-    axes.barh(places, counts["trained"], color=BLUE, label="trained")
-    axes.barh(places, counts["frozen"], left=counts["trained"], color=SKY, label="frozen")
-    for place, (trained, frozen) in zip(
-        places, counts[["trained", "frozen"]].to_numpy(), strict=True
-    ):
-        axes.text(trained + frozen, place, f" {trained + frozen:,}", va="center", fontsize=9)
-    axes.set_yticks(places, counts.index)
-    axes.invert_yaxis()
-    axes.grid(axis="y", visible=False)
-    axes.margins(x=0.15)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g} M")
-    axes.set(title="Where the parameters are", xlabel="parameters")
-    axes.legend(loc="best")
+    fractions = sorted(curves["fraction"].unique())
+    figure, axes = plt.subplots(
+        1, len(fractions), squeeze=False, sharey=True, figsize=(3.2 * len(fractions) + 1.6, 3.4)
+    )
+    early, handles = [], {}
+    for axis, fraction in zip(axes[0], fractions, strict=True):
+        panel = curves[curves["fraction"] == fraction]
+        for arm in dict.fromkeys(panel["arm"]):
+            rows = panel[panel["arm"] == arm]
+            by_seed = rows.pivot(index="epoch", columns="seed", values="validation_dice").dropna()
+            epochs, name = by_seed.index + 1, _without_share(arm, fraction)
+            mean, low, high = by_seed.mean(axis=1), by_seed.min(axis=1), by_seed.max(axis=1)
+            axis.fill_between(epochs, low, high, color=colour_of(arm), alpha=0.2, linewidth=0)
+            (handles[name],) = axis.plot(epochs, mean, color=colour_of(arm), label=name)
+            early.append(low.iloc[len(low) // 10])
+        axis.set(title=f"{fraction * 100:.0f} % of the training subjects", xlabel="epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes[0, 0].set_ylabel("validation Dice")
+    # The first tenth of a training rises from nothing and would leave no room for differences.
+    axes[0, 0].set_ylim(bottom=max(0, min(early) - 0.02))
+    seeds = curves.groupby("arm")["seed"].nunique()
+    band = "" if seeds.max() == 1 else "; line: mean, band: lowest to highest seed"
+    figure.suptitle(f"Validation while training, {_seeds(seeds)}{band}", x=0.01, ha="left")
+    figure.legend(handles=list(handles.values()), loc="outside right center", title="arm")
+    note_synthetic(figure, synthetic)
     return figure
+
+
+def _without_share(arm, fraction):
+    """ "vit-10" is "vit" in the panel of 10 %."""
+    return arm.removesuffix(f"-{fraction * 100:.0f}")
 
 
 # --- results -------------------------------------------------------------------------------
@@ -519,7 +218,7 @@ def subject_differences(cases, arm_a, arm_b, metric="dice"):
     return difference.groupby("subject").mean().sort_values()
 
 
-@_figure
+@drawn
 def paired_differences(cases, arm_a, arm_b, metric="dice"):
     """One dot per subject, the zero line, and the mean difference with its 95 % interval.
 
@@ -564,7 +263,7 @@ def paired_differences(cases, arm_a, arm_b, metric="dice"):
     axes.grid(axis="x", visible=False)
     axes.set(
         title=f"{_name(metric)}, {arm_a} minus {arm_b}, subject by subject",
-        xlabel=f"{len(values)} test subjects, by difference",
+        xlabel=f"{len(values)} test subjects, by difference; {_seeds([row['n_seeds']])}",
         ylabel=f"difference in {_name(metric)}{unit}",
     )
     handles, _ = axes.get_legend_handles_labels()
@@ -573,11 +272,11 @@ def paired_differences(cases, arm_a, arm_b, metric="dice"):
         for arm in (arm_a, arm_b)
     ]
     figure.legend(handles=[*dots, *handles], loc="outside right center")
-    _note_synthetic(figure, bool(cases["synthetic"].iloc[0]))
+    note_synthetic(figure, bool(cases["synthetic"].iloc[0]))
     return figure
 
 
-@_figure
+@drawn
 def arm_means(cases, metric="dice"):
     """Each arm's mean with its 95 % interval, and a small dot per seed, an arm a row.
 
@@ -600,21 +299,159 @@ def arm_means(cases, metric="dice"):
             marks = axes.scatter(per_seed, [place + 0.25] * len(per_seed), s=12, linewidth=0)
             marks.set_color(colour_of(arm))
     axes.set_yticks(range(len(arms)), arms)
-    axes.invert_yaxis()
+    axes.set_ylim(len(arms) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
-    seeds = cases.groupby("arm")["seed"].nunique()
-    size = f"{cases['subject'].nunique()} test subjects, "
-    size += f"{seeds.min()} to " * bool(seeds.min() < seeds.max()) + f"{seeds.max()} seed"
-    size += "s" * bool(seeds.max() > 1)
     unit = f" ({METRICS[metric].unit})" if METRICS[metric].unit else ""
     axes.set(
-        title=f"{_name(metric)}, mean and 95 % interval: {size}", xlabel=f"{_name(metric)}{unit}"
+        title=f"{_name(metric)}, mean and 95 % interval: {_size(cases)}",
+        xlabel=f"{_name(metric)}{unit}",
     )
-    _note_synthetic(figure, bool(cases["synthetic"].iloc[0]))
+    note_synthetic(figure, bool(cases["synthetic"].iloc[0]))
     return figure
 
 
-@_figure
+@drawn
+def size_against_dice(cases, runs):
+    """Each arm's mean Dice with its 95 % interval against its number of weights.
+
+    A dot stands at all weights, a ring at the trained among them, where some are frozen.
+    Intervals are those of `arm_means`.
+
+    Args:
+        cases: rows of one task and structure, as in `mvl.statistics`, of any suites; an arm's
+            name means the same experiment in each.
+        runs: a run a row: arm, parameters, trained_parameters.
+    """
+    figure, axes = plt.subplots(figsize=(8, 4.4))
+    axes.set_xscale("log")
+    for arm, own in runs[runs["arm"].isin(cases["arm"])].groupby("arm"):
+        weights, trained = own[["parameters", "trained_parameters"]].iloc[0]
+        if trained < weights:
+            mean = cases.loc[cases["arm"] == arm].groupby(["seed", "subject"])["dice"].mean().mean()
+            colour = colour_of(arm)
+            axes.plot([trained, weights], [mean, mean], color=colour, linewidth=1.2, linestyle=":")
+            axes.plot(trained, mean, "o", color=colour, markerfacecolor="white", zorder=3)
+    _against_weights(axes, cases, runs, "parameters")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g} M")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("weights (ring: the trained among them)")
+    axes.set_title(f"Size against Dice: {_size(cases)}")
+    note_synthetic(figure, bool(cases["synthetic"].iloc[0]))
+    return figure
+
+
+@drawn
+def rank_tradeoff(cases, runs):
+    """Mean Dice with its 95 % interval against the number of trained weights.
+
+    Args: as `size_against_dice`, of the arms with and without low-rank adapters.
+    """
+    figure, axes = plt.subplots(figsize=(7.5, 3.8))
+    _against_weights(axes, cases, runs, "trained_parameters")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e3:,.0f} k")
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.set_xlabel("trained weights")
+    axes.set_title(f"Adaptation of the block: {_size(cases)}")
+    note_synthetic(figure, bool(cases["synthetic"].iloc[0]))
+    return figure
+
+
+def _against_weights(axes, cases, runs, column):
+    """Draw arms at their weights and Dice, and name them beside the axes."""
+    points = []
+    for arm in dict.fromkeys(cases["arm"]):
+        low, mean, high = _mean_and_interval(cases[cases["arm"] == arm], "dice")
+        x = runs.loc[runs["arm"] == arm, column].iloc[0]
+        axes.plot([x, x], [low, high], color=colour_of(arm), linewidth=1.6)
+        axes.plot(x, mean, "o", color=colour_of(arm), markersize=7, zorder=3)
+        points.append((mean, x, arm))
+    axes.set_ylabel("Dice")
+    axes.margins(x=0.06)
+    axes.set_xlim(axes.get_xlim())
+    # Names stand in the margin at heights that keep them apart; a line leads there from each dot.
+    points.sort()
+    heights = _apart([mean for mean, *_ in points], 0.05 * np.ptp(axes.get_ylim()))
+    line = {"color": "#C8C8C8", "linewidth": 0.7, "zorder": 1}
+    for (mean, x, arm), height in zip(points, heights, strict=True):
+        axes.plot([x, axes.get_xlim()[1]], [mean, mean], **line)
+        axes.plot(
+            *([1, 1.03], [mean, height]),
+            transform=axes.get_yaxis_transform(),
+            clip_on=False,
+            **line,
+        )
+        axes.text(
+            *(1.04, height),
+            arm,
+            transform=axes.get_yaxis_transform(),
+            fontsize=9,
+            va="center_baseline",
+        )
+
+
+def _apart(values, gap):
+    """Ascending values, moved until neighbours are `gap` apart, about where they were."""
+    moved = []
+    for value in values:
+        moved.append(max(value, moved[-1] + gap) if moved else value)
+    return np.array(moved) - np.mean(np.subtract(moved, values))
+
+
+@drawn
+def metric_by_task(summary, paper=None, metrics=("dice", "nsd", "hd95_mm")):
+    """Each arm's mean and standard deviation over subjects, a task a row, a metric a panel.
+
+    Args:
+        summary: rows of one suite and structure, as `mvl.statistics.summary_table` gives them.
+        paper: the paper's numbers as diamonds: columns arm, task, metric, value; or None.
+        metrics: names of `mvl.metrics.METRICS`.
+    """
+    paper = pd.DataFrame(columns=["arm", "task", "metric"]) if paper is None else paper
+    present = set(summary["task"]) | set(paper["task"])
+    tasks = [*(task for task in TASKS if task in present), *sorted(present - set(TASKS))]
+    arms = list(dict.fromkeys(summary["arm"]))
+    figure, axes = plt.subplots(
+        1, len(metrics), squeeze=False, sharey=True, figsize=(10.5, 0.55 * len(tasks) + 1.3)
+    )
+    for axis, metric in zip(axes[0], metrics, strict=True):
+        for place, task in enumerate(tasks):
+            for n, arm in enumerate(arms):
+                y, colour = place + 0.4 * (n + 0.5) / len(arms) - 0.2, colour_of(arm)
+                for row in _of(summary, arm, task, metric).itertuples():
+                    spread = 0 if np.isnan(row.sd_subjects) else row.sd_subjects
+                    axis.plot([row.mean - spread, row.mean + spread], [y, y], color=colour)
+                    axis.plot(row.mean, y, "o", color=colour)
+                for row in _of(paper, arm, task, metric).itertuples():
+                    axis.plot(row.value, y, "D", color=colour, markerfacecolor="white", zorder=3)
+        unit = f" ({METRICS[metric].unit})" if METRICS[metric].unit else ""
+        axis.set_xlabel(f"{_name(metric)}{unit}")
+        axis.grid(axis="y", visible=False)
+    sizes = summary.groupby("task")["n_subjects"].max().to_dict()
+    names = [task.partition("_")[2] or task for task in tasks]
+    labels = [
+        f"{name}, {sizes[task]} subject{'s' * (sizes[task] != 1)}" if task in sizes else name
+        for name, task in zip(names, tasks, strict=True)
+    ]
+    axes[0, 0].set_yticks(range(len(tasks)), labels)
+    axes[0, 0].set_ylim(len(tasks) - 0.5, -0.5)
+    seeds = _seeds(summary.groupby("arm")["n_seeds"].max())
+    figure.suptitle(f"Mean and standard deviation over test subjects, {seeds}", x=0.01, ha="left")
+    handles = [Line2D([], [], marker="o", color=colour_of(arm), label=arm) for arm in arms]
+    if len(paper):
+        label = "paper, one example case"
+        handles.append(Line2D([], [], marker="D", ls="", color=GREY, mfc="white", label=label))
+    figure.legend(handles=handles, loc="outside right center")
+    note_synthetic(figure, bool(summary["synthetic"].any()))
+    return figure
+
+
+def _of(table, arm, task, metric):
+    wanted = {"arm": arm, "task": task, "metric": metric}
+    return table[np.logical_and.reduce([table[key] == value for key, value in wanted.items()])]
+
+
+@drawn
 def part_effects(cases, metric="dice"):
     """What each of the paper's parts earns, averaged over the combinations of the other two.
 
@@ -643,13 +480,14 @@ def part_effects(cases, metric="dice"):
     axes.set_xticks(range(3), parts)
     axes.grid(axis="x", visible=False)
     axes.set(
-        title="A dot is a subject; mean and 95 % interval", ylabel=f"{_name(metric)}, on - off"
+        title=f"A dot is a subject; mean and 95 % interval: {_size(cases)}",
+        ylabel=f"{_name(metric)}, on - off",
     )
-    _note_synthetic(figure, bool(cases["synthetic"].iloc[0]))
+    note_synthetic(figure, bool(cases["synthetic"].iloc[0]))
     return figure
 
 
-@_figure
+@drawn
 def metric_differences(contrasts):
     """The difference in every metric with its 95 % interval; to the right is better for arm_a.
 
@@ -683,9 +521,10 @@ def metric_differences(contrasts):
     axes[1].invert_xaxis()  # a smaller distance is better
     axes[0].set_title(
         f"{first['arm_a']} minus {first['arm_b']}: left of zero {first['arm_b']} is better, "
-        f"right of it {first['arm_a']}\n(shaded: negligible, below ±{BOUND:g})"
+        f"right of it {first['arm_a']}\n(shaded: negligible, below ±{BOUND:g}; "
+        f"{first['n_subjects']} test subjects, {_seeds([first['n_seeds']])})"
     )
-    _note_synthetic(figure, bool(first["synthetic"]))
+    note_synthetic(figure, bool(first["synthetic"]))
     return figure
 
 
@@ -707,25 +546,7 @@ def _name(metric):
     return {"hd95_mm": "HD95", "nsd": "NSD"}.get(metric, metric.capitalize())
 
 
-@_figure
-def attention_mix(mixes):
-    """The share of global attention that hybrid attention has learned, by depth and head.
-
-    Args:
-        mixes: (blocks, heads), as `mvl.models.activations.attention_mixes` gives it.
-    """
-    blocks, heads = mixes.shape
-    figure, axes = plt.subplots(figsize=(0.45 * blocks + 2.2, 0.4 * heads + 1.4))
-    picture = axes.imshow(mixes.T, cmap="PuOr", vmin=0, vmax=1, aspect="auto")
-    axes.set_xticks(range(blocks), range(1, blocks + 1))
-    axes.set_yticks(range(heads), range(1, heads + 1))
-    axes.set(title="Attention: local 0, global 1", xlabel="block", ylabel="head")
-    axes.grid(False)
-    figure.colorbar(picture, ax=axes, ticks=[0, 0.5, 1])
-    return figure
-
-
-@_figure
+@drawn
 def mechanism(table):
     """How well the language part's norms tell foreground patches from the others, arm by arm.
 
@@ -750,36 +571,88 @@ def mechanism(table):
     for axis, (measure, title) in zip(axes, panels.items(), strict=True):
         axis.axhline(0.5, color=GREY, linewidth=1, linestyle=":", label="chance")
         for place, arm in enumerate(arms):
-            own = rows[rows["arm"] == arm]
-            by_seed = own.groupby(["subject", "seed"])[measure].mean()
-            values = by_seed.groupby("subject").mean().sort_values()
-            # In order of size from left to right, so that no dot hides another.
-            across = np.linspace(-0.3, 0.1, len(values)) if len(values) > 1 else [-0.1]
-            axis.scatter(place + across, values, s=14, alpha=0.5, color=colour_of(arm), linewidth=0)
-            low, mean, high = _mean_and_interval(own, measure)
-            axis.plot([place + 0.25] * 2, [low, high], color=colour_of(arm), linewidth=2)
-            axis.plot(place + 0.25, mean, "o", color=colour_of(arm))
+            _subjects_and_mean(axis, place, rows[rows["arm"] == arm], measure, colour_of(arm))
         axis.set_xticks(range(len(arms)), arms)
         axis.set_xlim(-0.5, len(arms) - 0.5)
         axis.grid(axis="x", visible=False)
         axis.set(title=title, ylim=(0, 1))
     axes[0].set_ylabel("AUROC, foreground patches")
-    subjects, seeds = rows["subject"].nunique(), rows.groupby("arm")["seed"].nunique()
-    fewest, most = int(seeds.min()), int(seeds.max())
-    note = f"{subjects} subject{'s' * (subjects != 1)}, "
-    note += f"{fewest} to " * (fewest < most) + f"{most} seed{'s' * (most != 1)}"
+    note = _size(rows)
     if len(undefined):
         cases = table["case"].nunique()
         note += f"; {len(undefined)} of {cases} cases left out: patches of one kind only"
     figure.suptitle(f"Does the language part act on the structure?\n{note}", x=0.01, ha="left")
-    handles = [
-        *axes[0].get_legend_handles_labels()[0],
-        Line2D([], [], marker="o", linestyle="", color=GREY, alpha=0.5, markersize=4),
-        Line2D([], [], marker="o", color=GREY, linewidth=2),
-    ]
-    figure.legend(handles, ["chance", "a subject", "mean, 95 %"], loc="outside right center")
-    _note_synthetic(figure, bool(table["synthetic"].iloc[0]))
+    handles = [*axes[0].get_legend_handles_labels()[0], *_subject_handles()]
+    figure.legend(handles=handles, loc="outside right center")
+    note_synthetic(figure, bool(table["synthetic"].iloc[0]))
     return figure
+
+
+@drawn
+def stage_auroc(table):
+    """How well the norm of the tokens tells foreground patches from the others, stage by stage.
+
+    Dots, means and intervals as in `mechanism`; an arm has a place of its own at each stage.
+
+    Args:
+        table: rows of one suite, task and structure from `mvl.mechanism.by_stage`, of any number
+            of arms and seeds.
+
+    Raises:
+        RunError: as `mvl.statistics.contrast`; or no case has an AUROC.
+    """
+    if table.empty:
+        raise RunError("no case has foreground and background patches, so that there is no AUROC")
+    stages, arms = (list(dict.fromkeys(table[name])) for name in ("stage", "arm"))
+    figure, axes = plt.subplots(figsize=(2.0 * len(stages) + 1.6, 3.8))
+    axes.axhline(0.5, color=GREY, linewidth=1, linestyle=":", label="chance")
+    width = 0.8 / len(arms)
+    for place, stage in enumerate(stages):
+        for n, arm in enumerate(arms):
+            own = table[(table["stage"] == stage) & (table["arm"] == arm)]
+            if len(own):
+                middle = place + (n - (len(arms) - 1) / 2) * width
+                _subjects_and_mean(axes, middle, own, "auroc_stream", colour_of(arm), width)
+    axes.set_xticks(range(len(stages)), stages)
+    axes.set_xlim(-0.5, len(stages) - 0.5)
+    axes.grid(axis="x", visible=False)
+    axes.set(ylim=(0, 1), ylabel="AUROC, foreground patches")
+    axes.set_title(f"Are the tokens' norms large on the structure?\n{_size(table)}")
+    handles = [Line2D([], [], color=colour_of(arm), linewidth=4, label=arm) for arm in arms]
+    handles += [*axes.get_legend_handles_labels()[0], *_subject_handles()]
+    figure.legend(handles=handles, loc="outside right center")
+    note_synthetic(figure, bool(table["synthetic"].iloc[0]))
+    return figure
+
+
+def _subjects_and_mean(axes, place, rows, measure, colour, width=1.0):
+    """A dot per subject of one arm, over its cases and seeds; beside them mean and interval."""
+    by_seed = rows.groupby(["subject", "seed"])[measure].mean()
+    values = by_seed.groupby("subject").mean().sort_values()
+    # In order of size from left to right, so that no dot hides another.
+    across = np.linspace(-0.3, 0.1, len(values)) if len(values) > 1 else np.array([-0.1])
+    axes.scatter(place + width * across, values, s=14, alpha=0.5, color=colour, linewidth=0)
+    low, mean, high = _mean_and_interval(rows, measure)
+    axes.plot([place + width * 0.25] * 2, [low, high], color=colour, linewidth=2)
+    axes.plot(place + width * 0.25, mean, "o", color=colour)
+
+
+def _subject_handles():
+    return [
+        Line2D([], [], marker="o", ls="", color=GREY, alpha=0.5, markersize=4, label="a subject"),
+        Line2D([], [], marker="o", color=GREY, linewidth=2, label="mean, 95 %"),
+    ]
+
+
+def _size(rows):
+    """How many subjects and seeds stand behind rows of several arms."""
+    subjects, seeds = rows["subject"].nunique(), rows.groupby("arm")["seed"].nunique()
+    return f"{subjects} test subject{'s' * (subjects != 1)}, {_seeds(seeds)}"
+
+
+def _seeds(counts):
+    fewest, most = int(min(counts)), int(max(counts))
+    return f"{fewest} to " * (fewest < most) + f"{most} seed{'s' * (most != 1)}"
 
 
 def _mean_and_interval(rows, measure):

@@ -33,6 +33,16 @@ MEASURES = {
     "auroc_change": "the stream's change across the whole language part",
 }
 
+#: Stage of `models.activations.STAGES` -> its name in figures and sentences. What lies in the
+#: language model's own space is left out: where a BERT-type block ends in its LayerNorm, every
+#: token has about the same norm.
+SHOWN_STAGES = {
+    "encoder": "after the encoder",
+    "update": "the block's update",
+    "after": "after the block",
+    "decoder": "after the decoder",
+}
+
 #: Share of a patch's voxels from which on it counts as foreground.
 FOREGROUND_SHARE = 0.5
 
@@ -171,6 +181,35 @@ def patch_auroc(model, cases, preparation, batch_size=4, show=True):
         RunError: as `token_norms`.
         DataError: a case without a label.
     """
+    return _aurocs(token_norms, model, cases, preparation, batch_size, show)
+
+
+def stage_auroc(model, cases, preparation, batch_size=4, show=True):
+    """The AUROC of the norm of the tokens at each stage: where are they large on the structure?
+
+    Args: as `patch_auroc`; the model needs no language part.
+
+    Returns:
+        As `patch_auroc`, with a column "auroc_<stage>" for each of `SHOWN_STAGES` that the model
+        has in place of the measures.
+
+    Raises:
+        DataError: a case without a label.
+    """
+    return _aurocs(_stage_norms, model, cases, preparation, batch_size, show)
+
+
+def _stage_norms(model, images):
+    found = activations(model, images)
+    return {
+        f"auroc_{stage}": found[stage].double().norm(dim=-1).cpu().numpy()
+        for stage in SHOWN_STAGES
+        if stage in found
+    }
+
+
+def _aurocs(norms_of, model, cases, preparation, batch_size, show):
+    """A case a row, with the AUROC of each of the norms that `norms_of(model, images)` gives."""
     device, patch = next(model.parameters()).device, model.embed.patch
     volumes = preparation.load(cases, show)
     batches = range(0, len(cases), batch_size)
@@ -178,12 +217,15 @@ def patch_auroc(model, cases, preparation, batch_size=4, show=True):
     for start in track(batches, "reading tokens", "batch", show):
         chosen = slice(start, start + batch_size)
         images = torch.stack([volume["image"].as_tensor() for volume in volumes[chosen]])
-        norms = token_norms(model, images.to(device))
+        norms = norms_of(model, images.to(device))
         for i, (case, volume) in enumerate(zip(cases[chosen], volumes[chosen], strict=True)):
             foreground, counted = patch_truth(volume, patch)
             rows.append(
                 {"subject": case.subject, "case": case.name, "structure": "foreground"}
-                | {name: auroc(norms[name][i][counted], foreground[counted]) for name in MEASURES}
+                | {
+                    name: auroc(norm[i][counted], foreground[counted])
+                    for name, norm in norms.items()
+                }
                 | {"patches": int(counted.sum()), "foreground_patches": int(foreground.sum())}
             )
     return pd.DataFrame(rows)
@@ -212,6 +254,24 @@ def beside_metrics(table, cases):
         raise RunError(f"measures and metrics are of different cases: only one has {odd}")
     # An outer merge sorts by its keys; the run's own order is kept.
     return rows.merge(table, on=keys, validate="one_to_one")
+
+
+def by_stage(table):
+    """A row per case and stage, of what `stage_auroc` found.
+
+    Args:
+        table: from `stage_auroc`, or rows of `beside_metrics` with its columns, of any runs. An
+            arm without a language part lacks some columns, or has NaN there.
+
+    Returns:
+        Its other columns, with `stage` (a name of `SHOWN_STAGES`) and `auroc_stream`. A case
+        whose patches are all foreground or all background has no row.
+    """
+    columns = {f"auroc_{stage}": name for stage, name in SHOWN_STAGES.items()}
+    present = [column for column in columns if column in table]
+    rest = [column for column in table if column not in columns]
+    long = table.melt(rest, present, "stage", "auroc_stream").dropna(subset="auroc_stream")
+    return long.assign(stage=long["stage"].map(columns)).reset_index(drop=True)
 
 
 def defined(table):

@@ -44,7 +44,10 @@ METRICS = {
 }
 
 #: What `mvl.mechanism` measures of a case: no metric of a segmentation, but compared likewise.
-MECHANISM = {name: Metric(name, "", 0.0, 1.0, True) for name in ("auroc_update", "auroc_change")}
+MECHANISM = {
+    name: Metric(name, "", 0.0, 1.0, True)
+    for name in ("auroc_update", "auroc_change", "auroc_stream")
+}
 
 #: Stands in `EMPTY_SIDES` for the physical diagonal of the case's volume, in mm.
 DIAGONAL = "diagonal"

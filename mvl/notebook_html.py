@@ -227,7 +227,9 @@ class _Reader:
             self._arrange_link(link)
         for image in soup.find_all("img"):
             if not _IMAGE.fullmatch(image.get("src", "")):
-                image.replace_with(f"[picture: {image.get('alt') or 'without description'}]")
+                said = image.get("alt") or "without description"
+                # A badge: what it says is the text of its link.
+                image.replace_with(said if image.find_parent("a") else f"[picture: {said}]")
             elif not (image.get("alt") or "").strip():
                 image["alt"] = f"Picture of the section “{self.heading or self.page.title}”."
         _arrange_tables(soup)

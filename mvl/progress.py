@@ -64,8 +64,8 @@ class Progress:
         elapsed = time.monotonic() - self.start
         left = elapsed / max(1, self.done - self.first) * (self.total - self.done)
         print(
-            f"{self.what}: {self.unit} {self.done} of {self.total}, {_clock(elapsed)} elapsed, "
-            f"{_clock(left)} left" + (f", {self.note}" if self.note else ""),
+            f"{self.what}: {self.unit} {self.done} of {self.total}, {clock(elapsed)} elapsed, "
+            f"{clock(left)} left" + (f", {self.note}" if self.note else ""),
             flush=True,
         )
 
@@ -78,7 +78,8 @@ def track(items, what, unit="case", show=True):
             progress.step()
 
 
-def _clock(seconds):
+def clock(seconds):
+    """Seconds as people read them: "m:ss", from an hour on "h:mm:ss"."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -7,6 +7,7 @@
     contrasts.csv     one row per compared pair
     validation.csv    one row per suite, arm and seed: its run, and what choices were made by
     mechanism.csv.gz  one row per run with a language part and test case: what `mvl.mechanism` found
+    curves.csv.gz     one row per run and epoch: its training loss and validation Dice
     tuning.csv        one row per suite, arm and learning rate: from what the rate was chosen
     provenance.json   commits, versions, machine, times
     README.md         every suite's results, made of these tables
@@ -86,6 +87,7 @@ _TEXT = {
     for name in ("arm", "arm_a", "arm_b", "subject", "case", "block", "fingerprint", "commit")
 }
 _CELL = ["suite", "arm", "seed"]
+_CURVE_COLUMNS = ["fingerprint", "epoch", "train_loss", "validation_dice"]
 
 
 def read_table(path, numbers=()):
@@ -151,6 +153,19 @@ def mechanism_table(reference=REFERENCE):
     return cases.merge(found, on=[*_CELL, "subject", "case", "structure"])
 
 
+def curves_table(reference=REFERENCE):
+    """The reference's training curves: suite, arm, seed, fraction (of the training subjects),
+    epoch, train_loss, validation_dice; of those runs whose curves are kept."""
+    path = reference / "curves.csv.gz"
+    found = read_table(path) if path.is_file() else pd.DataFrame(columns=_CURVE_COLUMNS)
+    runs = read_table(reference / "validation.csv")
+    fractions = [
+        SUITES[suite][arm].fraction for suite, arm in zip(runs["suite"], runs["arm"], strict=True)
+    ]
+    runs = runs.assign(fraction=fractions)[[*_CELL, "fraction", "fingerprint"]]
+    return runs.merge(found, on="fingerprint").drop(columns="fingerprint")
+
+
 def write_reference(trained, expected, tuned, measured=(), reference=REFERENCE):
     """Add finished runs to the reference's tables, and draw its pictures again.
 
@@ -176,6 +191,7 @@ def write_reference(trained, expected, tuned, measured=(), reference=REFERENCE):
         reference / "contrasts.csv", contrasts_table(cases, CONTRASTS, metrics=("dice", "nsd"))
     )
     write_table(reference / "validation.csv", runs)
+    write_table(reference / "curves.csv.gz", _grown_curves(trained, runs, reference))
     write_table(reference / "tuning.csv", _grown_tuning(tuned, runs, reference / "tuning.csv"))
     mechanism = list(measured)
     if (reference / "mechanism.csv.gz").is_file():
@@ -185,6 +201,8 @@ def write_reference(trained, expected, tuned, measured=(), reference=REFERENCE):
         table = table[table["fingerprint"].isin(runs["fingerprint"])]
         table = table.sort_values(["fingerprint", "case"])
         write_table(reference / "mechanism.csv.gz", table)
+    if folder := trained.get(("presets", "best", 0)):
+        _publish(folder, cases, reference / BEST.name)
     language = cases[(cases["suite"] == "language") & (cases["structure"] == "foreground")]
     save(paired_differences(language, "pretrained", "none"), reference / PICTURE)
     write_text(reference / STUDY, study_page(reference))
@@ -230,6 +248,18 @@ def _grown(trained, expected, reference):
     return _in_order(pd.concat(tables, ignore_index=True), ["case", "structure"]), _in_order(runs)
 
 
+def _publish(folder, cases, place):
+    """Save the model of a run of `best`, with what it reached on the test subjects."""
+    run = Run.load(folder)
+    own = cases[(cases["suite"] == "presets") & (cases["arm"] == "best")]
+    own = own[(own["seed"] == run.config.seed) & (own["structure"] == "foreground")]
+    shown = ["dice", "nsd", "hd95_mm"]
+    means = own.groupby("subject")[shown].mean().mean()
+    run.model.save_pretrained(
+        place, run.task, run.config.data, {f"test {name}": means[name] for name in shown}
+    )
+
+
 _RUN_COLUMNS = (
     *("grid", "learning_rate", "epochs", "best_epoch", "validation_dice", "trained_parameters"),
     *("parameters", "seconds", "fingerprint", "commit", *MACHINE),
@@ -244,6 +274,20 @@ def _run_row(folder):
     facts = config["training"] | {"grid": grid} | done | machine_of(environment)
     facts |= {"fingerprint": folder.name, "commit": environment["commit"] or "unknown"}
     return {name: facts[name] for name in _RUN_COLUMNS}
+
+
+def _grown_curves(trained, runs, reference):
+    """The curves of every run that is in `runs`, by fingerprint."""
+    path = reference / "curves.csv.gz"
+    tables = [read_table(path)] if path.is_file() else []
+    known = set(tables[0]["fingerprint"]) if tables else set()
+    for folder in {Path(folder).name: Path(folder) for folder in trained.values()}.values():
+        if folder.name not in known:
+            curves = pd.read_csv(folder / "curves.csv")
+            tables.append(curves.assign(fingerprint=folder.name)[_CURVE_COLUMNS])
+    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=_CURVE_COLUMNS)
+    table = table[table["fingerprint"].isin(runs["fingerprint"])]
+    return table.sort_values(["fingerprint", "epoch"])
 
 
 def _in_order(table, rest=()):

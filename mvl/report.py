@@ -11,25 +11,31 @@ depends on the clock, on the order of a folder or on where the repository lies.
 """
 
 import base64
-import io
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from markupsafe import Markup, escape
 
 from mvl import batch, figures
-from mvl.config import PROTOCOL_VERSION, DataConfig, ExperimentConfig, ModelConfig
 from mvl.errors import MvlError
-from mvl.experiments import DONE, FAILED, collect, is_running
 from mvl.files import read_json, sha256_of, write_text
 from mvl.notebook_html import Page, read_page
-from mvl.reference import CONTRASTS, PICTURE, read_table
-from mvl.statistics import contrasts_table, sentence, summary_table
+from mvl.profiles import ROOT, load_profile
+from mvl.reference import CONTRASTS, PICTURE
+from mvl.results import (
+    UNREADABLE,
+    distinct,
+    in_words,
+    own_runs,
+    part_of,
+    rows_of_task,
+    sources_of,
+)
+from mvl.statistics import sentence
 from mvl.suites import QUESTIONS, SUITES
 from mvl.verify import verify
 
@@ -51,7 +57,7 @@ SHOWN = (("dice", "Dice", 3), ("nsd", "NSD", 3), ("hd95_mm", "HD95 (mm)", 2))
 NOTHING = "–"
 
 
-def write_report(profile, root=batch.ROOT):
+def write_report(profile, root=ROOT):
     """Write the report of a profile; pages that an earlier report had are written anew or removed.
 
     Args:
@@ -66,11 +72,12 @@ def write_report(profile, root=batch.ROOT):
         MvlError: the folder cannot be written.
     """
     root = Path(root).resolve()
-    parameters = batch.load_profile(profile, root)
+    parameters = load_profile(profile, root)
     folder = root / "results" / profile / "report"
-    runs = _runs(parameters, root)
+    runs = own_runs(parameters, root)
     notebooks = _notebooks(parameters, root)
-    sources, faults = _sources(runs, root)
+    sources, faults = sources_of(runs, root)
+    faults = [_alert(level, text) for level, text in faults]
     context = {
         "profile": profile,
         "synthetic": _is_synthetic(parameters, sources, notebooks),
@@ -183,215 +190,7 @@ def _sentence(row):
     return Markup(text)
 
 
-# --- the profile's runs --------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class OwnRun:
-    """A run folder of the profile.
-
-    Attributes:
-        folder: its path.
-        state: "done", "running", "failed", "unfinished" or "unreadable".
-        reason: why it failed or cannot be read, or why it is in no table.
-        names: [(suite, arm)], empty where it is no arm of this profile's suites.
-        facts: what is known of it: seed, task, epochs, learning_rate, synthetic, device, ...
-        blocks: the language block by reference, or None.
-        environment: as `experiments.environment` wrote it.
-    """
-
-    folder: Path
-    state: str
-    reason: str = ""
-    names: tuple = ()
-    facts: dict | None = None
-    block: dict | None = None
-    environment: dict | None = None
-
-
-def _runs(parameters, root):
-    """Every run folder as an `OwnRun`, by name."""
-    folder = root / "results" / parameters["profile"] / "runs"
-    return [_run(path.parent, parameters, root) for path in sorted(folder.glob("*/config.json"))]
-
-
-def _run(folder, parameters, root):
-    state = "unfinished"
-    if (folder / DONE).is_file():
-        state = "done"
-    elif is_running(folder):
-        state = "running"
-    elif (folder / FAILED).is_file():
-        state = "failed"
-    try:
-        stored = read_json(folder / "config.json")
-        config = ExperimentConfig.from_dict(stored["config"])
-        environment = read_json(folder / "environment.json")
-        facts = {
-            "seed": config.seed,
-            "task": config.data.task,
-            "epochs": config.training.epochs,
-            "learning_rate": config.training.learning_rate,
-            "synthetic": bool(read_json(folder / "task.json")["synthetic"]),
-            "protocol_version": stored["protocol_version"],
-            "fingerprint": folder.name,
-            **{key: environment[key] for key in ("device", "dtype", "commit")},
-        }
-        reason = read_json(folder / FAILED)["reason"] if state == "failed" else ""
-        if state == "done":
-            done = read_json(folder / DONE)
-            keys = ("validation_dice", "trained_parameters", "seconds")
-            facts |= {key: done[key] for key in keys} | {"sha256": done.get("cases_sha256")}
-            reason = _other_setting(config, stored["protocol_version"], parameters)
-        names = () if reason else _names(config)
-        if state == "done" and not names:
-            reason = reason or "no arm of a suite"
-        block = folder / "block.json"
-        block = read_json(block) if block.is_file() else None
-        return OwnRun(folder, state, str(reason), names, facts, block, environment)
-    except _UNREADABLE as error:
-        return OwnRun(folder, "unreadable", _said(error, root))
-
-
-#: What reading a damaged run folder raises.
-_UNREADABLE = (MvlError, OSError, KeyError, ValueError, TypeError)
-
-
-def _said(error, root):
-    """An error in words, without the place of the repository, which is nobody's business."""
-    if isinstance(error, KeyError):
-        return f"its files lack {error}"
-    return str(error).replace(f"{root}/", "")
-
-
-def _other_setting(config, protocol_version, parameters):
-    """Why a run does not belong to the profile as it is now; "" if it does."""
-    data, language = config.data, config.model.language
-    wanted = replace(DataConfig(task=data.task, grid=data.grid), fraction=data.fraction)
-    wanted = replace(wanted, fit=parameters["fit"])
-    if protocol_version != PROTOCOL_VERSION:
-        return f"protocol version {protocol_version}"
-    if data.task == parameters["task"] and list(data.grid) != list(parameters["grid"]):
-        return "another grid than the profile's"
-    if data != wanted:
-        return "another handling of the data than the profile's"
-    if language and language.source != parameters["block"]:
-        return f"another language block, {language.source}"
-    # A fraction of the data has more epochs, for as many steps.
-    if data.fraction == 1 and config.training.epochs != parameters["epochs"]:
-        return f"another number of epochs, {config.training.epochs}"
-    return ""
-
-
-def _names(config):
-    """The (suite, arm) pairs whose experiment this is, seed and budget aside."""
-    return tuple(
-        (suite, name)
-        for suite, arms in SUITES.items()
-        for name, arm in arms.items()
-        # No profile runs an arm with another budget than the others'.
-        if arm.fraction == config.data.fraction
-        and arm.budget == 1
-        and replace(arm.training, epochs=config.training.epochs) == config.training
-        and _is_model(config.model, arm)
-    )
-
-
-#: Which fields `models.sizes.match_size` changes.
-_MATCHED = {"depth": ("encoder_depth", "decoder_depth"), "mlp": ("mlp_ratio",)}
-
-
-def _is_model(model, arm):
-    wanted = arm.model
-    if wanted.language and model.language:
-        source = model.language.source
-        wanted = replace(wanted, language=replace(wanted.language, source=source))
-    if arm.matched and isinstance(model, ModelConfig):
-        # How large it was made depends on the block; that it was made larger is enough.
-        matched = {name: getattr(model, name) for name in _MATCHED[arm.matched[0]]}
-        return model != wanted and model == replace(wanted, **matched)
-    return model == wanted
-
-
-# --- results and where they come from ------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Source:
-    """Results of one origin.
-
-    Attributes:
-        kind: "own" or "reference".
-        label: whose they are.
-        cases: as in `mvl.statistics`; empty for the reference, of which only tables are shown.
-        summary, contrasts: as in `mvl.statistics`.
-        runs: a run a row: suite, arm, seed, learning_rate, validation_dice, trained_parameters.
-    """
-
-    kind: str
-    label: str
-    cases: pd.DataFrame
-    summary: pd.DataFrame
-    contrasts: pd.DataFrame
-    runs: pd.DataFrame
-
-
-def _sources(runs, root):
-    """(list of `Source`: own ones, then the reference; alerts about what cannot be shown)."""
-    found, alerts = [], []
-    comparable = {}
-    newest = _newest(runs)
-    for run in newest:
-        key = tuple(run.facts[name] for name in ("synthetic", "device", "dtype"))
-        comparable.setdefault(key, []).append(run)
-    for run in runs:
-        if run.state == "done" and run.names and run not in newest:
-            said = "is left out: the same arm and seed were tested again since, on other data"
-            alerts.append(_alert("note", f"Run {run.folder.name} {said}."))
-    for key, members in sorted(comparable.items(), key=lambda item: tuple(map(str, item[0]))):
-        synthetic, device, dtype = key
-        label = "This profile" + ", synthetic data" * synthetic
-        label += f", {device}, {dtype}" * (len(comparable) > 1)
-        try:
-            found.append(_own_source(label, members))
-        except _UNREADABLE as error:
-            alerts.append(_alert("error", f"{label}: no tables. {_said(error, root)}"))
-    try:
-        found.append(_reference(root / "results" / "reference"))
-    except _UNREADABLE as error:
-        alerts.append(_alert("note", f"Without the committed reference: {_said(error, root)}"))
-    return found, alerts
-
-
-def _newest(runs):
-    """Done runs of arms; where two are one arm, seed and task, that which was tested last."""
-    cells = {}
-    for run in runs:
-        if run.state == "done" and run.names:
-            facts = (run.facts[name] for name in ("seed", "task", "synthetic", "device", "dtype"))
-            cells.setdefault((run.names, *facts), []).append(run)
-    return [
-        max(group, key=lambda run: ((run.folder / DONE).stat().st_mtime_ns, run.folder.name))
-        for group in cells.values()
-    ]
-
-
-def _own_source(label, runs):
-    tables, rows = [], []
-    for run in runs:
-        for suite, arm in run.names:
-            tables.append(collect(run.folder, suite, arm))
-            rows.append({"suite": suite, "arm": arm} | run.facts)
-    cases = pd.concat(tables, ignore_index=True)
-    contrasts = contrasts_table(cases, CONTRASTS, metrics=("dice", "nsd"))
-    return Source("own", label, cases, summary_table(cases), contrasts, pd.DataFrame(rows))
-
-
-def _reference(folder):
-    tables = {
-        name: read_table(folder / f"{name}.csv") for name in ("summary", "contrasts", "validation")
-    }
-    return Source("reference", "Committed reference", pd.DataFrame(), *tables.values())
+# --- results -----------------------------------------------------------------------------
 
 
 def _is_synthetic(parameters, sources, notebooks):
@@ -629,10 +428,10 @@ def _checks(place, root):
     """What `mvl verify` says: conclusion, sentences, a table of what was compared."""
     try:
         checks = verify(place, root / "results" / "reference")
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         return {
             "state": "note",
-            "conclusion": f"Nothing verified: {_said(error, root)}",
+            "conclusion": f"Nothing verified: {in_words(error, root)}",
             "table": None,
         }
     compared = checks[checks["check"] != "file"]
@@ -673,6 +472,7 @@ def _figures(sources, root):
         if source.kind == "own":
             for suite in SUITES:
                 found += _suite_figures(source, suite)
+            found += _size_figures(source)
     folder = root / "results" / "reference"
     for path in sorted((folder / PICTURE.parent).glob("*.png")):
         content = base64.b64encode(path.read_bytes()).decode()
@@ -708,6 +508,15 @@ def _suite_figures(source, suite):
             alt = f"Mean Dice of the arms of the suite {suite}, {task}, {structure}: {means}."
             label = f"{source.label}: {QUESTIONS[suite]} Every arm of the suite {suite}."
             found.append((figures.arm_means(cases), label, alt))
+        curves = source.curves
+        curves = curves[(curves["suite"] == suite) & (curves["task"] == task)]
+        if suite in _LEARNING and curves["arm"].nunique() > 1 and structure == "foreground":
+            last = curves.sort_values("epoch").groupby(["arm", "seed"])["validation_dice"].last()
+            means = ", ".join(f"{arm} {x:.3f}" for arm, x in last.groupby("arm").mean().items())
+            label = f"{source.label}: validation Dice while training, arms of the suite {suite}."
+            alt = f"Validation Dice by epoch, {task}; after the last epoch: {means}."
+            drawn = figures.curve_bands(curves, bool(cases["synthetic"].any()))
+            found.append((drawn, label, alt))
         pairs = source.contrasts
         pairs = pairs[(pairs["suite"] == suite) & (pairs["metric"] == "dice")]
         pairs = pairs[(pairs["task"] == task) & (pairs["structure"] == structure)]
@@ -722,15 +531,38 @@ def _suite_figures(source, suite):
     return [Figure(_svg(drawn), label, prefix + alt, "own") for drawn, label, alt in found]
 
 
+#: Suites whose training curves are shown: the block, and the paper's few-shot figure.
+_LEARNING = ("language", "data")
+
+
+def _size_figures(source):
+    """Dice against the number of weights, of every experiment of a source, a task each.
+
+    Two models are compared better by the figures of their suite.
+    """
+    found = []
+    part = part_of(source, distinct(source.runs))
+    for task in sorted(part.cases["task"].unique()):
+        own = rows_of_task(part, task)
+        if own.cases["arm"].nunique() < 3:
+            continue
+        dice = own.cases.groupby(["arm", "seed", "subject"])["dice"].mean().groupby("arm").mean()
+        weights = own.runs.groupby("arm")["parameters"].first()
+        said = ", ".join(f"{arm} {weights[arm]:,} and {dice[arm]:.3f}" for arm in dice.index)
+        prefix = "Synthetic data. " if own.cases["synthetic"].any() else ""
+        alt = f"{prefix}Weights and mean Dice of every model, {task}, foreground: {said}."
+        label = f"{source.label}: size against Dice, every model; frozen weights count, too."
+        drawn = figures.size_against_dice(own.cases, own.runs)
+        found.append(Figure(_svg(drawn), label, alt, source.kind))
+    return found
+
+
 def _svg(figure):
     """A figure as a data URI, the same for the same figure."""
-    buffer = io.BytesIO()
     # Narrow enough that its letters can be read on a phone.
     figure.set_size_inches(6.4, figure.get_size_inches()[1])
-    # The salt replaces a random one; the date would be the clock's.
-    with mpl.rc_context({"svg.hashsalt": "mvl"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    content = base64.b64encode(figures.encoded(figure, "svg")).decode()
+    return f"data:image/svg+xml;base64,{content}"
 
 
 # --- notebooks -----------------------------------------------------------------------------
@@ -773,16 +605,16 @@ def _notebook(path, parameters, root, links):
     try:
         page = read_page(copy, links)
     except MvlError as error:
-        return Notebook(name, "failed", _said(error, root), None, address)
+        return Notebook(name, "failed", in_words(error, root), None, address)
     if page.failure:
         return Notebook(name, "failed", page.failure, page, address)
     if not copy.with_name(f"{name}.done.json").is_file():
         reason = "did not run to its end: it is running, was stopped, or its kernel died"
         return Notebook(name, "unfinished", reason, page, address)
     try:
-        current = batch._Job(path, parameters, root).is_done()
+        current = batch.Job(path, parameters, root).is_done()
     except MvlError as error:
-        return Notebook(name, "outdated", _said(error, root), page, address)
+        return Notebook(name, "outdated", in_words(error, root), page, address)
     if not current:
         reason = "was run before the code, the profile, the reference or the data changed"
         return Notebook(name, "outdated", reason, page, address)

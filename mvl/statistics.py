@@ -339,6 +339,7 @@ _IN_WORDS = {
     "nsd": "NSD",
     "auroc_update": "AUROC of the block's update",
     "auroc_change": "AUROC of the stream's change",
+    "auroc_stream": "AUROC of the tokens' norm",
 }
 
 

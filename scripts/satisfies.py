@@ -10,34 +10,35 @@ import sys
 import tomllib
 
 
-def unmet(pyproject, extras):
-    """One sentence for each requirement that is not installed or outside its range."""
-    try:
-        from packaging.requirements import Requirement
-    except ImportError:
-        # transformers and matplotlib need packaging: where it is missing, so are they.
-        return ["packaging is not installed"]
+def requirements(pyproject, extras=()):
+    """What a project asks for, as `Requirement`s."""
+    from packaging.requirements import Requirement
 
     with open(pyproject, "rb") as file:
         project = tomllib.load(file)["project"]
     wanted = list(project["dependencies"])
     for extra in extras:
         wanted += project["optional-dependencies"][extra]
+    return [Requirement(line) for line in wanted]
 
-    faults = []
-    for requirement in map(Requirement, wanted):
-        try:
-            version = importlib.metadata.version(requirement.name)
-        except importlib.metadata.PackageNotFoundError:
-            faults.append(f"{requirement.name} is not installed")
-            continue
-        if not requirement.specifier.contains(version, prereleases=True):
-            faults.append(f"{requirement.name} is {version}, wanted {requirement.specifier}")
-    return faults
+
+def unmet(requirement):
+    """Why a requirement is not met, as a phrase; "" where it is."""
+    try:
+        version = importlib.metadata.version(requirement.name)
+    except importlib.metadata.PackageNotFoundError:
+        return f"{requirement.name} is not installed"
+    if not requirement.specifier.contains(version, prereleases=True):
+        return f"{requirement.name} is {version}, wanted {requirement.specifier}"
+    return ""
 
 
 if __name__ == "__main__":
-    faults = unmet(sys.argv[1], sys.argv[2:])
+    try:
+        faults = [fault for r in requirements(sys.argv[1], sys.argv[2:]) if (fault := unmet(r))]
+    except ImportError:
+        # transformers and matplotlib need packaging: where it is missing, so are they.
+        faults = ["packaging is not installed"]
     if faults:
         print("; ".join(faults))
         sys.exit(1)

@@ -1,19 +1,26 @@
 """The batch runner on tiny notebooks, in a repository made for each test."""
 
+import ast
 import fcntl
+import re
 import sys
+from pathlib import Path
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+import mvl
 from mvl import batch
-from mvl.errors import ConfigError, MvlError, RunError
+from mvl.errors import ConfigError, RunError
+from mvl.files import write_json
+from mvl.machine import GIB
+from mvl.profiles import ROOT
 
 PROFILE = """\
 profile: smoke
 task: Task04_Hippocampus
-source: phantom
+source: auto
 phantom_cases: 16
 phantom_scale: 0.5
 grid: [16, 16, 16]
@@ -62,7 +69,9 @@ class Repository:
         return nbformat.read(self.root / "results/smoke/notebooks" / f"{name}.ipynb", as_version=4)
 
     def run(self, **options):
-        return batch.run("smoke", root=self.root, **options)
+        """Exit status of a run; the outcomes are in `outcomes`."""
+        self.outcomes = batch.run("smoke", root=self.root, **options)
+        return int(any(outcome.status == "failed" for outcome in self.outcomes.values()))
 
 
 @pytest.fixture
@@ -98,25 +107,71 @@ def test_notebooks_run_in_order_and_are_skipped_while_unchanged(three, capsys):
 def test_each_thing_that_a_result_depends_on_makes_it_run_again(repository, tmp_path):
     repository.notebook("00_a", repository.logs("'ran'"))
     dataset = tmp_path / "data" / "Task04_Hippocampus" / "dataset.json"
-    dataset.parent.mkdir(parents=True)
-    executed = repository.root / "results/smoke/notebooks/00_a.ipynb"
+    label = dataset.parent / "labelsTr" / "a.nii.gz"
+    label.parent.mkdir(parents=True)
+    (repository.root / "benchmarks").mkdir()
+    (repository.root / "mvl" / "templates").mkdir()
+    assert repository.run() == 0
 
-    def runs():
-        before = len(repository.logged())
-        assert repository.run() == 0
-        return len(repository.logged()) - before
+    def job():
+        profile = batch.load_profile("smoke", repository.root)
+        return batch.Job(repository.root / "notebooks" / "00_a.ipynb", profile, repository.root)
 
-    assert runs() == 1
-    assert runs() == 0
-    repository.write("mvl/code.py", "x = 2\n")
-    assert runs() == 1
-    repository.write("profiles/smoke.yaml", PROFILE.replace("epochs: 2", "epochs: 3"))
-    assert runs() == 1
-    dataset.write_text("{}")
-    assert runs() == 1
-    executed.unlink()
-    assert runs() == 1
-    assert runs() == 0
+    def changes(write, path, text):
+        assert job().is_done()
+        write(path, text)
+        changed = not job().is_done()
+        write_json(job().record, job().made_of())
+        return changed
+
+    assert changes(repository.write, "mvl/code.py", "x = 2\n")
+    assert changes(repository.write, "mvl/figures.mplstyle", "font.size: 9\n")
+    assert changes(repository.write, "benchmarks/results.json", "{}")
+    assert changes(repository.write, "profiles/smoke.yaml", PROFILE.replace(": 2", ": 3"))
+    assert changes(Path.write_text, dataset, "{}")
+    assert changes(Path.write_text, label, "voxels")
+    assert changes(Path.write_text, label, "others")
+    # The report and the command line come after, whatever a notebook shows.
+    assert not changes(repository.write, "mvl/report.py", "x = 2\n")
+    assert not changes(repository.write, "mvl/templates/index.html", "<p>")
+    assert not changes(repository.write, "profiles/quick.yaml", "")
+    assert not changes(repository.write, "mvl/.code.py.swp", "x = 3\n")
+
+    assert repository.run() == 0
+    assert repository.logged() == ["ran"]
+    job().copy.unlink()
+    assert repository.run() == 0
+    assert repository.logged() == ["ran", "ran"]
+
+
+def test_what_is_not_watched_is_out_of_every_notebooks_reach():
+    def imported(tree):
+        """Names of modules of ours that a module's or a notebook's source may import."""
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                yield node.module
+                yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            elif isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "mvl":
+                yield f"mvl.{mvl._HOME.get(node.attr, node.attr)}"
+
+    todo, reached = [], set()
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        cells = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+        todo += [cell.source for cell in cells if "google.colab" not in cell.source]
+    while todo:
+        for name in imported(ast.parse(todo.pop())):
+            for path in (
+                ROOT / (name.replace(".", "/") + ".py"),
+                ROOT / name.replace(".", "/") / "__init__.py",
+            ):
+                if name.startswith("mvl") and path.is_file() and path not in reached:
+                    reached.add(path)
+                    todo.append(path.read_text())
+    assert ROOT / "mvl/training.py" in reached and ROOT / "mvl/models/attention.py" in reached
+    assert not reached & {ROOT / "mvl" / name for name in batch.BESIDE}
+    assert all((ROOT / "mvl" / name).exists() for name in batch.BESIDE)
 
 
 def test_inputs_that_the_notebook_makes_itself_do_not_make_it_run_twice(repository, tmp_path):
@@ -142,7 +197,7 @@ def test_declared_parameters_alone_are_passed(repository):
     assert repository.logged() == ["2 [16, 16, 16] own False"]
 
 
-def test_the_kernel_is_this_interpreter_whatever_the_user_has_registered(
+def test_the_kernel_is_this_interpreter_and_knows_profile_and_data(
     repository, tmp_path, monkeypatch
 ):
     spec = tmp_path / "share" / "kernels" / "python3"
@@ -151,9 +206,14 @@ def test_the_kernel_is_this_interpreter_whatever_the_user_has_registered(
         '{"argv": ["/bin/false", "{connection_file}"], "display_name": "x", "language": "python"}'
     )
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "share"))
-    repository.notebook("00_a", "import os, sys", repository.logs("sys.executable, os.getcwd()"))
+    monkeypatch.setenv("MVL_PROFILE", "gpu")
+    monkeypatch.setenv("MVL_DATA_ROOT", "data")  # relative to where the command was given
+    told = "os.environ['MVL_PROFILE'], os.environ['MVL_DATA_ROOT']"
+    facts = repository.logs(f"sys.executable, os.getcwd(), {told}")
+    repository.notebook("00_a", "import os, sys", facts)
     assert repository.run() == 0
-    assert repository.logged() == [f"{sys.executable} {repository.root / 'notebooks'}"]
+    where = repository.root / "notebooks"
+    assert repository.logged() == [f"{sys.executable} {where} smoke {Path('data').absolute()}"]
 
 
 def test_only_and_from_choose(three):
@@ -186,11 +246,9 @@ def test_a_failing_cell_ends_the_run_and_is_named(repository, capsys):
     assert "y = 1 / x" in err and "results/smoke/notebooks/01_b.ipynb" in err
     assert "Traceback" not in out + err
     table = [line.split() for line in out.partition("notebook  ")[2].splitlines()[1:]]
-    assert [row[:-1] for row in table] == [
-        ["00_a", "ok"],
-        ["01_b", "failed"],
-        ["02_c", "not", "run"],
-    ]
+    assert [row[:2] for row in table[:2]] == [["00_a", "ok"], ["01_b", "failed"]]
+    assert all(float(row[2]) > 0 and float(row[3]) > 0 and row[4] == "GiB" for row in table[:2])
+    assert table[2] == ["02_c", "not", "run", "-", "-"]
     outputs = [out for cell in repository.executed("01_b").cells for out in cell.get("outputs", [])]
     assert [out.ename for out in outputs] == ["ZeroDivisionError"]
 
@@ -200,14 +258,66 @@ def test_a_failing_cell_ends_the_run_and_is_named(repository, capsys):
     assert repository.logged() == ["a", "b", "c"]
 
 
-def test_a_kernel_that_dies_is_named_and_the_copy_kept(repository, capsys):
-    repository.notebook("00_a", "print('before')", "import os, signal; os.kill(os.getpid(), 9)")
+def test_a_kernel_that_dies_is_named_with_its_memory_and_the_copy_kept(repository, capsys):
+    hold = f"import os, time; x = b'x' * {GIB // 2}; time.sleep(1); os.kill(os.getpid(), 9)"
+    repository.notebook("00_a", "print('before')", hold)
     assert repository.run() == 1
     out, err = capsys.readouterr()
     assert "00_a: cell 3 of 3 failed: its kernel died" in err
+    held = float(re.search(r"it held (\d\.\d) GiB at most, of \d+\.\d GiB at hand", err)[1])
+    assert 0.5 <= held <= 0.8, "half a GiB, and what Python takes for itself"
+    assert out.splitlines()[-1].split()[:2] == ["00_a", "failed"]
+    assert out.splitlines()[-1].split()[-1] == "GiB"
     assert "Traceback" not in out + err
     assert repository.executed("00_a").cells[1].outputs[0].text == "before\n"
     assert repository.run() == 1, "a notebook that failed is never taken for done"
+
+
+EXPERIMENTS = """\
+import os, pathlib, signal
+import mvl
+data_config = mvl.DataConfig(grid=(16, 24, 16))
+model = mvl.ModelConfig(width=16, encoder_depth=2, decoder_depth=1, heads=2)
+training = mvl.TrainingConfig(epochs=3, warmup_epochs=1)
+first, second = (mvl.ExperimentConfig(data_config, model, training, seed) for seed in (0, 1))
+killed = pathlib.Path({killed!r})
+
+def die_once(rows):
+    if len(rows) == 2 and not killed.exists():
+        killed.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def fit(config, on_epoch=None):
+    data = mvl.open_task(data_config, config.seed, {data!r}, progress=False)
+    return mvl.fit(config, data, {runs!r}, show=False, on_epoch=on_epoch)
+"""
+
+
+def test_after_a_kernel_has_died_a_rerun_goes_on_from_what_was_trained(
+    repository, phantom, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    runs, killed = tmp_path / "runs", tmp_path / "killed"
+    code = EXPERIMENTS.format(killed=str(killed), data=str(phantom), runs=str(runs))
+    repository.notebook("00_a", code, "fit(first)", "fit(second, die_once)")
+
+    def state(name):
+        """{run folder: (bytes of a file, when it was written)}, of the runs that have it."""
+        paths = runs.glob(f"*/{name}")
+        return {path.parent: (path.read_bytes(), path.stat().st_mtime_ns) for path in paths}
+
+    assert repository.run() == 1
+    assert "00_a: cell 4 of 4 failed: its kernel died" in capsys.readouterr().err
+    trained, curves = state("trained.json"), state("curves.csv")
+    ((first, _),) = trained.items()
+    ((second, (rows, _)),) = (item for item in curves.items() if item[0] != first)
+    assert rows.count(b"\n") == 1 + 2, "a heading and the epochs before it was killed"
+
+    assert repository.run() == 0
+    assert state("trained.json")[first] == trained[first], "what was trained is not trained again"
+    assert second in state("trained.json")
+    again = state("curves.csv")[second][0]
+    assert again.startswith(rows) and again.count(b"\n") == 1 + 3, "it went on after epoch 2"
 
 
 def test_a_failure_takes_the_place_of_an_earlier_success(repository, monkeypatch):
@@ -224,12 +334,31 @@ def test_a_failure_takes_the_place_of_an_earlier_success(repository, monkeypatch
     )
 
 
-def test_without_a_terminal_a_line_at_intervals_says_where_it_is(repository, capsys, monkeypatch):
+def test_a_line_at_intervals_says_where_it_is_and_what_is_left(repository, capsys, monkeypatch):
     monkeypatch.setattr(batch, "INTERVAL_S", 0.2)
-    repository.notebook("00_a", "import time; time.sleep(1)")
+    repository.notebook("00_a", "import time; time.sleep(1)", "time.sleep(2)")
     assert repository.run() == 0
     out = capsys.readouterr().out
-    assert "00_a: cell 2 of 2, 0:0" in out and "\r" not in out
+    assert "00_a: cell 2 of 3, 0:0" in out and "\r" not in out
+    assert "left" not in out, "nothing is known yet"
+
+    assert repository.run(force=True) == 0
+    out = capsys.readouterr().out
+    left = [(int(cell), int(s)) for cell, s in re.findall(r"cell (\d).*about 0:0(\d) left", out)]
+    assert {2, 3} & {seconds for cell, seconds in left if cell == 2}
+    assert {1, 2} & {seconds for cell, seconds in left if cell == 3}
+    assert [s for _, s in left] == sorted((s for _, s in left), reverse=True)
+
+
+def test_a_cell_that_takes_longer_than_before_is_no_guide(repository, capsys, monkeypatch):
+    monkeypatch.setattr(batch, "INTERVAL_S", 0.2)
+    monkeypatch.setenv("SECONDS", "0")
+    repository.notebook("00_a", "import os, time; time.sleep(float(os.environ['SECONDS']))")
+    assert repository.run() == 0
+    monkeypatch.setenv("SECONDS", "1.5")
+    assert repository.run(force=True) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if "cell 2 of 2" in line]
+    assert said and "left" not in said[-1]
 
 
 def test_two_runs_do_not_write_the_same_results(three):
@@ -243,31 +372,10 @@ def test_two_runs_do_not_write_the_same_results(three):
     assert three.run() == 0
 
 
-def test_a_broken_or_missing_notebook_is_one_sentence(repository):
+def test_a_broken_or_missing_notebook_is_one_sentence(repository, capsys):
     with pytest.raises(RunError, match="holds no notebook"):
         repository.run()
     repository.write("notebooks/00_a.ipynb", "{")
-    with pytest.raises(MvlError, match="00_a.ipynb is no readable notebook"):
-        repository.run()
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (PROFILE.replace("epochs: 2\n", ""), "lacks epochs"),
-        (PROFILE + "epoch: 2\n", "has the unknown epoch"),
-        (PROFILE.replace("epochs: 2", "epochs: two"), "epochs must be a int"),
-        (PROFILE.replace("profile: smoke", "profile: quick"), "the file's own name"),
-        ("- a list\n", "expected lines"),
-        ("a: [\n", "not readable YAML"),
-    ],
-)
-def test_a_wrong_profile_is_one_sentence(repository, text, message):
-    repository.write("profiles/smoke.yaml", text)
-    with pytest.raises(ConfigError, match=message):
-        batch.load_profile("smoke", repository.root)
-
-
-def test_an_unknown_profile_names_the_known_ones():
-    with pytest.raises(ConfigError, match="gpu, paper, quick, smoke"):
-        batch.load_profile("fast")
+    assert repository.run() == 1
+    out, err = capsys.readouterr()
+    assert "00_a.ipynb is no readable notebook" in err and "Traceback" not in out + err

@@ -19,9 +19,8 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from mvl.batch import PROFILE_KEYS, load_profile
+from mvl.profiles import PROFILE_KEYS, ROOT, load_profile
 
-ROOT = Path(__file__).resolve().parents[1]
 #: This interpreter as a word of a shell's command line.
 PYTHON = shlex.quote(sys.executable)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -131,9 +130,21 @@ def test_environment_yml_says_the_same_as_pyproject():
     assert conda == {name: requirement.specifier for name, requirement in WANTED.items()}
 
 
-def test_environment_yml_installs_the_package_itself():
-    entries = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
-    assert "-e ." in entries[-1]["pip"]
+def test_environment_yml_is_what_binders_builder_takes():
+    """Held against repo2docker's conda build pack (jupyterhub/repo2docker, buildpacks/conda)."""
+    # Where one of these is there, environment.yml is not looked at.
+    assert not any((ROOT / name).exists() for name in ("Dockerfile", "binder", ".binder"))
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert environment["channels"] == ["conda-forge"]
+    *lines, last = environment["dependencies"]
+    # It reads the version by this expression, and has a locked base for these.
+    (version,) = (m[1] for m in map(re.compile(r"python\s*=+\s*([\d\.]*)").match, lines) if m)
+    assert version in {"3.10", "3.11", "3.12", "3.13"}
+    # mvl itself; seeing a local path, repo2docker copies the repository before it installs.
+    assert list(last) == ["pip"] and "pip" in lines and "-e ." in last["pip"]
+    # No CUDA: conda's CPU build, and nothing of torch's from PyPI, whose build for Linux has it.
+    assert [line for line in lines if "torch" in line] == ["pytorch-cpu>=2.11"]
+    assert not any("torch" in line or line.startswith("git+") for line in last["pip"])
 
 
 def test_satisfies_says_what_is_missing(tmp_path):
@@ -190,6 +201,29 @@ def test_help_and_unknown_options(name, tmp_path):
 def test_wrong_use_of_run_all_is_status_2(arguments, message, tmp_path):
     result = script(ROOT / "run_all.sh", *arguments, cwd=tmp_path)
     assert result.returncode == 2 and message in result.stderr and "Usage:" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "passed"),
+    [
+        ([], []),
+        (["--force", "--profile", "smoke"], ["--force", "--profile", "smoke"]),
+        (["--from", "03", "--profile", "gpu"], ["--profile", "gpu", "--from", "03"]),
+    ],
+)
+def test_run_all_names_a_profile_only_where_one_is_asked_for(given, passed, checkout, tmp_path):
+    shutil.copy(ROOT / "run_all.sh", checkout)
+    shutil.copytree(ROOT / "profiles", checkout / "profiles")
+    wrapper = tmp_path / "bin" / "python3"
+    wrapper.parent.mkdir()
+    wrapper.write_text(
+        f'#!/bin/sh\ncase "$*" in "-m mvl"*) echo "$@" ;; *) exec {PYTHON} "$@" ;; esac\n'
+    )
+    wrapper.chmod(0o755)
+    path = f"{wrapper.parent}:{os.environ['PATH']}"
+    result = script(checkout / "run_all.sh", *given, cwd=tmp_path, PATH=path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1].split() == ["-m", "mvl", "run", *passed]
 
 
 @pytest.fixture

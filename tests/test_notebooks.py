@@ -2,15 +2,23 @@
 
 import ast
 import re
-from pathlib import Path
 
 import nbformat
 import pytest
 import yaml
+from IPython.core.inputtransformer2 import TransformerManager
 
-ROOT = Path(__file__).resolve().parents[1]
+from mvl.links import colab_cell, repository
+from mvl.profiles import ROOT
+
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 QUICK = yaml.safe_load((ROOT / "profiles" / "quick.yaml").read_text())
+
+
+def parsed(cell):
+    """Syntax tree of a code cell, which may have lines of IPython's own, such as !command."""
+    return ast.parse(TransformerManager().transform_cell(cell.source))
+
 
 notebooks = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -39,6 +47,29 @@ def test_it_opens_with_its_question_and_closes_with_its_answer(path):
 
 
 @notebooks
+def test_its_first_code_fetches_the_suite_on_colab(path):
+    code = [cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+    assert code[0] == colab_cell(repository())
+    assert not any("google.colab" in source for source in code[1:])
+
+
+@notebooks
+def test_it_chooses_the_profile_before_it_uses_a_parameter(path):
+    """Where memory is little, a notebook that a person opens takes the smoke profile."""
+    code = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+    (place,) = (n for n, c in enumerate(code) if "parameters" in c.metadata.get("tags", []))
+    names = {statement.targets[0].id for statement in ast.parse(code[place].source).body}
+    statements = [statement for cell in code[place + 1 :] for statement in parsed(cell).body]
+    for statement in statements:
+        if ast.unparse(statement) == "mvl.choose_profile(globals())":
+            break
+        used = {node.id for node in ast.walk(statement) if isinstance(node, ast.Name)}
+        assert not used & names
+    else:
+        raise AssertionError("it never calls mvl.choose_profile(globals())")
+
+
+@notebooks
 def test_its_parameters_are_the_quick_profiles(path):
     tagged = [c for c in nbformat.read(path, 4).cells if "parameters" in c.metadata.get("tags", [])]
     assert len(tagged) == 1
@@ -54,4 +85,4 @@ def test_it_names_no_place_of_one_machine_and_defines_nothing(path):
         assert not re.search(r"(^|[\s\"'(])/(home|root|work|tmp|Users|content)\b", cell.source)
         if cell.cell_type == "code":
             kinds = (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef)
-            assert not any(isinstance(node, kinds) for node in ast.walk(ast.parse(cell.source)))
+            assert not any(isinstance(node, kinds) for node in ast.walk(parsed(cell)))

@@ -54,7 +54,7 @@ def test_the_reference_is_small():
 def test_arms_of_digits_stay_texts():
     summary = read_table(REFERENCE / "summary.csv")
     arms = set(summary.loc[summary["suite"] == "fusion", "arm"])
-    assert arms == {"000", "001", "010", "011", "100", "101", "110", "111"}
+    assert "000" in arms and arms <= set(SUITES["fusion"])
 
 
 def test_a_readme_without_markers_is_refused(tmp_path):
@@ -75,8 +75,9 @@ def test_the_committed_model_segments_a_file_before_anything_is_trained(phantom,
 
 def test_the_committed_model_is_the_runs_whose_results_stand_in_the_tables():
     card = (BEST / "README.md").read_text()
-    summary = read_table(REFERENCE / "summary.csv").set_index(["suite", "arm", "metric"])["mean"]
-    assert f"| test dice | {summary['presets', 'best', 'dice']:.4f} |" in card
+    cases = read_table(REFERENCE / "cases.csv.gz")
+    own = cases[(cases["suite"] == "presets") & (cases["arm"] == "best") & (cases["seed"] == 0)]
+    assert f"| test dice | {own.groupby('subject')['dice'].mean().mean():.4g} |" in card
     assert "CC-BY-SA 4.0" in card
     assert sum(p.stat().st_size for p in BEST.iterdir()) < 5e6
 

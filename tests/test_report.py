@@ -99,7 +99,12 @@ class Repository:
             block = {"source": model.language.source, "revision": "1", "layer": 5, "sha256": "ab"}
             write_json(folder / "block.json", block)
         write_table(folder / "cases.csv", self.cases(seed, gain, len(arm)))
-        done = {"validation_dice": 0.81 + gain, "trained_parameters": 884416, "seconds": 12.3}
+        done = {
+            "validation_dice": 0.81 + gain,
+            "trained_parameters": 884416,
+            "parameters": 884416,
+            "seconds": 12.3,
+        }
         done |= {"cases_sha256": sha256_of(folder / "cases.csv"), "best_epoch": 1}
         write_json(folder / "done.json", done)
         return folder
@@ -129,9 +134,8 @@ class Repository:
             }
             nbformat.write(executed, folder / f"{name}.ipynb")
         if done:
-            job = batch._Job(self.root / "notebooks" / f"{name}.ipynb", self.profile, self.root)
-            record = {"code": job.code, "inputs": job._inputs_hash()}
-            write_json(job.record, record)
+            job = batch.Job(self.root / "notebooks" / f"{name}.ipynb", self.profile, self.root)
+            write_json(job.record, job.made_of())
 
     def report(self):
         return Report(write_report(self.name, self.root).parent)
@@ -218,7 +222,10 @@ def everything(repository):
         new_code_cell("epochs = 2", metadata={"tags": ["injected-parameters"]}),
         new_markdown_cell("## Part\n\n#### Too deep\n\nInline $a_1$, and\n\n$$\\frac{1}{2}$$"),
         new_code_cell("figures.curves(runs, False)", outputs=outputs),
-        new_markdown_cell("See [that](01_next.ipynb), [gone](gone.ipynb), [it](https://a.example)"),
+        new_markdown_cell(
+            "See [that](01_next.ipynb), [gone](gone.ipynb), [it](https://a.example), "
+            "[![badge](https://a.example/b.svg)](https://a.example/c)"
+        ),
         new_code_cell("slider", outputs=[new_output("display_data", widget)]),
         new_code_cell("plain", outputs=[picture]),
         new_code_cell("answer", outputs=last),
@@ -563,6 +570,28 @@ def test_the_smoke_profile_is_synthetic_by_what_it_asks_for(tmp_path):
     assert report.index.select_one(".ribbon")
 
 
+def test_curves_and_sizes_are_shown_of_what_was_trained(empty):
+    for arm, gain in (("none", 0.0), ("pretrained", 0.02), ("random", 0.01)):
+        folder = empty.run(arm, gain=gain)
+        done = json.loads((folder / "done.json").read_text())
+        parameters = 884416 if arm == "none" else 2708480
+        write_json(folder / "done.json", done | {"parameters": parameters})
+        epochs = pd.DataFrame({"epoch": [0, 1, 2], "train_loss": 1.0})
+        write_table(folder / "curves.csv", epochs.assign(validation_dice=[0.1, 0.5, 0.7 + gain]))
+    report = empty.report()
+    check_page(report, "index.html")
+    alts = [image["alt"] for image in report.index.select("figure.own img")]
+    (curves,) = [alt for alt in alts if "by epoch" in alt]
+    assert curves.endswith("after the last epoch: none 0.700, pretrained 0.720, random 0.710.")
+    (sizes,) = [alt for alt in alts if "Weights" in alt]
+    dice = own_cases(empty).groupby("arm")["dice"].mean()
+    # The plain transformer has many names; it is one model.
+    weights = {"pretrained": "2,708,480", "random": "2,708,480", "vit": "884,416"}
+    dice["vit"] = dice["none"]
+    listed = ", ".join(f"{arm} {n} and {dice[arm]:.3f}" for arm, n in weights.items())
+    assert sizes.endswith(f"foreground: {listed}.")
+
+
 def test_without_a_run_the_report_says_so(empty):
     report = empty.report()
     check_page(report, "index.html")
@@ -740,7 +769,11 @@ def test_figures_are_described_and_sized(story):
 def test_links_lead_to_pages_or_are_only_text(story):
     page = story[1].pages["00_everything.html"]
     links = {a.get_text(): a["href"] for a in page.select("article a")}
-    assert links == {"that": "01_next.html", "it": "https://a.example"}
+    assert links == {
+        "that": "01_next.html",
+        "it": "https://a.example",
+        "badge": "https://a.example/c",
+    }
     steps = {a["href"] for a in page.select("nav a")}
     assert steps == {"index.html", "01_next.html"}
 

@@ -16,6 +16,7 @@ STAGES = {
     "d1": "tokens in the language model's space, D1(x)",
     "block": "the language block's output",
     "update": "what the block writes onto the stream, D2(block(D1(x)))",
+    "after": "the stream after the language part",
     "decoder": "the stream after the decoder",
 }
 
@@ -49,7 +50,7 @@ def activations(model, volume):
         places["decoder"] = model.decoder[-1]
     part = model.language
     if part is not None:
-        places |= {"d1": part.d1, "block": part.block, "update": part}
+        places |= {"d1": part.d1, "block": part.block, "update": part, "after": part}
     with contextlib.ExitStack() as stack:
         for stage, module in places.items():
             stack.callback(module.register_forward_hook(keep(stage)).remove)

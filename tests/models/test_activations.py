@@ -27,6 +27,7 @@ def test_stages_are_those_of_a_forward_pass_by_hand():
         assert torch.allclose(found["d1"], part.d1(x), atol=1e-5)
         assert torch.allclose(found["block"], part.block(part.d1(x)), atol=1e-5)
         assert torch.allclose(found["update"], part.d2(found["block"]), atol=1e-5)
+        assert torch.allclose(found["after"], part(x), atol=1e-5)
         assert torch.allclose(found["decoder"], model.decoder[0](part(x)), atol=1e-5)
 
 

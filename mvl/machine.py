@@ -1,0 +1,70 @@
+"""What a machine gives: how much memory there is, and how much was taken of it."""
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import psutil
+
+GIB = 2**30
+
+#: Where Linux says what a container may take: control groups of version 2, and of version 1.
+CONTROL_GROUPS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
+
+
+def memory_limit():
+    """Bytes of memory at hand: the machine's, or less where a container is given less.
+
+    JupyterHub, and with it Binder, names its limit in the environment variable MEM_LIMIT.
+    """
+    told = [os.environ.get("MEM_LIMIT", "")]
+    told += [path.read_text() for path in CONTROL_GROUPS if path.is_file()]
+    # Where there is no limit, they say nothing, 0, "max" or a number beyond any machine.
+    limits = [int(text) for text in map(str.strip, told) if text.isdecimal()]
+    return min(limit for limit in [psutil.virtual_memory().total, *limits] if limit)
+
+
+class PeakMemory:
+    """The most memory that the children of this process held at once while a block ran.
+
+    It is sampled: what a process takes in the last `INTERVAL_S` seconds of its life is missed.
+    Pages that processes share are counted for each of them, except for `SETTLED_S` seconds: a
+    process that starts a program is there twice for a moment, with all its memory.
+
+    Attributes:
+        bytes: the peak; 0 where there was no child.
+    """
+
+    INTERVAL_S = 0.25
+    SETTLED_S = 1.0
+
+    def __init__(self):
+        self.bytes = 0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self):
+        own = psutil.Process()
+        while not self._ended.wait(self.INTERVAL_S):
+            held = (self._held(child) for child in own.children(recursive=True))
+            self.bytes = max(self.bytes, sum(held))
+
+    def _held(self, process):
+        """Bytes of memory that a process holds; 0 if it has just begun, or ended."""
+        try:
+            settled = time.time() - process.create_time() >= self.SETTLED_S
+            return process.memory_info().rss if settled else 0
+        except psutil.Error:
+            return 0

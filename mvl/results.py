@@ -1,0 +1,321 @@
+"""What a profile has to show: its finished runs as tables, and the committed reference beside them.
+
+The folder names nothing but fingerprints; which arms a run is, its configuration says. So tables
+are made of what is there, whoever trained it and however far a suite is.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+
+from mvl.config import PROTOCOL_VERSION, DataConfig, ExperimentConfig, ModelConfig
+from mvl.errors import MvlError
+from mvl.experiments import DONE, FAILED, collect, is_running
+from mvl.files import read_json
+from mvl.reference import CONTRASTS, curves_table, read_table
+from mvl.statistics import contrasts_table, summary_table
+from mvl.suites import SUITES
+
+#: Columns of `Source.curves`.
+CURVES = [
+    *("suite", "arm", "seed", "task", "fraction"),
+    *("epoch", "train_loss", "validation_dice"),
+]
+
+
+@dataclass(frozen=True)
+class OwnRun:
+    """A run folder of the profile.
+
+    Attributes:
+        folder: its path.
+        state: "done", "running", "failed", "unfinished" or "unreadable".
+        reason: why it failed or cannot be read, or why it is in no table.
+        names: [(suite, arm)], empty where it is no arm of this profile's suites.
+        facts: what is known of it: seed, task, epochs, learning_rate, synthetic, device, ...
+        block: the language block by reference, or None.
+        environment: as `experiments.environment` wrote it.
+    """
+
+    folder: Path
+    state: str
+    reason: str = ""
+    names: tuple = ()
+    facts: dict | None = None
+    block: dict | None = None
+    environment: dict | None = None
+
+
+def own_runs(parameters, root):
+    """Every run folder of a profile.
+
+    Args:
+        parameters: the profile's, as `profiles.load_profile` gives them.
+        root: the repository.
+
+    Returns:
+        list of `OwnRun`, by name.
+    """
+    folder = root / "results" / parameters["profile"] / "runs"
+    return [_run(path.parent, parameters, root) for path in sorted(folder.glob("*/config.json"))]
+
+
+def _run(folder, parameters, root):
+    state = "unfinished"
+    if (folder / DONE).is_file():
+        state = "done"
+    elif is_running(folder):
+        state = "running"
+    elif (folder / FAILED).is_file():
+        state = "failed"
+    try:
+        stored = read_json(folder / "config.json")
+        config = ExperimentConfig.from_dict(stored["config"])
+        environment = read_json(folder / "environment.json")
+        facts = {
+            "seed": config.seed,
+            "task": config.data.task,
+            "epochs": config.training.epochs,
+            "learning_rate": config.training.learning_rate,
+            "synthetic": bool(read_json(folder / "task.json")["synthetic"]),
+            "protocol_version": stored["protocol_version"],
+            "fingerprint": folder.name,
+            **{key: environment[key] for key in ("device", "dtype", "commit")},
+        }
+        reason = read_json(folder / FAILED)["reason"] if state == "failed" else ""
+        if state == "done":
+            done = read_json(folder / DONE)
+            keys = ("validation_dice", "trained_parameters", "parameters", "seconds")
+            facts |= {key: done[key] for key in keys} | {"sha256": done.get("cases_sha256")}
+            reason = _other_setting(config, stored["protocol_version"], parameters)
+        names = () if reason else _names(config)
+        if state == "done" and not names:
+            reason = reason or "no arm of a suite"
+        block = folder / "block.json"
+        block = read_json(block) if block.is_file() else None
+        return OwnRun(folder, state, str(reason), names, facts, block, environment)
+    except UNREADABLE as error:
+        return OwnRun(folder, "unreadable", in_words(error, root))
+
+
+#: What reading a damaged run folder raises.
+UNREADABLE = (MvlError, OSError, KeyError, ValueError, TypeError)
+
+
+def in_words(error, root):
+    """An error in words, without the place of the repository, which is nobody's business."""
+    if isinstance(error, KeyError):
+        return f"its files lack {error}"
+    return str(error).replace(f"{root}/", "")
+
+
+def _other_setting(config, protocol_version, parameters):
+    """Why a run does not belong to the profile as it is now; "" if it does."""
+    data, language = config.data, config.model.language
+    wanted = replace(DataConfig(task=data.task, grid=data.grid), fraction=data.fraction)
+    wanted = replace(wanted, fit=parameters["fit"])
+    if protocol_version != PROTOCOL_VERSION:
+        return f"protocol version {protocol_version}"
+    if data.task == parameters["task"] and list(data.grid) != list(parameters["grid"]):
+        return "another grid than the profile's"
+    if data != wanted:
+        return "another handling of the data than the profile's"
+    if language and language.source != parameters["block"]:
+        return f"another language block, {language.source}"
+    # A fraction of the data has more epochs, for as many steps.
+    if data.fraction == 1 and config.training.epochs != parameters["epochs"]:
+        return f"another number of epochs, {config.training.epochs}"
+    return ""
+
+
+def _names(config):
+    """The (suite, arm) pairs whose experiment this is, seed and budget aside."""
+    return tuple(
+        (suite, name)
+        for suite, arms in SUITES.items()
+        for name, arm in arms.items()
+        # No profile runs an arm with another budget than the others'.
+        if arm.fraction == config.data.fraction
+        and arm.budget == 1
+        and replace(arm.training, epochs=config.training.epochs) == config.training
+        and _is_model(config.model, arm)
+    )
+
+
+#: Which fields `models.sizes.match_size` changes.
+_MATCHED = {"depth": ("encoder_depth", "decoder_depth"), "mlp": ("mlp_ratio",)}
+
+
+def _is_model(model, arm):
+    wanted = arm.model
+    if wanted.language and model.language:
+        source = model.language.source
+        wanted = replace(wanted, language=replace(wanted.language, source=source))
+    if arm.matched and isinstance(model, ModelConfig):
+        # How large it was made depends on the block; that it was made larger is enough.
+        matched = {name: getattr(model, name) for name in _MATCHED[arm.matched[0]]}
+        return model != wanted and model == replace(wanted, **matched)
+    return model == wanted
+
+
+# --- results and where they come from ------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Source:
+    """Results of one origin.
+
+    Attributes:
+        kind: "own" or "reference".
+        label: whose they are.
+        cases, summary, contrasts: as in `mvl.statistics`.
+        runs: a run a row: suite, arm, seed, task, epochs, learning_rate, validation_dice,
+            trained_parameters, parameters, ...
+        curves: an epoch of a run a row, with `CURVES`; of runs whose curves are at hand.
+    """
+
+    kind: str
+    label: str
+    cases: pd.DataFrame
+    summary: pd.DataFrame
+    contrasts: pd.DataFrame
+    runs: pd.DataFrame
+    curves: pd.DataFrame
+
+
+def sources_of(runs, root):
+    """The results of a profile, and the committed reference.
+
+    Args:
+        runs: from `own_runs`.
+        root: the repository.
+
+    Returns:
+        (list of `Source`: the profile's, one for each device, number format and kind of data,
+        then the reference; list of ("error" or "note", text) about what cannot be shown).
+    """
+    found, faults = [], []
+    comparable = {}
+    newest = _newest(runs)
+    for run in newest:
+        key = tuple(run.facts[name] for name in ("synthetic", "device", "dtype"))
+        comparable.setdefault(key, []).append(run)
+    for run in runs:
+        if run.state == "done" and run.names and run not in newest:
+            why = "is left out: the same arm and seed were tested again since, on other data"
+            faults.append(("note", f"Run {run.folder.name} {why}."))
+    for key, members in sorted(comparable.items(), key=lambda item: tuple(map(str, item[0]))):
+        synthetic, device, dtype = key
+        label = "This profile" + ", synthetic data" * synthetic
+        label += f", {device}, {dtype}" * (len(comparable) > 1)
+        try:
+            found.append(_own_source(label, members))
+        except UNREADABLE as error:
+            faults.append(("error", f"{label}: no tables. {in_words(error, root)}"))
+    try:
+        found.append(_reference(root / "results" / "reference"))
+    except UNREADABLE as error:
+        faults.append(("note", f"Without the committed reference: {in_words(error, root)}"))
+    return found, faults
+
+
+def _newest(runs):
+    """Done runs of arms; where two are one arm, seed and task, that which was tested last."""
+    cells = {}
+    for run in runs:
+        if run.state == "done" and run.names:
+            facts = (run.facts[name] for name in ("seed", "task", "synthetic", "device", "dtype"))
+            cells.setdefault((run.names, *facts), []).append(run)
+    return [
+        max(group, key=lambda run: ((run.folder / DONE).stat().st_mtime_ns, run.folder.name))
+        for group in cells.values()
+    ]
+
+
+def _own_source(label, runs):
+    tables, rows, curves = [], [], []
+    for run in runs:
+        for suite, arm in run.names:
+            cases = collect(run.folder, suite, arm)
+            tables.append(cases)
+            rows.append({"suite": suite, "arm": arm} | run.facts)
+            path = run.folder / "curves.csv"
+            if path.is_file():
+                place = {key: cases[key].iloc[0] for key in CURVES[:5]}
+                curves.append(pd.read_csv(path).assign(**place)[CURVES])
+    cases = pd.concat(tables, ignore_index=True)
+    return Source(
+        "own",
+        label,
+        cases,
+        summary_table(cases),
+        contrasts_table(cases, CONTRASTS, metrics=("dice", "nsd")),
+        pd.DataFrame(rows),
+        pd.concat(curves, ignore_index=True) if curves else pd.DataFrame(columns=CURVES),
+    )
+
+
+def _reference(folder):
+    names = ("cases.csv.gz", "summary.csv", "contrasts.csv", "validation.csv")
+    cases, summary, contrasts, runs = (read_table(folder / name) for name in names)
+    # Its tables of runs name no task, but each has one, which the cases know.
+    place = cases[["suite", "arm", "seed", "task"]].drop_duplicates()
+    runs, curves = runs.merge(place, how="left"), curves_table(folder).merge(place)
+    label = "Committed reference"
+    return Source("reference", label, cases, summary, contrasts, runs, curves[CURVES])
+
+
+#: Suites in whose order one experiment that has several names is given one.
+_NAMING = ("presets", "peers", "language", "size", "head", "fusion", "adaptation")
+
+
+def distinct(runs):
+    """Every experiment with all of the data, once however many names it has.
+
+    Args:
+        runs: as `Source.runs`.
+
+    Returns:
+        list of (suite, arm), for `part_of`.
+    """
+    cells, known = [], set()
+    for suite in _NAMING:
+        for arm in SUITES[suite]:
+            own = runs[(runs["suite"] == suite) & (runs["arm"] == arm)]
+            fingerprints = set(own["fingerprint"])
+            if fingerprints - known:
+                cells.append((suite, arm))
+            known |= fingerprints
+    return cells
+
+
+def part_of(source, cells):
+    """What a source has of some arms: the foreground alone, in the order of the arms.
+
+    Args:
+        source: a `Source`.
+        cells: list of (suite, arm); rows of several suites are said to be of the suite "all".
+    """
+    tables = {name: _rows_of(getattr(source, name), cells) for name in _TABLES}
+    return replace(source, **tables)
+
+
+def rows_of_task(source, task):
+    """What a source has of a task."""
+    tables = {name: getattr(source, name) for name in _TABLES}
+    return replace(source, **{name: t[t["task"] == task] for name, t in tables.items()})
+
+
+#: The tables of a `Source` that go by arm and task.
+_TABLES = ("cases", "summary", "runs", "curves")
+
+
+def _rows_of(table, cells):
+    place = {cell: n for n, cell in enumerate(cells)}
+    order = [place.get(cell, -1) for cell in zip(table["suite"], table["arm"], strict=True)]
+    rows = table.assign(_order=order).sort_values("_order", kind="stable")
+    rows = rows[rows["_order"] >= 0].drop(columns="_order")
+    if "structure" in rows:
+        rows = rows[rows["structure"] == "foreground"]
+    return rows if rows["suite"].nunique() < 2 else rows.assign(suite="all")

@@ -1,0 +1,70 @@
+"""How much memory there is, and how much child processes held."""
+
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from mvl import machine
+from mvl.machine import GIB, PeakMemory, memory_limit
+
+HALF = GIB // 2
+
+
+@pytest.fixture
+def groups(tmp_path, monkeypatch):
+    """A folder in which files of control groups can be put; no limit is set elsewhere."""
+    monkeypatch.delenv("MEM_LIMIT", raising=False)
+    paths = tmp_path / "memory.max", tmp_path / "limit_in_bytes"
+    monkeypatch.setattr(machine, "CONTROL_GROUPS", paths)
+    return paths
+
+
+def test_the_smallest_limit_counts(groups, monkeypatch):
+    whole = psutil.virtual_memory().total
+    assert memory_limit() == whole
+
+    # As version 2 and version 1 write that there is no limit.
+    groups[0].write_text("max\n")
+    groups[1].write_text("9223372036854771712\n")
+    assert memory_limit() == whole
+
+    groups[1].write_text(f"{2 * HALF}\n")
+    assert memory_limit() == 2 * HALF
+    monkeypatch.setenv("MEM_LIMIT", str(HALF))
+    assert memory_limit() == HALF
+    groups[0].write_text("1048576\n")
+    assert memory_limit() == 2**20
+
+
+@pytest.mark.parametrize("told", ["", "0", "2G", "none"])
+def test_a_limit_that_is_none_is_not_taken_for_one(groups, monkeypatch, told):
+    monkeypatch.setenv("MEM_LIMIT", told)
+    assert memory_limit() == psutil.virtual_memory().total
+
+
+def test_the_peak_is_that_of_all_children_together():
+    take = f"x = b'x' * {HALF}; import time; time.sleep(2)"
+    # The first starts the second, and both hold as much.
+    both = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {take!r}]); {take}"
+    with PeakMemory() as peak:
+        subprocess.run([sys.executable, "-c", both], check=True)
+        time.sleep(2 * PeakMemory.INTERVAL_S)
+    assert 2 * HALF <= peak.bytes <= 2 * HALF + GIB / 4
+
+
+def test_a_process_that_starts_a_program_is_not_counted_twice():
+    # Between fork and exec there are two of it; here that moment is long.
+    fork = "pid = os.fork(); pid or (time.sleep(0.6), os._exit(0)); os.waitpid(pid, 0)"
+    code = f"import os, time; x = b'x' * {HALF}; time.sleep(1.2); {fork}"
+    with PeakMemory() as peak:
+        subprocess.run([sys.executable, "-c", code], check=True)
+    assert HALF <= peak.bytes <= HALF + GIB / 8
+
+
+def test_without_children_there_is_no_peak():
+    with PeakMemory() as peak:
+        time.sleep(2 * PeakMemory.INTERVAL_S)
+    assert peak.bytes == 0
