@@ -17,9 +17,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mvl.batch import load_profile
 from mvl.data import download
 from mvl.errors import MvlError
+from mvl.profiles import load_profile
 from tests.data import test_checks as volumes
 from tests.data.test_download import DESCRIPTION, archive, link
 from tests.reliability import children, stages
@@ -479,6 +479,7 @@ _profile(
     "a value of another type", ("epochs must be",), lambda t: t.replace("epochs: 2", "epochs: two")
 )
 _profile("no YAML", ("not readable YAML",), lambda text: text + "a: [\n")
+_profile("nested 100,000 times", ("not readable YAML",), lambda text: "[" * 100_000)
 _profile("a list", ("key: value",), lambda text: "- a\n- b\n")
 
 

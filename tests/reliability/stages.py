@@ -109,11 +109,11 @@ def _suite(folder, given):
 
 def _batch(folder, given):
     try:
-        batch.run("smoke", root=folder)
+        outcomes = batch.run("smoke", root=folder)
     except MvlError as error:  # `mvl run` would run the repository's own notebooks
         print(f"mvl: {error}")
         return 1
-    return 0  # what it brought is on disk
+    return int(any(outcome.status == "failed" for outcome in outcomes.values()))
 
 
 def _notebooks(folder, given):
@@ -273,6 +273,8 @@ def _visible(folder):
 
 def _is_whole(path, whole):
     name = str(path.relative_to(next(p for p in path.parents if p.name == "results")))
+    if path.suffix == ".ipynb" and not path.with_suffix(".done.json").is_file():
+        return True  # nobody takes it for whole
     if path.suffix in (".json", ".ipynb"):
         json.loads(path.read_text())
         return True
