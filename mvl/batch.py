@@ -198,9 +198,9 @@ class Job:
         declared = papermill.inspect_notebook(notebook)
         earlier = self._durations()
         progress = _Progress(self.name, [earlier.get(cell.id) for cell in notebook.cells])
-        self.copy.parent.mkdir(parents=True, exist_ok=True)
-        self.record.unlink(missing_ok=True)
         try:
+            self.copy.parent.mkdir(parents=True, exist_ok=True)
+            self.record.unlink(missing_ok=True)
             with progress:
                 papermill.execute_notebook(
                     notebook,
@@ -225,6 +225,9 @@ class Job:
         except RuntimeError as error:
             # nbclient says so when a kernel never answers.
             raise NotebookError(f"{self.name}: the kernel did not start: {error}") from error
+        except OSError as error:
+            reason = error.strerror or error
+            raise NotebookError(f"{self.name}: cannot write {self.copy}: {reason}") from error
         # The inputs as they are now: the notebook itself may have downloaded or made them.
         write_json(self.record, self.made_of())
 

@@ -4,23 +4,36 @@ Nothing heavy is imported before a verb needs it, so that `mvl --help` answers a
 """
 
 import argparse
+import io
 import sys
 from pathlib import Path
 
-from mvl.errors import MvlError
+from mvl.errors import MvlError, out_of_memory
 
 
 def main(arguments=None):
     """Run the command; returns its exit status: 0, 1 for a fault, 2 for wrong usage."""
     options = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # the name of a file need not be text
     try:
         return options.call(options) or 0
     except MvlError as error:
-        print(f"mvl: {error}", file=sys.stderr)
-        return 1
+        return _fault(error)
+    except OSError as error:  # of a file that no reader or writer of ours has put into words
+        return _fault(f"{error.filename or 'input or output'}: {error.strerror or error}")
+    except (MemoryError, RuntimeError) as error:
+        if not (reason := out_of_memory(error)):
+            raise
+        return _fault(f"out of memory ({reason}); a machine with more of it would do")
     except KeyboardInterrupt:
         print("mvl: stopped; the same command goes on from here", file=sys.stderr)
         return 130
+
+
+def _fault(said):
+    print(f"mvl: {said}", file=sys.stderr)
+    return 1
 
 
 def _parser():
@@ -48,6 +61,7 @@ def _parser():
     train.add_argument("--block", metavar="SOURCE", help="language block, if the preset has one")
     train.add_argument("--epochs", type=int)
     train.add_argument("--learning-rate", type=float)
+    train.add_argument("--batch-size", type=int, help="cases a step")
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--grid", type=int, nargs=3, metavar=("H", "W", "D"), help="in voxels")
     train.add_argument("--fit", choices=("pad", "resize"), help="how a volume comes to the grid")
@@ -203,7 +217,12 @@ def _train(options):
 
     model, training = preset(options.preset, options.block)
     training = replace(
-        training, **given(epochs=options.epochs, learning_rate=options.learning_rate)
+        training,
+        **given(
+            epochs=options.epochs,
+            learning_rate=options.learning_rate,
+            batch_size=options.batch_size,
+        ),
     )
     grid = tuple(options.grid) if options.grid else None
     data_config = DataConfig(
@@ -226,16 +245,11 @@ def _train(options):
 
 
 def _evaluate(options):
-    from mvl.config import ExperimentConfig
     from mvl.data.loading import open_task
-    from mvl.errors import RunError
-    from mvl.experiments import test
-    from mvl.files import read_json
+    from mvl.experiments import read_config, test
     from mvl.metrics import METRICS
 
-    if not (options.run / "config.json").is_file():
-        raise RunError(f"{options.run} is no run folder: it has no config.json")
-    config = ExperimentConfig.from_dict(read_json(options.run / "config.json")["config"])
+    config = read_config(options.run)
     data = open_task(config.data, config.seed, options.root, options.on_bad_case)
     cases = test(options.run, data)
     print(cases.groupby("structure")[list(METRICS)].mean().T.to_string(float_format="%.3f"))

@@ -25,3 +25,20 @@ class BlockError(MvlError):
 
 class RunError(MvlError):
     """A run folder or a results table that is missing, foreign, incomplete or inconsistent."""
+
+
+def out_of_memory(error):
+    """The part of an exception that says that memory has run out, the machine's or a GPU's.
+
+    PyTorch says it in a class of its own for a GPU and in a plain RuntimeError for the CPU, and
+    MONAI wraps what happens in a transform; no import of theirs is needed to tell.
+
+    Returns:
+        The exception or one of its causes; None if it is about something else.
+    """
+    while error is not None:
+        kind = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+        if kind or "DefaultCPUAllocator: can't allocate memory" in str(error):
+            return error
+        error = error.__cause__
+    return None

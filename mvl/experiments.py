@@ -19,6 +19,7 @@ A run folder is named by its experiment's fingerprint and holds
 What has `trained.json` is never trained again, what has `done.json` never evaluated again.
 """
 
+import contextlib
 import dataclasses
 import os
 import platform
@@ -34,15 +35,23 @@ import torch
 from mvl.config import PROTOCOL_VERSION, ExperimentConfig, PeerConfig, fingerprint
 from mvl.data.loading import Preparation, classes_of
 from mvl.data.splits import Split
-from mvl.errors import MvlError, RunError
+from mvl.errors import ConfigError, DataError, MvlError, RunError, out_of_memory
 from mvl.evaluation import evaluate
-from mvl.files import is_locked, locked, read_json, sha256_of, write_json, write_table
+from mvl.files import (
+    is_locked,
+    locked,
+    read_json,
+    read_table,
+    sha256_of,
+    write_json,
+    write_table,
+)
 from mvl.metrics import METRICS
 from mvl.models.language import block_reference
 from mvl.models.peers import build_peer
 from mvl.models.segmenter import MedVisionLlama, build_segmenter
 from mvl.tasks import Task
-from mvl.training import WEIGHTS, load_weights, train
+from mvl.training import CURVES, STATE, WEIGHTS, load_weights, train
 
 TRAINED, DONE, FAILED, CASES = "trained.json", "done.json", "failed.json", "cases.csv"
 
@@ -93,24 +102,39 @@ def fit(config, data, runs, show=True, on_epoch=None, track=False):
         BlockError: the language block cannot be found, read or trusted.
     """
     folder = run_folder(config, data, runs)
-    if (folder / TRAINED).exists():
+    if (folder / TRAINED).exists() and not (folder / STATE).exists():
         return folder
     with locked(folder, "training this run"):
         if not (folder / TRAINED).exists():
             _describe(config, data, folder)
             try:
-                _fit(config, data, folder, show, on_epoch, track)
+                with _memory_in_words(folder):
+                    _fit(config, data, folder, show, on_epoch, track)
             except MvlError as error:
-                write_json(folder / FAILED, {"reason": str(error)})
+                with contextlib.suppress(MvlError):  # on a full disk the first fault is the one
+                    write_json(folder / FAILED, {"reason": str(error)})
                 raise
+        (folder / STATE).unlink(missing_ok=True)
     return folder
+
+
+@contextlib.contextmanager
+def _memory_in_words(folder):
+    """Say it in a sentence where memory runs out outside of a step, for which `train` does."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not (reason := out_of_memory(error)):
+            raise
+        raise RunError(
+            f"{folder}: out of memory before or between the steps of training ({reason}); choose a "
+            "smaller grid or model, or a machine with more memory"
+        ) from error
 
 
 def _describe(config, data, folder):
     """Write down what is about to be trained."""
     (folder / FAILED).unlink(missing_ok=True)
-    for unfinished in folder.glob(".tmp-*"):
-        unfinished.unlink()  # of a process that was killed while it wrote
     write_json(
         folder / "config.json",
         {
@@ -135,7 +159,7 @@ def _fit(config, data, folder, show, on_epoch, track):
     )
     model = _build(config, data.task)
     seconds = train(model, volumes, validation, config, folder, show, on_epoch, track)
-    curves = pd.read_csv(folder / "curves.csv")
+    curves = read_table(folder / CURVES, numbers=("epoch", "validation_dice"))
     best = curves.loc[curves["validation_dice"].idxmax()]
     write_json(
         folder / TRAINED,
@@ -147,7 +171,6 @@ def _fit(config, data, folder, show, on_epoch, track):
             "parameters": sum(p.numel() for p in model.parameters()),
         },
     )
-    (folder / "state.safetensors").unlink(missing_ok=True)
 
 
 def test(folder, data, show=True):
@@ -175,10 +198,36 @@ def test(folder, data, show=True):
         write_table(folder / CASES, cases)
         write_json(
             folder / DONE,
-            read_json(folder / TRAINED)
+            read_json(folder / TRAINED, "validation_dice")
             | {"test_cases": len(data.split.test), "cases_sha256": sha256_of(folder / CASES)},
         )
-    return pd.read_csv(folder / CASES)
+    return _read_cases(folder)
+
+
+def _read_cases(folder):
+    return read_table(folder / CASES, ("subject", "case", "structure"), METRICS)
+
+
+def read_config(folder):
+    """The configuration of a run.
+
+    Raises:
+        RunError: the folder is no run, or was made under another version of the protocol.
+        ConfigError: the configuration is damaged.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise RunError(f"{folder} is no run folder: it has no config.json")
+    stored = read_json(path, "config", "protocol_version")
+    if stored["protocol_version"] != PROTOCOL_VERSION:
+        raise RunError(
+            f"{folder} was made under protocol version {stored['protocol_version']}, this is "
+            f"version {PROTOCOL_VERSION}: numbers of the two do not compare; train it anew"
+        )
+    try:
+        return ExperimentConfig.from_dict(stored["config"])
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -205,21 +254,16 @@ class Run:
         if not (folder / TRAINED).exists():
             state = "its training has not ended" if (folder / "config.json").exists() else "no run"
             raise RunError(f"{folder}: {state}; 'mvl train' makes a trained run")
-        stored = read_json(folder / "config.json")
-        if stored.get("protocol_version") != PROTOCOL_VERSION:
-            raise RunError(
-                f"{folder} was made under protocol version {stored.get('protocol_version')}, this "
-                f"is version {PROTOCOL_VERSION}: numbers of the two do not compare; train it anew"
-            )
-        config = ExperimentConfig.from_dict(stored["config"])
+        config = read_config(folder)
         if config.model.language:
-            now, then = block_reference(config.model.language), read_json(folder / "block.json")
-            if now["sha256"] != then["sha256"]:
+            now = block_reference(config.model.language)["sha256"]
+            then = read_json(folder / "block.json", "sha256")["sha256"]
+            if now != then:
                 raise RunError(
                     f"{folder} was trained with another block than {config.model.language.source} "
-                    f"gives now (SHA-256 {then['sha256'][:12]}, now {now['sha256'][:12]})"
+                    f"gives now (SHA-256 {str(then)[:12]}, now {now[:12]})"
                 )
-        task = Task.from_dict(read_json(folder / "task.json"))
+        task = _read_task(folder)
         model = _build(config, task)
         load_weights(model, folder / WEIGHTS)
         return cls(
@@ -230,6 +274,14 @@ class Run:
             model=model.eval(),
             preparation=Preparation(task, config.data),
         )
+
+
+def _read_task(folder):
+    path = folder / "task.json"
+    try:
+        return Task.from_dict(read_json(path))
+    except DataError as error:
+        raise RunError(f"{path}: {error}") from error
 
 
 class Predictor(NamedTuple):
@@ -253,7 +305,8 @@ def load_predictor(folder):
         BlockError: its language block is not at hand, or is not the one of the training.
     """
     stored = Path(folder) / "config.json"
-    if not stored.is_file() or "config" in read_json(stored):
+    # A saved model's names its type; any other folder is a run, or is told what it lacks.
+    if not stored.is_file() or "model_type" not in read_json(stored):
         run = Run.load(folder)
         return Predictor(run.model, run.preparation, run.task, run.config.data.target)
     model = MedVisionLlama.from_pretrained(folder)
@@ -316,8 +369,8 @@ def _commit():
 def collect(folder, suite, arm):
     """One run's `cases.csv` with the columns that tell it from other runs."""
     folder = Path(folder)
-    stored, place = read_json(folder / "config.json"), read_json(folder / "environment.json")
-    config = ExperimentConfig.from_dict(stored["config"])
+    config = read_config(folder)
+    place = read_json(folder / "environment.json", "device", "dtype")
     language = config.model.language
     facts = {
         "suite": suite,
@@ -328,12 +381,12 @@ def collect(folder, suite, arm):
         "host": getattr(config.model, "architecture", "vit"),
         "fraction": config.data.fraction,
         "epochs": config.training.epochs,
-        "protocol_version": stored["protocol_version"],
-        "synthetic": read_json(folder / "task.json")["synthetic"],
+        "protocol_version": PROTOCOL_VERSION,
+        "synthetic": read_json(folder / "task.json", "synthetic")["synthetic"],
         "device": place["device"],
         "dtype": place["dtype"],
     }
-    cases = pd.read_csv(folder / CASES)
+    cases = _read_cases(folder)
     order = ["suite", "arm", "seed", "task", "subject", "case", "structure", *METRICS]
     order += [name for name in facts if name not in order]
     return cases.assign(**facts)[order]

@@ -6,17 +6,25 @@ import gzip
 import hashlib
 import json
 import os
+import stat
 import tempfile
+import zlib
 from pathlib import Path
 
 from mvl.errors import MvlError, RunError
+
+#: How the names of files begin that are being written.
+_UNFINISHED = ".mvl-writing-"
+#: No JSON file of ours or of a data set comes near this size.
+_JSON_LIMIT = 64 << 20
 
 
 @contextlib.contextmanager
 def written(path):
     """Yield a temporary path beside `path`; rename it to `path` if the block ends without error.
 
-    A reader never sees half a file, and a process that is killed leaves the old one in place.
+    A reader never sees half a file, and a process that is killed leaves the old one in place; what
+    it had begun goes when the next file is written to that folder.
 
     Args:
         path: the final name; its folder is made if it is missing.
@@ -25,25 +33,50 @@ def written(path):
         MvlError: the folder cannot be written, or the disk is full.
     """
     path = Path(path)
-    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # The ending stays, since nibabel and matplotlib choose the format by it.
-        handle, temporary = tempfile.mkstemp(
-            prefix=".tmp-", suffix="".join(path.suffixes[-2:]), dir=path.parent
-        )
-        os.close(handle)
-        yield Path(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        # mkstemp makes files private; a result should be as readable as any other file.
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        _sweep(path.parent)
+        with _temporary(path) as temporary:
+            yield temporary
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            # mkstemp makes files private; a result should be as readable as any other file.
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
     except OSError as error:
         raise MvlError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def _temporary(path):
+    """Yield the path of a new, locked file beside `path`; remove what is still there after."""
+    handle, temporary = _locked_file(path)
+    try:
+        yield Path(temporary)
     finally:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
+        Path(temporary).unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _locked_file(path):
+    while True:
+        # The ending stays, since nibabel and matplotlib choose the format by it.
+        handle, temporary = tempfile.mkstemp(
+            prefix=_UNFINISHED, suffix="".join(path.suffixes[-2:]), dir=path.parent
+        )
+        with contextlib.suppress(OSError):  # a file system without locks; nothing is swept there
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:
+            return handle, temporary
+        os.close(handle)  # another process swept it away before it was locked
+
+
+def _sweep(folder):
+    """Remove the files that a killed process was writing: their locks went with it."""
+    for path in folder.glob(f"{_UNFINISHED}*"):
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
 
 
 def _umask():
@@ -63,19 +96,79 @@ def write_json(path, value):
     write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
-def read_json(path):
+def read_json(path, *keys):
     """Read a JSON file.
 
+    Args:
+        path: the file.
+        keys: what it must have; none for JSON that need not be an object.
+
     Raises:
-        MvlError: the file is missing, unreadable or not JSON.
+        MvlError: the file is missing, unreadable, not JSON, or lacks a key.
     """
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        state = path.stat()
+        # Reading a pipe or a device might never end.
+        if stat.S_ISFIFO(state.st_mode) or stat.S_ISCHR(state.st_mode):
+            raise MvlError(f"{path} is not a regular file")
+        if state.st_size > _JSON_LIMIT:
+            raise MvlError(f"{path} is too large to be what it should: {state.st_size:,} bytes")
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise MvlError(f"{path} does not exist") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise MvlError(f"{path} is not readable JSON: {error}") from error
+    for key in keys:
+        if not isinstance(value, dict) or key not in value:
+            raise MvlError(f"{path} lacks {key!r}: it is damaged, or of another version")
+    return value
+
+
+def read_table(path, texts=(), numbers=(), **options):
+    """Read a CSV file, compressed where its name ends in .gz.
+
+    Args:
+        path: the file.
+        texts, numbers: columns that it must have, the latter with numbers alone.
+        options: of `pandas.read_csv`.
+
+    Raises:
+        MvlError: the file is missing, unreadable or no table, or a column is.
+    """
+    import pandas as pd  # `mvl --help` does without
+
+    try:
+        table = pd.read_csv(path, **options)
+    except FileNotFoundError as error:
+        raise MvlError(f"{path} does not exist") from error
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise MvlError(f"{path} is not a readable table: {error}") from error
+    for column in (*texts, *numbers):
+        if column not in table:
+            raise MvlError(f"{path} lacks the column {column!r}: it is damaged, or another table")
+        if column in numbers and table[column].dtype.kind not in "fi":
+            raise MvlError(f"{path}: the column {column!r} does not hold numbers alone")
+    return table
+
+
+def write_tensors(path, tensors, metadata):
+    """Write tensors as safetensors, whole or not at all.
+
+    Args:
+        path: the file.
+        tensors: {name: tensor}, on any device.
+        metadata: {key: text} for the header.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with written(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata)
+        except SafetensorError as error:  # what a full disk becomes there
+            raise OSError(str(error)) from error
 
 
 def write_table(path, frame):

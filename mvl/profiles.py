@@ -58,7 +58,7 @@ def load_profile(name, root=ROOT):
     path = folder / f"{name}.yaml"
     try:
         profile = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} is not readable YAML: {error}") from error
     if not isinstance(profile, dict):
         raise ConfigError(f"{path}: expected lines of the form 'key: value'")

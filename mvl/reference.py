@@ -24,6 +24,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from mvl import files
 from mvl.errors import RunError
 from mvl.experiments import Run, collect
 from mvl.figures import paired_differences, save
@@ -89,15 +90,20 @@ _CELL = ["suite", "arm", "seed"]
 _CURVE_COLUMNS = ["fingerprint", "epoch", "train_loss", "validation_dice"]
 
 
-def read_table(path):
+def read_table(path, numbers=()):
     """Read a table of the reference, or one like it, with its texts as texts.
+
+    Args:
+        path: the table.
+        numbers: columns that it must have, with numbers alone.
 
     Raises:
         RunError: there is no such table.
+        MvlError: it is unreadable, or a column is.
     """
     if not Path(path).is_file():
         raise RunError(f"{path} does not exist; 'mvl reference' writes the reference's tables")
-    table = pd.read_csv(path, dtype=_TEXT)
+    table = files.read_table(path, numbers=numbers, dtype=_TEXT)
     texts = [name for name in _TEXT if name in table]
     return table.fillna({name: "" for name in texts})
 

@@ -22,7 +22,7 @@ from mvl.data.loading import open_task
 from mvl.data.splits import FOLDS
 from mvl.errors import ConfigError, MvlError
 from mvl.experiments import DONE, FAILED, TRAINED, collect, fit, is_running, run_folder, test
-from mvl.files import read_json
+from mvl.files import read_json, read_table
 from mvl.models.language import has_rotary
 from mvl.models.sizes import count_parameters, match_size
 from mvl.training import processes
@@ -314,14 +314,14 @@ def status(configs, runs, root=None):
         folder = run_folder(config, data, runs)
         epochs, epoch, spent, reason = config.training.epochs, 0, 0.0, ""
         if (folder / "curves.csv").exists():
-            epoch = len(pd.read_csv(folder / "curves.csv"))
+            epoch = len(read_table(folder / "curves.csv"))
         if (folder / TRAINED).exists():
             state = "done" if (folder / DONE).exists() else "trained"
-            spent = read_json(folder / TRAINED)["seconds"]
+            spent = read_json(folder / TRAINED, "seconds")["seconds"]
         elif is_running(folder):
             state = "running"
         elif (folder / FAILED).exists():
-            state, reason = "failed", read_json(folder / FAILED)["reason"]
+            state, reason = "failed", read_json(folder / FAILED, "reason")["reason"]
         else:
             state = "stopped" if epoch else "open"
         rows.append(
@@ -367,7 +367,7 @@ def tuning_table(suite, configs, runs, root=None):
     for (arm, seed), config in configs.items():
         folder = run_folder(config, open_task(config.data, seed, root, progress=False), runs)
         if (folder / TRAINED).exists():
-            trained = read_json(folder / TRAINED)
+            trained = read_json(folder / TRAINED, "validation_dice", "best_epoch")
             rows.append(
                 {
                     "suite": suite,

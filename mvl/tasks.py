@@ -48,9 +48,18 @@ class Task:
 
     @classmethod
     def from_dict(cls, facts):
-        """The inverse of `dataclasses.asdict`, from JSON, where tuples are lists and keys texts."""
-        values = {key: tuple(v) if isinstance(v, list) else v for key, v in facts.items()}
-        return cls(**values | {"labels": {int(n): name for n, name in facts["labels"].items()}})
+        """The inverse of `dataclasses.asdict`, from JSON, where tuples are lists and keys texts.
+
+        Raises:
+            DataError: a fact is missing or unknown, or the labels are no mapping of numbers.
+        """
+        try:
+            values = {key: tuple(v) if isinstance(v, list) else v for key, v in facts.items()}
+            return cls(**values | {"labels": {int(n): name for n, name in facts["labels"].items()}})
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"the facts of a task are damaged, or of another version: {error}"
+            ) from error
 
     def subject_of(self, case):
         """The subject of a case, where no `subjects.csv` says it.

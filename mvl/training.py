@@ -17,6 +17,7 @@ import json
 import math
 import os
 import time
+import traceback
 from pathlib import Path
 
 import pandas as pd
@@ -25,13 +26,12 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, gather_object
 from monai.losses import DiceCELoss
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
 
 from mvl.config import derive_seed
 from mvl.data.loading import training_batches
-from mvl.errors import ConfigError, RunError
-from mvl.files import write_table, written
+from mvl.errors import ConfigError, RunError, out_of_memory
+from mvl.files import write_table, write_tensors
 from mvl.metrics import dice_per_case
 from mvl.progress import Progress
 
@@ -133,8 +133,9 @@ def train(model, volumes, validation, config, folder, show=True, on_epoch=None, 
         Seconds spent, those of earlier processes included.
 
     Raises:
-        RunError: the loss is no longer a number; the message says where and what to change. Or
-            processes that train together see different folders.
+        RunError: the loss or the gradient is no longer a number, or memory ran out; the message
+            says at which step and what to change. Or processes that train together see different
+            folders.
         ConfigError: `track`, and TensorBoard is not installed.
     """
     folder, plan = Path(folder), config.training
@@ -158,6 +159,19 @@ def train(model, volumes, validation, config, folder, show=True, on_epoch=None, 
             f"({', '.join(map(str, sorted(begun)))}): it has to be on a file system that they share"
         )
 
+    def update(images, labels, share, place):
+        """One step of the optimiser; returns the loss of the batch, over all processes."""
+        loss = loss_of(network(images), labels) * share
+        whole = accelerator.reduce(loss.detach(), "mean").item()
+        _require_finite("loss", whole, folder, place, optimiser)
+        optimiser.zero_grad()
+        accelerator.backward(loss)
+        norm = accelerator.clip_grad_norm_(network.parameters(), plan.clip_norm or math.inf)
+        # A step on it would leave weights that are no numbers, and a state to resume from.
+        _require_finite("gradient's norm", norm.item(), folder, place, optimiser)
+        optimiser.step()
+        return whole
+
     tracking = _tracking(folder, len(rows)) if track and main else contextlib.nullcontext()
     with Progress("training", plan.epochs, "epoch", show and main) as progress, tracking as tracker:
         progress.skip(len(rows))
@@ -176,20 +190,9 @@ def train(model, volumes, validation, config, folder, show=True, on_epoch=None, 
                 # The loss is a mean over cases, and gradients are averaged over processes: so a
                 # process counts by its share of the batch's cases, a stand-in's not at all.
                 share = len(range(rank, size, count)) * count / size
-                loss = loss_of(network(images), labels) * share
-                whole = accelerator.reduce(loss.detach(), "mean").item()
-                if not math.isfinite(whole):
-                    raise RunError(
-                        f"{folder}: the loss became {whole} at step {step} of epoch {epoch} "
-                        f"with learning rate {rate:.3g}. Choose a lower learning_rate, or switch "
-                        "clip_norm on; the run stays resumable from the epoch before."
-                    )
-                optimiser.zero_grad()
-                accelerator.backward(loss)
-                if plan.clip_norm:
-                    accelerator.clip_grad_norm_(network.parameters(), plan.clip_norm)
-                optimiser.step()
-                total += whole * size
+                place = f"at step {step} of epoch {epoch}"
+                with _memory_told(folder, place, plan, model, loss_of, images, labels, optimiser):
+                    total += update(images, labels, share, place) * size
             train_loss = total / len(volumes)
             schedule.step(*[train_loss] * (plan.schedule == "plateau"))
 
@@ -210,12 +213,67 @@ def train(model, volumes, validation, config, folder, show=True, on_epoch=None, 
             if track:
                 _write_scalars(tracker, rows[-1])
             spent += time.monotonic() - started
-            _save_state(folder / STATE, model, optimiser.optimizer, schedule, rows, best, spent)
+            # The state comes last: what is resumed from it has every row of the curves.
             write_table(folder / CURVES, pd.DataFrame(rows))
+            _save_state(folder / STATE, model, optimiser.optimizer, schedule, rows, best, spent)
             progress.step(f"validation Dice {score:.3f}, best {best:.3f}")
             if on_epoch:
                 on_epoch(rows)
     return spent
+
+
+def _require_finite(what, value, folder, place, optimiser):
+    if not math.isfinite(value):
+        raise RunError(
+            f"{folder}: the {what} became {value} {place} with learning rate "
+            f"{optimiser.param_groups[0]['lr']:.3g}. Choose a lower learning_rate, or switch "
+            "clip_norm on; the run stays resumable from the epoch before."
+        )
+
+
+@contextlib.contextmanager
+def _memory_told(folder, place, plan, model, loss_of, images, labels, optimiser):
+    """Where a step runs out of memory, try smaller batches and say which one fits."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        traceback.clear_frames(error.__traceback__)  # they hold the activations
+        fits = _fitting(model, loss_of, images, labels, optimiser) * processes().num_processes
+        way = "not even one case fits: choose a smaller grid or model"
+        if fits:
+            way = f"a batch of {fits} fits: choose --batch-size {fits}"
+        raise RunError(
+            f"{folder}: out of memory {place} with {plan.batch_size} cases a batch; {way}, for an "
+            "experiment of its own, or go on with this one on a machine with more memory; the run "
+            "stays resumable from the epoch before."
+        ) from None
+
+
+def _fitting(model, loss_of, images, labels, optimiser):
+    """How many of a batch's cases fit into memory, by halves; 0 if not even one does."""
+
+    def attempt(size):
+        # Before its first step the optimiser lacks its two moments of each weight.
+        weights = [] if optimiser.state else [p for p in model.parameters() if p.requires_grad]
+        _moments = [torch.empty_like(p) for p in weights for _ in range(2)]
+        loss_of(model(images[:size]), labels[:size]).backward()
+
+    size = len(images) // 2
+    while size:
+        model.zero_grad()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        try:
+            attempt(size)
+            break
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            traceback.clear_frames(error.__traceback__)
+        size //= 2
+    return size
 
 
 @torch.inference_mode()
@@ -261,7 +319,7 @@ def _write_scalars(writer, row):
 
 def save_weights(model, path):
     """Write the weights that are the run's own; the frozen block stays where it came from."""
-    _write_tensors(path, model.trained_state(), {})
+    write_tensors(path, model.trained_state(), {})
 
 
 def load_weights(model, path):
@@ -311,33 +369,33 @@ def _save_state(path, model, optimiser, schedule, rows, best, spent):
         "groups": state["param_groups"],
         "schedule": schedule.state_dict(),
     }
-    _write_tensors(path, tensors, {"progress": json.dumps(progress)})
+    write_tensors(path, tensors, {"progress": json.dumps(progress)})
 
 
 def _restore(path, model, optimiser, schedule):
     tensors, metadata = _read_tensors(path)
-    progress = json.loads(metadata["progress"])
-    moments = {}
-    for key, tensor in tensors.items():
-        if key.startswith("optimiser."):
-            _, index, name = key.split(".")
-            moments.setdefault(int(index), {})[name] = tensor
-    optimiser.load_state_dict({"state": moments, "param_groups": progress["groups"]})
-    schedule.load_state_dict(progress["schedule"])
     weights = {k.removeprefix("model."): t for k, t in tensors.items() if k.startswith("model.")}
+    try:
+        progress = json.loads((metadata or {})["progress"])
+        moments = {}
+        for key, tensor in tensors.items():
+            if key.startswith("optimiser."):
+                _, index, name = key.split(".")
+                moments.setdefault(int(index), {})[name] = tensor
+        optimiser.load_state_dict({"state": moments, "param_groups": progress["groups"]})
+        schedule.load_state_dict(progress["schedule"])
+        reached = progress["rows"], progress["best"], progress["spent"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(
+            f"{path} is damaged, or of another version ({error!r}). Delete it to start anew."
+        ) from error
     model.load_trained_state(weights, path)
-    return progress["rows"], progress["best"], progress["spent"]
-
-
-def _write_tensors(path, tensors, metadata):
-    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    with written(path) as temporary:
-        save_file(tensors, temporary, metadata)
+    return reached
 
 
 def _read_tensors(path):
     try:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
-    except Exception as error:  # safetensors raises its own kind for a damaged header
+    except (OSError, SafetensorError) as error:
         raise RunError(f"{path} cannot be read: {error}. Delete it to start anew.") from error

@@ -62,8 +62,8 @@ def verify(place, reference=REFERENCE):
         theirs = cases
         for name in ("suite", "arm", "seed"):
             theirs = theirs[theirs[name] == row[name]]
-        own = read_table(folder / "cases.csv")
-        place_of_run = machine_of(read_json(folder / "environment.json"))
+        own = read_table(folder / "cases.csv", METRICS)
+        place_of_run = machine_of(read_json(folder / "environment.json", "versions"))
         differing = [
             key
             for key in MACHINE
@@ -89,8 +89,8 @@ def _finished(place):
 
 def _file(folder):
     """Is cases.csv what the evaluation wrote?"""
-    stored = read_json(folder / "done.json").get("cases_sha256")
-    own = read_table(folder / "cases.csv")
+    stored = read_json(folder / "done.json", "test_cases").get("cases_sha256")
+    own = read_table(folder / "cases.csv", METRICS)
     dice, jaccard = own["dice"].to_numpy(), own["jaccard"].to_numpy()
     wrong = np.flatnonzero(~np.isclose(jaccard, dice / (2 - dice), rtol=0, atol=1e-6))
     if stored is not None and stored != sha256_of(folder / "cases.csv"):

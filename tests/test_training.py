@@ -152,7 +152,7 @@ def test_kill_minus_nine_and_go_on(phantom, tiny, tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not (killed / "trained.json").exists(), "it ended before it was killed"
-    (killed / ".tmp-half.safetensors").write_bytes(b"half")  # whether or not it was just writing
+    (killed / ".mvl-writing-half.csv").write_bytes(b"half")  # whether or not it was just writing
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -162,7 +162,7 @@ def test_kill_minus_nine_and_go_on(phantom, tiny, tmp_path):
         torch.set_num_threads(threads)
     for file in ("curves.csv", "model.safetensors"):
         assert (killed / file).read_bytes() == (whole / file).read_bytes()
-    assert not list(killed.glob(".tmp*"))
+    assert not list(killed.glob(".mvl-writing-*"))
 
 
 def test_tracking_changes_no_byte(phantom, tiny, tmp_path):

@@ -51,6 +51,7 @@ def download(task_name, root=None, progress=True):
             raise DataError(f"{folder} holds a synthetic phantom; move it away, or choose a root")
         with contextlib.suppress(OSError):
             part.unlink()  # of a download that was killed at its very end
+        shutil.rmtree(_beside(folder), ignore_errors=True)
         return folder
     if os.path.lexists(folder):
         raise DataError(f"{folder} exists without a dataset.json; move it away, or choose a root")
@@ -147,6 +148,11 @@ def _require_md5(part, md5, url, progress):
         )
 
 
+def _beside(folder):
+    """Where an archive is unpacked."""
+    return folder.with_name(f".{folder.name}.unpacking")
+
+
 def _unpack(archive, folder, progress):
     """Unpack to a folder beside `folder`, then rename.
 
@@ -154,7 +160,7 @@ def _unpack(archive, folder, progress):
         DataError: a member other than a plain file or folder below the task's name, or no
             dataset.json; nothing is left behind.
     """
-    beside = folder.with_name(f".{folder.name}.unpacking")
+    beside = _beside(folder)
     shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed here
     try:
         beside.mkdir()

@@ -161,6 +161,8 @@ def _inside(folder, relative, source):
 def _read_subjects(path, cases):
     """{case: subject} from subjects.csv, or None where there is no such file."""
     try:
+        if path.exists() and not path.is_file():  # reading a pipe might never end
+            raise DataError(f"{path} is not a regular file")
         with open(path, newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
     except FileNotFoundError:
@@ -287,12 +289,12 @@ def read_volume(path):
         BadFile: as for `read_header`, or truncated or damaged.
     """
     header = read_header(path)
-    # A float64 beyond float32 becomes infinite, which the checks report.
-    with np.errstate(over="ignore"):
+    # What lies beyond float32 becomes infinite, which the checks report.
+    with np.errstate(over="ignore", invalid="ignore"):
         array = _stored(path, header).astype(np.float32)
-    if (header.slope, header.intercept) != (1, 0):
-        array *= np.float32(header.slope)
-        array += np.float32(header.intercept)
+        if (header.slope, header.intercept) != (1, 0):
+            array *= np.float32(header.slope)
+            array += np.float32(header.intercept)
     return array, header.affine
 
 
@@ -307,7 +309,8 @@ def read_label(path):
     header = read_header(path)
     array = _stored(path, header)
     if (header.slope, header.intercept) != (1, 0):
-        array = array * np.float32(header.slope) + np.float32(header.intercept)
+        with np.errstate(over="ignore", invalid="ignore"):
+            array = array * np.float32(header.slope) + np.float32(header.intercept)
     remedy = "check that it is a label, not swapped with its image"
     if array.dtype.kind == "f":
         broken = array != np.rint(array)  # NaN differs from everything

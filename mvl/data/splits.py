@@ -31,8 +31,16 @@ class Split:
 
     @classmethod
     def load(cls, path):
-        """Read what `save` wrote."""
-        return cls(**{side: tuple(names) for side, names in read_json(path).items()})
+        """Read what `save` wrote.
+
+        Raises:
+            MvlError: the file is missing, or no split.
+        """
+        sides = ("train", "validation", "test")
+        stored = read_json(path, *sides)
+        if not all(isinstance(stored[side], list) for side in sides):
+            raise DataError(f"{path} is no split: each side is a list of names")
+        return cls(*(tuple(stored[side]) for side in sides))
 
 
 def make_split(cases, split_seed, fold, fraction=1.0):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mvl.config import DataConfig, ExperimentConfig, ModelConfig
 from mvl.errors import BlockError, MvlError, RunError
-from mvl.files import read_json, sha256_of, write_json, write_text, written
+from mvl.files import read_json, sha256_of, write_json, write_tensors, write_text
 from mvl.models.language import block_reference
 from mvl.tasks import TASKS, Task
 
@@ -58,8 +58,6 @@ def write_folder(folder, description, weights, metrics=None):
         RunError: `description` says two things about the grid or the channels.
         BlockError: the language block cannot be found or trusted.
     """
-    from safetensors.torch import save_file
-
     task, data = description.task, description.data
     if data and tuple(data.grid) != description.grid:
         raise RunError(f"the model has the grid {description.grid}, the data {data.grid}")
@@ -75,9 +73,7 @@ def write_folder(folder, description, weights, metrics=None):
         config = replace(description.config, language=replace(language, source=pinned))
         description = replace(description, config=config)
     folder = Path(folder)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    with written(folder / _WEIGHTS) as temporary:
-        save_file(tensors, temporary, {"format": "pt"})
+    write_tensors(folder / _WEIGHTS, weights, {"format": "pt"})
     write_text(folder / _CARD, model_card(description, block, metrics))
     stored = dataclasses.asdict(description)
     stored["model"] = stored.pop("config")

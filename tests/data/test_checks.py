@@ -25,18 +25,22 @@ def save(path, array, affine=AFFINE):
     nibabel.save(nibabel.Nifti1Image(array, affine), path)
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """A sound task of three cases."""
+def make_task(folder):
+    """Make a sound task of three cases."""
     rng = np.random.default_rng(0)
     for sub in ("imagesTr", "labelsTr"):
-        (tmp_path / sub).mkdir()
+        (folder / sub).mkdir(parents=True)
     for name in NAMES:
         label = np.zeros(SHAPE, np.uint8)
         label[2:4, 2:5, 2:6], label[4, 2:5, 2:6] = 1, 2
-        save(tmp_path / f"imagesTr/{name}.nii.gz", rng.normal(size=SHAPE).astype(np.float32))
-        save(tmp_path / f"labelsTr/{name}.nii.gz", label)
-    write_description(tmp_path, NAMES)
+        save(folder / f"imagesTr/{name}.nii.gz", rng.normal(size=SHAPE).astype(np.float32))
+        save(folder / f"labelsTr/{name}.nii.gz", label)
+    write_description(folder, NAMES)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    make_task(tmp_path)
     return tmp_path
 
 

@@ -1,0 +1,70 @@
+"""What the tests of reliability share: what the stages start from, and the record of the outcome.
+
+`pytest tests/reliability --slow --record` writes docs/reliability.json and the page made of it.
+"""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from tests.data.test_download import DESCRIPTION, Server, archive
+from tests.models.test_checkpoint import _FakeHub
+from tests.reliability import children
+from tests.reliability.stages import TASK, Given, Whole, outcome, size_of, start, train
+
+
+def pytest_addoption(parser):
+    parser.addoption("--record", action="store_true", help="write docs/reliability.json and .md")
+
+
+@pytest.fixture(scope="session")
+def given(phantom, tmp_path_factory):
+    """What the stages start from: data, a trained run, and servers on this machine."""
+    place = tmp_path_factory.mktemp("given")
+    done = children.run(train, phantom, place / "runs", log=place / "log")
+    assert done.status == 0, done.output
+    (trained,) = (place / "runs").iterdir()
+    server, hub = Server(), _FakeHub(_checkpoint(place / "model"))
+    voxels = np.random.default_rng(0).bytes(1_000_000)
+    files = [(f"{TASK}/imagesTr/{n}.nii.gz", voxels) for n in range(20)]
+    server.body = archive((f"{TASK}/dataset.json", DESCRIPTION), *files)
+    for one in (server, hub.hub.http, hub.store.http):
+        one.handle_error = lambda *_: None  # of a client that was killed
+    digest = hashlib.md5(server.body).hexdigest()
+    yield Given(phantom, trained, (server.url, digest), hub.hub.address)
+    hub.close()
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(given, tmp_path_factory):
+    """A function: name of a stage -> its `Whole`."""
+    known = {}
+
+    def of(name):
+        if name not in known:
+            folder = tmp_path_factory.mktemp("undisturbed") / "stage"
+            done = start(name, folder, given)
+            assert done.status == 0 and done.value[0] == 0, done.output
+            size = size_of(folder / "results")
+            known[name] = Whole(outcome(folder), size, done.value[1], done.seconds)
+        return known[name]
+
+    return of
+
+
+def _checkpoint(folder):
+    """A Llama of two layers in the layout of a hub's repository, 9 MB a layer."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=8,
+        hidden_size=384,
+        intermediate_size=1500,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder

@@ -1,0 +1,506 @@
+"""Broken inputs, one a distinct check: how each is made, what is asked of it, what must be said.
+
+An entry's recipe runs in a child process, in a folder of its own. It gives the words of an `mvl`
+command, or a function to call; either has to end in a sentence that names the file and the
+reason, in bounded time and memory.
+"""
+
+import gzip
+import hashlib
+import json
+import os
+import resource
+import shutil
+import struct
+import tarfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mvl.data import download
+from mvl.errors import MvlError
+from mvl.profiles import load_profile
+from tests.data import test_checks as volumes
+from tests.data.test_download import DESCRIPTION, archive, link
+from tests.reliability import children, stages
+
+TASK = stages.TASK
+#: What an entry may take, in seconds and in bytes above what its process had before.
+SECONDS, MEMORY = 20, 256 << 20
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One broken input.
+
+    Attributes:
+        kind: what it is a fault of.
+        recipe: (folder, given) -> words of a command, or a function.
+        said: what the sentence must contain: the name of the file, and of the fault.
+    """
+
+    kind: str
+    recipe: Callable
+    said: tuple[str, ...]
+
+
+#: Name -> `Entry`.
+CORPUS = {}
+
+
+def _add(kind, name, said, recipe):
+    assert name not in CORPUS, name
+    CORPUS[name] = Entry(kind, recipe, said)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of an entry.
+
+    Attributes:
+        status: the exit status.
+        output: all that was printed.
+        seconds: how long it took.
+        memory: bytes at the peak, above those that the process held before.
+    """
+
+    status: int
+    output: str
+    seconds: float
+    memory: int
+
+
+def examine(names, folder, given):
+    """Make inputs and use them, one after another; to be called in a child process.
+
+    Returns:
+        {name: `Answer`}.
+    """
+    return {name: _examine(name, folder / str(n), given) for n, name in enumerate(names)}
+
+
+def _examine(name, folder, given):
+    folder.mkdir()
+    log = folder.with_suffix(".log")
+    children.redirect(log)
+    wanted = CORPUS[name].recipe(folder, given)
+    # Not the limit of the test, but of what it may do to the machine.
+    most = children.address_space() + (8 << 30)
+    resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
+    before = children.reset_peak_memory()
+    start = time.monotonic()
+    status = _in_words(wanted) if callable(wanted) else stages.mvl(*wanted)
+    seconds = time.monotonic() - start
+    output = log.read_text(encoding="utf-8", errors="replace")
+    return Answer(status, output, seconds, children.peak_memory() - before)
+
+
+def _in_words(function):
+    """What the command line makes of a function's fault."""
+    try:
+        return function()
+    except MvlError as error:
+        print(f"mvl: {error}", flush=True)
+        return 1
+
+
+# --- the files of a case -------------------------------------------------------------------
+
+
+def _case(kind, name, said, spoil):
+    """A task of three sound cases, of which `spoil` breaks one; the check names it."""
+
+    def recipe(folder, given):
+        volumes.make_task(folder / "task")
+        spoil(folder / "task")
+        return "data", "check", folder / "task"
+
+    _add(kind, name, said, recipe)
+
+
+for _name, (_spoil, _text) in volumes.FAULTS.items():
+    _case("a case's files", _name, ("b  ", _text), _spoil)
+
+
+def _forbid(path):
+    path.chmod(0)
+    children.obey_permissions()
+
+
+_case(
+    "a case's files",
+    "no permission to read the image",
+    ("b  ", "image: unreadable (Permission denied)"),
+    lambda task: _forbid(volumes.image_of(task)),
+)
+
+
+# --- a single image ------------------------------------------------------------------------
+
+
+def _image(name, said, spoil):
+    def recipe(folder, given):
+        volumes.make_task(folder)
+        spoil(folder)
+        image = volumes.image_of(folder)
+        return "predict", image, "--run", given.trained, "-o", folder / "out.nii.gz"
+
+    _add("an image to segment", f"image to segment: {name}", ("b.nii.gz", *said), recipe)
+
+
+for _name in ("truncated gzip", "a flipped byte", "wrong magic", "empty file", "a named pipe",
+              "huge sizes", "zero spacing", "singular affine", "bomb", "2D", "5D",
+              "missing image"):  # fmt: skip
+    _spoil, _text = volumes.FAULTS[_name]
+    _image(_name, (_text.removeprefix("image: "),), _spoil)
+_image("NaN voxels", ("NaN or infinite",), volumes.FAULTS["NaN voxels"][0])
+_image("two channels", ("has 2 channels",), volumes.FAULTS["two channels"][0])
+_image("no permission", ("Permission denied",), lambda task: _forbid(volumes.image_of(task)))
+
+
+# --- dataset.json and subjects.csv ---------------------------------------------------------
+
+
+def _description(name, said, **changes):
+    """dataset.json with other values; None takes a key out."""
+
+    def spoil(task):
+        path = task / "dataset.json"
+        values = json.loads(path.read_text()) | changes
+        path.write_text(json.dumps({k: v for k, v in values.items() if v is not None}))
+
+    _case("dataset.json", name, ("dataset.json", *said), spoil)
+
+
+def _entries(image):
+    return [{"image": image, "label": "./labelsTr/a.nii.gz"}]
+
+
+def _raw(name, said, content, file="dataset.json"):
+    _case(file, name, (file, *said), lambda task: (task / file).write_bytes(content))
+
+
+_description("no modality", ("'modality' is missing",), modality=None)
+_description("no labels", ("'labels' is missing",), labels=None)
+_description("labels without numbers", ("not a number",), labels={"one": "a"})
+_description("no cases", ("'training' names no case",), training=[])
+_description("cases missing", ("'training' is missing",), training=None)
+_description("cases that are no list", ("'training' is missing or not a list",), training={"a": 1})
+_description("a case without image", ("without 'image'",), training=[{"label": "a.nii.gz"}])
+_description("one case twice", ("twice",), training=_entries("./imagesTr/a.nii.gz") * 2)
+_description("a path with ..", ("leads out",), training=_entries("../../etc/passwd"))
+_description("an absolute path", ("leads out",), training=_entries("/etc/passwd"))
+_description("a name that is not UTF-8", ("is not the path",), training=_entries("\udcff.nii.gz"))
+_description("a name with a zero byte", ("is not the path",), training=_entries("a\0.nii.gz"))
+_description("a path that is a number", ("is not the path",), training=_entries(7))
+_description("a tolerance that is text", ("tolerance_mm",), tolerance_mm="2 mm")
+_raw("dataset.json empty", ("not readable JSON",), b"")
+_raw("dataset.json cut off", ("not readable JSON",), b'{"modality": {"0": "MRI"}, "lab')
+_raw("dataset.json a list", ("expected a JSON object",), b"[]")
+_raw("dataset.json nested 100,000 times", ("not readable JSON",), b"[" * 100_000)
+_raw("dataset.json in UTF-16", ("not readable JSON",), '{"a": 1}'.encode("utf-16"))
+_raw("subjects.csv without a case", ("lacks 1 of 3",), b"case,subject\na,p\nb,q\n", "subjects.csv")
+_raw("subjects.csv not UTF-8", ("not a readable table",), b"case,subject\na,\xff\n", "subjects.csv")
+_raw("subjects.csv with other columns", ("needs a 'case'",), b"x,y\na,p\n", "subjects.csv")
+
+
+def _link(task, target):
+    (task / "imagesTr" / "a.nii.gz").unlink()
+    (task / "imagesTr" / "a.nii.gz").symlink_to(target)
+
+
+def _pipe(path):
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+
+
+for _name, _said, _spoil in (
+    ("a link that leads out", ("dataset.json", "outside the task folder"),
+     lambda task: _link(task, "/etc/passwd")),
+    ("a loop of links", ("dataset.json", "cannot be followed"),
+     lambda task: _link(task, task / "imagesTr" / "a.nii.gz")),
+    ("dataset.json of 100 GB", ("dataset.json", "too large"),
+     lambda task: os.truncate(task / "dataset.json", 100 << 30)),
+    ("dataset.json a named pipe", ("no task",), lambda task: _pipe(task / "dataset.json")),
+    ("dataset.json without permission", ("dataset.json", "Permission denied"),
+     lambda task: _forbid(task / "dataset.json")),
+    ("a task folder without permission", ("Permission denied",), _forbid),
+):  # fmt: skip
+    _case("dataset.json", _name, _said, _spoil)
+_case("subjects.csv", "subjects.csv a named pipe", ("subjects.csv", "not a regular file"),
+      lambda task: _pipe(task / "subjects.csv"))  # fmt: skip
+
+
+# --- archives ------------------------------------------------------------------------------
+
+
+def _archive(name, said, content, right=True):
+    def recipe(folder, given):
+        path = folder / "archive.tar"
+        path.write_bytes(content() if callable(content) else content)
+        digest = hashlib.md5(path.read_bytes()).hexdigest() if right else "0" * 32
+        download._published = lambda task: (path.as_uri(), digest)
+        return "data", "download", TASK, "--root", folder / "deep" / "root"
+
+    _add("an archive", f"archive: {name}", said, recipe)
+
+
+def _member(name, content):
+    return archive((f"{TASK}/dataset.json", DESCRIPTION), (name, content))
+
+
+def _device():
+    info = tarfile.TarInfo()
+    info.type, info.devmajor, info.devminor = tarfile.CHRTYPE, 1, 5
+    return info
+
+
+def _sparse():
+    """A member of 1 TB that holds no byte."""
+    info = tarfile.TarInfo(f"{TASK}/evil")
+    info.type, info.size = tarfile.GNUTYPE_SPARSE, 0
+    block = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    block[482:483] = b"\0"
+    block[483:495] = tarfile.itn(1 << 40, 12, tarfile.GNU_FORMAT)
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block[:512])
+    return archive((f"{TASK}/dataset.json", DESCRIPTION))[:1024] + bytes(block) + bytes(1024)
+
+
+_EVIL = ("has a member", "not a plain file inside")
+_archive("a member with ..", _EVIL, _member(f"{TASK}/../../evil", b"evil"))
+_archive("an absolute member", _EVIL, _member("/tmp/mvl-evil", b"evil"))
+_archive("a member beside the task", _EVIL, _member("elsewhere/evil", b"evil"))
+_archive("a symbolic link", _EVIL, _member(f"{TASK}/evil", link(tarfile.SYMTYPE, "/etc/passwd")))
+_archive("a hard link", _EVIL, _member(f"{TASK}/evil", link(tarfile.LNKTYPE, "/etc/passwd")))
+_archive("a named pipe", _EVIL, _member(f"{TASK}/evil", link(tarfile.FIFOTYPE, "")))
+_archive("a device", _EVIL, _member(f"{TASK}/evil", _device()))
+_archive("a sparse member of 1 TB", _EVIL, _sparse)
+_archive("packed by gzip, a bomb", ("not a sound tar",), lambda: gzip.compress(bytes(64 << 20)))
+_archive(
+    "cut off", ("not a sound tar",), archive((f"{TASK}/dataset.json", DESCRIPTION * 99))[:9000]
+)
+_archive("a web page", ("not a sound tar",), b"<html>log in first</html>" * 100)
+_archive("without dataset.json", ("no Task04_Hippocampus/dataset.json",),
+         archive((f"{TASK}/imagesTr/x", b"x")))  # fmt: skip
+_archive("another MD5", ("has MD5", "expected 000"), _member(f"{TASK}/x", b""), right=False)
+
+
+# --- a language model's block --------------------------------------------------------------
+
+_LLAMA = json.loads(stages.LLAMA.removeprefix("random:"))
+
+
+def _block(name, said, weights, file="model.safetensors", config=_LLAMA):
+    def recipe(folder, given):
+        text = config if isinstance(config, bytes) else json.dumps(config).encode()
+        (folder / "config.json").write_bytes(text)
+        (folder / file).write_bytes(weights)
+        return "block", "extract", f"path:{folder}", "-o", folder / "out"
+
+    _add("a language model's block", f"block: {name}", said, recipe)
+
+
+def _tensors(header, data=bytes(16), length=None):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+def _at(start, stop, shape=(2,), dtype="F32"):
+    return {"dtype": dtype, "shape": shape, "data_offsets": [start, stop]}
+
+
+_DAMAGED = ("model.safetensors", "is damaged")
+_block("a header longer than the file", _DAMAGED, _tensors({}, length=1 << 40))
+_block("a header of 2^64 bytes", _DAMAGED, _tensors({}, length=2**64 - 1))
+_block("a header that is no JSON", ("model.safetensors", "not readable JSON"), _tensors(b"{"))
+_block("a header nested 100,000 times", ("not readable JSON",), _tensors(b"[" * 100_000))
+_block("overlapping tensors", _DAMAGED, _tensors({"a": _at(0, 16, [4]), "b": _at(8, 16)}))
+_block("a gap", _DAMAGED, _tensors({"a": _at(0, 4, [1]), "b": _at(8, 16)}))
+_block("tensors beyond the file", _DAMAGED, _tensors({"a": _at(0, 1 << 40, [1 << 38])}))
+_block("negative offsets", _DAMAGED, _tensors({"a": _at(-8, 0), "b": _at(0, 16, [4])}))
+_block("a size that is not the shape's", _DAMAGED, _tensors({"a": _at(0, 16, [1 << 60])}))
+_block("an unknown number format", _DAMAGED, _tensors({"a": _at(0, 16, [4], "F33")}))
+_block("bytes that nobody owns", _DAMAGED, _tensors({"a": _at(0, 8)}))
+_block("five bytes", ("model.safetensors", "truncated"), b"12345")
+_block("other tensors", ("no tensor's name",), _tensors({"a": _at(0, 16, [4])}))
+_block("pickled weights", ("pickle",), b"cos\nsystem\n", file="pytorch_model.bin")
+_block("an index that leads out", ("no safetensors file beside it",),
+       json.dumps({"weight_map": {"a": "../a.safetensors"}}).encode(),
+       file="model.safetensors.index.json")  # fmt: skip
+_block("a config.json that is no JSON", ("config.json", "not readable JSON"), b"", config=b"{")
+_block("an unknown family", ("nonsense",), b"", config=_LLAMA | {"model_type": "nonsense"})
+_block("a width that is text", ("hidden_size",), b"", config=_LLAMA | {"hidden_size": "wide"})
+_block("a width that is negative", ("config.json", "negative"), b"",
+       config=_LLAMA | {"hidden_size": -32})  # fmt: skip
+_block("heads that do not divide", ("heads",), b"", config=_LLAMA | {"num_attention_heads": 5})
+
+
+# --- a run folder --------------------------------------------------------------------------
+
+
+def _run(name, said, spoil, verb="evaluate"):
+    def recipe(folder, given):
+        run = folder / "runs" / given.trained.name
+        shutil.copytree(given.trained, run)
+        spoil(run)
+        if verb == "train":
+            return lambda: stages.train(given.phantom, run.parent)
+        data = ("--root", given.phantom) if verb == "evaluate" else ()
+        return verb, run, *data
+
+    _add("a run folder", f"run: {name}", said, recipe)
+
+
+def _edited(file, *path, **changes):
+    """Change values of a run's JSON file; `path` leads to the object, None takes a key out."""
+
+    def spoil(run):
+        values = json.loads((run / file).read_text())
+        inner = values
+        for key in path:
+            inner = inner[key]
+        inner |= changes
+        for key in [key for key, value in changes.items() if value is None]:
+            del inner[key]
+        (run / file).write_text(json.dumps(values))
+
+    return spoil
+
+
+def _replaced(file, content):
+    return lambda run: (run / file).write_bytes(content)
+
+
+def _cut(file):
+    return lambda run: os.truncate(run / file, (run / file).stat().st_size // 2)
+
+
+def _resumed(content):
+    """The state of a training that is to go on."""
+
+    def spoil(run):
+        (run / "trained.json").unlink()
+        (run / "state.safetensors").write_bytes(content)
+
+    return spoil
+
+
+def _other_block(record):
+    def spoil(run):
+        _edited("config.json", "config", "model", language={"source": stages.LLAMA})(run)
+        (run / "block.json").write_text(json.dumps(record))
+
+    return spoil
+
+
+def _tested(table):
+    def spoil(run):
+        (run / "done.json").write_text('{"test_cases": 1}')
+        (run / "cases.csv").write_bytes(table)
+
+    return spoil
+
+
+_CONFIG, _WEIGHTS, _STATE = "config.json", "model.safetensors", "state.safetensors"
+_run("no config.json", ("no config.json",), lambda run: (run / _CONFIG).unlink())
+_run("config.json cut off", (_CONFIG, "not readable JSON"), _cut(_CONFIG))
+_run("config.json a list", (_CONFIG, "lacks 'config'"), _replaced(_CONFIG, b"[]"))
+_run("config.json without config", (_CONFIG, "lacks 'config'"), _edited(_CONFIG, config=None))
+_run("of another version", ("protocol version 0",), _edited(_CONFIG, protocol_version=0))
+_run(
+    "an unknown key",
+    (_CONFIG, "unknown key model.depth"),
+    _edited(_CONFIG, "config", "model", depth=9),
+)
+_run("a value of another type", (_CONFIG, "model.width: expected int"),
+     _edited(_CONFIG, "config", "model", width="wide"))  # fmt: skip
+_run(
+    "a value out of range", (_CONFIG, "epochs 0"), _edited(_CONFIG, "config", "training", epochs=0)
+)
+_run("task.json without labels", ("task.json", "labels"), _edited("task.json", labels=None))
+_run("task.json of another version", ("task.json", "another version"), _edited("task.json", new=1))
+_run("split.json without test", ("split.json", "lacks 'test'"), _edited("split.json", test=None))
+_run("split.json with a number", ("split.json", "no split"), _edited("split.json", test=7))
+_run("another split", ("another split",), _edited("split.json", test=["x"]))
+_run("weights missing", (_WEIGHTS, "cannot be read"), lambda run: (run / _WEIGHTS).unlink())
+_run("weights cut off", (_WEIGHTS, "cannot be read"), _cut(_WEIGHTS))
+_run("weights with a lying header", (_WEIGHTS, "cannot be read"),
+     _replaced(_WEIGHTS, _tensors({}, length=1 << 40)))  # fmt: skip
+_run("weights of another model", (_WEIGHTS, "of another model"),
+     _replaced(_WEIGHTS, _tensors({"a": _at(0, 16, [4])})))  # fmt: skip
+_run("training not ended", ("training has not ended",), lambda run: (run / "trained.json").unlink())
+_run("another block", ("another block",), _other_block({"sha256": "0" * 64}))
+_run("block.json a list", ("block.json", "lacks 'sha256'"), _other_block([]))
+_run("a table that is empty", ("cases.csv", "not a readable table"), _tested(b""))
+_run("a table without columns", ("cases.csv", "lacks the column"), _tested(b"case\na\n"))
+_run("a table that is no text", ("cases.csv", "not a readable table"), _tested(b"\xff\xfe\0\0\xff"))
+_run("a table without metrics, verified", ("cases.csv", "lacks the column"), _tested(b"case\na\n"),
+     "verify")  # fmt: skip
+_run("done.json a list, verified", ("done.json", "lacks"), _replaced("done.json", b"[]"), "verify")
+_run("a state that is no safetensors", (_STATE, "Delete it to start anew"),
+     _resumed(b"\xff" * 99), "train")  # fmt: skip
+_run("a state with a lying header", (_STATE, "Delete it to start anew"),
+     _resumed(_tensors({}, length=1 << 40)), "train")  # fmt: skip
+_run("a state of another version", (_STATE, "Delete it to start anew"),
+     _resumed(_tensors({"a": _at(0, 16, [4])})), "train")  # fmt: skip
+
+
+def _saved(name, said, **values):
+    def recipe(folder, given):
+        volumes.make_task(folder)
+        (folder / "config.json").write_text(json.dumps({"model_type": "medvisionllama"} | values))
+        return "predict", volumes.image_of(folder), "--run", folder, "-o", folder / "out.nii.gz"
+
+    _add("a saved model", f"saved model: {name}", said, recipe)
+
+
+_saved("of another format", ("format version 99",), format_version=99)
+_saved("an unknown key", ("config.json is damaged", "key"), format_version=1, new=1)
+
+
+# --- profiles and the command's own values --------------------------------------------------
+
+
+def _profile(name, said, change):
+    def recipe(folder, given):
+        (folder / "profiles").mkdir()
+        path = folder / "profiles" / "smoke.yaml"
+        text = (stages.ROOT / "profiles" / "smoke.yaml").read_text()
+        path.write_bytes(change(text).encode())
+        return lambda: load_profile("smoke", folder)
+
+    _add("a profile", f"profile: {name}", ("smoke.yaml", *said), recipe)
+
+
+_profile("an unknown key", ("unknown colour",), lambda text: text + "colour: red\n")
+_profile("a missing key", ("lacks epochs",), lambda text: text.replace("epochs: 2", ""))
+_profile(
+    "a value of another type", ("epochs must be",), lambda t: t.replace("epochs: 2", "epochs: two")
+)
+_profile("no YAML", ("not readable YAML",), lambda text: text + "a: [\n")
+_profile("nested 100,000 times", ("not readable YAML",), lambda text: "[" * 100_000)
+_profile("a list", ("key: value",), lambda text: "- a\n- b\n")
+
+
+def _asked(name, said, *words):
+    def recipe(folder, given):
+        return lambda: stages.train(given.phantom, folder / "runs", *words)
+
+    _add("the command line", f"asked for: {name}", said, recipe)
+
+
+_asked("a batch of 0 cases", ("batch_size 0 is below 1",), "--batch-size", "0")
+_asked("a grid that the patch does not divide", ("(7, 7, 7)",), "--grid", "7", "7", "7")
+_asked("a grid that no memory holds", ("out of memory",), *["--grid", *["80000"] * 3])
+_asked("a learning rate of 0", ("learning_rate 0.0",), "--learning-rate", "0")
+_asked("a task that is not there", ("no task Nowhere",), "--task", "Nowhere")
+
+
+def strange_names(folder, given):
+    """Use a sound task and image whose names are no text; returns the two exit statuses."""
+    task = folder / os.fsdecode(b"t\xffsk")
+    volumes.make_task(task)
+    output = task / os.fsdecode(b"\xfe.nii.gz")
+    words = ("predict", volumes.image_of(task), "--run", given.trained, "-o", output)
+    return stages.mvl("data", "check", task), stages.mvl(*words)

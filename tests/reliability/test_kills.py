@@ -1,0 +1,35 @@
+"""Kill -9 at random moments: run again, a stage ends as one that was never disturbed."""
+
+import random
+from functools import partial
+
+import pytest
+
+from tests.reliability.stages import STAGES, call, half_files, outcome, start
+
+#: How often a stage is killed in every run of the tests, and in the slow tier.
+FEW, MANY = 3, 50
+#: The moments are a function of this seed and the stage's name.
+SEED = 20
+
+
+@pytest.mark.parametrize("kills", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", STAGES)
+def test_a_killed_stage_ends_as_an_undisturbed_one(name, kills, given, undisturbed, tmp_path):
+    whole, moments, interrupted = undisturbed(name), random.Random(f"{SEED} {name}"), 0
+    for number in range(kills):
+        folder = tmp_path / str(number)
+        # By the clock or at one of its operations on files; a checkpoint is written in so little
+        # time that the clock would miss it.
+        if name == "checkpointing" or number % 2:
+            fatal, seconds = moments.randrange(whole.operations), None
+        else:
+            fatal, seconds = None, moments.uniform(0, whole.seconds)
+        moment = f"at operation {fatal}" if seconds is None else f"after {seconds:.3f} s"
+        killed = start(name, folder, given, partial(call, fatal=fatal), kill=seconds)
+        interrupted += killed.status == -9
+        assert not half_files(folder, whole.outcome), moment
+        again = start(name, folder, given)
+        assert again.status == 0 and again.value[0] == 0, f"{moment}: {again.output}"
+        assert outcome(folder) == whole.outcome, moment
+    assert interrupted
