@@ -169,6 +169,30 @@ def _parser():
     reference.add_argument("--results", type=Path, default=Path("results/study"))
     reference.add_argument("--root", help="folder that holds the task's folder")
     reference.set_defaults(call=_reference)
+
+    audit = verbs.add_parser("audit", help="what the released code's protocol changes")
+    audit = audit.add_subparsers(metavar="VERB", required=True)
+    listing = audit.add_parser("list", help="what the released code does, and what we do")
+    listing.set_defaults(call=_audit_list)
+    running = audit.add_parser("run", help="train and test the arms that are not done yet")
+    running.add_argument("--fit-only", action="store_true", help="leave the test set closed")
+    running.set_defaults(call=_audit_run)
+    state = audit.add_parser("status", help="what is done, running, failed; time left")
+    state.set_defaults(call=_audit_status)
+    for verb in (running, state):
+        verb.add_argument("--seeds", type=int, nargs="+", default=[0], help="default: 0")
+        verb.add_argument("--arms", nargs="+", metavar="ARM", help="default: all")
+        verb.add_argument("--block", metavar="SOURCE", help="language block in place of its own")
+        verb.add_argument("--epochs", type=int, help="budget in place of its own")
+        verb.add_argument("--on-bad-case", choices=("fail", "skip"), default="fail")
+    table = audit.add_parser("table", help="add what is trained to the reference and the README")
+    table.set_defaults(call=_audit_table)
+    for verb in (running, state, table):
+        verb.add_argument(
+            "--task", default="Task04_Hippocampus", help="default: Task04_Hippocampus"
+        )
+        verb.add_argument("--results", type=Path, default=Path("results/study"))
+        verb.add_argument("--root", help="folder that holds the task's folder")
     return parser
 
 
@@ -399,9 +423,12 @@ def _suite_tune(options):
 
 
 def _suite_status(options):
+    _print_status(*_suite_cells(options))
+
+
+def _print_status(configs, place):
     from mvl.suites import status
 
-    configs, place = _suite_cells(options)
     table = status(configs, *place)
     print(table.to_string(index=False, float_format="%.0f", na_rep="?"))
     counts = table["state"].value_counts()
@@ -488,3 +515,47 @@ def _reference(options):
     write_reference(trained, expected, pd.concat(tuned), found)
     refresh_readme()
     print(f"{len(set(trained.values()))} runs added")
+
+
+def _audit_list(options):
+    from mvl.audit import SWITCHES
+
+    for switch in SWITCHES.values():
+        print(f"{switch.name} ({switch.kind}): {switch.released}")
+        print(f"    here: {switch.study}\n    it changes: {switch.changes}")
+
+
+def _audit_cells(options):
+    from mvl.audit import audit_configs
+    from mvl.config import DataConfig
+
+    given = (options.seeds, options.block, options.epochs, options.arms)
+    configs = audit_configs(DataConfig(task=options.task), *given)
+    return configs, (options.results / "runs", options.root)
+
+
+def _audit_run(options):
+    from mvl.suites import fit_suite, run_suite
+
+    configs, place = _audit_cells(options)
+    more = {"on_bad_case": options.on_bad_case}
+    if options.fit_only:
+        trained, failures = fit_suite("audit", configs, *place, **more)
+        _print_validation(trained)
+    else:
+        cases, failures = run_suite("audit", configs, *place, **more)
+        print(cases.groupby(["arm", "seed"], sort=False)[["dice", "nsd", "hd95_mm"]].mean())
+    return _report(failures)
+
+
+def _audit_status(options):
+    _print_status(*_audit_cells(options))
+
+
+def _audit_table(options):
+    from mvl.audit import refresh_readme, sentences, write_audit
+    from mvl.config import DataConfig
+
+    table = write_audit(DataConfig(task=options.task), options.results / "runs", options.root)
+    refresh_readme()
+    print("\n".join(sentences(table)))

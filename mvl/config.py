@@ -194,6 +194,27 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
+class AuditConfig:
+    """What the audit trains as the released code does; the study has none of it.
+
+    `mvl.released` does these things, `mvl.audit` measures them.
+    """
+
+    #: "soft": Dice of probabilities. "hard": of the thresholded prediction, which has no gradient.
+    dice: Literal["soft", "hard"] = "soft"
+    #: Draw training and validation from one heap of originals and augmented copies.
+    copies: bool = False
+    #: Rotate the label of a rotated copy in another plane than its image.
+    planes: bool = False
+    #: Rotate the label of a rotated copy by cubic splines.
+    splines: bool = False
+    #: Resize labels by linear interpolation, and count whatever is above zero.
+    linear_labels: bool = False
+    #: The epoch that is kept: best on validation, lowest training loss, or the last.
+    select: Literal["validation", "loss", "last"] = "validation"
+
+
+@dataclass(frozen=True)
 class ExperimentConfig:
     """One experiment: data, model, training, and the seed of everything random in it.
 
@@ -205,6 +226,13 @@ class ExperimentConfig:
     model: ModelConfig | PeerConfig = field(default_factory=ModelConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     seed: int = 0
+    audit: AuditConfig = _later(AuditConfig())
+
+    def __post_init__(self):
+        if self.audit != AuditConfig():
+            _require(self.data.target == "foreground", "the audit knows the foreground alone")
+        if self.audit.linear_labels:
+            _require(self.data.fit == "resize", "linear_labels wants fit 'resize'")
 
     def to_dict(self):
         """The configuration as plain JSON values, `_later` fields only where they are used."""

@@ -50,6 +50,7 @@ from mvl.metrics import METRICS
 from mvl.models.language import block_reference
 from mvl.models.peers import build_peer
 from mvl.models.segmenter import MedVisionLlama, build_segmenter
+from mvl.released import procedure_of
 from mvl.tasks import Task
 from mvl.training import CURVES, STATE, WEIGHTS, load_weights, train
 
@@ -153,14 +154,12 @@ def _describe(config, data, folder):
 
 
 def _fit(config, data, folder, show, on_epoch, track):
-    preparation = Preparation(data.task, config.data)
-    volumes, validation = (
-        preparation.load(data.side(side), show) for side in ("train", "validation")
-    )
+    preparation, procedure = Preparation(data.task, config.data), procedure_of(config)
+    volumes, validation = procedure.volumes(preparation, data, show)
     model = _build(config, data.task)
-    seconds = train(model, volumes, validation, config, folder, show, on_epoch, track)
-    curves = read_table(folder / CURVES, numbers=("epoch", "validation_dice"))
-    best = curves.loc[curves["validation_dice"].idxmax()]
+    seconds = train(model, volumes, validation, config, folder, show, on_epoch, track, procedure)
+    curves = read_table(folder / CURVES, numbers=("epoch", "train_loss", "validation_dice"))
+    best = curves.loc[procedure.score(curves).idxmax()]
     write_json(
         folder / TRAINED,
         {

@@ -23,6 +23,7 @@ from mvl.style import (  # noqa: F401 (all figures under one name)
     GREEN,
     GREY,
     ORANGE,
+    PURPLE,
     SKY,
     SYNTHETIC,
     VERMILLION,
@@ -662,3 +663,69 @@ def _mean_and_interval(rows, measure):
     own = rows.assign(dice=rows[measure])
     found = contrast(pd.concat([own, own.assign(arm="zero", dice=0.0)]), own["arm"].iloc[0], "zero")
     return found["ci_low"], found["difference"], found["ci_high"]
+
+
+# --- audit ---------------------------------------------------------------------------------
+
+
+@drawn
+def waterfall(steps, metric, size, synthetic):
+    """A reported number, step by step: each bar leads from what was reported before to what is
+    after, with the 95 % interval of the difference.
+
+    Args:
+        steps: a step a row: step (its name), estimate, ci_low, ci_high, and kind: "level" is where
+            it starts, "training" and "measurement" go on from the step before, "together" starts
+            anew from the level, "instead" from together; "spread" is a measurement whose interval
+            is that of single cases.
+        metric: a name of `mvl.metrics.METRICS`.
+        size: the numbers of subjects and seeds, for the title.
+        synthetic: whether the data is a phantom.
+    """
+    looks = {
+        "training": (BLUE, "trained with it alone, stacked"),
+        "together": (BLACK, "trained with all of them"),
+        "measurement": (ORANGE, "read with it and with those above"),
+        "spread": (ORANGE, "read with it and with those above"),
+        "instead": (PURPLE, "reported instead of the test cases"),
+    }
+    figure, axes = plt.subplots(figsize=(8.5, 0.34 * len(steps) + 1.5))
+    before, starts, names = None, {}, []
+    for place, row in enumerate(steps.itertuples()):
+        if row.kind == "level":
+            axes.axvline(row.estimate, color=GREY, linewidth=1, linestyle=":")
+            axes.plot(row.estimate, place, "D", color=BLACK, markersize=7)
+            starts["together"] = before = row.estimate
+            names.append(f"{row.step}  {row.estimate:.3f}")
+            continue
+        start, colour = starts.get(row.kind, before), looks[row.kind][0]
+        names.append(f"{row.step}  {row.estimate - start:+.3f}")
+        axes.barh(place, row.estimate - start, left=start, height=0.62, color=colour, alpha=0.5)
+        axes.plot([row.estimate] * 2, [place - 0.31, place + 0.31], color=colour, linewidth=2.5)
+        interval = {"linestyle": "--" if row.kind == "spread" else "-", "linewidth": 1.3}
+        axes.plot([row.ci_low, row.ci_high], [place] * 2, color=BLACK, **interval)
+        if row.kind not in starts:
+            axes.plot([start] * 2, [place - 0.69, place - 0.31], color=GREY, linewidth=1)
+        if row.kind == "together":
+            starts["instead"] = row.estimate
+        before = row.estimate
+    axes.set_yticks(range(len(steps)), names)
+    axes.set_ylim(len(steps) - 0.4, -0.6)
+    axes.use_sticky_edges = False  # bars would end at the frame
+    axes.margins(x=0.03)
+    axes.grid(axis="y", visible=False)
+    axes.set(title=f"What is reported: {_name(metric)}, {size}", xlabel=_name(metric))
+    kinds = [kind for kind in looks if kind in set(steps["kind"])]
+    labels = dict(looks[kind] for kind in kinds)
+    handles = [
+        Line2D([], [], color=colour, linewidth=7, alpha=0.5, label=label)
+        for colour, label in labels.items()
+    ]
+    handles.append(Line2D([], [], color=BLACK, linewidth=1.3, label="95 % interval of a step"))
+    if "spread" in kinds:
+        handles.append(
+            Line2D([], [], color=BLACK, linewidth=1.3, linestyle="--", label="95 % of single cases")
+        )
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    note_synthetic(figure, synthetic)
+    return figure

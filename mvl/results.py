@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from mvl.config import PROTOCOL_VERSION, DataConfig, ExperimentConfig, ModelConfig
+from mvl.config import PROTOCOL_VERSION, AuditConfig, DataConfig, ExperimentConfig, ModelConfig
 from mvl.errors import MvlError
 from mvl.experiments import DONE, FAILED, collect, is_running
 from mvl.files import read_json
@@ -117,6 +117,8 @@ def _other_setting(config, protocol_version, parameters):
     wanted = replace(wanted, fit=parameters["fit"])
     if protocol_version != PROTOCOL_VERSION:
         return f"protocol version {protocol_version}"
+    if config.audit != AuditConfig():
+        return "a training of the audit"
     if data.task == parameters["task"] and list(data.grid) != list(parameters["grid"]):
         return "another grid than the profile's"
     if data != wanted:

@@ -29,7 +29,7 @@ from monai.losses import DiceCELoss
 from safetensors import SafetensorError, safe_open
 
 from mvl.config import derive_seed
-from mvl.data.loading import training_batches
+from mvl.data.loading import augmentation, training_batches
 from mvl.errors import ConfigError, RunError, out_of_memory
 from mvl.files import write_table, write_tensors
 from mvl.metrics import dice_per_case
@@ -110,8 +110,50 @@ def flushed_subnormals():
         torch.set_flush_denormal(False)
 
 
+class Procedure:
+    """What a training does besides what its configuration's numbers say: the study's way.
+
+    `mvl.released` departs from it, for the audit.
+    """
+
+    def volumes(self, preparation, data, show):
+        """Prepared training and validation cases; the test cases are not opened.
+
+        Args:
+            preparation: a `Preparation`.
+            data: the experiment's `TaskData`.
+            show: show progress.
+
+        Returns:
+            (list, list), as `train` takes them.
+        """
+        return tuple(preparation.load(data.side(side), show) for side in ("train", "validation"))
+
+    def loss(self, target):
+        """The loss of (logits, labels) for a `DataConfig.target`."""
+        return segmentation_loss(target)
+
+    def augmentation(self, config):
+        """What is done to training volumes, as `mvl.data.loading.augmentation` has it."""
+        return augmentation(config)
+
+    def score(self, row):
+        """How good an epoch is, from its row of the curves: the highest is kept."""
+        return row["validation_dice"]
+
+
 @flushed_subnormals()
-def train(model, volumes, validation, config, folder, show=True, on_epoch=None, track=False):
+def train(
+    model,
+    volumes,
+    validation,
+    config,
+    folder,
+    show=True,
+    on_epoch=None,
+    track=False,
+    procedure=None,
+):
     """Fit a model; leave its best weights and its curves in a folder.
 
     The best epoch is the one with the highest mean Dice over the validation cases, on the
@@ -121,13 +163,14 @@ def train(model, volumes, validation, config, folder, show=True, on_epoch=None, 
     Args:
         model: a `MedVisionLlama`, as `build_segmenter` gives it.
         volumes: training cases, as `Preparation.load` gives them.
-        validation: validation cases, likewise.
+        validation: validation cases, likewise; or a function of the epoch that gives them.
         config: the `ExperimentConfig`.
         folder: the run folder; gets `model.safetensors` and `curves.csv`.
         show: show progress.
         on_epoch: called by the main process after each epoch with the curves so far, a list of
             dicts.
         track: write the curves to `tensorboard/` in the run folder as well.
+        procedure: a `Procedure` to follow in place of the study's.
 
     Returns:
         Seconds spent, those of earlier processes included.
@@ -138,7 +181,7 @@ def train(model, volumes, validation, config, folder, show=True, on_epoch=None, 
             folders.
         ConfigError: `track`, and TensorBoard is not installed.
     """
-    folder, plan = Path(folder), config.training
+    folder, plan, procedure = Path(folder), config.training, procedure or Procedure()
     if track:
         require_tensorboard()
     them = processes()
@@ -148,9 +191,9 @@ def train(model, volumes, validation, config, folder, show=True, on_epoch=None, 
     accelerator = Accelerator(mixed_precision="bf16" if plan.precision == "bfloat16" else "no")
     network, optimiser = accelerator.prepare(model, _optimiser(model, plan))
     schedule = _schedule(optimiser.optimizer, plan)
-    loss_of = segmentation_loss(config.data.target)
+    loss_of = procedure.loss(config.data.target)
 
-    rows, best, spent = [], -1.0, 0.0
+    rows, best, spent = [], -math.inf, 0.0
     if (folder / STATE).exists():
         rows, best, spent = _restore(folder / STATE, model, optimiser.optimizer, schedule)
     if len(begun := set(gather_object([len(rows)]))) > 1:
@@ -182,7 +225,8 @@ def train(model, volumes, validation, config, folder, show=True, on_epoch=None, 
             network.train()
             rate, total = optimiser.param_groups[0]["lr"], 0.0
             batches = training_batches(
-                volumes, config.data, plan.batch_size, config.seed, epoch, rank, count
+                *(volumes, config.data, plan.batch_size, config.seed, epoch, rank, count),
+                augment=procedure.augmentation(config.data),
             )
             for step, (images, labels) in enumerate(batches):
                 images, labels = images.to(accelerator.device), labels.to(accelerator.device)
@@ -196,18 +240,19 @@ def train(model, volumes, validation, config, folder, show=True, on_epoch=None, 
             train_loss = total / len(volumes)
             schedule.step(*[train_loss] * (plan.schedule == "plateau"))
 
-            score = validate(model, validation, plan.batch_size, accelerator.device)
+            cases = validation(epoch) if callable(validation) else validation
+            dice = validate(model, cases, plan.batch_size, accelerator.device)
             rows.append(
                 {
                     "epoch": epoch,
                     "learning_rate": rate,
                     "train_loss": train_loss,
-                    "validation_dice": score,
+                    "validation_dice": dice,
                 }
             )
             if not main:
                 continue
-            if score > best:
+            if (score := procedure.score(rows[-1])) > best:
                 best = score
                 save_weights(model, folder / WEIGHTS)
             if track:
@@ -216,7 +261,8 @@ def train(model, volumes, validation, config, folder, show=True, on_epoch=None, 
             # The state comes last: what is resumed from it has every row of the curves.
             write_table(folder / CURVES, pd.DataFrame(rows))
             _save_state(folder / STATE, model, optimiser.optimizer, schedule, rows, best, spent)
-            progress.step(f"validation Dice {score:.3f}, best {best:.3f}")
+            highest = max(row["validation_dice"] for row in rows)
+            progress.step(f"validation Dice {dice:.3f}, best {highest:.3f}")
             if on_epoch:
                 on_epoch(rows)
     return spent

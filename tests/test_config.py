@@ -31,7 +31,7 @@ def test_a_configuration_survives_json(name):
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"modle": {}}, "unknown key modle; known are data, model, seed, training"),
+        ({"modle": {}}, "unknown key modle; known are audit, data, model, seed, training"),
         ({"model": {"language": {"layr": 1}}}, "unknown key model.language.layr"),
         ({"model": {"language": {"layer": "last"}}}, "model.language.layer: expected int"),
         ({"model": {"width": True}}, "model.width: expected int"),

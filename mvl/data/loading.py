@@ -220,7 +220,9 @@ def augmentation(config):
     return Compose(steps)
 
 
-def training_batches(volumes, config, batch_size, seed, epoch, process=0, processes=1):
+def training_batches(
+    volumes, config, batch_size, seed, epoch, process=0, processes=1, augment=None
+):
     """The shuffled, augmented batches of one epoch, or one process' share of each.
 
     Order and augmentation are functions of (seed, epoch, case): a training that resumes at
@@ -235,11 +237,13 @@ def training_batches(volumes, config, batch_size, seed, epoch, process=0, proces
         epoch: number of the epoch.
         process, processes: of each batch, take the cases process, process + processes, ...;
             where a batch is too small for that, its first case stands in.
+        augment: a transform of the whole volume with `set_random_state`, in place of
+            `augmentation(config)`.
 
     Yields:
         (images (B, C, H, W, D), labels (B, 1, H, W, D)).
     """
-    augment = augmentation(config)
+    augment = augment or augmentation(config)
     order = np.random.default_rng(derive_seed(seed, "order", epoch)).permutation(len(volumes))
     for start in range(0, len(order), batch_size):
         batch, chosen = [], order[start : start + batch_size]
@@ -247,9 +251,7 @@ def training_batches(volumes, config, batch_size, seed, epoch, process=0, proces
             volume = volumes[index]
             augment.set_random_state(derive_seed(seed, "augment", epoch, volume["name"]))
             with _untracked():
-                batch.append(
-                    augment({"image": volume["image"].as_tensor(), "label": volume["label"]})
-                )
+                batch.append(augment(volume | {"image": volume["image"].as_tensor()}))
         yield tuple(torch.stack([b[key] for b in batch]) for key in ("image", "label"))
 
 
