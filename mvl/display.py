@@ -154,8 +154,9 @@ def activation_answer(table):
             `stage_auroc`'s columns, with the arms none and pretrained.
 
     Returns:
-        An IPython Markdown object, a generated sentence a comparison: after the block against
-        before it, and the two models where the paper compares them, after the decoder.
+        An IPython Markdown object: a generated sentence a comparison, after the block against
+        before it and, where the paper compares them, the two models after the decoder; then the
+        means, since a difference does not say on which side of chance it is.
     """
     rows = by_stage(table)
     if rows.empty:
@@ -163,6 +164,8 @@ def activation_answer(table):
             "Nothing can be said: no case has patches that are at least half foreground beside "
             "patches that are not."
         )
+    means = rows.groupby(["arm", "stage", "subject"], sort=False)["auroc_stream"].mean()
+    means = means.groupby(["arm", "stage"], sort=False).mean()
     rows = rows.assign(arm=rows["arm"] + " " + rows["stage"])
     before, after, decoder = (SHOWN_STAGES[stage] for stage in ("encoder", "after", "decoder"))
     pairs = [
@@ -171,12 +174,8 @@ def activation_answer(table):
     ]
     found = contrasts_table(rows, pairs, ["auroc_stream"])
     lines = [f"- {sentence(row)}" for _, row in found.iterrows()]
-    update = rows.loc[rows["stage"] == SHOWN_STAGES["update"], "auroc_stream"]
-    where = "structure" if update.mean() > 0.5 else "background"
-    lines.append(
-        f"- What the block itself writes is larger on the {where}: the mean AUROC of its norm is "
-        f"{update.mean():.2f} (0.5 is chance; {len(update)} measurements)."
-    )
+    said = ", ".join(f"{arm} {stage} {mean:.2f}" for (arm, stage), mean in means.items())
+    lines.append(f"- Mean AUROC (below 0.5 the norm is larger on the background): {said}.")
     return markdown("\n".join(lines))
 
 

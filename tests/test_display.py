@@ -78,7 +78,8 @@ def test_the_answer_compares_before_with_after_and_without_with_with():
     )
     assert float(said[1]) == pytest.approx(-0.2, abs=0.005)
     assert "worse" in lines[1] and lines[0].startswith("- Synthetic data: T, foreground (8 subj")
-    assert "larger on the background: the mean AUROC of its norm is 0.20" in lines[2]
+    assert "none after the encoder 0.50, pretrained after the encoder 0.60, " in lines[2]
+    assert "pretrained the block's update 0.20, pretrained after the block 0.80" in lines[2]
     nothing = table.assign(**{name: np.nan for name in table if name.startswith("auroc")})
     assert "Nothing can be said" in display.activation_answer(nothing).data
 
