@@ -286,7 +286,7 @@ def distinct(runs):
         for arm in SUITES[suite]:
             own = runs[(runs["suite"] == suite) & (runs["arm"] == arm)]
             fingerprints = set(own["fingerprint"])
-            if fingerprints - known:
+            if fingerprints - known and arm not in {name for _, name in cells}:
                 cells.append((suite, arm))
             known |= fingerprints
     return cells
