@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
+from scipy.optimize import isotonic_regression
 
 from mvl.errors import RunError
 from mvl.metrics import METRICS
@@ -181,7 +182,7 @@ def curve_bands(curves, synthetic):
             axis.fill_between(epochs, low, high, color=colour_of(arm), alpha=0.2, linewidth=0)
             (handles[name],) = axis.plot(epochs, mean, color=colour_of(arm), label=name)
             early.append(low.iloc[len(low) // 10])
-        axis.set(title=f"{fraction * 100:.0f} % of the training subjects", xlabel="epoch")
+        axis.set(title=f"{fraction * 100:.0f} % of subjects", xlabel="epoch")
         axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes[0, 0].set_ylabel("validation Dice")
     # The first tenth of a training rises from nothing and would leave no room for differences.
@@ -392,11 +393,9 @@ def _against_weights(axes, cases, runs, column):
 
 
 def _apart(values, gap):
-    """Ascending values, moved until neighbours are `gap` apart, about where they were."""
-    moved = []
-    for value in values:
-        moved.append(max(value, moved[-1] + gap) if moved else value)
-    return np.array(moved) - np.mean(np.subtract(moved, values))
+    """Ascending values, moved as little as possible (by least squares) to be `gap` apart."""
+    steps = gap * np.arange(len(values))
+    return isotonic_regression(np.asarray(values) - steps).x + steps
 
 
 @drawn

@@ -130,7 +130,7 @@ def task_grid(columns):
         len(across),
         squeeze=False,
         # The note on the voxels is wider than one column.
-        figsize=(max(3.4, inches * len(across) + 0.5), inches * len(down) + 1.1),
+        figsize=(max(3.4, inches * len(across) + 0.5), inches * len(down) + 0.9),
         layout="compressed",
     )
     cells = axes.T if upright else axes

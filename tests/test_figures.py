@@ -341,8 +341,8 @@ def test_curves_have_the_mean_of_the_seeds_and_a_band_to_their_ends(training):
     stopped = (training["arm"] == "vit-10") & (training["seed"] == 2) & (training["epoch"] >= 30)
     figure = figures.curve_bands(training[~stopped], synthetic=True)
     tenth, whole = figure.axes
-    assert tenth.get_title("left") == "10 % of the training subjects"
-    assert whole.get_title("left") == "100 % of the training subjects"
+    assert tenth.get_title("left") == "10 % of subjects"
+    assert whole.get_title("left") == "100 % of subjects"
     assert [line.get_label() for line in tenth.lines] == ["vit", "v1"]
     assert [len(line.get_xdata()) for line in tenth.lines] == [30, 40]
     assert tenth.lines[0].get_xdata()[0] == 1

@@ -9,7 +9,7 @@ from mvl.cli import main
 from mvl.errors import RunError
 from mvl.experiments import test as open_test_set
 from mvl.files import read_json, sha256_of, write_json, write_table
-from mvl.reference import read_table, write_reference
+from mvl.reference import curves_table, read_table, write_reference
 from mvl.statistics import summary_table
 from mvl.suites import SUITES, TUNING_COLUMNS, Arm, fit_suite, suite_configs
 from mvl.verify import FALLBACK, tolerance, verify
@@ -42,10 +42,11 @@ def study(phantom, tmp_path_factory):
         names = {cell: folder.name for cell, folder in folders.items()}
         write_reference(folders, names, NOTHING, reference=reference)
         # The reference grows: rows of runs that are no longer at hand stay, byte for byte.
-        before = (reference / "cases.csv.gz").read_bytes()
+        grown = [reference / name for name in ("cases.csv.gz", "curves.csv.gz")]
+        before = [path.read_bytes() for path in grown]
         only = {cell: folder for cell, folder in folders.items() if cell[2] == 1}
         write_reference(only, names, NOTHING, reference=reference)
-        assert (reference / "cases.csv.gz").read_bytes() == before
+        assert [path.read_bytes() for path in grown] == before
     finally:
         SUITES["language"] = kept
     return runs, reference
@@ -65,6 +66,18 @@ def tamper(folder, column, add, mend=False):
     if mend:
         done = read_json(folder / "done.json")
         write_json(folder / "done.json", done | {"cases_sha256": sha256_of(folder / "cases.csv")})
+
+
+def test_the_reference_keeps_the_curves_of_its_runs(study):
+    runs, reference = study
+    table = curves_table(reference)
+    assert set(table["arm"]) == {"none", "pretrained"} and set(table["fraction"]) == {1.0}
+    validation = read_table(reference / "validation.csv")
+    for run in validation.itertuples():
+        own = table[(table["arm"] == run.arm) & (table["seed"] == run.seed)]
+        curves = read_table(runs / run.fingerprint / "curves.csv")
+        assert own["validation_dice"].tolist() == curves["validation_dice"].tolist()
+        assert own["train_loss"].tolist() == curves["train_loss"].tolist()
 
 
 def test_equal_runs_agree_to_the_last_digit(mine):
