@@ -4,18 +4,66 @@
 """
 
 import hashlib
+import json
+import os
+import platform
+import re
+from importlib.metadata import version
 
 import numpy as np
 import pytest
 
+from scripts import reliability
 from tests.data.test_download import DESCRIPTION, Server, archive
 from tests.models.test_checkpoint import _FakeHub
 from tests.reliability import children
 from tests.reliability.stages import TASK, Given, Whole, outcome, size_of, start, train
 
+#: The moments of the kills are a function of this seed and the stage's name.
+SEED = 20
+
+_NOTES = pytest.StashKey[dict]()
+
 
 def pytest_addoption(parser):
     parser.addoption("--record", action="store_true", help="write docs/reliability.json and .md")
+
+
+@pytest.fixture(scope="session")
+def note(request):
+    """A function that notes an outcome: note(section, **facts)."""
+    notes = request.config.stash.setdefault(_NOTES, {name: [] for name in reliability.SECTIONS})
+
+    def add(section, **facts):
+        notes[section].append(facts)
+
+    return add
+
+
+def said(output):
+    """The last line of an output, with the places of this run's files shortened."""
+    line = output.strip().splitlines()[-1]
+    return re.sub(r"/\S*?/pytest-of-[^/]+/pytest-\d+/[^/\s]+", "…", line).removeprefix("mvl: ")
+
+
+def pytest_sessionfinish(session, exitstatus):
+    if exitstatus != 0 or not session.config.getoption("--record", default=False):
+        return
+    record = {
+        "version": reliability.VERSION,
+        "seed": SEED,
+        "slow": session.config.getoption("--slow"),
+        "machine": {
+            "Python": platform.python_version(),
+            "PyTorch": version("torch"),
+            "cores": os.cpu_count(),
+        },
+        "notes": session.config.stash[_NOTES],
+    }
+    reliability.FOLDER.mkdir(exist_ok=True)
+    text = reliability.page(record)  # refuses a record that is not whole
+    reliability.RECORD.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    reliability.PAGE.write_text(text)
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from mvl.errors import RunError
 from mvl.models.segmenter import build_segmenter
 from mvl.training import train
 from tests.reliability import children
+from tests.reliability.conftest import said
 from tests.reliability.stages import STAGES, half_files, outcome, size_of, start
 
 #: The stages that write, and the bytes that no file of theirs may exceed: some fit, some do not.
@@ -77,7 +78,9 @@ def with_small_files(name, folder, given, size):
     "share", [0.5, *(pytest.param(share, marks=pytest.mark.slow) for share in (0.0, 0.2, 0.9))]
 )
 @pytest.mark.parametrize("name", WRITING)
-def test_a_full_disk_is_a_sentence_and_does_no_harm(name, share, given, undisturbed, tmp_path):
+def test_a_full_disk_is_a_sentence_and_does_no_harm(
+    name, share, given, undisturbed, tmp_path, note
+):
     folder, whole = tmp_path / "stage", undisturbed(name)
     folder.mkdir()
     small = partial(on_a_small_disk, share=share, whole=whole.bytes)
@@ -85,13 +88,19 @@ def test_a_full_disk_is_a_sentence_and_does_no_harm(name, share, given, undistur
     if isinstance(done.value, str):
         pytest.skip(f"nothing can be mounted here: {done.value}")
     _assert_no_harm(folder, done, whole, "No space left on device")
+    fault = f"room for {share:.0%} of its files" if share else "room for a page of 4 kB"
+    note("disk", stage=name, fault=fault, said=said(done.value[0][1]))
 
 
 @pytest.mark.parametrize("name", WRITING)
-def test_files_that_cannot_grow_are_a_sentence_and_do_no_harm(name, given, undisturbed, tmp_path):
+def test_files_that_cannot_grow_are_a_sentence_and_do_no_harm(
+    name, given, undisturbed, tmp_path, note
+):
     """As a full disk or a quota; needs no mount."""
     done = start(name, tmp_path / "stage", given, partial(with_small_files, size=LIMITS[name]))
     _assert_no_harm(tmp_path / "stage", done, undisturbed(name), "File too large")
+    fault = f"no file above {LIMITS[name]:,} bytes"
+    note("disk", stage=name, fault=fault, said=said(done.value[0][1]))
 
 
 def _assert_no_harm(folder, done, whole, reason):
@@ -116,16 +125,17 @@ def where_nothing_may_be_written(name, folder, given, finished):
 
 
 @pytest.mark.parametrize("name", WRITING)
-def test_results_that_may_not_be_written_are_a_sentence(name, given, tmp_path):
+def test_results_that_may_not_be_written_are_a_sentence(name, given, tmp_path, note):
     folder = tmp_path / "stage"
     done = start(name, folder, given, partial(where_nothing_may_be_written, finished=False))
     assert done.value == 1 and "Traceback" not in done.output, done.output
-    sentence = done.output[done.output.rfind("mvl: ") :]
+    sentence = done.output.strip().splitlines()[-1]
     assert "Permission denied" in sentence and str(folder / "results") in sentence
     before = folder.with_name("before")
     before.mkdir()
     STAGES[name].prepare(before, given)
     assert outcome(folder) == outcome(before)
+    note("disk", stage=name, fault="no permission to write", said=said(done.output))
 
 
 @pytest.mark.parametrize("name", ["download", "caching", "training", "evaluation"])
@@ -167,7 +177,7 @@ def in_little_memory(root, folder, room):
         return said, (folder / "fewer" / "model.safetensors").is_file()
 
 
-def test_where_memory_runs_out_the_batch_that_fits_is_named(phantom, tmp_path):
+def test_where_memory_runs_out_the_batch_that_fits_is_named(phantom, tmp_path, note):
     done = children.run(in_little_memory, phantom, tmp_path, 500 << 20, log=tmp_path / "log")
     assert done.status == 0 and done.value, done.output
     sentence, went_well = done.value
@@ -177,6 +187,7 @@ def test_where_memory_runs_out_the_batch_that_fits_is_named(phantom, tmp_path):
         sentence,
     )
     assert went_well
+    note("memory", what="a step of training", said=said(sentence))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -3,6 +3,7 @@
 import gzip
 import json
 import struct
+from collections import Counter
 from datetime import timedelta
 
 import nibabel
@@ -17,6 +18,18 @@ from mvl.data.sources import read_header, read_label, read_volume
 from mvl.errors import BlockError, ConfigError, DataError, MvlError
 from mvl.files import read_json
 from mvl.models.checkpoint import open_checkpoint
+
+#: (reader, "read" or "refused") -> number of examples.
+OUTCOMES = Counter()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _noted(note):
+    yield
+    for reader in dict.fromkeys(reader for reader, _ in OUTCOMES):
+        read, refused = (OUTCOMES[reader, what] for what in ("read", "refused"))
+        note("fuzz", reader=reader, examples=read + refused, read=read, refused=refused)
+
 
 #: The same examples every time, so that a run of the tests fails for a change of the code alone.
 bounded = settings(
@@ -65,7 +78,9 @@ def test_a_nifti_file_is_read_or_refused(tmp_path, edits, keep, packed, cut):
             result = reader(path)
         except DataError as error:
             assert str(path) in str(error)
+            OUTCOMES["NIfTI", "refused"] += 1
             continue
+        OUTCOMES["NIfTI", "read"] += 1
         voxels = result[0] if reader is read_volume else result
         assert voxels.shape == read_header(path).shape and voxels.nbytes < 1 << 20
     if not edits and not cut:
@@ -105,7 +120,9 @@ def test_a_safetensors_header_is_read_or_refused(tmp_path, header, lie, data):
         entries = checkpoint.entries(checkpoint.names())
     except BlockError as error:
         assert str(path) in str(error)
+        OUTCOMES["safetensors header", "refused"] += 1
         return
+    OUTCOMES["safetensors header", "read"] += 1
     # What is let in, the reference implementation lets in, too.
     with safe_open(path, "np") as file:
         found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
@@ -130,8 +147,10 @@ def test_sound_headers_are_read_and_cut_ones_are_not(tmp_path, sizes, cut):
             open_checkpoint(f"path:{tmp_path}").names()
         with pytest.raises(SafetensorError), safe_open(path, "np"):
             pass
+        OUTCOMES["safetensors header", "refused"] += 1
     else:
         assert set(open_checkpoint(f"path:{tmp_path}").names()) == set(header)
+        OUTCOMES["safetensors header", "read"] += 1
 
 
 # --- configurations ------------------------------------------------------------------------
@@ -171,7 +190,9 @@ def test_a_configuration_is_read_or_refused(values):
         config = ExperimentConfig.from_dict(values)
     except ConfigError as error:
         assert str(error)
+        OUTCOMES["configuration", "refused"] += 1
         return
+    OUTCOMES["configuration", "read"] += 1
     again = json.loads(json.dumps(config.to_dict()))
     assert json.dumps(ExperimentConfig.from_dict(again).to_dict()) == json.dumps(again)
 
@@ -185,7 +206,9 @@ def test_a_json_file_is_read_or_refused(tmp_path, content):
         value = read_json(path)
     except MvlError as error:
         assert str(path) in str(error)
+        OUTCOMES["JSON file", "refused"] += 1
         return
+    OUTCOMES["JSON file", "read"] += 1
     assume(value == value)  # not NaN
     with pytest.raises(MvlError, match="lacks 'no such key'"):
         read_json(path, "no such key")

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from tests.reliability import children
+from tests.reliability.conftest import said
 from tests.reliability.corpus import CORPUS, MEMORY, SECONDS, examine, strange_names
 
 
@@ -28,7 +29,7 @@ def answers(given, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", CORPUS)
-def test_a_broken_input_ends_in_a_sentence(name, answers):
+def test_a_broken_input_ends_in_a_sentence(name, answers, note):
     entry = CORPUS[name]
     child = answers(entry.kind)
     assert child.value is not None, child.output
@@ -40,6 +41,9 @@ def test_a_broken_input_ends_in_a_sentence(name, answers):
         assert part in sentence
     assert not re.search(r"<.* object at 0x", sentence)
     assert answer.seconds < SECONDS and answer.memory < MEMORY
+    (line, *_) = [line for line in sentence.splitlines() if entry.said[-1] in line]
+    facts = {"seconds": round(answer.seconds, 2), "megabytes": round(answer.memory / 1e6)}
+    note("inputs", kind=entry.kind, input=name, said=said(line), **facts)
 
 
 def test_names_that_are_no_text_are_no_fault(given, tmp_path):

@@ -1,21 +1,21 @@
 """Kill -9 at random moments: run again, a stage ends as one that was never disturbed."""
 
 import random
+import shutil
 from functools import partial
 
 import pytest
 
+from tests.reliability.conftest import SEED
 from tests.reliability.stages import STAGES, call, half_files, outcome, start
 
 #: How often a stage is killed in every run of the tests, and in the slow tier.
 FEW, MANY = 3, 50
-#: The moments are a function of this seed and the stage's name.
-SEED = 20
 
 
 @pytest.mark.parametrize("kills", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", STAGES)
-def test_a_killed_stage_ends_as_an_undisturbed_one(name, kills, given, undisturbed, tmp_path):
+def test_a_killed_stage_ends_as_an_undisturbed_one(name, kills, given, undisturbed, tmp_path, note):
     whole, moments, interrupted = undisturbed(name), random.Random(f"{SEED} {name}"), 0
     for number in range(kills):
         folder = tmp_path / str(number)
@@ -32,4 +32,7 @@ def test_a_killed_stage_ends_as_an_undisturbed_one(name, kills, given, undisturb
         again = start(name, folder, given)
         assert again.status == 0 and again.value[0] == 0, f"{moment}: {again.output}"
         assert outcome(folder) == whole.outcome, moment
+        shutil.rmtree(folder)
     assert interrupted
+    counts = {"kills": kills, "interrupted": interrupted, "equal": kills}
+    note("kills", stage=name, operations=whole.operations, **counts)

@@ -1,0 +1,35 @@
+"""The page of docs/ says what the record says; results name their version."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from mvl.config import PROTOCOL_VERSION
+from mvl.models.pretrained import FORMAT_VERSION
+from mvl.reference import BEST, REFERENCE
+from scripts import reliability
+
+
+def test_the_page_is_made_of_the_record():
+    record = json.loads(reliability.RECORD.read_text(encoding="utf-8"))
+    assert reliability.PAGE.read_text(encoding="utf-8") == reliability.page(record)
+
+
+def test_a_record_that_is_not_whole_is_refused():
+    notes = {section: [{}] for section in reliability.SECTIONS[1:]}
+    with pytest.raises(ValueError, match="nothing on kills"):
+        reliability.page({"version": reliability.VERSION, "notes": notes})
+    with pytest.raises(ValueError, match="version 0"):
+        reliability.page({"version": 0})
+
+
+def test_results_name_their_version(given):
+    stored = json.loads((given.trained / "config.json").read_text())
+    assert stored["protocol_version"] == PROTOCOL_VERSION
+    assert json.loads((BEST / "config.json").read_text())["format_version"] == FORMAT_VERSION
+    tables = [*REFERENCE.glob("*.csv"), *REFERENCE.glob("*.csv.gz")]
+    assert len(tables) > 4
+    for path in tables:
+        # A fingerprint depends on the version.
+        assert {"protocol_version", "fingerprint"} & {*pd.read_csv(path, nrows=1)}, path.name

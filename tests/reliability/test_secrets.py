@@ -1,0 +1,196 @@
+"""No pickle, no network that nobody asked for, and no secret in what is left behind."""
+
+import ast
+import json
+import os
+import re
+import sys
+import threading
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from mvl import figures
+from mvl.data import download
+from mvl.experiments import Run
+from mvl.models.segmenter import MedVisionLlama
+from tests.reliability import children, stages
+
+ROOT = Path(__file__).resolve().parents[2]
+
+#: Modules that make or run pickles, and calls that do so in disguise.
+PICKLERS = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+DISGUISED = {"torch.load", "torch.save", "to_pickle", "read_pickle", "PersistentDataset"}
+DISGUISED |= {"allow_pickle", "save_state", "load_state", "pickle"}
+
+
+def _sources():
+    """(name, code) of every module, script and notebook."""
+    for path in sorted([*ROOT.glob("mvl/**/*.py"), *ROOT.glob("scripts/*.py")]):
+        yield str(path.relative_to(ROOT)), path.read_text()
+    for path in sorted(ROOT.glob("notebooks/*.ipynb")):
+        cells = json.loads(path.read_text())["cells"]
+        code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+        # A line for the shell is none of Python's.
+        yield path.name, re.sub(r"^(\s*)[%!].*", r"\1pass", "\n".join(code), flags=re.MULTILINE)
+
+
+def _pickling(code):
+    """What of a source makes or runs pickles."""
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            names = {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names = {(node.module or "").partition(".")[0], *(alias.name for alias in node.names)}
+        elif isinstance(node, ast.Attribute):
+            names = {node.attr, f"{ast.unparse(node.value)}.{node.attr}"}
+        elif isinstance(node, ast.keyword):
+            names = {node.arg}
+        elif isinstance(node, ast.Name):
+            names = {node.id}
+        else:
+            continue
+        yield from names & (PICKLERS | DISGUISED)
+
+
+def test_no_source_pickles(note):
+    found = {name: [*_pickling(code)] for name, code in _sources()}
+    assert len(found) > 40 and {name: what for name, what in found.items() if what} == {}
+    what = f"pickle in {len(found)} modules, scripts and notebooks, by their syntax trees"
+    note("secrets", what=what, found="none")
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["import pickle", "from joblib import dump", "torch.load('x')", "np.load('x', allow_pickle=1)",
+     "from torch import save_state", "table.to_pickle('x')", "import torch; torch.save(1, 'x')"],
+)  # fmt: skip
+def test_a_source_that_pickles_would_be_found(code):
+    assert [*_pickling(code)]
+
+
+SECRET = "sesame-4711"
+TOKENS = {
+    name: SECRET
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "GITHUB_TOKEN", "AWS_SECRET_ACCESS_KEY")
+}
+PROXY = {name: f"http://me:{SECRET}@127.0.0.1:9" for name in ("http_proxy", "https_proxy")}
+
+
+_OWN_PIPE = os.path.join("multiprocessing", "queues.py")
+
+
+class _Watch:
+    """Notes every call of the pickle module's own functions and every address that is asked."""
+
+    def __init__(self):
+        self.pickled, self.asked = [], []
+        sys.addaudithook(self._audit)
+        threading.setprofile(self._profile)
+        sys.setprofile(self._profile)
+
+    def stop(self):
+        sys.setprofile(None)
+        threading.setprofile(None)
+
+    def _profile(self, frame, event, function):
+        if event == "c_call":
+            owner = type(getattr(function, "__self__", None)).__module__
+            place = frame.f_code.co_filename
+            # A pool of threads wakes itself by a None, pickled, in a pipe of its own.
+            if "_pickle" in (function.__module__, owner) and not place.endswith(_OWN_PIPE):
+                self.pickled.append(f"{place}:{frame.f_lineno}")
+
+    def _audit(self, event, arguments):
+        if event == "pickle.find_class":
+            self.pickled.append(str(arguments))
+        elif event in ("socket.connect", "socket.sendto") and isinstance(arguments[1], tuple):
+            self.asked.append(f"{event} {arguments[1]}")
+        elif event in ("socket.getaddrinfo", "socket.gethostbyname"):
+            self.asked.append(f"{event} {arguments[0]}")
+
+
+def ordinary_day(folder, given):
+    """All that needs no network, one after the other.
+
+    Returns:
+        (exit statuses, where something was pickled, what of the network was asked).
+    """
+    watch, runs = _Watch(), folder / "runs"
+    statuses = [stages.train(given.phantom, runs, preset="tiny-block")]
+    (run,) = runs.iterdir()
+    image = next(given.phantom.glob("*/imagesTr/*.nii.gz"))
+    for words in (
+        ("data", "check", given.phantom / stages.TASK),
+        ("data", "phantom", stages.TASK, "--root", folder, "--cases", "1", "--scale", "0.3"),
+        ("evaluate", run, "--root", given.phantom),
+        ("predict", image, "--run", run, "-o", folder / "out.nii.gz"),
+        ("suite", "run", "tiny", "--results", folder, "--root", given.phantom, "--arms", "plain"),
+        ("suite", "status", "tiny", "--results", folder, "--root", given.phantom),
+        ("block", "list"),
+    ):
+        statuses.append(stages.mvl(*words))
+    trained = Run.load(run)
+    trained.model.save_pretrained(folder / "model", trained.task, trained.config.data)
+    MedVisionLlama.from_pretrained(folder / "model")
+    cases = pd.read_csv(folder / "suites" / "tiny.csv")
+    figures.save(figures.arm_means(cases), folder / "figure")
+    watch.stop()
+    return statuses, watch.pickled, list(watch.asked)
+
+
+@pytest.fixture(scope="session")
+def day(given, tmp_path_factory):
+    place = tmp_path_factory.mktemp("day")
+    done = children.run(ordinary_day, place, given, log=place / "log", environment=TOKENS | PROXY)
+    assert done.status == 0 and set(done.value[0]) == {0}, done.output
+    return place, done
+
+
+def test_nothing_is_pickled(day, note):
+    assert day[1].value[1] == []
+    note("secrets", what="calls of pickle's functions", found="none")
+
+
+def test_no_file_that_is_written_is_a_pickle(day, note):
+    written = [path for path in day[0].rglob("*") if path.is_file()]
+    kinds = {path.suffix for path in written if path.name not in (".lock", "log")}
+    known = {".json", ".csv", ".safetensors", ".gz", ".md", ".png", ".pdf", ".svg"}
+    assert len(written) > 20 and kinds == known
+    for path in written:
+        start = path.read_bytes()[:4]
+        assert start[:1] != b"\x80" and start != b"PK\3\4", f"{path} looks like a pickle"
+    note("secrets", what=f"pickles among {len(written)} files that were written", found="none")
+
+
+def test_no_network_is_asked_for_what_needs_none(day, note):
+    assert day[1].value[2] == []
+    note("secrets", what="addresses that were looked up or connected to", found="none")
+
+
+def test_no_secret_is_left_behind(day, note):
+    assert SECRET not in day[1].output
+    for path in day[0].rglob("*"):
+        assert SECRET.encode() not in (path.read_bytes() if path.is_file() else b""), path
+    note("secrets", what=f"the {len(TOKENS)} tokens in files and output", found="none")
+
+
+def without_network(folder):
+    """What does need the network, behind a proxy that is not there: exit statuses."""
+    os.environ["HF_ENDPOINT"] = "http://hub.example"
+    os.environ["MVL_CACHE"] = str(folder / "cache")
+    download._published = lambda task: ("http://data.example/x.tar", "0" * 32)
+    return [
+        stages.mvl("data", "download", stages.TASK, "--root", folder),
+        stages.mvl("block", "show", "hub:owner/name"),
+        stages.mvl("predict", "x.nii.gz", "--run", folder, "-o", folder / "out.nii.gz"),
+    ]
+
+
+def test_no_secret_is_told_where_the_network_fails(tmp_path, note):
+    done = children.run(without_network, tmp_path, log=tmp_path / "log", environment=TOKENS | PROXY)
+    assert done.value == [1, 1, 1], done.output
+    assert "data.example" in done.output and "hub.example" in done.output
+    assert SECRET not in done.output and "Traceback" not in done.output
+    note("secrets", what="tokens and the proxy's password where the network fails", found="none")
