@@ -117,7 +117,9 @@ def read_json(path, *keys):
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise MvlError(f"{path} does not exist") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise MvlError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
         raise MvlError(f"{path} is not readable JSON: {error}") from error
     for key in keys:
         if not isinstance(value, dict) or key not in value:

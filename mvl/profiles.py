@@ -59,7 +59,8 @@ def load_profile(name, root=ROOT):
     try:
         profile = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} is not readable YAML: {error}") from error
+        reason = " ".join(str(error).split())  # PyYAML shows the place on lines of its own
+        raise ConfigError(f"{path} is not readable YAML: {reason}") from error
     if not isinstance(profile, dict):
         raise ConfigError(f"{path}: expected lines of the form 'key: value'")
     for kind, keys in (

@@ -374,7 +374,7 @@ def load_weights(model, path):
     Raises:
         RunError: the file is missing, damaged, or of another model.
     """
-    tensors, _ = _read_tensors(path)
+    tensors, _ = _read_tensors(path, "delete its folder to train the run anew")
     model.load_trained_state(tensors, path)
 
 
@@ -419,7 +419,8 @@ def _save_state(path, model, optimiser, schedule, rows, best, spent):
 
 
 def _restore(path, model, optimiser, schedule):
-    tensors, metadata = _read_tensors(path)
+    way = "delete it to start anew"
+    tensors, metadata = _read_tensors(path, way)
     weights = {k.removeprefix("model."): t for k, t in tensors.items() if k.startswith("model.")}
     try:
         progress = json.loads((metadata or {})["progress"])
@@ -432,16 +433,14 @@ def _restore(path, model, optimiser, schedule):
         schedule.load_state_dict(progress["schedule"])
         reached = progress["rows"], progress["best"], progress["spent"]
     except (KeyError, TypeError, ValueError) as error:
-        raise RunError(
-            f"{path} is damaged, or of another version ({error!r}). Delete it to start anew."
-        ) from error
+        raise RunError(f"{path} is damaged, or of another version ({error!r}); {way}") from error
     model.load_trained_state(weights, path)
     return reached
 
 
-def _read_tensors(path):
+def _read_tensors(path, way):
     try:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise RunError(f"{path} cannot be read: {error}. Delete it to start anew.") from error
+        raise RunError(f"{path} cannot be read: {error}; {way}") from error

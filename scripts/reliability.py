@@ -99,6 +99,9 @@ def page(record):
         "`dataset.json` cannot leave their folder (see above).",
         "## The same bytes again",
         _table(("what", "found"), [(n["what"], n["found"]) for n in notes["determinism"]]),
+        "Another number of threads sums in another order; a training amplifies that from epoch to "
+        "epoch, so that a long one is another draw, as another seed would be. The study's runs "
+        "have one thread.",
         "## Versions",
         "A run folder names the version of its protocol in `config.json`, a saved model that of "
         "its format; the reference's tables name the protocol or the run's fingerprint, which "

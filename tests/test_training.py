@@ -226,7 +226,7 @@ def test_a_missing_tensorboard_is_a_sentence_before_anything_is_trained(
 def test_a_damaged_state_is_named(phantom, tiny, tmp_path):
     config = tiny()
     (tmp_path / "state.safetensors").write_bytes(b"\xff" * 100)
-    with pytest.raises(RunError, match="state.safetensors cannot be read.*Delete it"):
+    with pytest.raises(RunError, match="state.safetensors cannot be read.*delete it"):
         train(build(config), *prepared(config, phantom), config, tmp_path, show=False)
 
 

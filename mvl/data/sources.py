@@ -107,8 +107,8 @@ def list_cases(folder):
         task, description = read_task(folder), read_json(path)
     except DataError:
         raise
-    except (MvlError, RecursionError) as error:
-        raise DataError(f"{path}: {error}") from error
+    except MvlError as error:
+        raise DataError(str(error)) from error
     entries = description.get("training")
     if not isinstance(entries, list):
         raise DataError(f"{path}: 'training' is missing or not a list of images and labels")

@@ -115,8 +115,9 @@ class _Architecture:
                 with torch.device("meta"):
                     self.skeleton = self.build()
         except Exception as error:
+            reason = " ".join(str(error).split())  # transformers takes several lines for it
             raise BlockError(
-                f"{checkpoint.source}: its config.json is no usable {kind} configuration: {error}"
+                f"{checkpoint.source}: its config.json is no usable {kind} configuration: {reason}"
             ) from error
         if not hasattr(self, "indices"):
             raise BlockError(

@@ -222,7 +222,7 @@ for _name, _said, _spoil in (
     ("dataset.json of 100 GB", ("dataset.json", "too large"),
      lambda task: os.truncate(task / "dataset.json", 100 << 30)),
     ("dataset.json a named pipe", ("no task",), lambda task: _pipe(task / "dataset.json")),
-    ("dataset.json without permission", ("dataset.json", "Permission denied"),
+    ("dataset.json without permission", ("dataset.json", "cannot be read: Permission denied"),
      lambda task: _forbid(task / "dataset.json")),
     ("a task folder without permission", ("Permission denied",), _forbid),
 ):  # fmt: skip
@@ -330,10 +330,12 @@ _block("an index that leads out", ("no safetensors file beside it",),
        file="model.safetensors.index.json")  # fmt: skip
 _block("a config.json that is no JSON", ("config.json", "not readable JSON"), b"", config=b"{")
 _block("an unknown family", ("nonsense",), b"", config=_LLAMA | {"model_type": "nonsense"})
-_block("a width that is text", ("hidden_size",), b"", config=_LLAMA | {"hidden_size": "wide"})
+_block("a width that is text", ("config.json", "hidden_size"), b"",
+       config=_LLAMA | {"hidden_size": "wide"})  # fmt: skip
 _block("a width that is negative", ("config.json", "negative"), b"",
        config=_LLAMA | {"hidden_size": -32})  # fmt: skip
-_block("heads that do not divide", ("heads",), b"", config=_LLAMA | {"num_attention_heads": 5})
+_block("heads that do not divide", ("config.json", "attention heads (5)"), b"",
+       config=_LLAMA | {"num_attention_heads": 5})  # fmt: skip
 
 
 # --- a run folder --------------------------------------------------------------------------
@@ -438,11 +440,11 @@ _run("a table that is no text", ("cases.csv", "not a readable table"), _tested(b
 _run("a table without metrics, verified", ("cases.csv", "lacks the column"), _tested(b"case\na\n"),
      "verify")  # fmt: skip
 _run("done.json a list, verified", ("done.json", "lacks"), _replaced("done.json", b"[]"), "verify")
-_run("a state that is no safetensors", (_STATE, "Delete it to start anew"),
+_run("a state that is no safetensors", (_STATE, "delete it to start anew"),
      _resumed(b"\xff" * 99), "train")  # fmt: skip
-_run("a state with a lying header", (_STATE, "Delete it to start anew"),
+_run("a state with a lying header", (_STATE, "delete it to start anew"),
      _resumed(_tensors({}, length=1 << 40)), "train")  # fmt: skip
-_run("a state of another version", (_STATE, "Delete it to start anew"),
+_run("a state of another version", (_STATE, "delete it to start anew"),
      _resumed(_tensors({"a": _at(0, 16, [4])})), "train")  # fmt: skip
 
 

@@ -1,5 +1,7 @@
 """The same machine gives the same bytes; another number of threads the same metrics to 1e-4."""
 
+from functools import partial
+
 import pandas as pd
 import torch
 
@@ -12,46 +14,56 @@ from tests.reliability.stages import outcome, start
 TOLERANCE = 1e-4
 
 
-def suite_with_figure(name, folder, given):
-    """The stage `suite`, and a figure of its table."""
-    status = stages.STAGES[name].call(folder, given)
-    cases = pd.read_csv(folder / "results" / "suites" / "tiny.csv")
-    figure = figures.paired_differences(cases, "plain", "hybrid")
-    figures.save(figure, folder / "results" / "figure")
-    return status
+def test_two_runs_leave_the_same_bytes(given, undisturbed, tmp_path, note):
+    done = start("suite", tmp_path / "again", given)
+    assert done.value and done.value[0] == 0, done.output
+    one, two = undisturbed("suite").outcome, outcome(tmp_path / "again")
+    assert {
+        name for name in one if one[name] != two.get(name)
+    } == set() and one.keys() == two.keys()
+    note("determinism", what=f"a suite, run twice: {len(one)} files", found="the same bytes")
 
 
-def test_two_runs_leave_the_same_bytes(given, tmp_path, note):
-    first, second = (
-        start("suite", tmp_path / name, given, suite_with_figure) for name in ("one", "two")
-    )
-    assert first.value == second.value == 0, first.output + second.output
-    one, two = (outcome(tmp_path / name) for name in ("one", "two"))
-    kinds = {name.rpartition(".")[2] for name in one}
-    assert {"csv", "safetensors", "json", "png", "pdf", "svg"} <= kinds
-    assert [name for name in one if one[name] != two.get(name)] == [] and one.keys() == two.keys()
-    what = f"a suite and a figure, run twice: {len(one)} files ({', '.join(sorted(kinds))})"
-    note("determinism", what=what, found="equal, byte for byte")
+def draw(table, path):
+    """A figure of a suite's table."""
+    figures.save(figures.paired_differences(pd.read_csv(table), "plain", "hybrid"), path)
 
 
-def train_and_test(folder, given, threads):
-    """A run trained and tested with so many threads: its table."""
+def test_two_processes_draw_the_same_bytes(undisturbed, tmp_path, note):
+    table = tmp_path / "tiny.csv"
+    table.write_bytes(undisturbed("suite").outcome["suites/tiny.csv"])
+    for name in ("one", "two"):
+        done = children.run(draw, table, tmp_path / name, log=tmp_path / "log")
+        assert done.status == 0, done.output
+    for kind in ("png", "pdf", "svg"):
+        one, two = (tmp_path / f"{name}.{kind}" for name in ("one", "two"))
+        assert one.read_bytes() == two.read_bytes() and len(one.read_bytes()) > 5000
+    note("determinism", what="a figure, drawn twice: PNG, PDF, SVG", found="the same bytes")
+
+
+def train_and_test(name, folder, given, threads):
+    """The tables of a run that so many threads have trained and tested."""
     torch.set_num_threads(threads)
-    assert stages.train(given.phantom, folder) == 0
-    (run,) = folder.iterdir()
+    grid = ("--grid", "40", "56", "40")
+    assert stages.train(given.phantom, folder / "runs", *grid, preset="small") == 0
+    (run,) = (folder / "runs").iterdir()
     assert stages.mvl("evaluate", run, "--root", given.phantom) == 0
-    return pd.read_csv(run / "cases.csv")
+    return pd.read_csv(run / "curves.csv"), pd.read_csv(run / "cases.csv")
 
 
 def test_another_number_of_threads_gives_the_same_metrics(given, tmp_path, note):
-    one, two = (
-        children.run(train_and_test, tmp_path / str(n), given, n, log=tmp_path / f"{n}.log")
-        for n in (1, 2)
-    )
-    assert one.status == two.status == 0, one.output + two.output
+    tables = []
+    for threads in (1, 2):
+        function = partial(train_and_test, threads=threads)
+        done = start("training", tmp_path / str(threads), given, function)
+        assert done.status == 0, done.output
+        tables.append(done.value)
+    (curves, cases), (other_curves, others) = tables
     names = ["subject", "case", "structure"]
-    pd.testing.assert_frame_equal(one.value[names], two.value[names])
-    apart = (one.value[list(METRICS)] - two.value[list(METRICS)]).abs().max()
-    assert (apart <= TOLERANCE).all(), apart
-    what = f"a run of three epochs with one thread and with two: {len(one.value)} rows"
-    note("determinism", what=what, found=f"metrics differ by {apart.max():.1e} at most")
+    pd.testing.assert_frame_equal(cases[names], others[names])
+    apart = (cases[list(METRICS)] - others[list(METRICS)]).abs().max().max()
+    loss = (curves["train_loss"] - other_curves["train_loss"]).abs().max()
+    assert apart <= TOLERANCE
+    found = f"metrics differ by {apart:.1e} at most, the training loss by {loss:.1e}"
+    epochs = f"{len(curves)} epochs"
+    note("determinism", what=f"trained and tested with one thread and two, {epochs}", found=found)
