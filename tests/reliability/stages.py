@@ -51,7 +51,7 @@ def mvl(*arguments):
 
 
 def train(root, runs, *more, preset="tiny"):
-    """`mvl train` of a preset on the phantom below `root`; of two equal options the later counts."""
+    """`mvl train` of a preset on the phantom below `root`; of equal options the later counts."""
     arguments = ("--preset", preset, "--root", root, "--runs", runs, "--grid", "16", "24", "16")
     return mvl("train", *arguments, *more)
 
