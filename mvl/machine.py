@@ -31,6 +31,8 @@ def memory_limit():
 class PeakMemory:
     """The most memory that the children of this process held at once while a block ran.
 
+    Children that were there before the block do not count.
+
     It is sampled: what a process takes in the last `INTERVAL_S` seconds of its life is missed.
     Pages that processes share are counted for each of them, except for `SETTLED_S` seconds: a
     process that starts a program is there twice for a moment, with all its memory.
@@ -44,10 +46,12 @@ class PeakMemory:
 
     def __init__(self):
         self.bytes = 0
+        self._others = set()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self):
+        self._others = set(psutil.Process().children(recursive=True))
         self._thread.start()
         return self
 
@@ -58,8 +62,8 @@ class PeakMemory:
     def _watch(self):
         own = psutil.Process()
         while not self._ended.wait(self.INTERVAL_S):
-            held = (self._held(child) for child in own.children(recursive=True))
-            self.bytes = max(self.bytes, sum(held))
+            children = set(own.children(recursive=True)) - self._others
+            self.bytes = max(self.bytes, sum(map(self._held, children)))
 
     def _held(self, process):
         """Bytes of memory that a process holds; 0 if it has just begun, or ended."""

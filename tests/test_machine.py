@@ -57,7 +57,7 @@ def test_the_peak_is_that_of_all_children_together():
 
 def test_a_process_that_starts_a_program_is_not_counted_twice():
     # Between fork and exec there are two of it; here that moment is long.
-    fork = "pid = os.fork(); pid or (time.sleep(0.6), os._exit(0)); os.waitpid(pid, 0)"
+    fork = "pid = os.fork(); pid or (time.sleep(0.4), os._exit(0)); os.waitpid(pid, 0)"
     code = f"import os, time; x = b'x' * {HALF}; time.sleep(1.2); {fork}"
     with PeakMemory() as peak:
         subprocess.run([sys.executable, "-c", code], check=True)

@@ -105,7 +105,7 @@ class Repository:
             "parameters": 884416,
             "seconds": 12.3,
         }
-        done |= {"cases_sha256": sha256_of(folder / "cases.csv"), "best_epoch": 1}
+        done |= {"cases_sha256": sha256_of(folder / "cases.csv"), "best_epoch": 1, "test_cases": 12}
         write_json(folder / "done.json", done)
         return folder
 
