@@ -79,8 +79,8 @@ def page(record):
         "shortened.",
     ]
     for kind in kinds:
-        rows = [(n["input"], n["said"]) for n in inputs if n["kind"] == kind]
-        parts += [f"### {kind[0].upper() + kind[1:]}", _table(("input", "said"), rows)]
+        rows = [(n["input"].rpartition(": ")[2], n["said"]) for n in inputs if n["kind"] == kind]
+        parts += [f"### {kind}", _table(("input", "said"), rows)]
     parts += [
         "## Generated inputs",
         "Hypothesis makes files of bytes, numbers and nestings; a reader gives a value or refuses "

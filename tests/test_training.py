@@ -96,6 +96,59 @@ def test_a_loss_that_is_no_number_stops_with_a_sentence(phantom, tiny, tmp_path)
         train(build(config), *prepared(config, phantom), config, tmp_path, show=False)
 
 
+@pytest.mark.parametrize("clip_norm", [1.0, 0.0])
+def test_a_gradient_that_is_no_number_stops_before_the_step(phantom, tiny, tmp_path, clip_norm):
+    """A step on it would leave weights, and a state to go on from, that are no numbers."""
+    config = tiny(training={"clip_norm": clip_norm})
+    volumes = prepared(config, phantom)
+    train(build(config), *volumes, config, tmp_path / "whole", show=False)
+
+    model, steps = build(config), []
+
+    def explode(gradient):
+        steps.append(1)
+        return gradient * math.inf if len(steps) == 4 else gradient  # of the second epoch's last
+
+    next(model.parameters()).register_hook(explode)
+    said = r"gradient's norm became (nan|inf) at step 1 of epoch 1 with learning rate .*lower"
+    with pytest.raises(RunError, match=said):
+        train(model, *volumes, config, tmp_path / "again", show=False)
+    train(build(config), *volumes, config, tmp_path / "again", show=False)
+    for file in ("curves.csv", "model.safetensors"):
+        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("most", "way"), [(2, "--batch-size 2,"), (1, "--batch-size 1,"), (0, "not even one case fits")]
+)
+def test_where_memory_runs_out_the_batch_that_fits_is_named(phantom, tiny, tmp_path, most, way):
+    config = tiny(training={"batch_size": 4})
+    model = build(config)
+    forward = model.forward
+
+    def hungry(images):
+        if len(images) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return forward(images)
+
+    model.forward = hungry
+    said = f"out of memory at step 0 of epoch 0 with 4 cases a batch; .*{way}.*stays resumable"
+    with pytest.raises(RunError, match=said):
+        train(model, *prepared(config, phantom), config, tmp_path, show=False)
+
+
+def test_another_error_of_the_network_stays_what_it_is(phantom, tiny, tmp_path):
+    config = tiny()
+    model = build(config)
+
+    def broken(images):
+        raise RuntimeError("shapes do not fit")
+
+    model.forward = broken
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        train(model, *prepared(config, phantom), config, tmp_path, show=False)
+
+
 COMBINATIONS = ["000", "001", "010", "011", "100", "101", "110", "111"]
 
 

@@ -119,7 +119,7 @@ def _case(kind, name, said, spoil):
 
 
 for _name, (_spoil, _text) in volumes.FAULTS.items():
-    _case("a case's files", _name, ("b  ", _text), _spoil)
+    _case("A case's files", _name, ("b  ", _text), _spoil)
 
 
 def _forbid(path):
@@ -128,7 +128,7 @@ def _forbid(path):
 
 
 _case(
-    "a case's files",
+    "A case's files",
     "no permission to read the image",
     ("b  ", "image: unreadable (Permission denied)"),
     lambda task: _forbid(volumes.image_of(task)),
@@ -145,7 +145,7 @@ def _image(name, said, spoil):
         image = volumes.image_of(folder)
         return "predict", image, "--run", given.trained, "-o", folder / "out.nii.gz"
 
-    _add("an image to segment", f"image to segment: {name}", ("b.nii.gz", *said), recipe)
+    _add("An image to segment", f"image to segment: {name}", ("b.nii.gz", *said), recipe)
 
 
 for _name in ("truncated gzip", "a flipped byte", "wrong magic", "empty file", "a named pipe",
@@ -242,7 +242,7 @@ def _archive(name, said, content, right=True):
         download._published = lambda task: (path.as_uri(), digest)
         return "data", "download", TASK, "--root", folder / "deep" / "root"
 
-    _add("an archive", f"archive: {name}", said, recipe)
+    _add("An archive", f"archive: {name}", said, recipe)
 
 
 def _member(name, content):
@@ -298,7 +298,7 @@ def _block(name, said, weights, file="model.safetensors", config=_LLAMA):
         (folder / file).write_bytes(weights)
         return "block", "extract", f"path:{folder}", "-o", folder / "out"
 
-    _add("a language model's block", f"block: {name}", said, recipe)
+    _add("A language model's block", f"block: {name}", said, recipe)
 
 
 def _tensors(header, data=bytes(16), length=None):
@@ -351,7 +351,7 @@ def _run(name, said, spoil, verb="evaluate"):
         data = ("--root", given.phantom) if verb == "evaluate" else ()
         return verb, run, *data
 
-    _add("a run folder", f"run: {name}", said, recipe)
+    _add("A run folder", f"run: {name}", said, recipe)
 
 
 def _edited(file, *path, **changes):
@@ -454,7 +454,7 @@ def _saved(name, said, **values):
         (folder / "config.json").write_text(json.dumps({"model_type": "medvisionllama"} | values))
         return "predict", volumes.image_of(folder), "--run", folder, "-o", folder / "out.nii.gz"
 
-    _add("a saved model", f"saved model: {name}", said, recipe)
+    _add("A saved model", f"saved model: {name}", said, recipe)
 
 
 _saved("of another format", ("format version 99",), format_version=99)
@@ -472,7 +472,7 @@ def _profile(name, said, change):
         path.write_bytes(change(text).encode())
         return lambda: load_profile("smoke", folder)
 
-    _add("a profile", f"profile: {name}", ("smoke.yaml", *said), recipe)
+    _add("A profile", f"profile: {name}", ("smoke.yaml", *said), recipe)
 
 
 _profile("an unknown key", ("unknown colour",), lambda text: text + "colour: red\n")
@@ -489,7 +489,7 @@ def _asked(name, said, *words):
     def recipe(folder, given):
         return lambda: stages.train(given.phantom, folder / "runs", *words)
 
-    _add("the command line", f"asked for: {name}", said, recipe)
+    _add("The command line", f"asked for: {name}", said, recipe)
 
 
 _asked("a batch of 0 cases", ("batch_size 0 is below 1",), "--batch-size", "0")
