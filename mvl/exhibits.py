@@ -61,10 +61,6 @@ def _curves(source):
     return figures.curve_bands(source.curves, bool(source.cases["synthetic"].any()))
 
 
-def _part_effects(source):
-    return figures.part_effects(source.cases) if source.cases["arm"].nunique() == 8 else None
-
-
 def _metric_differences(source):
     return figures.metric_differences(_six(source.cases))
 
@@ -101,7 +97,7 @@ EXHIBITS = {
     "size": Exhibit("size", lambda s: figures.arm_means(s.cases)),
     "size_of_all": Exhibit("", lambda s: figures.size_against_dice(s.cases, s.runs)),
     "parts": Exhibit("fusion", lambda s: figures.arm_means(s.cases)),
-    "part_effects": Exhibit("fusion", _part_effects, fewest=8),
+    "part_effects": Exhibit("fusion", lambda s: figures.part_effects(s.cases), fewest=8),
 }
 
 
@@ -156,7 +152,8 @@ class Exhibits:
                 if rows.cases["arm"].nunique() >= exhibit.fewest:
                     figure = exhibit.draw(rows)
                     if figure is not None:
-                        file = f"{name}_{slug}" + f"_{task}" * bool(drawn)
+                        other = task not in ("", self._parameters["task"])
+                        file = f"{name}_{slug}" + f"_{task}" * other
                         self._save(figure, file, f"**{source.label}**, {_size(rows)}.")
                         drawn += 1
             self._drawn.setdefault(name, {})[source.label] = drawn
@@ -219,10 +216,10 @@ class Exhibits:
             root: the folder that holds the tasks' folders.
         """
         columns, left_out = [], []
-        found = self._runs_by_task()
+        found, best = self._runs_by_task(), load_predictor(BEST)
         for task in sorted({self._parameters["task"], *found}):
             try:
-                columns.append(self._column(task, found.get(task, {}), root))
+                columns.append(self._column(task, found.get(task, {}), best, root))
             except DataError as error:
                 left_out.append(f"{task} is left out: {error}")
         if columns:
@@ -303,12 +300,11 @@ class Exhibits:
                     arms.setdefault(row.arm, self.folder / "runs" / row.fingerprint)
         return found
 
-    def _column(self, task, folders, root):
+    def _column(self, task, folders, best, root):
         """A task's column of `figures.task_grid`."""
         data, runs, case = self._case(task, folders, root)
         bare = display.view_of_case(case)
         views = [replace(bare, truth=None, title="image"), replace(bare, title="truth")]
-        best = load_predictor(BEST)
         models = {"vit": runs.get("none"), "vit + block": runs.get("pretrained")}
         models["best"] = best if best.task.name == task else None
         for title, model in models.items():

@@ -113,16 +113,17 @@ def in_words(error, root):
 def _other_setting(config, protocol_version, parameters):
     """Why a run does not belong to the profile as it is now; "" if it does."""
     data, language = config.data, config.model.language
-    wanted = replace(DataConfig(task=data.task, grid=data.grid), fraction=data.fraction)
-    wanted = replace(wanted, fit=parameters["fit"])
     if protocol_version != PROTOCOL_VERSION:
         return f"protocol version {protocol_version}"
     if config.audit != AuditConfig():
         return "a training of the audit"
-    if data.task == parameters["task"] and list(data.grid) != list(parameters["grid"]):
-        return "another grid than the profile's"
-    if data != wanted:
-        return "another handling of the data than the profile's"
+    # A profile says how its own task is handled; another task needs its own grid and fit.
+    if data.task == parameters["task"]:
+        if list(data.grid) != list(parameters["grid"]):
+            return "another grid than the profile's"
+        wanted = DataConfig(task=data.task, grid=data.grid, fit=parameters["fit"])
+        if data != replace(wanted, fraction=data.fraction):
+            return "another handling of the data than the profile's"
     if language and language.source != parameters["block"]:
         return f"another language block, {language.source}"
     # A fraction of the data has more epochs, for as many steps.

@@ -80,9 +80,9 @@ class Repository:
                 model, language=dataclasses.replace(model.language, source=source)
             )
         data = DataConfig(
-            task=self.profile["task"],
+            task=cfg.get("task", self.profile["task"]),
             grid=tuple(cfg.get("grid", self.profile["grid"])),
-            fit=self.profile["fit"],
+            fit=cfg.get("fit", self.profile["fit"]),
             fraction=spec.fraction,
         )
         epochs = cfg.get("epochs", self.profile["epochs"])
@@ -485,12 +485,16 @@ def test_an_own_run_is_the_arm_of_every_suite_that_trains_it_just_so(empty):
 def test_runs_of_another_setting_are_listed_and_left_out(two_arms):
     two_arms.run("none", gain=-0.5, epochs=3, name="short")
     two_arms.run("none", gain=-0.5, grid=[8, 8, 8], name="small")
+    two_arms.run("none", gain=-0.5, fit="resize", name="resized")
+    two_arms.run("none", grid=[8, 8, 8], fit="resize", task="Task09_Spleen", name="spleen")
     report = two_arms.report()
     reasons = {
         row["run"]: row["why it is in no table"] for row in report.table("Runs of this profile")[""]
     }
     assert reasons["short"] == "another number of epochs, 3"
     assert reasons["small"] == "another grid than the profile's"
+    assert reasons["resized"] == "another handling of the data than the profile's"
+    assert reasons["spleen"] == "", "a profile says nothing of how another task is handled"
     assert "0.810" in report.text() and "6 subjects, 12 cases, 2 seeds" in report.text()
 
 
