@@ -52,7 +52,7 @@ from mvl.models.peers import build_peer
 from mvl.models.segmenter import MedVisionLlama, build_segmenter
 from mvl.released import procedure_of
 from mvl.tasks import Task
-from mvl.training import CURVES, STATE, WEIGHTS, load_weights, train
+from mvl.training import CURVES, STATE, WEIGHTS, agreed, load_weights, processes, train
 
 TRAINED, DONE, FAILED, CASES = "trained.json", "done.json", "failed.json", "cases.csv"
 
@@ -85,7 +85,8 @@ def is_running(folder):
 def fit(config, data, runs, show=True, on_epoch=None, track=False):
     """Train an experiment's model, or go on where an earlier process stopped.
 
-    The test cases are not opened.
+    The test cases are not opened. Processes that torchrun has started train together: each of
+    them has to call, and the main one alone describes the run and says that it is trained.
 
     Args:
         config: an `ExperimentConfig`.
@@ -103,20 +104,40 @@ def fit(config, data, runs, show=True, on_epoch=None, track=False):
         BlockError: the language block cannot be found, read or trusted.
     """
     folder = run_folder(config, data, runs)
-    if (folder / TRAINED).exists() and not (folder / STATE).exists():
+    if agreed((folder / TRAINED).exists() and not (folder / STATE).exists()):
         return folder
-    with locked(folder, "training this run"):
-        if not (folder / TRAINED).exists():
-            _describe(config, data, folder)
+    main = processes().is_main_process
+    with _claimed(folder):
+        if not agreed((folder / TRAINED).exists()):
+            if main:
+                _describe(config, data, folder)
             try:
                 with _memory_in_words(folder):
                     _fit(config, data, folder, show, on_epoch, track)
             except MvlError as error:
-                with contextlib.suppress(MvlError):  # on a full disk the first fault is the one
-                    write_json(folder / FAILED, {"reason": str(error)})
+                if main:
+                    with contextlib.suppress(MvlError):  # on a full disk the first fault is the one
+                        write_json(folder / FAILED, {"reason": str(error)})
                 raise
-        (folder / STATE).unlink(missing_ok=True)
+        if main:
+            (folder / STATE).unlink(missing_ok=True)
     return folder
+
+
+@contextlib.contextmanager
+def _claimed(folder):
+    """Hold a run's lock, one for all processes that train it together."""
+    fault = None
+    with contextlib.ExitStack() as held:
+        if processes().is_main_process:
+            try:
+                held.enter_context(locked(folder, "training this run"))
+            except MvlError as error:
+                fault = str(error)
+        if fault := agreed(fault):
+            raise RunError(fault)
+        yield
+        agreed(None)  # nobody leaves, or reads the folder, before all have done their part
 
 
 @contextlib.contextmanager
@@ -158,6 +179,8 @@ def _fit(config, data, folder, show, on_epoch, track):
     volumes, validation = procedure.volumes(preparation, data, show)
     model = _build(config, data.task)
     seconds = train(model, volumes, validation, config, folder, show, on_epoch, track, procedure)
+    if not processes().is_main_process:
+        return
     curves = read_table(folder / CURVES, numbers=("epoch", "train_loss", "validation_dice"))
     best = curves.loc[procedure.score(curves).idxmax()]
     write_json(
@@ -335,6 +358,7 @@ def environment(config):
         "capability": torch.backends.cpu.get_cpu_capability(),
         "dtype": config.training.precision,
         "threads": torch.get_num_threads(),
+        "processes": processes().num_processes,
         "commit": _commit(),
     }
 
