@@ -23,7 +23,7 @@ from mvl.progress import INTERVAL_S, clock
 
 #: What of mvl/ no notebook can reach: the command line, the links, and the report of a run. Any
 #: other file of the package may decide what a notebook shows.
-BESIDE = ("__main__.py", "cli.py", "links.py", "notebook_html.py", "report.py", "templates")
+BESIDE = ("__main__.py", "cli.py", "links.py", "report")
 
 
 class NotebookError(MvlError):

@@ -21,9 +21,7 @@ from PIL import Image
 
 from mvl.data.sources import Case, case_name, read_header, read_label, read_volume
 from mvl.errors import DataError
-from mvl.style import BLACK, GREY, STYLE, VERMILLION, YELLOW
-from mvl.tasks import read_task
-from mvl.volume_figures import (
+from mvl.figures.of_volumes import (
     PLANES,
     PREDICTION_COLOUR,
     TRUTH_COLOUR,
@@ -34,6 +32,8 @@ from mvl.volume_figures import (
     voxel_legend,
     voxel_note,
 )
+from mvl.figures.style import BLACK, GREY, STYLE, VERMILLION, YELLOW
+from mvl.tasks import read_task
 
 #: Plane -> the axis that it cuts, in RAS+.
 _AXIS = {name: axis for name, axis, *_ in PLANES}

@@ -25,9 +25,9 @@ from mvl.config import DataConfig, ExperimentConfig
 from mvl.errors import ConfigError
 from mvl.experiments import collect
 from mvl.files import sha256_of, write_json, write_table
-from mvl.notebook_html import read_page
 from mvl.reference import REFERENCE, REPOSITORY, read_table
 from mvl.report import write_report
+from mvl.report.notebook import read_page
 from mvl.statistics import contrasts_table, sentence, summary_table
 from mvl.suites import SUITES
 from mvl.tasks import TASKS
@@ -342,7 +342,7 @@ def luminance(colour):
 
 def test_text_stands_out_from_its_ground_in_every_scheme():
     """WCAG 2.2, 1.4.3: 4.5 to 1."""
-    css = (REPOSITORY / "mvl" / "templates" / "report.css").read_text()
+    css = (REPOSITORY / "mvl" / "report" / "templates" / "report.css").read_text()
     schemes = re.findall(r":root \{(.*?)\}", css, re.DOTALL)
     light, dark, paper = (
         dict(re.findall(r"--([\w-]+): (#\w+);", s)) for s in schemes if "--soft: #" in s

@@ -1,9 +1,4 @@
-"""Every figure: a function from tables and arrays to a matplotlib `Figure`.
-
-No model and no file is opened here. Those of tables are below, those of volumes and models in
-`mvl.volume_figures` and `mvl.model_figures`; style, colours and saving are in `mvl.style`. All are
-at hand under this one name.
-"""
+"""Figures of tables: of cases, curves, contrasts and costs."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,39 +8,20 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarForm
 from scipy.optimize import isotonic_regression
 
 from mvl.errors import RunError
-from mvl.metrics import METRICS
-from mvl.model_figures import attention_mix, dataflow, parameters  # noqa: F401
-from mvl.statistics import BOUND, contrast
-from mvl.style import (  # noqa: F401 (all figures under one name)
-    ARM_COLOURS,
-    ATTRIBUTION,
+from mvl.figures.style import (
     BLACK,
     BLUE,
     GREEN,
     GREY,
     ORANGE,
     PURPLE,
-    SKY,
-    SYNTHETIC,
-    VERMILLION,
-    YELLOW,
     colour_of,
     drawn,
-    encoded,
     note_synthetic,
-    save,
 )
+from mvl.metrics import METRICS
+from mvl.statistics import BOUND, contrast
 from mvl.tasks import TASKS
-from mvl.volume_figures import (  # noqa: F401
-    PREDICTION_COLOUR,
-    TRUTH_COLOUR,
-    View,
-    activation_maps,
-    case_gallery,
-    slices,
-    strip,
-    task_grid,
-)
 
 SIDE_COLOURS = {"train": BLUE, "validation": GREEN, "test": ORANGE}
 

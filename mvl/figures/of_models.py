@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patches import FancyBboxPatch
 
-from mvl.style import BLACK, BLUE, GREY, SKY, drawn
+from mvl.figures.style import BLACK, BLUE, GREY, SKY, drawn
 
 #: Inches: a part's box, the space between two of them, and how far a residual connection bows.
 _BOX, _BETWEEN, _BOW = (0.95, 0.8), 0.76, 0.34

@@ -1,6 +1,6 @@
 """Figures of volumes: slices with contours, maps upon them, cases and tasks side by side.
 
-`mvl.figures` offers the public ones beside the figures of tables. Every slice is cut from the
+Every slice is cut from the
 volume turned to RAS+ and drawn in millimetres; what is synthetic says so in the figure itself,
 and voxels of the decathlon carry its attribution.
 """
@@ -13,7 +13,16 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from nibabel.orientations import apply_orientation, io_orientation
 
-from mvl.style import ATTRIBUTION, BLACK, GREY, ORANGE, SKY, VERMILLION, drawn, note_synthetic
+from mvl.figures.style import (
+    ATTRIBUTION,
+    BLACK,
+    GREY,
+    ORANGE,
+    SKY,
+    VERMILLION,
+    drawn,
+    note_synthetic,
+)
 from mvl.tasks import TASKS
 
 TRUTH_COLOUR, PREDICTION_COLOUR = SKY, ORANGE

@@ -23,9 +23,9 @@ from markupsafe import Markup, escape
 from mvl import batch, figures
 from mvl.errors import MvlError
 from mvl.files import read_json, sha256_of, write_text
-from mvl.notebook_html import Page, read_page
 from mvl.profiles import ROOT, load_profile
 from mvl.reference import CONTRASTS, PICTURE
+from mvl.report.notebook import Page, read_page
 from mvl.results import (
     UNREADABLE,
     distinct,
@@ -40,7 +40,7 @@ from mvl.suites import QUESTIONS, SUITES
 from mvl.verify import verify
 
 TEMPLATES = Path(__file__).with_name("templates")
-PAPER = Path(__file__).with_name("paper.csv")
+PAPER = Path(__file__).parents[1] / "paper.csv"
 
 #: What the paper compares, in this suite's arms: (suite, arm, against, what it is).
 HEADLINE = (
