@@ -35,7 +35,7 @@ from mvl.data.sources import find_task, list_cases, read_label, spacing_of
 from mvl.errors import ConfigError, RunError
 from mvl.experiments import TRAINED, Run, collect, load_predictor, run_folder, test
 from mvl.figures import save, waterfall
-from mvl.files import read_json, sha256_of, write_table, write_text
+from mvl.files import read_json, sha256_of, with_section, write_table, write_text
 from mvl.metrics import segmentation_metrics
 from mvl.progress import track
 from mvl.reference import BEST, REFERENCE, REPOSITORY, SEEDS, read_table
@@ -973,10 +973,6 @@ def refresh_readme(readme=REPOSITORY / "README.md", reference=REFERENCE):
     """Write `audit_section` between the README's markers.
 
     Raises:
-        RunError: the README lacks a marker.
+        MvlError: the README lacks a marker.
     """
-    text = Path(readme).read_text(encoding="utf-8")
-    if BEGIN not in text or END not in text:
-        raise RunError(f"{readme} lacks one of the lines {BEGIN!r} and {END!r}")
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    write_text(readme, f"{before}{BEGIN}\n{audit_section(reference)}\n{END}{after}")
+    write_text(readme, with_section(readme, BEGIN, END, audit_section(reference)))

@@ -91,6 +91,18 @@ def write_text(path, text):
         temporary.write_text(text, encoding="utf-8")
 
 
+def with_section(path, begin, end, section):
+    """The text of a file with `section` between two of its lines, in place of what is there.
+
+    Raises:
+        MvlError: the file lacks one of the two lines.
+    """
+    text = Path(path).read_text(encoding="utf-8")
+    if begin not in text or end not in text:
+        raise MvlError(f"{path} lacks one of the lines {begin!r} and {end!r}")
+    return f"{text.split(begin)[0]}{begin}\n{section}\n{end}{text.split(end)[1]}"
+
+
 def write_json(path, value):
     """Write `value` to `path` as JSON with sorted keys, whole or not at all."""
     write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")

@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from mvl.errors import ConfigError, MvlError
-from mvl.files import write_text
+from mvl.files import with_section, write_text
 from mvl.profiles import ROOT
 
 BEGIN, END = "<!-- links: begin, written by `mvl links` -->", "<!-- links: end -->"
@@ -95,11 +95,7 @@ def linked(slug, root=ROOT):
         raise ConfigError(f'{setting} has no line [tool.mvl] repository = "owner/name"')
     texts = {setting: _SETTING.sub(f'repository = "{slug}"', text)}
 
-    text = readme.read_text(encoding="utf-8")
-    if BEGIN not in text or END not in text:
-        raise MvlError(f"{readme} lacks one of the lines {BEGIN!r} and {END!r}")
-    table = _table(notebooks, slug)
-    texts[readme] = f"{text.split(BEGIN)[0]}{BEGIN}\n{table}\n{END}{text.split(END)[1]}"
+    texts[readme] = with_section(readme, BEGIN, END, _table(notebooks, slug))
     return texts | {path: _with_links(notebooks[path], slug, path.name) for path in notebooks}
 
 

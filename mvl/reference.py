@@ -28,7 +28,7 @@ from mvl import files
 from mvl.errors import RunError
 from mvl.experiments import Run, collect
 from mvl.figures import paired_differences, save
-from mvl.files import read_json, write_json, write_table, write_text
+from mvl.files import read_json, with_section, write_json, write_table, write_text
 from mvl.mechanism import patch_auroc
 from mvl.statistics import (
     contrasts_table,
@@ -340,13 +340,9 @@ def refresh_readme(readme=REPOSITORY / "README.md", reference=REFERENCE):
     """Write `results_section` between the README's markers.
 
     Raises:
-        RunError: the README lacks a marker.
+        MvlError: the README lacks a marker.
     """
-    text = Path(readme).read_text(encoding="utf-8")
-    if BEGIN not in text or END not in text:
-        raise RunError(f"{readme} lacks one of the lines {BEGIN!r} and {END!r}")
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    write_text(readme, f"{before}{BEGIN}\n{results_section(reference)}\n{END}{after}")
+    write_text(readme, with_section(readme, BEGIN, END, results_section(reference)))
 
 
 _PICTURE_TEXT = "Difference in Dice between vit with the block and vit, subject by subject"

@@ -30,7 +30,7 @@ from mvl.audit import (
 from mvl.config import PRESETS, AuditConfig, DataConfig
 from mvl.data.loading import Preparation, open_task
 from mvl.data.sources import Case
-from mvl.errors import ConfigError, RunError
+from mvl.errors import ConfigError, MvlError, RunError
 from mvl.evaluation import evaluate
 from mvl.models.segmenter import build_segmenter
 from mvl.reference import REFERENCE, REPOSITORY, read_table
@@ -283,7 +283,7 @@ def test_the_page_has_every_row(audited, tmp_path):
     row = table.query("switch == 'hard-dice' and metric == 'nsd'").iloc[0]
     assert f"{row['before']:.3f} → {row['after']:.3f}, {row['difference']:+.3f}" in text
     page.write_text("no markers")
-    with pytest.raises(RunError, match="lacks one of the lines"):
+    with pytest.raises(MvlError, match="lacks one of the lines"):
         refresh_readme(page, reference)
 
 

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from mvl.cli import main
-from mvl.errors import RunError
+from mvl.errors import MvlError
 from mvl.metrics import METRICS
 from mvl.reference import (
     BEGIN,
@@ -59,7 +59,7 @@ def test_arms_of_digits_stay_texts():
 
 def test_a_readme_without_markers_is_refused(tmp_path):
     (tmp_path / "README.md").write_text("# no markers\n")
-    with pytest.raises(RunError, match="lacks one of the lines"):
+    with pytest.raises(MvlError, match="lacks one of the lines"):
         refresh_readme(tmp_path / "README.md")
 
 
