@@ -33,6 +33,11 @@ fusion_arms: []
 adaptation_arms: []
 data_arms: []
 peers_arms: []
+tasks: ["Task04_Hippocampus", "Task09_Spleen"]
+tasks_arms: []
+tasks_grid: [16, 16, 16]
+tasks_phantom_cases: 8
+tasks_phantom_scale: 0.1
 """
 
 
