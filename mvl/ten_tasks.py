@@ -80,6 +80,8 @@ def run(parameters, results, show=True):
     for task in TASKS:
         setting, what = settings[task], "not run by this profile"
         if task in parameters["tasks"]:
+            if show:
+                print(task, flush=True)
             try:
                 root, what = obtain(
                     task, parameters["source"], setting.cases, setting.scale, parameters["profile"]

@@ -9,10 +9,11 @@ import copy
 import math
 import os
 from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
 
 import numpy as np
 import torch
-from monai.data import CacheDataset, MetaTensor, get_track_meta, set_track_meta
+from monai.data import MetaTensor, get_track_meta, set_track_meta
 from monai.transforms import (
     Compose,
     InvertibleTransform,
@@ -37,6 +38,7 @@ from mvl.config import DataConfig, derive_seed
 from mvl.data.checks import check_cases, require
 from mvl.data.sources import find_task, list_cases, read_header, read_label, read_volume
 from mvl.data.splits import FOLDS, Split, check_split, make_split
+from mvl.progress import Progress
 from mvl.tasks import Task, read_task
 
 
@@ -168,19 +170,20 @@ class Preparation:
             {"name": case.name, "image": case.image} | ({"label": case.label} if case.label else {})
             for case in cases
         ]
-        volumes = CacheDataset(
-            files, self._transform, num_workers=2, progress=progress, copy_cache=False
-        )
-        return [
-            volume | ({"label": volume["label"].as_tensor()} if "label" in volume else {})
-            for volume in map(self._with_places, volumes)
-        ]
+        volumes = []
+        with ThreadPool(2) as pool, Progress("preparing", len(files), show=progress) as told:
+            for volume in pool.imap(self._transform, files):
+                if "label" in volume:
+                    volume["label"] = volume["label"].as_tensor()
+                volumes.append(self._with_places(volume))
+                told.step()
+        return volumes
 
     def _with_places(self, volume):
         if not (self.config.window and "label" in volume):
             return volume
         background, foreground = map_classes_to_indices(
-            volume["label"].as_tensor() > 0, num_classes=2, max_samples_per_class=_PLACES
+            volume["label"] > 0, num_classes=2, max_samples_per_class=_PLACES
         )
         return volume | {"foreground": foreground, "background": background}
 
