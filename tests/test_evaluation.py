@@ -234,7 +234,7 @@ torch.set_num_threads(1)
 folder, fit, labels = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "labels"
 task = TASKS["Task03_Liver"]
 spacing = (0.8, 0.8, 1.0) if fit == "crop" else None
-config = DataConfig(grid=(64, 64, 64), fit=fit, spacing_mm=spacing, target=sys.argv[3])
+config = DataConfig(grid=(128, 128, 128), fit=fit, spacing_mm=spacing, target=sys.argv[3])
 preparation = Preparation(task, config)
 
 case = Case("large", "large", folder / "image.nii", folder / "label.nii")

@@ -23,7 +23,7 @@ def ran(tmp_path_factory):
     root = tmp_path_factory.mktemp("repository")
     (root / "profiles").mkdir()
     parameters = load_profile("smoke") | {"tasks": [OWN, OTHER, BROKEN], "epochs": 1}
-    parameters |= {"tasks_arms": ["vit", "v1"], "tasks_phantom_cases": 7, "grid": [16, 16, 16]}
+    parameters |= {"tasks_arms": ["vit", "v1"], "tasks_phantom_cases": 8, "grid": [16, 16, 16]}
     (root / "profiles" / "smoke.yaml").write_text(yaml.safe_dump(parameters))
     shutil.copytree(ROOT / "results" / "reference", root / "results" / "reference")
     (root / "data" / "smoke" / BROKEN).mkdir(parents=True)
@@ -116,7 +116,7 @@ def test_the_grid_has_a_column_for_every_task_at_hand(ran, monkeypatch):
     assert isinstance(things[1], matplotlib.figure.Figure)
     # Another phantom in its place is not what the models were trained on.
     shutil.rmtree(root / "data" / "smoke" / OTHER)
-    ten_tasks.obtain(OTHER, "phantom", 7, 0.15, "smoke")
+    ten_tasks.obtain(OTHER, "phantom", 8, 0.15, "smoke")
     things.clear()
     Exhibits("smoke", root).task_grid()
     assert "is not what its models were trained on" in things[-1]
