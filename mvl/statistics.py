@@ -405,9 +405,7 @@ def _subject_matrices(cases, metrics, arm=None):
             "the same cases, so evaluate that run again"
         )
     # A mean a metric: its order of summation, and with it the last bit, hangs on the layout.
-    return {
-        metric: by_case[metric].T.groupby(level="subject").mean().T for metric in metrics
-    }
+    return {metric: by_case[metric].T.groupby(level="subject").mean().T for metric in metrics}
 
 
 def _paired_differences(cases, arm_a, arm_b, metric):
