@@ -153,22 +153,34 @@ class Job:
         return digest.hexdigest()
 
     def _inputs_hash(self):
-        """SHA-256 of the names, sizes and times of the task's files.
+        """SHA-256 of the names, sizes and times of the files of the tasks that it is about.
 
-        The files themselves may be many gigabytes; `mvl.fit` reads them anyway.
+        The files themselves may be many gigabytes; `mvl.fit` reads them anyway. Only a notebook
+        with the parameter `tasks` is about more than the profile's task: the phantoms that it
+        makes are nothing to the others, which need not run again for them.
         """
-        task, name = self.profile["task"], self.profile["profile"]
-        folders = [self.root / "data" / name / task]
+        name, tasks = self.profile["profile"], [self.profile["task"]]
+        if "tasks" in self._declared():
+            tasks = sorted({*tasks, *self.profile["tasks"]})
+        roots = [self.root / "data" / name]
         if self.profile["source"] != "phantom":
-            folders.append(data_root() / task)
+            roots.append(data_root())
+        folders = [root / task for root in roots for task in tasks]
         digest = hashlib.sha256()
         for folder in folders:
             for path in sorted(folder.rglob("*")):
                 if path.is_file():
                     facts = path.stat()
-                    said = f"{path.relative_to(folder)}\0{facts.st_size}\0{facts.st_mtime_ns}\0"
+                    said = f"{path.relative_to(folder.parent)}\0{facts.st_size}"
+                    said += f"\0{facts.st_mtime_ns}\0"
                     digest.update(said.encode())
         return digest.hexdigest()
+
+    def _declared(self):
+        """Names of the notebook's parameters."""
+        import papermill
+
+        return papermill.inspect_notebook(self._read())
 
     def is_done(self):
         """Whether the executed copy ended well and nothing that it was made of has changed."""
@@ -195,7 +207,7 @@ class Job:
         # papermill logs what is reported below in a form for people.
         logging.getLogger("papermill").setLevel(logging.CRITICAL)
         notebook = self._read()
-        declared = papermill.inspect_notebook(notebook)
+        declared = self._declared()
         earlier = self._durations()
         progress = _Progress(self.name, [earlier.get(cell.id) for cell in notebook.cells])
         try:

@@ -63,11 +63,9 @@ def _parser():
     train.add_argument("--learning-rate", type=float)
     train.add_argument("--batch-size", type=int, help="cases a step")
     train.add_argument("--seed", type=int, default=0)
-    train.add_argument("--grid", type=int, nargs=3, metavar=("H", "W", "D"), help="in voxels")
-    train.add_argument("--fit", choices=("pad", "resize"), help="how a volume comes to the grid")
-    train.add_argument("--target", choices=("foreground", "labels"))
     train.add_argument("--runs", type=Path, default=Path("results/runs"), help="folder of all runs")
     _track_option(train)
+    _grid_options(train)
     _data_options(train)
     train.set_defaults(call=_train)
 
@@ -76,12 +74,19 @@ def _parser():
     _data_options(evaluate)
     evaluate.set_defaults(call=_evaluate)
 
-    predict = verbs.add_parser("predict", help="segment an image with a trained model")
-    predict.add_argument("image", type=Path, metavar="IMAGE.nii.gz")
+    predict = verbs.add_parser("predict", help="segment images with a trained model")
+    predict.add_argument(
+        "image",
+        type=Path,
+        metavar="IMAGE|FOLDER",
+        help="a folder of images, or a task's, of which its imagesTs are segmented",
+    )
     predict.add_argument(
         "--run", type=Path, metavar="FOLDER", help="a run or a saved model; default: our `best`"
     )
-    predict.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.nii.gz")
+    predict.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="OUT", help="for a folder, a folder"
+    )
     predict.set_defaults(call=_predict)
 
     data = verbs.add_parser("data", help="check, download or synthesise a task")
@@ -147,6 +152,7 @@ def _parser():
         verb.add_argument("--block", metavar="SOURCE", help="language block in place of its own")
         verb.add_argument("--epochs", type=int, help="budget in place of its own")
         verb.add_argument("--results", type=Path, default=Path("results/study"))
+        _grid_options(verb)
         _data_options(verb)
 
     verify = verbs.add_parser("verify", help="did I reproduce it? own runs against the reference")
@@ -196,6 +202,29 @@ def _parser():
     return parser
 
 
+def _grid_options(parser):
+    parser.add_argument("--grid", type=int, nargs=3, metavar=("H", "W", "D"), help="in voxels")
+    parser.add_argument(
+        "--fit", choices=("pad", "resize", "crop"), help="how a volume comes to the grid"
+    )
+    parser.add_argument(
+        "--spacing", type=float, nargs=3, metavar=("R", "A", "S"), help="mm a voxel, for crops"
+    )
+    parser.add_argument("--target", choices=("foreground", "labels"))
+    parser.add_argument("--channels", choices=("all", "first"), help="which of an image's")
+
+
+def _data_config(options):
+    """The task's `DataConfig`, with what the command says otherwise."""
+    from dataclasses import replace
+
+    from mvl.config import task_data
+
+    said = {name: getattr(options, name) for name in ("fit", "target", "channels")}
+    said |= {"grid": options.grid and tuple(options.grid), "spacing_mm": options.spacing}
+    return replace(task_data(options.task), **{k: v for k, v in said.items() if v is not None})
+
+
 def _data_options(parser):
     parser.add_argument("--root", help="folder that holds the task's folder")
     parser.add_argument("--on-bad-case", choices=("fail", "skip"), default="fail")
@@ -234,7 +263,7 @@ def _report_page(options):
 def _train(options):
     from dataclasses import replace
 
-    from mvl.config import DataConfig, ExperimentConfig, preset
+    from mvl.config import ExperimentConfig, preset
 
     def given(**values):
         return {key: value for key, value in values.items() if value is not None}
@@ -248,10 +277,7 @@ def _train(options):
             batch_size=options.batch_size,
         ),
     )
-    grid = tuple(options.grid) if options.grid else None
-    data_config = DataConfig(
-        task=options.task, **given(grid=grid, fit=options.fit, target=options.target)
-    )
+    data_config = _data_config(options)
     config = ExperimentConfig(data_config, model, training, options.seed)
 
     from mvl.data.loading import open_task
@@ -280,7 +306,7 @@ def _evaluate(options):
 
 
 def _predict(options):
-    from mvl.evaluation import predict_file
+    from mvl.evaluation import predict_file, predict_folder
     from mvl.experiments import load_predictor
 
     if options.run is None:
@@ -288,8 +314,16 @@ def _predict(options):
 
         options.run = BEST
         print("with this suite's own model `best`, trained on MSD's Task04_Hippocampus")
-    predict_file(options.image, options.output, *load_predictor(options.run))
-    print(options.output)
+    predictor = load_predictor(options.run)
+    if not options.image.is_dir():
+        predict_file(options.image, options.output, *predictor)
+        print(options.output)
+        return 0
+    folder, failures = predict_folder(options.image, options.output, *predictor)
+    print(folder)
+    for reason in failures.values():
+        print(f"failed: {reason}", file=sys.stderr)
+    return 1 if failures else 0
 
 
 def _check(options):
@@ -351,10 +385,9 @@ def _suite_list(options):
 
 def _suite_cells(options, **more):
     """(cells of the suite, what the functions of `suites` take of them)."""
-    from mvl.config import DataConfig
     from mvl.suites import suite_configs
 
-    data = DataConfig(task=options.task)
+    data = _data_config(options)
     given = (options.block, options.epochs, options.arms)
     configs = suite_configs(options.suite, data, options.seeds, *given, root=options.root, **more)
     return configs, (options.results / "runs", options.root)
@@ -491,13 +524,13 @@ def _links(options):
 def _reference(options):
     import pandas as pd
 
-    from mvl.config import LEARNING_RATES, DataConfig
+    from mvl.config import LEARNING_RATES, task_data
     from mvl.data.loading import open_task
     from mvl.experiments import TRAINED, run_folder, test
     from mvl.reference import SEEDS, measure_mechanism, refresh_readme, write_reference
     from mvl.suites import SUITES, suite_configs, tuning_table
 
-    data, runs = DataConfig(task=options.task), options.results / "runs"
+    data, runs = task_data(options.task), options.results / "runs"
     trained, expected, tuned, measured = {}, {}, [], []
     for suite in SUITES:
         for (arm, seed), config in suite_configs(suite, data, SEEDS, root=options.root).items():

@@ -77,6 +77,15 @@ class DataConfig:
         _require(0 < self.fraction <= 1, f"fraction {self.fraction} is not in (0, 1]")
         _require(0 <= self.intensity < 1, f"intensity {self.intensity} is not in [0, 1)")
 
+    @property
+    def window(self):
+        """Voxels of the window that slides over a volume; None where the model sees it whole."""
+        return self.grid if self.fit == "crop" else None
+
+    def channels_of(self, task):
+        """Names of the channels that the model gets of a `Task`'s images."""
+        return task.channels[:1] if self.channels == "first" else task.channels
+
 
 @dataclass(frozen=True)
 class LanguageConfig:
@@ -268,6 +277,20 @@ def preset(name, language=None):
     if language is not None and model.language is not None:
         model = replace(model, language=replace(model.language, source=language))
     return model, training
+
+
+def task_data(task):
+    """How a task comes to a model unless somebody says otherwise.
+
+    Task04's volumes are crops, which a grid of their own voxels holds; every other task's are
+    resized to the paper's grid.
+
+    Args:
+        task: a task's name.
+    """
+    if task == DataConfig().task:
+        return DataConfig()
+    return DataConfig(task=task, grid=(128, 128, 128), fit="resize")
 
 
 def fingerprint(config, voxels, block):

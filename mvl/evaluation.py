@@ -6,16 +6,23 @@ import nibabel
 import numpy as np
 import pandas as pd
 import torch
+from monai.data import MetaTensor
 
-from mvl.data.sources import Case, case_name, read_label, read_volume, spacing_of
+from mvl.data.sources import (
+    Case,
+    case_name,
+    read_header,
+    read_label,
+    read_volume,
+    spacing_of,
+)
 from mvl.errors import DataError
 from mvl.files import written
 from mvl.metrics import segmentation_metrics
 from mvl.progress import track
-from mvl.training import decide
+from mvl.training import decide, infer
 
 
-@torch.inference_mode()
 def segment(model, volume, preparation):
     """Segment one prepared volume, on the grid of its file.
 
@@ -29,9 +36,29 @@ def segment(model, volume, preparation):
         mask a label in the task's order.
     """
     model.eval()
-    device = next(model.parameters()).device
-    logits = model(volume["image"].as_tensor()[None].to(device))[0].float().cpu()
-    return decide(preparation.to_native(logits, volume["image"])[None])[0]
+    with torch.inference_mode():  # a decorator would keep hold of a large volume
+        image = volume["image"]
+        del volume
+        logits = infer(model, image.as_tensor()[None], preparation.config.window)[0].cpu()
+        # Only the record of the image's way is still wanted.
+        image = MetaTensor(
+            torch.empty(0), meta=image.meta, applied_operations=image.applied_operations
+        )
+
+        def native(channel):
+            return preparation.to_native(channel[None], image)
+
+        if len(logits) == 1:
+            return decide(native(logits[0])[None])[0]
+        # As `decide` has it, a class at a time: all of a large CT at once take gigabytes.
+        highest = native(logits[0])
+        likeliest = torch.zeros(highest.shape[1:], dtype=torch.uint8)
+        for index, channel in enumerate(logits[1:], start=1):
+            values = native(channel)
+            likeliest[(values > highest)[0]] = index
+            torch.maximum(highest, values, out=highest)
+            del values
+        return torch.stack([likeliest == index for index in range(1, len(logits))])
 
 
 def structures_of(task, target):
@@ -50,36 +77,37 @@ def evaluate(model, cases, preparation, task, target, show=True):
     """Metrics of every case and structure, in native space and in millimetres.
 
     The truth is read from the case's own file, never from the model's grid. A model of the
-    labels is also measured on their union, the foreground.
+    labels is also measured on their union, the foreground, and on the task's regions.
 
     Args:
         model: as in `segment`.
-        cases: list of `Case`.
+        cases: list of `Case`, which are loaded one at a time.
         preparation: a `Preparation`.
-        task: a `Task`, for labels and tolerance.
+        task: a `Task`, for labels, regions and tolerance.
         target: `DataConfig.target`.
         show: show progress.
 
     Returns:
         A table with columns subject, case, structure and `metrics.METRICS`.
     """
+    predicted = structures_of(task, target)
+    measured = predicted
+    if target == "labels":
+        measured = predicted | {"foreground": list(task.labels)} | task.regions
     rows = []
-    volumes = preparation.load(cases, show)
-    for case, volume in track(list(zip(cases, volumes, strict=True)), "evaluating", show=show):
-        masks = segment(model, volume, preparation)
-        truth = read_label(case.label)
-        spacing = spacing_of(case.label)
-        named = dict(zip(structures_of(task, target), masks, strict=True))
-        expected = structures_of(task, target)
-        if target == "labels":
-            named["foreground"] = masks.any(0)
-            expected = expected | {"foreground": list(task.labels)}
-        for structure, mask in named.items():
-            inside = sum((truth == value for value in expected[structure]), start=truth < 0)
-            values = segmentation_metrics(mask, inside, spacing, task.tolerance_mm)
-            rows.append(
-                {"subject": case.subject, "case": case.name, "structure": structure} | values
-            )
+    for case in track(cases, "evaluating", show=show):
+        masks = segment(model, preparation.load([case], False)[0], preparation).numpy()
+        truth, spacing = read_label(case.label), spacing_of(case.label)
+        known = {}
+        for structure, values in measured.items():
+            region = frozenset(values)
+            if region not in known:  # the whole tumour is the foreground by another name
+                inside = np.logical_or.reduce([truth == value for value in region])
+                parts = zip(masks, predicted.values(), strict=True)
+                mask = np.logical_or.reduce([part for part, own in parts if region.issuperset(own)])
+                known[region] = segmentation_metrics(mask, inside, spacing, task.tolerance_mm)
+            facts = {"subject": case.subject, "case": case.name, "structure": structure}
+            rows.append(facts | known[region])
     return pd.DataFrame(rows)
 
 
@@ -97,19 +125,68 @@ def predict_file(image, output, model, preparation, task, target):
     """
     voxels, affine = read_volume(image)
     channels = 1 if voxels.ndim == 3 else voxels.shape[3]
-    if channels != len(task.channels):
+    if channels != len(task.channels) and preparation.config.channels == "all":
         raise DataError(
             f"{image} has {channels} channels, but the model was trained on {len(task.channels)} "
             f"({', '.join(task.channels)})"
         )
     if not np.isfinite(voxels).all():
         raise DataError(f"{image} has voxels that are NaN or infinite; replace them first")
+    del voxels
     case = Case(case_name(image), case_name(image), Path(image), None)
-    volume = preparation.load([case], progress=False)[0]
-    masks = segment(model, volume, preparation).numpy()
+    masks = segment(model, preparation.load([case], False)[0], preparation).numpy()
     values = [1] if target == "foreground" else list(task.labels)
     segmentation = np.zeros(masks.shape[1:], np.uint8)
     for mask, value in zip(masks, values, strict=True):
         segmentation[mask] = value
     with written(output) as temporary:
         nibabel.save(nibabel.Nifti1Image(segmentation, affine), temporary)
+
+
+def predict_folder(folder, output, model, preparation, task, target, show=True):
+    """Segment the images of a folder; what is there already and whole is left as it is.
+
+    The decathlon wants its test images' segmentations under their own names, in a folder named
+    like the task.
+
+    Args:
+        folder: a task folder, of which the images in `imagesTs` are meant, or a folder of images.
+        output: gets <name>.nii.gz of each image; of a task folder, in a folder of its name.
+        model, preparation, task, target: as in `evaluate`.
+        show: show progress.
+
+    Returns:
+        (the folder that holds the segmentations, {image: message} of the images that could not be
+        segmented).
+
+    Raises:
+        DataError: there is no image.
+        MvlError: a segmentation cannot be written.
+    """
+    folder, output = Path(folder), Path(output)
+    if (folder / "dataset.json").is_file():
+        output = output / folder.resolve().name
+        folder = folder / "imagesTs"
+    # What begins with a dot are macOS's shadow files, which some archives carry.
+    images = [p for p in sorted(folder.glob("[!.]*")) if p.name.endswith((".nii", ".nii.gz"))]
+    if not images:
+        raise DataError(f"{folder} has no image, .nii or .nii.gz")
+    todo = {image: output / f"{case_name(image)}.nii.gz" for image in images}
+    todo = {image: path for image, path in todo.items() if not _is_segmented(image, path)}
+    if show and len(todo) < len(images):
+        print(f"{len(images) - len(todo)} of {len(images)} are segmented already", flush=True)
+    failures = {}
+    for image, path in track(todo.items(), "segmenting", "image", show):
+        try:
+            predict_file(image, path, model, preparation, task, target)
+        except DataError as error:
+            failures[image] = str(error)
+    return output, failures
+
+
+def _is_segmented(image, path):
+    """Whether `path` is a whole segmentation on the grid of an image."""
+    try:
+        return path.exists() and read_label(path).shape == read_header(image).shape[:3]
+    except DataError:
+        return False

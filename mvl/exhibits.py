@@ -12,25 +12,21 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 import torch
+from nibabel.orientations import io_orientation
 
-from mvl import config, display, figures, tables
+from mvl import config, display, figures, tables, ten_tasks
 from mvl.data.loading import open_task
+from mvl.data.obtain import at_hand
 from mvl.errors import DataError
-from mvl.experiments import Run, load_predictor
+from mvl.experiments import Run, load_predictor, run_folder
 from mvl.metrics import METRICS, dice_per_case
 from mvl.models.segmenter import build_segmenter
 from mvl.profiles import ROOT, load_profile
 from mvl.reference import BEST
 from mvl.results import distinct, own_runs, part_of, rows_of_task, sources_of
-from mvl.statistics import contrasts_table, sentence
+from mvl.statistics import ALPHA, contrasts_table, sentence
 from mvl.suites import SUITES
 from mvl.tasks import TASKS
-
-#: The paper's names of models -> this suite's arms.
-PAPER_ARMS = {"ViT": "none", "MedVisionLlama": "pretrained"}
-
-#: The paper's six metrics: ten tasks of them make its 60 comparisons.
-SIX = ("dice", "jaccard", "hd95_mm", "sensitivity", "specificity", "nsd")
 
 #: Suite -> the notebook that trains those of its arms that a profile names in `SUITE_arms`.
 _NOTEBOOKS = {"language": "04", "fusion": "05", "adaptation": "06", "data": "07", "peers": "09"}
@@ -45,14 +41,12 @@ class Exhibit:
         draw: (`results.Source` of these rows) -> figure, or None where it lacks what it needs.
         arms: that it shows; all of the suite if None.
         fewest: how many arms it needs.
-        by_task: whether each task has a figure of its own.
     """
 
     suite: str
     draw: Callable
     arms: tuple | None = None
     fewest: int = 2
-    by_task: bool = True
 
 
 def _curves(source):
@@ -62,13 +56,7 @@ def _curves(source):
 
 
 def _metric_differences(source):
-    return figures.metric_differences(_six(source.cases))
-
-
-def _metric_by_task(source):
-    paper = display.paper_numbers(list(PAPER_ARMS))
-    paper = paper[paper["task"].isin(source.summary["task"])]
-    return figures.metric_by_task(source.summary, paper.assign(arm=paper["model"].map(PAPER_ARMS)))
+    return figures.metric_differences(_six(source.cases, ("language", *reversed(_PAIR))))
 
 
 _PAIR = ("none", "pretrained")
@@ -83,7 +71,6 @@ _HEADLINES = (
 
 #: Name -> `Exhibit`.
 EXHIBITS = {
-    "ten_tasks": Exhibit("language", _metric_by_task, _PAIR, by_task=False),
     "metrics": Exhibit("language", _metric_differences, _PAIR),
     "differences": Exhibit(
         "language", lambda s: figures.paired_differences(s.cases, *reversed(_PAIR)), _PAIR
@@ -148,12 +135,11 @@ class Exhibits:
         for source, slug in self._slugs():
             part = _part(source, exhibit)
             drawn = 0
-            for task, rows in _by_task(part, exhibit):
+            for task, rows in _by_task(part):
                 if rows.cases["arm"].nunique() >= exhibit.fewest:
                     figure = exhibit.draw(rows)
                     if figure is not None:
-                        other = task not in ("", self._parameters["task"])
-                        file = f"{name}_{slug}" + f"_{task}" * other
+                        file = f"{name}_{slug}" + f"_{task}" * (task != self._parameters["task"])
                         self._save(figure, file, f"**{source.label}**, {_size(rows)}.")
                         drawn += 1
             self._drawn.setdefault(name, {})[source.label] = drawn
@@ -170,29 +156,55 @@ class Exhibits:
                 shown = tables.means(rows)
                 self._write(f"{name}_{slug}", source, rows, shown, "mean ± standard deviation")
 
-    def comparisons(self):
-        """Show and save the paper's comparisons, six metrics a task, of the block and of nothing.
+    def ten_tasks(self):
+        """Show and save the paper's table of ten tasks, a table of all sources, and its figure.
 
-        Each is paired by subject and seed; Holm's family is all of a source.
+        The paper's own numbers stand beside; a task without a row is named, with the command that
+        fills it.
+        """
+        shown = ten_tasks.table(self.sources)
+        parts = {slug: ten_tasks.part(source) for source, slug in self._slugs()}
+        rows = pd.concat([own.summary.assign(source=own.label) for own in parts.values()])
+        rows = rows[rows["metric"].isin(ten_tasks.SIX)]
+        caption = (
+            "Foreground of the ten tasks in native space: means ± standard deviation over test "
+            "subjects, over tasks where several are averaged. The paper's Dice of a task is of one "
+            "example case."
+        )
+        if rows["synthetic"].any():
+            caption += (
+                " SYNTHETIC DATA where a row says so: generated volumes show that the code runs "
+                "and say nothing about patients."
+            )
+        tables.write(self.folder / "tables" / "ten_tasks", rows, shown, caption)
+        _show(f"**{caption}**", shown.style.hide(axis="index"))
+        paper = ten_tasks.paper_by_arm()
+        for source, slug in self._slugs():
+            own = parts[slug]
+            self._drawn.setdefault("ten_tasks", {})[source.label] = len(own.summary)
+            if len(own.summary):
+                known = paper[paper["task"].isin(own.summary["task"])]
+                figure = figures.metric_by_task(own.summary, known)
+                self._save(figure, f"ten_tasks_{slug}", f"**{source.label}**, {_size(own)}.")
+        real = set(rows[~rows["synthetic"]]["task"])
+        if lacking := [task for task in TASKS if task not in real]:
+            lines = [f"- {task}: `{ten_tasks.command(task, self._parameters)}`" for task in lacking]
+            _show("\n".join(["Without real volumes so far, and what fills the row:", "", *lines]))
+
+    def comparisons(self):
+        """Show and save the paper's comparisons, six metrics a task, of its models with plain vit.
+
+        Each is paired by subject and seed; Holm's family is all of a pair and a source.
         """
         for source, slug in self._slugs():
-            cases = _part(source, EXHIBITS["metrics"]).cases
-            rows = _six(cases) if len(cases) else pd.DataFrame()
-            if rows.empty:
+            found = [_six(source.cases, pair) for pair in ten_tasks.PAIRS]
+            found = [rows for rows in found if len(rows)]
+            if not found:
                 continue
-            gain = [
-                row.difference * (1 if METRICS[row.metric].larger_is_better else -1)
-                for row in rows.itertuples()
-            ]
-            better = pd.Series(gain, rows.index) > 0
-            small, small_adjusted = rows["p"] < 0.05, rows["p_holm"] < 0.05
-            shown = tables.differences(rows)
-            self._write(f"comparisons_{slug}", source, rows, shown, "pretrained minus none")
-            _show(
-                f"pretrained is better in {better.sum()} of {len(rows)} comparisons, with p < 0.05 "
-                f"in {(better & small).sum()} of them ({(better & small_adjusted).sum()} after "
-                f"adjustment), and worse with p < 0.05 in {(~better & small).sum()}."
-            )
+            rows = pd.concat(found, ignore_index=True)
+            what = "the paper's six metrics, paired by subject"
+            self._write(f"comparisons_{slug}", source, rows, tables.differences(rows), what)
+            _show("\n".join(f"- {_counted(rows)}" for rows in found))
 
     def paper(self, name, models, metric="dice", task=None):
         """Save and return the paper's own numbers that belong to an exhibit.
@@ -207,27 +219,36 @@ class Exhibits:
         tables.write(path, numbers, numbers.astype(str), caption)
         return numbers
 
-    def task_grid(self, root):
+    def task_grid(self):
         """Show and save a case of every task: image, truth, the profile's models, and `best`.
 
-        `best` is the model that comes with the suite; it knows its own task alone.
-
-        Args:
-            root: the folder that holds the tasks' folders.
+        `best` is the model that comes with the suite; it knows its own task alone. A model that
+        fewer than half of the tasks have has no row.
         """
-        columns, left_out = [], []
-        found, best = self._runs_by_task(), load_predictor(BEST)
+        columns, left_out = {}, []
+        cells = {arm: (suite, arm) for arm, (suite, *_) in ten_tasks.MODELS.items()}
+        found, best = self._runs_by_task(cells), load_predictor(BEST)
         for task in sorted({self._parameters["task"], *found}):
             try:
-                columns.append(self._column(task, found.get(task, {}), best, root))
+                columns[task] = self._column(task, found.get(task, {}), best)
             except DataError as error:
                 left_out.append(f"{task} is left out: {error}")
         if columns:
+            views = [own for _, own in columns.values()]
+            kept = [
+                name
+                for name in views[0]
+                if 2 * sum(own[name] is not None for own in views) >= len(views)
+            ]
             said = (
-                f"{len(columns)} of the decathlon's {len(TASKS)} tasks, a test case each; in the "
+                f"{len(columns)} of the decathlon's {len(TASKS)} tasks, a test case each, in the "
+                "slice with most of the truth; in the corner the case's Dice. "
+                f"Rows: {', '.join(kept)}."
             )
-            said += "corner its Dice. `best` is the model that comes with the suite."
-            self._save(figures.task_grid(columns), "task_grid", said)
+            if "best" in kept:
+                said += " `best` is the model that comes with the suite."
+            grid = [(task, [own[name] for name in kept]) for task, own in columns.values()]
+            self._save(figures.task_grid(grid), "task_grid", said)
         _show(*left_out)
 
     def activation_maps(self, root):
@@ -237,7 +258,8 @@ class Exhibits:
             root: the folder that holds the task's folder.
         """
         task = self._parameters["task"]
-        data, runs, case = self._case(task, self._runs_by_task().get(task, {}), root)
+        cells = {arm: ("language", arm) for arm in _PAIR}
+        data, runs, case = self._case(task, self._runs_by_task(cells).get(task, {}), root)
         best = load_predictor(BEST)
         if best.task.name == task:
             figure = figures.activation_maps(
@@ -289,45 +311,68 @@ class Exhibits:
             lines.append(text + (f"; not yet: {names}." if missing else "."))
         return display.markdown("\n".join(lines))
 
-    def _runs_by_task(self):
-        """{task: {arm: run folder}} of the profile's runs without and with the block."""
+    def ten_tasks_answer(self):
+        """What the comparisons of the ten tasks say: a generated sentence a task, in Dice.
+
+        Returns:
+            An IPython Markdown object.
+        """
+        lines = []
+        for source in self.sources:
+            for pair in ten_tasks.PAIRS:
+                cases = source.cases[source.cases["structure"] == "foreground"]
+                rows = contrasts_table(cases, [pair])
+                lines += [f"- **{source.label}.** {sentence(row)}" for _, row in rows.iterrows()]
+        return display.markdown("\n".join(lines) or "No two models to compare are there.")
+
+    def _runs_by_task(self, cells):
+        """{task: {name: run folder}} of the profile's runs, of {name: (suite, arm)}."""
         found = {}
         for source in self.sources:
             if source.kind == "own":
-                rows = source.runs[source.runs["suite"] == "language"].sort_values("seed")
-                for row in rows[rows["arm"].isin(_PAIR)].itertuples():
-                    arms = found.setdefault(row.task, {})
-                    arms.setdefault(row.arm, self.folder / "runs" / row.fingerprint)
+                runs = source.runs.sort_values("seed")
+                for name, (suite, arm) in cells.items():
+                    for row in runs[(runs["suite"] == suite) & (runs["arm"] == arm)].itertuples():
+                        arms = found.setdefault(row.task, {})
+                        arms.setdefault(name, self.folder / "runs" / row.fingerprint)
         return found
 
-    def _column(self, task, folders, best, root):
-        """A task's column of `figures.task_grid`."""
+    def _column(self, task, folders, best):
+        """A task's column of `figures.task_grid`: (`Task`, {row: `View`, None without a model})."""
+        root = at_hand(task, self._parameters["source"], self.profile)
         data, runs, case = self._case(task, folders, root)
-        bare = display.view_of_case(case)
-        views = [replace(bare, truth=None, title="image"), replace(bare, title="truth")]
-        models = {"vit": runs.get("none"), "vit + block": runs.get("pretrained")}
+        bare = _slice(display.view_of_case(case))
+        views = {"image": replace(bare, truth=None, title="image")}
+        views["truth"] = replace(bare, title="truth")
+        models = {arm: runs.get(arm) for arm in ten_tasks.MODELS}
         models["best"] = best if best.task.name == task else None
         for title, model in models.items():
-            view = model and display.view_of(model, case, "")
-            views.append(view and replace(view, title=title, caption=_dice(view)))
+            views[title] = None
+            if model:
+                view = display.view_of(model, case, "")
+                views[title] = replace(_slice(view), title=title, caption=_dice(view))
         return data.task, views
 
     def _case(self, task, folders, root):
         """(`TaskData`, {arm: `Run`}, the case to show) of a task.
 
-        The case is the median test case of the model with the block, or without it where there
-        is none, or just the first.
+        The case is the median test case of the last of the models, or just the first where there
+        is none.
+
+        Raises:
+            DataError: the task's data is not what the model was trained on.
         """
         runs = {arm: Run.load(folder) for arm, folder in folders.items()}
-        chosen = runs.get("pretrained") or runs.get("none")
-        if chosen:
+        if runs:
+            chosen = list(runs.values())[-1]
             data = open_task(chosen.config.data, chosen.config.seed, root, progress=False)
+            if run_folder(chosen.config, data, chosen.folder.parent) != chosen.folder:
+                raise DataError(f"the data in {root} is not what its models were trained on")
             cases = pd.read_csv(chosen.folder / "cases.csv")
             cases = cases[cases["structure"] == "foreground"]
             return data, runs, data.cases[figures.best_median_worst(cases)["median"]["case"]]
-        grid, fit = tuple(self._parameters["grid"]), self._parameters["fit"]
-        wanted = config.DataConfig(task=task, grid=grid, fit=fit)
-        data = open_task(wanted, 0, root, progress=False)
+        setting = ten_tasks.settings_of(self._parameters)[task]
+        data = open_task(setting.data, 0, root, progress=False)
         return data, runs, data.side("test")[0]
 
     def _slugs(self):
@@ -393,17 +438,15 @@ def _part(source, exhibit):
     return part_of(source, [(exhibit.suite, arm) for arm in arms])
 
 
-def _by_task(part, exhibit):
-    """(task, its rows), or all in one for an exhibit of several tasks."""
-    tasks = sorted(part.cases["task"].unique())
-    if exhibit.by_task:
-        return [(task, rows_of_task(part, task)) for task in tasks]
-    return [("", part)] if tasks else []
+def _by_task(part):
+    """(task, its rows)."""
+    return [(task, rows_of_task(part, task)) for task in sorted(part.cases["task"].unique())]
 
 
-def _six(cases):
-    """The comparisons of the block with nothing in the paper's six metrics, of every task."""
-    return contrasts_table(cases, [("language", *reversed(_PAIR))], SIX)
+def _six(cases, pair):
+    """The comparisons of (suite, arm, against) in the paper's six metrics, of every task."""
+    cases = cases[cases["structure"] == "foreground"]
+    return contrasts_table(cases, [pair], ten_tasks.SIX)
 
 
 def _size(source):
@@ -419,6 +462,38 @@ def _size(source):
 def _range(values, noun):
     low, high = int(min(values)), int(max(values))
     return f"{low} to " * (low < high) + f"{high} {noun}{'s' * (high != 1)}"
+
+
+def _counted(rows):
+    """How many of a pair's comparisons speak for its first arm, counted as the paper counts."""
+    gain = [
+        row.difference * (1 if METRICS[row.metric].larger_is_better else -1)
+        for row in rows.itertuples()
+    ]
+    better = pd.Series(gain, rows.index) > 0
+    small, small_adjusted = rows["p"] < ALPHA, rows["p_holm"] < ALPHA
+    first, count = rows.iloc[0], len(rows)
+    synthetic = "SYNTHETIC DATA: " if rows["synthetic"].any() else ""
+    return (
+        f"{synthetic}{first['arm_a']} is better than {first['arm_b']} in {better.sum()} of {count} "
+        f"comparisons, with p < {ALPHA:g} in {(better & small).sum()} of them "
+        f"({(better & small_adjusted).sum()} after adjustment), and worse with p < {ALPHA:g} in "
+        f"{(~better & small).sum()}; of two equal models one would expect {count / 2:g}, "
+        f"{count * ALPHA / 2:.2g} and {count * ALPHA / 2:.2g}."
+    )
+
+
+def _slice(view):
+    """The axial slice with most of the truth: ten whole CTs would fill the memory."""
+    axis = int(np.flatnonzero(io_orientation(view.affine)[:, 0] == 2)[0])
+    others = tuple({0, 1, 2} - {axis})
+    index = [int(view.truth.sum(axis=others).argmax())]
+    parts = {
+        name: np.take(getattr(view, name), index, axis)
+        for name in ("image", "truth", "prediction")
+        if getattr(view, name) is not None
+    }
+    return replace(view, **parts)
 
 
 def _dice(view):

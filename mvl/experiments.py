@@ -343,7 +343,8 @@ def load_predictor(folder):
 def _build(config, task):
     build = build_peer if isinstance(config.model, PeerConfig) else build_segmenter
     classes = classes_of(task, config.data)
-    return build(config.model, len(task.channels), classes, config.data.grid, config.seed)
+    channels = len(config.data.channels_of(task))
+    return build(config.model, channels, classes, config.data.grid, config.seed)
 
 
 def environment(config):

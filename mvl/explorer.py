@@ -170,7 +170,7 @@ def _segmented(run, path, image):
     from mvl.evaluation import segment  # brings torch and MONAI, which looking does not need
 
     channels = 1 if image.ndim == 3 else image.shape[3]
-    if channels != len(run.task.channels):
+    if channels != len(run.task.channels) and run.preparation.config.channels == "all":
         raise DataError(
             f"{path} has {channels} channels, but the run was trained on "
             f"{len(run.task.channels)} ({', '.join(run.task.channels)})"

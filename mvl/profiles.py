@@ -27,6 +27,11 @@ PROFILE_KEYS = {
     "adaptation_arms": list,
     "data_arms": list,
     "peers_arms": list,
+    "tasks": list,
+    "tasks_arms": list,
+    "tasks_grid": list,
+    "tasks_phantom_cases": int,
+    "tasks_phantom_scale": float,
 }
 
 #: The profile whose parameters the notebooks are committed with.

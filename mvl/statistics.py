@@ -259,8 +259,7 @@ def summary_table(cases: pd.DataFrame, metrics: Sequence[str] = tuple(METRICS)) 
     _check_unmixed(cases, _UNMIXED)
     rows = []
     for values, group in cases.groupby(_IDENTITY, sort=True, dropna=False):
-        for metric in metrics:
-            matrix = _subject_matrix(group, metric)
+        for metric, matrix in _subject_matrices(group, metrics).items():
             per_seed = matrix.mean(axis=1)
             rows.append(
                 {
@@ -380,9 +379,14 @@ def _check_unmixed(cases, columns):
 
 def _subject_matrix(cases, metric, arm=None):
     """The (seeds, subjects) frame of one arm's metric, cases of a subject averaged."""
-    if metric not in COMPARED or metric not in cases:
+    return _subject_matrices(cases, [metric], arm)[metric]
+
+
+def _subject_matrices(cases, metrics, arm=None):
+    """{metric: the (seeds, subjects) frame of one arm}; all at once, since a pivot costs time."""
+    if unknown := [name for name in metrics if name not in COMPARED or name not in cases]:
         known = ", ".join(name for name in COMPARED if name in cases)
-        raise RunError(f"the table has no metric {metric!r}; it has {known}")
+        raise RunError(f"the table has no metric {unknown[0]!r}; it has {known}")
     if cases.empty:
         raise RunError(f"the table has no case of the arm {arm!r}; run that arm first")
     arm = arm or cases["arm"].iloc[0]
@@ -392,14 +396,16 @@ def _subject_matrix(cases, metric, arm=None):
             f"arm {arm}, seed {twice['seed']}: case {twice['case']} is there twice; "
             "the table holds two runs of one cell"
         )
-    by_case = cases.pivot(index="seed", columns=["subject", "case"], values=metric)
+    by_case = cases.pivot(index="seed", columns=["subject", "case"], values=list(metrics))
     if by_case.isna().any(axis=None):
         row, column = np.argwhere(by_case.isna().to_numpy())[0]
+        metric, _, case = by_case.columns[column]
         raise RunError(
-            f"arm {arm}, seed {by_case.index[row]}: case {by_case.columns[column][1]} has no "
-            f"{metric}; every seed needs the same cases, so evaluate that run again"
+            f"arm {arm}, seed {by_case.index[row]}: case {case} has no {metric}; every seed needs "
+            "the same cases, so evaluate that run again"
         )
-    return by_case.T.groupby(level="subject").mean().T
+    # A mean a metric: its order of summation, and with it the last bit, hangs on the layout.
+    return {metric: by_case[metric].T.groupby(level="subject").mean().T for metric in metrics}
 
 
 def _paired_differences(cases, arm_a, arm_b, metric):

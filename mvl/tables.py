@@ -38,10 +38,10 @@ def means(summary, metrics=("dice", "nsd", "hd95_mm")):
         first, by_metric = own.iloc[0], own.drop_duplicates("metric").set_index("metric")
         row = dict(zip(keys, values, strict=True))
         row |= {name: first[f"n_{name}"] for name in ("subjects", "cases", "seeds")}
-        row |= {_heading(metric): _spread(by_metric, metric) for metric in metrics}
+        row |= {heading(metric): _spread(by_metric, metric) for metric in metrics}
         rows.append({name: str(value) for name, value in row.items()})
     columns = ["task", "structure", "arm", "subjects", "cases", "seeds", "epochs"]
-    table = pd.DataFrame(rows, columns=columns + [_heading(metric) for metric in metrics])
+    table = pd.DataFrame(rows, columns=columns + [heading(metric) for metric in metrics])
     alike = [name for name in ("task", "structure") if table[name].nunique() < 2]
     return table.drop(columns=alike)
 
@@ -62,7 +62,7 @@ def differences(contrasts):
             "task": row.task,
             "structure": row.structure,
             "comparison": f"{row.arm_a} minus {row.arm_b}",
-            "metric": _heading(row.metric),
+            "metric": heading(row.metric),
             "subjects": str(row.n_subjects),
             "seeds": str(row.n_seeds),
             "difference": f"{row.difference:+.4f}",
@@ -153,7 +153,8 @@ def _right(shown):
     ]
 
 
-def _heading(metric):
+def heading(metric):
+    """A metric's name as the head of a column."""
     return _HEADINGS.get(metric, metric.capitalize())
 
 

@@ -5,13 +5,14 @@ takes channels and labels from that file, and what the file does not say from th
 for a folder of the user's own, from a default that is named in `Task.assumptions`.
 
 Sources: Antonelli et al., Nature Communications 13, 4128 (2022), and Simpson et al.,
-arXiv:1902.09063, for modalities, channels and labels. Tolerances are those of the challenge's
+arXiv:1902.09063, for modalities, channels and labels; Menze et al., IEEE Transactions on Medical
+Imaging 34 (2015), for the brain tumour's regions. Tolerances are those of the challenge's
 own evaluation as commonly cited. Spacing and shape are typical values (medians over the
 labelled cases) as commonly cited; they shape the phantom and nothing else, since evaluation
 takes the spacing from each file. CT windows are this project's choice.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mvl.errors import DataError
@@ -39,6 +40,9 @@ class Task:
     shape: tuple[int, int, int] = (128, 128, 128)
     #: CT: Hounsfield units that are scaled to 0 and 1.
     window_hu: tuple[float, float] | None = None
+    #: Unions of labels by which the field also measures, name -> label values. Where there are
+    #: some, a model of the labels is measured by them, too.
+    regions: dict[str, tuple[int, ...]] = field(default_factory=dict)
     #: Consecutive case numbers that belong to one subject (see `subject_of`).
     cases_per_subject: int = 1
     #: True for a phantom: results of it are always called synthetic.
@@ -55,7 +59,10 @@ class Task:
         """
         try:
             values = {key: tuple(v) if isinstance(v, list) else v for key, v in facts.items()}
-            return cls(**values | {"labels": {int(n): name for n, name in facts["labels"].items()}})
+            values["labels"] = {int(n): name for n, name in facts["labels"].items()}
+            # Runs from before there were regions have none in their files.
+            regions = facts.get("regions", {}).items()
+            return cls(**values | {"regions": {name: tuple(labels) for name, labels in regions}})
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"the facts of a task are damaged, or of another version: {error}"
@@ -98,7 +105,8 @@ def _task(name, modality, channels, labels, tolerance, cases, spacing, shape, wi
 _TABLE = (
     _task("Task01_BrainTumour", "MRI", ["FLAIR", "T1w", "T1gd", "T2w"],
           ["edema", "non-enhancing tumour", "enhancing tumour"],
-          5, 484, (1.0, 1.0, 1.0), (240, 240, 155)),
+          5, 484, (1.0, 1.0, 1.0), (240, 240, 155),
+          regions={"whole tumour": (1, 2, 3), "tumour core": (2, 3), "enhancing tumour": (3,)}),
     _task("Task02_Heart", "MRI", ["MRI"], ["left atrium"],
           4, 20, (1.25, 1.25, 1.37), (320, 320, 115)),
     _task("Task03_Liver", "CT", ["CT"], ["liver", "cancer"],
@@ -189,6 +197,7 @@ def read_task(folder):
         spacing_mm=known.spacing_mm if known else (1.0, 1.0, 1.0),
         shape=known.shape if known else (128, 128, 128),
         window_hu=tuple(window) if window else None,
+        regions=known.regions if known else {},
         cases_per_subject=known.cases_per_subject if known else 1,
         synthetic=bool(description.get("synthetic", False)),
         assumptions=tuple(assumptions),

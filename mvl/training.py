@@ -25,6 +25,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, gather_object
+from monai.inferers import sliding_window_inference
 from monai.losses import DiceCELoss
 from safetensors import SafetensorError, safe_open
 
@@ -93,6 +94,35 @@ def decide(logits):
     classes = torch.arange(1, logits.shape[1], device=logits.device)
     classes = classes.view(1, -1, *[1] * (logits.ndim - 2))
     return logits.argmax(1, keepdim=True) == classes
+
+
+def infer(model, images, window=None):
+    """Logits of whole prepared volumes.
+
+    Args:
+        model: (B, C, H, W, D) -> logits (B, K, H, W, D), in `eval()`.
+        images: (B, C, H, W, D), on any device.
+        window: `DataConfig.window`: voxels of the window that slides over the volumes where the
+            model was trained on crops, by half its size, its middle counting more than its edge;
+            None where the model takes them whole.
+
+    Returns:
+        (B, K, H, W, D), float32: with a window on the CPU, since a large volume's logits may not
+        fit where the model is; else where the model is.
+    """
+    device = next(model.parameters()).device
+    if window is None:
+        return model(images.to(device)).float()
+    return sliding_window_inference(
+        images.cpu(),
+        window,
+        sw_batch_size=1,
+        predictor=model,
+        overlap=0.5,
+        mode="gaussian",
+        sw_device=device,
+        device="cpu",
+    )
 
 
 @contextlib.contextmanager
@@ -241,7 +271,7 @@ def train(
             schedule.step(*[train_loss] * (plan.schedule == "plateau"))
 
             cases = validation(epoch) if callable(validation) else validation
-            dice = validate(model, cases, plan.batch_size, accelerator.device)
+            dice = validate(model, cases, plan.batch_size, accelerator.device, config.data.window)
             rows.append(
                 {
                     "epoch": epoch,
@@ -323,7 +353,7 @@ def _fitting(model, loss_of, images, labels, optimiser):
 
 
 @torch.inference_mode()
-def validate(model, volumes, batch_size, device):
+def validate(model, volumes, batch_size, device, window=None):
     """Mean Dice over cases and structures, on the model's grid.
 
     Processes that train together share the work: each of them has to call, and gets the whole
@@ -332,18 +362,21 @@ def validate(model, volumes, batch_size, device):
     Args:
         model: (B, C, H, W, D) -> logits.
         volumes: labelled cases, as `Preparation.load` gives them.
-        batch_size: cases a forward pass.
+        batch_size: cases a forward pass; one with a window, since their sizes differ.
         device: where the model is.
+        window: see `infer`.
     """
     model.eval()
     them, own = processes(), []
-    starts = range(0, len(volumes), batch_size)
+    size = batch_size if window is None else 1
+    starts = range(0, len(volumes), size)
     for start in starts[them.process_index :: them.num_processes]:
-        batch = volumes[start : start + batch_size]
-        images = torch.stack([v["image"].as_tensor() for v in batch]).to(device)
-        labels = torch.stack([v["label"] for v in batch]).to(device)
-        masks = decide(model(images))
-        truth = labels == torch.arange(1, masks.shape[1] + 1, device=device).view(1, -1, 1, 1, 1)
+        batch = volumes[start : start + size]
+        images = torch.stack([v["image"].as_tensor() for v in batch])
+        masks = decide(infer(model, images, window))
+        labels = torch.stack([v["label"] for v in batch]).to(masks.device)
+        classes = torch.arange(1, masks.shape[1] + 1, device=masks.device)
+        truth = labels == classes.view(1, -1, 1, 1, 1)
         own.append((start, dice_per_case(masks, truth).tolist()))
     scores = [case for _, batch in sorted(gather_object(own)) for case in batch]
     return torch.tensor(scores, device=device).mean().item()

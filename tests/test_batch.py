@@ -33,6 +33,11 @@ fusion_arms: []
 adaptation_arms: []
 data_arms: []
 peers_arms: []
+tasks: ["Task04_Hippocampus", "Task09_Spleen"]
+tasks_arms: []
+tasks_grid: [16, 16, 16]
+tasks_phantom_cases: 8
+tasks_phantom_scale: 0.1
 """
 
 
@@ -186,6 +191,26 @@ def test_inputs_that_the_notebook_makes_itself_do_not_make_it_run_twice(reposito
     assert repository.run() == 0
     assert repository.run() == 0
     assert repository.logged() == ["ran"]
+
+
+def test_a_notebook_of_many_tasks_depends_on_all_their_files_and_no_other_does(
+    repository, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("MVL_DATA_ROOT", str(tmp_path / "data"))
+    phantom = repository.root / "data" / "smoke" / "Task09_Spleen" / "dataset.json"
+    repository.notebook("00_a", repository.logs("'one'"))
+    make = f"import pathlib; p = pathlib.Path({str(phantom)!r})"
+    make += "; p.parent.mkdir(parents=True, exist_ok=True); p.exists() or p.write_text('{}')"
+    repository.notebook("01_b", make, repository.logs("'many'"), parameters="tasks = []")
+    assert repository.run() == 0
+    assert repository.run() == 0
+    assert repository.logged() == ["one", "many"], "its own phantom is nothing new"
+    real = tmp_path / "data" / "Task09_Spleen" / "dataset.json"
+    real.parent.mkdir(parents=True)
+    for path in (phantom, real):
+        path.write_text("{} ")
+        assert repository.run() == 0
+    assert repository.logged() == ["one", "many", "many", "many"]
 
 
 def test_declared_parameters_alone_are_passed(repository):

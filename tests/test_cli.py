@@ -1,14 +1,17 @@
 """The command as a user meets it."""
 
+import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 
 from mvl.cli import main
+from mvl.data.phantom import make_phantom
 
 
 def mvl(*arguments):
@@ -93,3 +96,59 @@ def test_bad_cases_are_refused_together_or_left_out_in_writing(tmp_path, capsys)
     assert main([*given, "--on-bad-case", "skip"]) == 0
     skipped = next(runs.glob("*/skipped.csv")).read_text()
     assert "hippocampus_001" in skipped and "hippocampus_006" in skipped
+
+
+def test_a_folder_of_images_becomes_a_submission(tmp_path, capsys):
+    root, out = tmp_path / "data", tmp_path / "out"
+    task = "Task04_Hippocampus"
+    assert main(["data", "phantom", task, "--root", str(root), "--cases", "1"]) == 0
+    images = sorted((root / task / "imagesTs").iterdir())
+    assert len(images) == 2
+    broken = root / task / "imagesTs" / "a_broken.nii.gz"
+    broken.write_bytes(images[0].read_bytes()[:500])
+    capsys.readouterr()
+
+    command = ["predict", str(root / task), "-o", str(out)]
+    assert main(command) == 1  # the others are segmented all the same
+    said = capsys.readouterr()
+    assert str(out / task) in said.out
+    assert said.err.count("failed: ") == 1 and "a_broken.nii.gz" in said.err
+    written = sorted((out / task).iterdir())
+    assert [path.name for path in written] == [path.name for path in images]
+    for path, image in zip(written, images, strict=True):
+        assert nibabel.load(path).shape == nibabel.load(image).shape
+
+    # What is whole stays, what is not is made anew.
+    broken.unlink()
+    before = [path.stat().st_mtime_ns for path in written]
+    written[1].write_bytes(written[1].read_bytes()[:100])
+    assert main(command) == 0
+    assert "1 of 2 are segmented already" in capsys.readouterr().out
+    after = [path.stat().st_mtime_ns for path in written]
+    assert after[0] == before[0] and after[1] != before[1]
+    assert nibabel.load(written[1]).get_fdata().max() <= 1
+
+    plain = tmp_path / "plain"
+    assert main(["predict", str(root / task / "imagesTs"), "-o", str(plain)]) == 0
+    assert sorted(path.name for path in plain.iterdir()) == [path.name for path in images]
+    (tmp_path / "nothing").mkdir()
+    assert main(["predict", str(tmp_path / "nothing"), "-o", str(plain)]) == 1
+    assert "has no image" in capsys.readouterr().err
+
+
+def test_crops_labels_and_channels_are_asked_for_by_options(tmp_path, capsys):
+    root, runs = tmp_path / "data", tmp_path / "runs"
+    make_phantom("Task05_Prostate", root, cases=7, scale=0.12, progress=False)
+    command = ["train", "--task", "Task05_Prostate", "--root", str(root), "--runs", str(runs)]
+    command += ["--epochs", "1", "--target", "labels", "--channels", "first"]
+    command += ["--grid", "16", "16", "8", "--fit", "crop", "--spacing", "1.2", "1.2", "4"]
+    assert main(command) == 0
+    run = capsys.readouterr().out.strip().splitlines()[-1]
+    config = json.loads(Path(run, "config.json").read_text())["config"]["data"]
+    assert config["spacing_mm"] == [1.2, 1.2, 4.0] and config["channels"] == "first"
+    assert main(["evaluate", run, "--root", str(root)]) == 0
+    out = capsys.readouterr().out
+    assert "PZ" in out and "TZ" in out and "foreground" in out
+    test = root / "Task05_Prostate" / "imagesTs"
+    assert main(["predict", str(test), "--run", run, "-o", str(tmp_path / "out")]) == 0
+    assert len(list((tmp_path / "out").iterdir())) == 2

@@ -1,5 +1,8 @@
 """Evaluation in native space, with models whose answer is known."""
 
+import subprocess
+import sys
+
 import nibabel
 import numpy as np
 import pytest
@@ -9,9 +12,10 @@ from mvl.config import DataConfig
 from mvl.data.loading import Preparation
 from mvl.data.sources import Case
 from mvl.errors import DataError
-from mvl.evaluation import evaluate, predict_file
+from mvl.evaluation import evaluate, predict_file, segment
 from mvl.metrics import segmentation_metrics
-from mvl.tasks import Task
+from mvl.tasks import TASKS, Task
+from mvl.training import decide
 
 TASK = Task("Other", "MRI", ("MRI",), {1: "core", 4: "rim"}, tolerance_mm=1.0)
 
@@ -87,7 +91,15 @@ def rotation(degrees):
     return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
 
 
-def test_orientation_and_oblique_affines_do_not_change_the_metrics(tmp_path, shifted):
+FITS = [
+    DataConfig(grid=(48, 32, 16)),
+    DataConfig(grid=(32, 32, 32), fit="resize"),
+    DataConfig(grid=(16, 16, 8), fit="crop", spacing_mm=(1.0, 1.0, 2.0)),
+]
+
+
+@pytest.mark.parametrize("config", FITS, ids=lambda config: config.fit)
+def test_orientation_and_oblique_affines_do_not_change_the_metrics(tmp_path, shifted, config):
     case, label = shifted
     image = nibabel.load(case.image).get_fdata()
     turned = np.eye(4)
@@ -99,15 +111,21 @@ def test_orientation_and_oblique_affines_do_not_change_the_metrics(tmp_path, shi
     def other(array):
         return array.transpose(1, 2, 0)[::-1]
 
+    left = np.diag([-0.7, -1.3, -3.0, 1.0])  # the same voxels in the same places, from LPI
+    left[:3, 3] = np.array(SPACING) * (np.array(SHAPE) - 1)
+    lpi = [array[::-1, ::-1, ::-1] for array in (image, label)]
     cases = [
         case,
         write(tmp_path, "oblique", image, label, turned),
         write(tmp_path, "permuted", other(image), other(label), stored),
+        write(tmp_path, "lpi", *lpi, left),
     ]
-    preparation = Preparation(TASK, DataConfig(grid=(48, 32, 16)))
+    assert nibabel.aff2axcodes(left) == ("L", "P", "I")
+    preparation = Preparation(TASK, config)
     table = evaluate(Bright(), cases, preparation, TASK, "foreground", show=False)
+    assert 0.5 < table["dice"][0] < 1
     for metric in ("dice", "hd95_mm", "nsd", "specificity"):
-        assert table[metric].to_numpy() == pytest.approx([table[metric][0]] * 3, abs=1e-6)
+        assert table[metric].to_numpy() == pytest.approx([table[metric][0]] * 4, abs=1e-6)
 
 
 def test_labels_are_measured_one_by_one_and_together(tmp_path):
@@ -123,6 +141,132 @@ def test_labels_are_measured_one_by_one_and_together(tmp_path):
     written = nibabel.load(tmp_path / "out.nii.gz")
     assert np.array_equal(np.asarray(written.dataobj), label)
     assert written.get_data_dtype() == np.uint8
+
+
+class Same(Bright):
+    """Logits of three classes, a function of the voxel alone."""
+
+    def forward(self, volume):
+        return torch.cat([volume, -volume, 0.3 * volume.abs() - 0.1], dim=1)
+
+
+def test_a_window_slides_over_a_volume_that_is_larger(tmp_path, shifted):
+    """A model that looks at voxels alone does not notice the window, nor its overlap."""
+    case, label = shifted
+    config = DataConfig(grid=(16, 16, 8), fit="crop", spacing_mm=SPACING)
+    image = nibabel.load(case.image).get_fdata()
+
+    class Above(Bright):
+        def forward(self, volume):
+            assert volume.shape[2:] == config.grid
+            return volume - threshold
+
+    threshold = float(np.mean([image.min(), image.max()]) - image.mean()) / image.std()
+    preparation = Preparation(TASK, config)
+    row = evaluate(Above(), [case], preparation, TASK, "foreground", show=False).iloc[0]
+    expected = segmentation_metrics(np.roll(label, 2, axis=0), label, SPACING, 1.0)
+    assert {name: row[name] for name in expected} == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("config", FITS, ids=lambda config: config.fit)
+def test_classes_decided_one_at_a_time_are_those_decided_together(shifted, config):
+    preparation = Preparation(TASK, config)
+    volume = preparation.load([shifted[0]], progress=False)[0]
+    logits = Same()(volume["image"].as_tensor()[None])[0]
+    together = decide(preparation.to_native(logits, volume["image"])[None])[0]
+    found = segment(Same(), volume, preparation)
+    assert found.any() and torch.equal(found, together)
+
+
+def test_the_brains_regions_are_measured_beside_its_labels(tmp_path):
+    task = TASKS["Task01_BrainTumour"]
+    label = np.zeros((16, 16, 16))
+    label[2:14, 2:14, 2:14], label[4:12, 4:12, 4:12], label[6:10, 6:10, 6:10] = 1, 3, 2
+    image = np.stack([50 + 50 * label] * 4, axis=-1)
+    case = write(tmp_path, "brain", image, label, np.eye(4))
+
+    class NoEnhancing(Bright):
+        """Sees oedema and dead core, and takes the enhancing rim for core."""
+
+        def forward(self, volume):
+            first = volume[:, :1]
+            steps = first.unique()
+            near = [-(first - steps[value]).abs() for value in range(4)]
+            return torch.cat([near[0], near[1], torch.maximum(near[2], near[3]), near[3] - 9], 1)
+
+    preparation = Preparation(task, DataConfig(grid=(16, 16, 16), target="labels"))
+    table = evaluate(NoEnhancing(), [case], preparation, task, "labels", show=False)
+    dice = table.set_index("structure")["dice"].groupby(level=0).first()
+    assert table["structure"].tolist() == [
+        *("edema", "non-enhancing tumour", "enhancing tumour", "foreground"),
+        *("whole tumour", "tumour core"),
+    ]
+    assert dice["whole tumour"] == dice["foreground"] == dice["tumour core"] == dice["edema"] == 1
+    assert dice["enhancing tumour"] == 0
+    core, enhancing = (4**3, 8**3 - 4**3)
+    assert dice["non-enhancing tumour"] == pytest.approx(2 * core / (2 * core + enhancing))
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+import torch
+from mvl.config import DataConfig
+from mvl.data.loading import Preparation
+from mvl.data.sources import Case
+from mvl.evaluation import evaluate
+from mvl.tasks import TASKS
+
+
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.bias = torch.nn.Parameter(torch.tensor(-0.5))
+    def forward(self, volume):
+        logits = volume + self.bias
+        return torch.cat([-logits, logits, logits - 0.4], 1) if labels else logits
+
+torch.set_num_threads(1)
+folder, fit, labels = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "labels"
+task = TASKS["Task03_Liver"]
+spacing = (0.8, 0.8, 1.0) if fit == "crop" else None
+config = DataConfig(grid=(128, 128, 128), fit=fit, spacing_mm=spacing, target=sys.argv[3])
+preparation = Preparation(task, config)
+
+case = Case("large", "large", folder / "image.nii", folder / "label.nii")
+table = evaluate(Model(), [case], preparation, task, config.target, show=False)
+print(peak(), table.set_index("structure")["dice"]["foreground"])
+"""
+
+
+@pytest.fixture(scope="module")
+def ct(tmp_path_factory):
+    """A CT of 512 x 512 x 400 stored as int16, with a ball of liver and a tumour in it."""
+    folder, shape = tmp_path_factory.mktemp("ct"), (512, 512, 400)
+    axes = np.ogrid[tuple(slice(-1, 1, n * 1j) for n in shape)]
+    distance = sum(axis.astype(np.float32) ** 2 for axis in axes)
+    label = (distance < 0.25).astype(np.uint8) + (distance < 0.01)
+    image = np.where(label > 0, np.int16(120), np.int16(-60))
+    for name, array in (("image", image), ("label", label)):
+        nibabel.save(
+            nibabel.Nifti1Image(array, np.diag([-0.8, -0.8, 1, 1])), folder / f"{name}.nii"
+        )
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("fit", "target"), [("resize", "foreground"), ("crop", "labels")])
+def test_a_ct_of_400_slices_is_evaluated_in_4_gb(ct, fit, target):
+    # A process of its own, for its own peak, imports and interpreter included.
+    arguments = [sys.executable, "-c", MEASURE, str(ct), fit, target]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    peak, dice = map(float, done.stdout.split())
+    assert dice > 0.9
+    assert peak < 4e9
 
 
 def test_a_prediction_has_the_images_grid_and_affine(tmp_path, shifted):

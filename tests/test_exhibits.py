@@ -14,6 +14,7 @@ from mvl.metrics import METRICS
 from mvl.reference import CONTRASTS, REPOSITORY, read_table
 from mvl.statistics import contrasts_table, summary_table
 from mvl.suites import SUITES
+from mvl.ten_tasks import SIX
 
 #: What the reference of most tests has.
 SOME = [
@@ -134,25 +135,31 @@ def test_curves_are_drawn_where_the_reference_keeps_them(repository, shown):
 
 
 def test_tables_and_comparisons_hold_the_references_numbers(repository, shown):
-    root = repository()
+    root = repository([*SOME, ("presets", "vit"), ("presets", "v1")])
     book = Exhibits("quick", root)
-    book.table("ten_tasks")
+    book.ten_tasks()
     book.comparisons()
     folder = root / "results" / "quick" / "tables"
-    table = read_table(folder / "ten_tasks_reference.csv").set_index(["arm", "metric"])["mean"]
+    table = read_table(folder / "ten_tasks.csv").set_index(["arm", "metric"])["mean"]
     summary = read_table(root / "results" / "reference" / "summary.csv")
-    summary = summary[
-        (summary["suite"] == "language") & summary["arm"].isin(["none", "pretrained"])
-    ]
+    cells = {("presets", "vit"), ("presets", "v1"), ("language", "pretrained")}
+    chosen = [cell in cells for cell in zip(summary["suite"], summary["arm"], strict=True)]
+    summary = summary[chosen & summary["metric"].isin(SIX)]
     assert table.to_dict() == summary.set_index(["arm", "metric"])["mean"].to_dict()
-    rows = read_table(folder / "comparisons_reference.csv").set_index("metric")
-    assert list(rows.index) == list(exhibits.SIX)
+    rows = read_table(folder / "comparisons_reference.csv")
+    assert rows["metric"].tolist() == 2 * list(SIX)
     # Every metric grows from arm to arm, which makes HD95 worse.
     assert (rows["difference"] > 0).all() and (rows["p"] < 0.05).all()
-    assert shown[-1] == (
-        "pretrained is better in 5 of 6 comparisons, with p < 0.05 in 5 of them (5 after "
-        "adjustment), and worse with p < 0.05 in 1."
+    counted = (
+        "is better than {} in 5 of 6 comparisons, with p < 0.05 in 5 of them (5 after adjustment), "
+        "and worse with p < 0.05 in 1; of two equal models one would expect 3, 0.15 and 0.15."
     )
+    assert shown[-1].splitlines() == [
+        f"- v1 {counted.format('vit')}",
+        f"- pretrained {counted.format('none')}",
+    ]
+    answer = book.ten_tasks_answer().data
+    assert "v1 minus vit is +" in answer and "v3" not in answer
 
 
 def test_the_papers_numbers_are_the_files(repository, shown):

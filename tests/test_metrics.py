@@ -13,6 +13,7 @@ from scipy import ndimage
 from scipy.spatial.distance import dice as dice_distance
 from scipy.spatial.distance import jaccard as jaccard_distance
 
+from mvl import metrics
 from mvl.metrics import DIAGONAL, EMPTY_SIDES, METRICS, dice_per_case, segmentation_metrics
 
 SPACING = (0.7, 1.3, 3.0)
@@ -73,6 +74,16 @@ def test_surface_metrics_equal_deepminds(name, tolerance):
     nsd = surface_distance.compute_surface_dice_at_tolerance(theirs, tolerance)
     assert measured["hd95_mm"] == pytest.approx(hd95, abs=1e-3)
     assert measured["nsd"] == pytest.approx(nsd, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["blobs 0", "whole volume", "voxels in corners", "noise"])
+def test_slabs_and_the_way_for_many_elements_change_nothing(name, monkeypatch):
+    truth, prediction = PAIRS[name]
+    expected = segmentation_metrics(prediction, truth, SPACING, 1.0)
+    monkeypatch.setattr(metrics, "_SLAB", 3000)
+    assert segmentation_metrics(prediction, truth, SPACING, 1.0) == expected
+    monkeypatch.setattr(metrics, "_MANY", 0)
+    assert segmentation_metrics(prediction, truth, SPACING, 1.0) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("name", PAIRS)

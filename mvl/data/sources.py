@@ -289,13 +289,7 @@ def read_volume(path):
         BadFile: as for `read_header`, or truncated or damaged.
     """
     header = read_header(path)
-    # What lies beyond float32 becomes infinite, which the checks report.
-    with np.errstate(over="ignore", invalid="ignore"):
-        array = _stored(path, header).astype(np.float32)
-        if (header.slope, header.intercept) != (1, 0):
-            array *= np.float32(header.slope)
-            array += np.float32(header.intercept)
-    return array, header.affine
+    return _scaled(_stored(path, header), header), header.affine
 
 
 def read_label(path):
@@ -308,9 +302,8 @@ def read_label(path):
     """
     header = read_header(path)
     array = _stored(path, header)
-    if (header.slope, header.intercept) != (1, 0):
-        with np.errstate(over="ignore", invalid="ignore"):
-            array = array * np.float32(header.slope) + np.float32(header.intercept)
+    if array.dtype.kind == "f" or (header.slope, header.intercept) != (1, 0):
+        array = _scaled(array, header)
     remedy = "check that it is a label, not swapped with its image"
     if array.dtype.kind == "f":
         broken = array != np.rint(array)  # NaN differs from everything
@@ -420,3 +413,14 @@ def _stored(path, header):
     if len(voxels) < count:
         raise BadFile(path, f"truncated: {len(voxels):,} of {count:,} bytes of voxels", _COPY_AGAIN)
     return np.frombuffer(voxels, header.dtype).reshape(header.shape, order="F")
+
+
+def _scaled(array, header):
+    """Stored values as intensities, float32, whatever they were stored in."""
+    # What lies beyond float32 becomes infinite, which the checks report.
+    with np.errstate(over="ignore", invalid="ignore"):
+        array = array.astype(np.float32)
+        if (header.slope, header.intercept) != (1, 0):
+            array *= np.float32(header.slope)
+            array += np.float32(header.intercept)
+    return array

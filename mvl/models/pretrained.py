@@ -61,10 +61,9 @@ def write_folder(folder, description, weights, metrics=None):
     task, data = description.task, description.data
     if data and tuple(data.grid) != description.grid:
         raise RunError(f"the model has the grid {description.grid}, the data {data.grid}")
-    if task and len(task.channels) != description.channels:
-        raise RunError(
-            f"the model has {description.channels} channels, {task.name} {task.channels}"
-        )
+    seen = (data or DataConfig()).channels_of(task) if task else ()
+    if task and len(seen) != description.channels:
+        raise RunError(f"the model has {description.channels} channels, {task.name} {seen}")
     language = description.config.language
     block = block_reference(language) if language else None
     if language and language.source.startswith("hub:"):

@@ -1,7 +1,7 @@
 """The way of a case to the model's grid and back, on volumes whose content is known."""
 
+import tracemalloc
 from dataclasses import replace
-from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 
 from mvl.config import DataConfig
 from mvl.data.loading import Preparation, training_batches
-from mvl.data.sources import Case
+from mvl.data.sources import Case, read_label, read_volume
 from mvl.tasks import TASKS
 
 MRI, CT = TASKS["Task04_Hippocampus"], TASKS["Task09_Spleen"]
@@ -90,7 +90,7 @@ def test_ct_is_scaled_from_the_window(tmp_path):
     assert values[:4].tolist() == pytest.approx([1.0, 0.5, 1.0, 0.0])
 
 
-@pytest.mark.parametrize("fit", ["pad", "resize"])
+@pytest.mark.parametrize("fit", ["pad", "resize", "crop"])
 def test_orientation_of_the_file_does_not_change_what_the_model_sees(tmp_path, fit):
     label = ball((20, 24, 16), (8, 14, 6), 5)
     image = np.random.default_rng(0).standard_normal(label.shape) + 3 * label + 10
@@ -98,11 +98,13 @@ def test_orientation_of_the_file_does_not_change_what_the_model_sees(tmp_path, f
     flipped = np.diag([-1.0, -1.0, 1.0, 1.0])  # the same voxels in the same places, stored as LPS
     flipped[:2, 3] = [19, 23]
     lps = write(tmp_path, "lps", image[::-1, ::-1], label[::-1, ::-1], flipped)
-    preparation = Preparation(MRI, DataConfig(grid=(16, 16, 16), fit=fit))
+    spacing = (1.5, 1.5, 1.5) if fit == "crop" else None
+    config = DataConfig(grid=(16, 16, 16), fit=fit, spacing_mm=spacing)
+    preparation = Preparation(MRI, config)
     one, other = preparation.load([ras, lps], progress=False)
     assert torch.allclose(one["image"].as_tensor(), other["image"].as_tensor(), atol=1e-5)
     assert torch.equal(one["label"], other["label"])
-    logits = torch.randn(1, 16, 16, 16)
+    logits = torch.randn(1, *one["image"].shape[1:])
     back = [preparation.to_native(logits, volume["image"]) for volume in (one, other)]
     assert torch.allclose(back[0], back[1].flip(1, 2), atol=1e-5)
 
@@ -167,6 +169,124 @@ def test_no_file_is_read_twice(volumes, monkeypatch):
         raise AssertionError("a file was read again")
 
     monkeypatch.setattr(nibabel, "load", refuse)
-    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr("builtins.open", refuse)
     for epoch in range(2):
         assert sum(len(i) for i, _ in training_batches(volumes, DataConfig(), 2, 0, epoch)) == 5
+
+
+CROPS = DataConfig(grid=(16, 16, 16), fit="crop", spacing_mm=(1.5, 2.0, 1.0))
+
+
+def place_of(shape, affine):
+    """Where each voxel's centre lies, mm along one oblique direction: a function of the world."""
+    index = np.moveaxis(np.indices(shape), 0, -1)
+    return (index @ affine[:3, :3].T + affine[:3, 3]) @ [0.5, 0.7, -0.3]
+
+
+@pytest.mark.parametrize("config", [CROPS, DataConfig(grid=(20, 22, 24), fit="resize")])
+@pytest.mark.parametrize("slab", [1 << 20, 2000])
+def test_resampling_keeps_everything_in_its_place(tmp_path, monkeypatch, config, slab):
+    """Intensity is a linear function of the place in the world: so it stays, and comes back."""
+    monkeypatch.setattr("mvl.data.loading._Resampled._SLAB", slab)
+    cosine, sine = np.cos(0.3), np.sin(0.3)
+    affine = np.eye(4)
+    affine[:3, :3] = np.array([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]]) @ np.diag(
+        [0.9, -1.1, 2.5]
+    )
+    affine[:3, 3] = [-40, 60, 10]
+    shape = (44, 52, 30)
+    image = place_of(shape, affine)
+    task = replace(CT, window_hu=(0.0, 1.0))
+    case = write(tmp_path, "world", (image - image.min()) / np.ptp(image), image > 20, affine)
+    preparation = Preparation(task, config)
+    volume = preparation.load([case], progress=False)[0]
+    prepared = volume["image"]
+    if config.fit == "crop":
+        assert prepared.pixdim.numpy() == pytest.approx(config.spacing_mm, rel=0.03)
+    else:
+        assert prepared.shape[1:] == config.grid
+    found = prepared.as_tensor()[0].numpy() * np.ptp(image) + image.min()
+    expected = place_of(found.shape, prepared.affine.numpy())
+    inner = (slice(4, -4),) * 3  # smoothing takes zeros from outside
+    np.testing.assert_allclose(found[inner], expected[inner], atol=0.05)
+
+    back = preparation.to_native(prepared.as_tensor(), prepared)[0].numpy()
+    inner = (slice(8, -8),) * 3
+    np.testing.assert_allclose(back[inner] * np.ptp(image) + image.min(), image[inner], atol=0.05)
+
+
+@pytest.fixture
+def specks(tmp_path):
+    """Volumes of 40 x 40 x 40 mm, of which a bright speck of 4 mm is the label."""
+    cases = []
+    for k, centre in enumerate(((5, 5, 5), (20, 30, 12), (33, 6, 34))):
+        label = ball((40, 40, 40), centre, 2)
+        cases.append(write(tmp_path, f"speck{k}", 100.0 * label + 10, label))
+    return cases
+
+
+def test_every_second_crop_has_its_middle_in_the_foreground(specks):
+    config = replace(CROPS, spacing_mm=(1.0, 1.0, 1.0), rotation_degrees=0.0)
+    volumes = Preparation(MRI, config).load(specks, progress=False)
+    middles, meets = [], []
+    for epoch in range(40):
+        for images, labels in training_batches(volumes, config, 3, 0, epoch):
+            assert images.shape == labels.shape == (3, 1, 16, 16, 16)
+            middles += [bool(label[0, 7:10, 7:10, 7:10].any()) for label in labels]
+            meets += [bool(label.any()) for label in labels]
+    # A crop at the border is moved inwards, which takes the corner's speck from its middle.
+    assert 0.25 < np.mean(middles) < 0.6 and 0.5 < np.mean(meets) < 0.85
+
+
+def test_crops_are_a_function_of_seed_epoch_and_case_and_turn_with_their_label(specks):
+    config = replace(CROPS, spacing_mm=(1.0, 1.0, 1.0), rotation_degrees=30.0, intensity=0.0)
+    volumes = Preparation(MRI, config).load(specks, progress=False)
+
+    def epoch(number, given):
+        return list(training_batches(given, config, 3, 5, number))
+
+    (images, labels), (other, _) = epoch(2, volumes)[0], epoch(3, volumes)[0]
+    again, _ = epoch(2, volumes)[0]
+    assert torch.equal(images, again) and not torch.equal(images, other)
+    bright = images > (images.amin() + images.amax()) / 2
+    assert bright.any() and (bright == (labels > 0)).float().mean() > 0.995
+
+
+def test_what_is_smaller_than_a_crop_is_padded(tmp_path):
+    label = ball((10, 12, 8), (5, 6, 4), 3)
+    case = write(tmp_path, "small", 10 + 5 * label, label)
+    config = replace(CROPS, spacing_mm=(1.0, 1.0, 1.0))
+    preparation = Preparation(MRI, config)
+    volume = preparation.load([case], progress=False)[0]
+    assert min(volume["image"].shape[1:]) >= 16
+    images, _ = next(iter(training_batches([volume], config, 1, 0, 0)))
+    assert images.shape == (1, 1, 16, 16, 16)
+    back = preparation.to_native(volume["label"].float(), volume["image"])
+    assert np.array_equal(back[0].numpy(), label)
+
+
+def test_the_first_channel_alone_is_the_papers_reading(tmp_path):
+    label = ball((16, 16, 16), (8, 8, 8), 4)
+    rng = np.random.default_rng(0)
+    image = np.stack([10 + label + rng.random(label.shape) for _ in range(2)], axis=-1)
+    case = write(tmp_path, "two", image, label)
+    config = DataConfig(grid=(16, 16, 16))
+    both = Preparation(TASKS["Task05_Prostate"], config).load([case], progress=False)[0]
+    config = replace(config, channels="first")
+    first = Preparation(TASKS["Task05_Prostate"], config).load([case], progress=False)[0]
+    assert both["image"].shape[0] == 2 and first["image"].shape[0] == 1
+    assert torch.equal(first["image"].as_tensor()[0], both["image"].as_tensor()[0])
+
+
+@pytest.mark.parametrize("reader", [read_volume, read_label])
+def test_no_reader_holds_two_copies_of_a_float64_volume(tmp_path, reader):
+    array = np.zeros((160, 160, 120))
+    array[20:30] = 3
+    path = tmp_path / "double.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), path)
+    assert nibabel.load(path).get_data_dtype() == np.float64
+    tracemalloc.start()
+    reader(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1.8 * array.nbytes

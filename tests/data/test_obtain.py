@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from mvl.data import obtain as module
-from mvl.data.obtain import obtain
+from mvl.data.obtain import at_hand, obtain
 from mvl.errors import ConfigError, DataError
 
 TASK = "Task04_Hippocampus"
@@ -52,6 +52,18 @@ def test_a_phantom_is_made_where_it_is_asked_for(tmp_path, phantom):
     shutil.copytree(phantom, tmp_path / "root")
     root, what = obtain(TASK, "phantom", cases=2, scale=0.3)
     assert root == tmp_path / "data" / "phantom" and "as the profile asks" in what
+
+
+def test_what_is_at_hand_is_where_it_would_be_obtained(tmp_path, phantom):
+    with pytest.raises(DataError, match=f"no task {TASK}"):
+        at_hand(TASK, "auto", "quick")
+    made, _ = obtain(TASK, "auto", cases=2, scale=0.3, name="quick")
+    assert at_hand(TASK, "auto", "quick") == made
+    with pytest.raises(DataError, match=f"no task {TASK}"):
+        at_hand(TASK, "msd", "quick")
+    shutil.copytree(phantom, tmp_path / "root")
+    assert at_hand(TASK, "auto", "quick") == tmp_path / "root"
+    assert at_hand(TASK, "phantom", "quick") == made
 
 
 def test_an_unknown_source_is_named():
