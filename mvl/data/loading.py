@@ -7,6 +7,7 @@ a function of (seed, epoch, case) alone.
 import contextlib
 import copy
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -253,6 +254,24 @@ def training_batches(
             with _untracked():
                 batch.append(augment(volume | {"image": volume["image"].as_tensor()}))
         yield tuple(torch.stack([b[key] for b in batch]) for key in ("image", "label"))
+
+
+def ahead(batches):
+    """Yield what an iterator yields, while a thread of its own makes the next item.
+
+    Order and values stay the same. Close the generator (`contextlib.closing`) to be sure that the
+    thread has ended: while it augments, MONAI keeps no record of any volume (`_untracked`).
+
+    Args:
+        batches: an iterator, such as `training_batches`.
+    """
+    end = object()
+    # How subnormals count is a thread's own setting, and `mvl.training` flushes them.
+    with ThreadPoolExecutor(1, "batches", torch.set_flush_denormal, (True,)) as thread:
+        coming = thread.submit(next, batches, end)
+        while (batch := coming.result()) is not end:
+            coming = thread.submit(next, batches, end)
+            yield batch
 
 
 @contextlib.contextmanager

@@ -65,12 +65,12 @@ class HybridAttention(Attention):
             for w, n in zip(self.window, self.tokens, strict=True)
         ]
         slots, inside, places = _windows(self.tokens, self.window, shift)
-        # Indices, so that the way to windows and back is one copy each; they are no weights.
-        self.register_buffer("slots", slots.flatten(), persistent=False)
-        self.register_buffer("places", places, persistent=False)
-        self.register_buffer("inside", inside[:, None, None], persistent=False)
         self.padded = not inside.all()
         self.mix = nn.Parameter(torch.zeros(heads))
+        # Indices, so that the way to windows and back is one copy each; they are no weights.
+        indices = {"slots": slots.flatten(), "places": places, "inside": inside[:, None, None]}
+        for name, index in indices.items():
+            self.register_buffer(name, index.to(self.mix.device), persistent=False)
 
     def attend(self, qkv):
         a = torch.sigmoid(self.mix).view(1, -1, 1, 1).to(qkv.dtype)  # (1, nh, 1, 1)
