@@ -19,7 +19,7 @@ from mvl.evaluation import segment
 from mvl.models.segmenter import build_segmenter
 from mvl.tasks import read_task
 
-NAMES, TURNS = ("vit", "v1", "best"), 9
+NAMES, TURNS = ("vit", "v1", "best"), 5
 
 
 def main():
