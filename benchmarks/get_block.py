@@ -19,10 +19,11 @@ import tempfile
 import time
 from pathlib import Path
 
+import common
 import torch
 
 from mvl.config import LanguageConfig
-from mvl.files import read_json, write_json, write_table
+from mvl.files import write_json, write_table
 from mvl.models.language import build_language
 from mvl.models.sizes import ARCHITECTURES, block_table, whole_model
 
@@ -57,10 +58,8 @@ def main():
             drop_cache(Path(folder))
             for name, value in in_fresh_process(folder, dtype).items():
                 figures[f"get_block_llama31_8b_{short}_{name}"] = value
-    path = HERE / "results.json"
-    write_json(path, (read_json(path) if path.exists() else {}) | figures)
     write_table(HERE / "blocks.csv", block_table())
-    print(json.dumps(figures, indent=1))
+    common.record(figures)
 
 
 def make_checkpoint(folder):

@@ -30,7 +30,7 @@ from monai.losses import DiceCELoss
 from safetensors import SafetensorError, safe_open
 
 from mvl.config import derive_seed
-from mvl.data.loading import augmentation, training_batches
+from mvl.data.loading import ahead, augmentation, training_batches
 from mvl.errors import ConfigError, RunError, out_of_memory
 from mvl.files import write_table, write_tensors
 from mvl.metrics import dice_per_case
@@ -219,9 +219,12 @@ def train(
     # accelerate keeps its precision for the whole process; two runs may differ in it.
     AcceleratorState._reset_state()
     accelerator = Accelerator(mixed_precision="bf16" if plan.precision == "bfloat16" else "no")
-    network, optimiser = accelerator.prepare(model, _optimiser(model, plan))
+    on_gpu = accelerator.device.type == "cuda"
+    network, optimiser = accelerator.prepare(model, _optimiser(model, plan, on_gpu))
     schedule = _schedule(optimiser.optimizer, plan)
     loss_of = procedure.loss(config.data.target)
+    starts = range(0, len(volumes), plan.batch_size)
+    sizes = [min(plan.batch_size, len(volumes) - start) for start in starts]
 
     rows, best, spent = [], -math.inf, 0.0
     if (folder / STATE).exists():
@@ -233,17 +236,26 @@ def train(
         )
 
     def update(images, labels, share, place):
-        """One step of the optimiser; returns the loss of the batch, over all processes."""
+        """One step of the optimiser, left out where the loss or the gradient is no number.
+
+        Returns:
+            (2,) on the device: the batch's loss, over all processes, and the gradient's norm.
+        """
         loss = loss_of(network(images), labels) * share
-        whole = accelerator.reduce(loss.detach(), "mean").item()
-        _require_finite("loss", whole, folder, place, optimiser)
+        whole = accelerator.reduce(loss.detach(), "mean")
         optimiser.zero_grad()
         accelerator.backward(loss)
         norm = accelerator.clip_grad_norm_(network.parameters(), plan.clip_norm or math.inf)
-        # A step on it would leave weights that are no numbers, and a state to resume from.
-        _require_finite("gradient's norm", norm.item(), folder, place, optimiser)
+        outcome = torch.stack([whole, norm])
+        # A step on it would leave weights that are no numbers, and a state to resume from. To ask
+        # would make the processor wait for the GPU at each step: there the optimiser decides on
+        # the device, and the epoch's end tells.
+        if on_gpu:
+            _leave_out_unless_finite(optimiser.optimizer, outcome)
+        else:
+            _require_finite(outcome.tolist(), folder, place, optimiser)
         optimiser.step()
-        return whole
+        return outcome
 
     tracking = _tracking(folder, len(rows)) if track and main else contextlib.nullcontext()
     with Progress("training", plan.epochs, "epoch", show and main) as progress, tracking as tracker:
@@ -253,20 +265,31 @@ def train(
             # Each process has other cases, which should not share their dropout.
             torch.manual_seed(derive_seed(config.seed, "dropout", epoch, *[rank] * (rank > 0)))
             network.train()
-            rate, total = optimiser.param_groups[0]["lr"], 0.0
+            rate, outcomes = optimiser.param_groups[0]["lr"], []
             batches = training_batches(
                 *(volumes, config.data, plan.batch_size, config.seed, epoch, rank, count),
                 augment=procedure.augmentation(config.data),
             )
-            for step, (images, labels) in enumerate(batches):
-                images, labels = images.to(accelerator.device), labels.to(accelerator.device)
-                size = min(plan.batch_size, len(volumes) - step * plan.batch_size)
-                # The loss is a mean over cases, and gradients are averaged over processes: so a
-                # process counts by its share of the batch's cases, a stand-in's not at all.
-                share = len(range(rank, size, count)) * count / size
-                place = f"at step {step} of epoch {epoch}"
-                with _memory_told(folder, place, plan, model, loss_of, images, labels, optimiser):
-                    total += update(images, labels, share, place) * size
+            if on_gpu:
+                batches = (tuple(part.pin_memory() for part in batch) for batch in batches)
+            with contextlib.closing(ahead(batches)) as coming:
+                for step, (images, labels) in enumerate(coming):
+                    size = sizes[step]
+                    # The loss is a mean over cases, and gradients are averaged over processes: so
+                    # a process counts by its share of the batch's cases, a stand-in's not at all.
+                    share = len(range(rank, size, count)) * count / size
+                    place = f"at step {step} of epoch {epoch}"
+                    images = images.to(accelerator.device, non_blocking=True)
+                    labels = labels.to(accelerator.device, non_blocking=True)
+                    told = _memory_told(
+                        folder, place, plan, model, loss_of, images, labels, optimiser
+                    )
+                    with told:
+                        outcomes.append(update(images, labels, share, place))
+            total = 0.0
+            for step, outcome in enumerate(torch.stack(outcomes).tolist()):
+                _require_finite(outcome, folder, f"at step {step} of epoch {epoch}", optimiser)
+                total += outcome[0] * sizes[step]
             train_loss = total / len(volumes)
             schedule.step(*[train_loss] * (plan.schedule == "plateau"))
 
@@ -298,13 +321,19 @@ def train(
     return spent
 
 
-def _require_finite(what, value, folder, place, optimiser):
-    if not math.isfinite(value):
-        raise RunError(
-            f"{folder}: the {what} became {value} {place} with learning rate "
-            f"{optimiser.param_groups[0]['lr']:.3g}. Choose a lower learning_rate, or switch "
-            "clip_norm on; the run stays resumable from the epoch before."
-        )
+def _leave_out_unless_finite(optimiser, outcome):
+    """Have a fused optimiser skip its next step on the device, as a gradient scaler does."""
+    optimiser.found_inf = (~outcome.isfinite().all()).float()
+
+
+def _require_finite(outcome, folder, place, optimiser):
+    for what, value in zip(("loss", "gradient's norm"), outcome, strict=True):
+        if not math.isfinite(value):
+            raise RunError(
+                f"{folder}: the {what} became {value} {place} with learning rate "
+                f"{optimiser.param_groups[0]['lr']:.3g}. Choose a lower learning_rate, or switch "
+                "clip_norm on; the run stays resumable from the epoch before."
+            )
 
 
 @contextlib.contextmanager
@@ -411,7 +440,7 @@ def load_weights(model, path):
     model.load_trained_state(tensors, path)
 
 
-def _optimiser(model, plan):
+def _optimiser(model, plan, fused=False):
     """Weight decay on matrices and kernels alone: norms and biases have no size to hold down."""
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
@@ -419,7 +448,9 @@ def _optimiser(model, plan):
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
     kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[plan.optimiser]
-    return kind(groups, lr=plan.learning_rate)
+    # On a CPU the same numbers as weight by weight, in two thirds of the time.
+    way = {"fused": True} if fused else {"foreach": True}
+    return kind(groups, lr=plan.learning_rate, **way)
 
 
 def _schedule(optimiser, plan):

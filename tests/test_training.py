@@ -16,13 +16,19 @@ import pytest
 import torch
 
 from mvl import training
-from mvl.config import LanguageConfig
+from mvl.config import LanguageConfig, TrainingConfig
 from mvl.data.loading import Preparation, open_task
 from mvl.errors import ConfigError, RunError
 from mvl.experiments import fit, run_folder
 from mvl.metrics import segmentation_metrics
 from mvl.models.segmenter import build_segmenter
-from mvl.training import decide, segmentation_loss, train
+from mvl.training import (
+    _leave_out_unless_finite,
+    _optimiser,
+    decide,
+    segmentation_loss,
+    train,
+)
 
 
 def prepared(config, root):
@@ -116,6 +122,17 @@ def test_a_gradient_that_is_no_number_stops_before_the_step(phantom, tiny, tmp_p
     train(build(config), *volumes, config, tmp_path / "again", show=False)
     for file in ("curves.csv", "model.safetensors"):
         assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
+
+
+def test_a_fused_optimiser_leaves_out_a_step_on_what_is_no_number():
+    """What a GPU does without being asked; torch's fused AdamW runs on a CPU as well."""
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimiser = _optimiser(torch.nn.ParameterList([weight]), TrainingConfig(), fused=True)
+    for outcome, moves in (([0.5, math.nan], False), ([math.inf, 1.0], False), ([0.5, 1.0], True)):
+        weight.grad = torch.full((3,), 2.0)
+        _leave_out_unless_finite(optimiser, torch.tensor(outcome))
+        optimiser.step()
+        assert bool((weight != 1).all()) is moves
 
 
 @pytest.mark.parametrize(

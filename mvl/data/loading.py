@@ -8,6 +8,7 @@ import contextlib
 import copy
 import math
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 
@@ -379,6 +380,24 @@ def training_batches(
             # A crop comes as a list of one.
             batch.append(augmented[0] if isinstance(augmented, list) else augmented)
         yield tuple(torch.stack([b[key] for b in batch]) for key in ("image", "label"))
+
+
+def ahead(batches):
+    """Yield what an iterator yields, while a thread of its own makes the next item.
+
+    Order and values stay the same. Close the generator (`contextlib.closing`) to be sure that the
+    thread has ended: while it augments, MONAI keeps no record of any volume (`_untracked`).
+
+    Args:
+        batches: an iterator, such as `training_batches`.
+    """
+    end = object()
+    # How subnormals count is a thread's own setting, and `mvl.training` flushes them.
+    with ThreadPoolExecutor(1, "batches", torch.set_flush_denormal, (True,)) as thread:
+        coming = thread.submit(next, batches, end)
+        while (batch := coming.result()) is not end:
+            coming = thread.submit(next, batches, end)
+            yield batch
 
 
 @contextlib.contextmanager

@@ -61,13 +61,16 @@ class HybridAttention(Attention):
         self.tokens = tuple(tokens)
         self.window = tuple(min(window, n) for n in self.tokens)
         shift = [
-            w // 2 if shifted and w < n else 0 for w, n in zip(self.window, tokens, strict=True)
+            w // 2 if shifted and w < n else 0
+            for w, n in zip(self.window, self.tokens, strict=True)
         ]
-        # Padding in front moves the window grid; padding behind completes its last window.
-        self.padding = [
-            (s, -(n + s) % w) for s, n, w in zip(shift, self.tokens, self.window, strict=True)
-        ]
+        slots, inside, places = _windows(self.tokens, self.window, shift)
+        self.padded = not inside.all()
         self.mix = nn.Parameter(torch.zeros(heads))
+        # Indices, so that the way to windows and back is one copy each; they are no weights.
+        indices = {"slots": slots.flatten(), "places": places, "inside": inside[:, None, None]}
+        for name, index in indices.items():
+            self.register_buffer(name, index.to(self.mix.device), persistent=False)
 
     def attend(self, qkv):
         a = torch.sigmoid(self.mix).view(1, -1, 1, 1).to(qkv.dtype)  # (1, nh, 1, 1)
@@ -75,36 +78,76 @@ class HybridAttention(Attention):
 
     def attend_locally(self, qkv):
         """Attention within windows: (3, B, nh, T, hs) -> (B, nh, T, hs)."""
-        B, mask = qkv.shape[1], None
-        if any(max(p) for p in self.padding):
-            inside = qkv.new_ones(1, B, 1, qkv.shape[3], 1)
-            mask = self._to_windows(inside)[0].bool().transpose(-1, -2)  # (B * n, 1, 1, w^3)
-        q, k, v = self._to_windows(qkv)  # (B * n, nh, w^3, hs)
-        return self._from_windows(F.scaled_dot_product_attention(q, k, v, attn_mask=mask), B)
+        _, B, nh, T, hs = qkv.shape
+        n, _, _, w = self.inside.shape  # windows, slots of each
+        # As it comes from the projection, so that this is a view.
+        t = qkv.permute(1, 3, 0, 2, 4).reshape(B, T, 3 * nh * hs)
+        t = _ToWindows.apply(t, self.slots, self.places)  # (B, n * w, 3 * nh * hs)
+        q, k, v = t.view(B * n, w, 3, nh, hs).permute(2, 0, 3, 1, 4)  # (B * n, nh, w, hs)
+        mask = self.inside.repeat(B, 1, 1, 1) if self.padded else None  # (B * n, 1, 1, w)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        y = y.transpose(1, 2).reshape(B, n * w, nh * hs)
+        return _FromWindows.apply(y, self.places).view(B, T, nh, hs).transpose(1, 2)
 
-    def _to_windows(self, t):
-        """(n, B, nh, T, hs) -> (n, B * windows, nh, w^3, hs)."""
-        n, B, nh, _, hs = t.shape
-        (wh, ww, wd), (padded_h, padded_w, padded_d) = self.window, self.padding
-        # As it comes from the projection, so that this is a view; then two copies for q, k and v.
-        t = t.permute(1, 3, 0, 2, 4).reshape(B, *self.tokens, n * nh * hs)
-        t = F.pad(t, (0, 0, *padded_d, *padded_w, *padded_h))
-        H, W, D = (size // w for size, w in zip(t.shape[1:4], self.window, strict=True))
-        t = t.view(B, H, wh, W, ww, D, wd, n, nh, hs)
-        t = t.permute(7, 0, 1, 3, 5, 8, 2, 4, 6, 9)  # (n, B, H, W, D, nh, wh, ww, wd, hs)
-        return t.reshape(n, B * H * W * D, nh, wh * ww * wd, hs)
 
-    def _from_windows(self, t, B):
-        """(B * windows, nh, w^3, hs) -> (B, nh, T, hs)."""
-        _, nh, _, hs = t.shape
-        (h, w, d), (wh, ww, wd) = self.tokens, self.window
-        (fh, bh), (fw, bw), (fd, bd) = self.padding
-        H, W, D = (fh + h + bh) // wh, (fw + w + bw) // ww, (fd + d + bd) // wd
-        t = t.reshape(B, H, W, D, nh, wh, ww, wd, hs)
-        t = t.permute(0, 1, 5, 2, 6, 3, 7, 4, 8)  # (B, H, wh, W, ww, D, wd, nh, hs)
-        t = t.reshape(B, H * wh, W * ww, D * wd, nh, hs)
-        t = t[:, fh : fh + h, fw : fw + w, fd : fd + d]
-        return t.reshape(B, h * w * d, nh, hs).transpose(1, 2)
+def _windows(tokens, window, shift):
+    """The windows of a token grid as indices.
+
+    Returns:
+        slots: (windows, w) token of each window's slot; where a window reaches beyond the grid,
+            its token that is nearest.
+        inside: (windows, w) whether the slot is a token's own and not such a stand-in.
+        places: (T,) slot of each token, counted through all windows.
+    """
+    axes = [
+        torch.arange(-s, n + -(n + s) % w, device="cpu")
+        for n, w, s in zip(tokens, window, shift, strict=True)
+    ]
+    (h, w, d), (wh, ww, wd) = tokens, window
+    i, j, k = torch.meshgrid(*axes, indexing="ij")  # of the grid with what its windows reach beyond
+    inside = (i >= 0) & (i < h) & (j >= 0) & (j < w) & (k >= 0) & (k < d)
+    token = (i.clamp(0, h - 1) * w + j.clamp(0, w - 1)) * d + k.clamp(0, d - 1)
+
+    def cut(t):
+        t = t.unflatten(2, (-1, wd)).unflatten(1, (-1, ww)).unflatten(0, (-1, wh))
+        return t.permute(0, 2, 4, 1, 3, 5).reshape(-1, wh * ww * wd)
+
+    slots, inside = cut(token), cut(inside)
+    own = inside.flatten()
+    # Sorting the own slots by token inverts the way there.
+    places = own.nonzero()[:, 0][slots.flatten()[own].argsort()]
+    return slots, inside, places
+
+
+class _ToWindows(torch.autograd.Function):
+    """Tokens -> slots of windows. A stand-in's slot is masked, so that no gradient comes from it;
+    knowing that, the way back is a copy, where autograd's own would be a scattered sum."""
+
+    @staticmethod
+    def forward(context, t, slots, places):
+        context.save_for_backward(places)
+        return t.index_select(1, slots)  # (B, T, C) -> (B, n * w, C)
+
+    @staticmethod
+    def backward(context, gradient):
+        (places,) = context.saved_tensors
+        return gradient.index_select(1, places), None, None
+
+
+class _FromWindows(torch.autograd.Function):
+    """Slots of windows -> tokens; what stands in a stand-in's slot is dropped."""
+
+    @staticmethod
+    def forward(context, t, places):
+        context.save_for_backward(places)
+        context.slots = t.shape[1]
+        return t.index_select(1, places)  # (B, n * w, C) -> (B, T, C)
+
+    @staticmethod
+    def backward(context, gradient):
+        (places,) = context.saved_tensors
+        B, _, C = gradient.shape
+        return gradient.new_zeros(B, context.slots, C).index_copy_(1, places, gradient), None
 
 
 class Block(nn.Module):

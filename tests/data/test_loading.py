@@ -1,5 +1,6 @@
 """The way of a case to the model's grid and back, on volumes whose content is known."""
 
+import threading
 import tracemalloc
 from dataclasses import replace
 
@@ -7,9 +8,10 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from monai.data import MetaTensor
 
 from mvl.config import DataConfig
-from mvl.data.loading import Preparation, training_batches
+from mvl.data.loading import Preparation, ahead, training_batches
 from mvl.data.sources import Case, read_label, read_volume
 from mvl.tasks import TASKS
 
@@ -290,3 +292,44 @@ def test_no_reader_holds_two_copies_of_a_float64_volume(tmp_path, reader):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 1.8 * array.nbytes
+
+
+def test_batches_made_ahead_are_the_same_batches_and_leave_no_thread():
+    config = DataConfig(grid=(8, 8, 8))
+    volumes = [
+        {
+            "name": f"case_{i}",
+            "image": MetaTensor(torch.randn(1, 8, 8, 8)),
+            "label": torch.ones(1, 8, 8, 8),
+        }
+        for i in range(5)
+    ]
+    plain = list(training_batches(volumes, config, 2, 0, 1))
+    before, drawn = threading.active_count(), torch.get_rng_state()
+    for (image, label), (same, too) in zip(
+        plain, ahead(training_batches(volumes, config, 2, 0, 1)), strict=True
+    ):
+        assert torch.equal(image, same) and torch.equal(label, too)
+    assert threading.active_count() == before
+    assert torch.equal(drawn, torch.get_rng_state())
+
+
+def test_a_fault_in_the_thread_is_told_and_closing_ends_it():
+    def faulty():
+        yield 1
+        yield 2
+        raise RuntimeError("no such voxel")
+
+    before = threading.active_count()
+    coming = ahead(faulty())
+    assert next(coming) == 1 and threading.active_count() == before + 1
+    coming.close()
+    assert threading.active_count() == before
+    with pytest.raises(RuntimeError, match="no such voxel"):
+        list(ahead(faulty()))
+
+
+def test_the_thread_counts_subnormals_as_a_training_does():
+    smallest = torch.tensor(1e-39)
+    assert next(ahead(smallest * 1 for _ in range(1))) == 0
+    assert smallest * 1 > 0
