@@ -57,8 +57,8 @@ TABLES = {
             "block_f32_matrix_rate_share",
             "block_bf16_matrix_rate_share",
         ],
-        "Each its own comparison, above 1 where the second is faster: GELU and convolution on "
-        "subnormal numbers; the convolutional head's layout; one block of Llama-3.1-8B's size, "
+        "Each its own comparison, above 1 where the second is faster: the convolutional "
+        "head on subnormal numbers; its layout; one block of Llama-3.1-8B's size, "
         "128 tokens, forward and backward.",
     ),
     "GPU": (
@@ -181,7 +181,7 @@ def matrix_rate(dtype):
     return 2 * tokens * width * width / min(times[1:])
 
 
-def count_flops(model, *shape, backward=True):
+def count_flops(model, *shape, backward=True, to_input=False):
     """FLOPs of the matrix products and convolutions of a forward and a backward pass.
 
     Nothing is computed. Attention counts as the products it is defined by, whatever a fused
@@ -191,13 +191,14 @@ def count_flops(model, *shape, backward=True):
         model: a module on the meta device.
         shape: of its input.
         backward: count the way back to all that trains, too.
+        to_input: and to the input.
     """
     with FakeTensorMode(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         held = {
             name: torch.empty(t.shape, dtype=t.dtype, requires_grad=t.requires_grad)
             for name, t in (*model.named_parameters(), *model.named_buffers())
         }
-        out = torch.func.functional_call(model, held, torch.empty(shape))
+        out = torch.func.functional_call(model, held, torch.empty(shape, requires_grad=to_input))
         if backward:
             out.sum().backward()
     return counter.get_total_flops()

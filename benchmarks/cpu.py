@@ -39,13 +39,13 @@ def convolutions():
 
 
 def subnormals():
-    """The head on numbers so small that they are subnormal, against the same with them flushed."""
+    """The head on inputs and gradients that are subnormal, against the same with them flushed."""
     network, x = convolutions(), torch.full((1, 9, *GRID), 1e-39)
     nn.init.zeros_(network[0].bias)
 
     def run(flush):
         torch.set_flush_denormal(flush)
-        network(x).sum().backward()
+        (1e-39 * network(x).sum()).backward()
 
     seconds = common.in_turns({"kept": lambda: run(False), "flushed": lambda: run(True)}, TURNS)
     return {"subnormals_kept_over_flushed_ratio": seconds["kept"] / seconds["flushed"]}
@@ -74,7 +74,7 @@ def block():
         runs[f"{short} product"] = lambda x=x, weight=weight: nn.functional.linear(x, weight)
     with torch.device("meta"):
         meta = build_language(LanguageConfig(source=common.LLAMA), 64, 0).block
-    flops = common.count_flops(meta, 1, TOKENS, width)
+    flops = common.count_flops(meta, 1, TOKENS, width, to_input=True)
     seconds = common.in_turns(runs, TURNS)
     figures = {"block_bf16_over_f32_ratio": seconds["bf16"] / seconds["f32"]}
     for short in ("f32", "bf16"):

@@ -29,6 +29,9 @@ def test_flops_of_a_linear_layer_are_counted_by_hand(common):
     assert common.count_flops(layer, 3, 5, backward=False) == 2 * 3 * 5 * 7
     # Back: the weight's gradient; the input asks for none.
     assert common.count_flops(layer, 3, 5) == 2 * (2 * 3 * 5 * 7)
+    assert common.count_flops(layer, 3, 5, to_input=True) == 3 * (2 * 3 * 5 * 7)
+    frozen = layer.requires_grad_(False)
+    assert common.count_flops(frozen, 3, 5, to_input=True) == 2 * (2 * 3 * 5 * 7)
 
 
 def test_flops_of_attention_and_of_a_whole_model_are_counted_by_hand(common):
