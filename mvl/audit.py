@@ -726,7 +726,9 @@ def write_audit(data, runs, root=None, reference=REFERENCE, seeds=SEEDS, epochs=
         DataError: as `open_task`.
     """
     known = [
-        read_table(reference / name) if (reference / name).is_file() else None
+        read_table(reference / name, ("arm", "fingerprint"))
+        if (reference / name).is_file()
+        else None
         for name in (CASES, READ)
     ]
     tables, read = [], []
@@ -805,7 +807,7 @@ def switches_table():
 def reference_table(reference=REFERENCE):
     """The committed audit.csv; empty where there is none."""
     path = reference / TABLE
-    return read_table(path) if path.is_file() else pd.DataFrame(columns=COLUMNS)
+    return read_table(path, COLUMNS) if path.is_file() else pd.DataFrame(columns=COLUMNS)
 
 
 def waterfall_steps(table, metric="dice"):
@@ -913,7 +915,7 @@ def _size(row):
 
 def audit_section(reference=REFERENCE):
     """The README's section on the audit as Markdown: every number from audit.csv."""
-    table = read_table(reference / TABLE)
+    table = read_table(reference / TABLE, COLUMNS)
     return "\n".join(_section(table))
 
 

@@ -280,6 +280,9 @@ def _evaluate(options):
 
 
 def _predict(options):
+    from mvl.data.sources import require_output
+
+    require_output(options.output, options.image)  # the model and all that it needs take seconds
     from mvl.evaluation import predict_file
     from mvl.experiments import load_predictor
 

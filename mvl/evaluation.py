@@ -7,7 +7,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mvl.data.sources import Case, case_name, read_label, read_volume, spacing_of
+from mvl.data.sources import (
+    Case,
+    case_name,
+    read_label,
+    read_volume,
+    require_output,
+    spacing_of,
+)
 from mvl.errors import DataError
 from mvl.files import written
 from mvl.metrics import segmentation_metrics
@@ -93,8 +100,10 @@ def predict_file(image, output, model, preparation, task, target):
         model, preparation, task, target: as in `evaluate`.
 
     Raises:
-        DataError: the image cannot be read, or is not what the model was trained for.
+        DataError: the image cannot be read, or is not what the model was trained for; or the
+            output is not named as a NIfTI file, or is the image.
     """
+    require_output(output, image)
     voxels, affine = read_volume(image)
     channels = 1 if voxels.ndim == 3 else voxels.shape[3]
     if channels != len(task.channels):

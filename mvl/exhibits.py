@@ -20,7 +20,7 @@ from mvl.experiments import Run, load_predictor
 from mvl.metrics import METRICS, dice_per_case
 from mvl.models.segmenter import build_segmenter
 from mvl.profiles import ROOT, load_profile
-from mvl.reference import BEST
+from mvl.reference import BEST, read_table
 from mvl.results import distinct, own_runs, part_of, rows_of_task, sources_of
 from mvl.statistics import contrasts_table, sentence
 from mvl.suites import SUITES
@@ -322,7 +322,7 @@ class Exhibits:
         chosen = runs.get("pretrained") or runs.get("none")
         if chosen:
             data = open_task(chosen.config.data, chosen.config.seed, root, progress=False)
-            cases = pd.read_csv(chosen.folder / "cases.csv")
+            cases = read_table(chosen.folder / "cases.csv", ("case", "structure"), ("dice",))
             cases = cases[cases["structure"] == "foreground"]
             return data, runs, data.cases[figures.best_median_worst(cases)["median"]["case"]]
         grid, fit = tuple(self._parameters["grid"]), self._parameters["fit"]
