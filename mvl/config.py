@@ -94,6 +94,9 @@ class LanguageConfig:
     control: Literal["pretrained", "random", "shuffled", "identity", "trainable"] = "pretrained"
     #: Add D1's output to the block's, as in the paper.
     residual: bool = True
+    #: Add the part's input to its output, past both mappers: ours, neither the paper's nor its
+    #: code's, where all of a token goes through them.
+    skip: bool = _later(True)
     #: Keep the causal mask of a decoder layer; off in the paper, since tokens are patches.
     causal: bool = False
     #: Keep the rotary position embedding; off in the paper.
@@ -398,14 +401,15 @@ PRESETS = {
     "v1": (ModelConfig(attention="hybrid", fusion=True, language=_BLOCK), TrainingConfig()),
     "v3": (ModelConfig(language=_LORA), TrainingConfig()),
     # Order, sizes and training of the released code (dropout, no final norm, the extra unit
-    # norm); its loss, data handling and evaluation are the audit's business.
+    # norm, a residual around the block and none around the mappers); its loss, data handling and
+    # evaluation are the audit's business.
     "released": (
         ModelConfig(
             encoder_depth=16,
             decoder_depth=0,
             dropout=0.2,
             final_norm=False,
-            language=replace(_LORA, lora_on="mappers", unit_norm=True),
+            language=replace(_LORA, lora_on="mappers", unit_norm=True, skip=False),
             language_position="before",
         ),
         TrainingConfig(

@@ -46,7 +46,7 @@ DATA = DataConfig(grid=(16, 24, 16))
 def small_grid():
     """Metrics on the released grid take seconds a case; here they are on one of 40 x 48 x 40."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(audit, "GRID", (40, 48, 40))
+        patch.setattr(audit.readings, "GRID", (40, 48, 40))
         yield
 
 

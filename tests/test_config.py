@@ -103,6 +103,8 @@ def test_the_fingerprints_of_finished_studies_stay():
     assert fingerprint(plain, {"a": "1", "b": "2"}, None) == "9da740d931b2b6d2"
     block = ExperimentConfig(model=PRESETS["v1"][0])
     assert fingerprint(block, {"a": "1"}, "x") == "bd04a1647ebcb0cc"
+    v3 = ExperimentConfig(model=PRESETS["v3"][0])
+    assert fingerprint(v3, {"a": "1"}, "x") == "1f1892592e8101b1"
 
 
 def test_a_later_field_is_written_only_where_it_is_used():
