@@ -76,6 +76,7 @@ class DataConfig:
             f"spacing_mm {self.spacing_mm} has an edge that is not above 0",
         )
         _require(all(n > 0 for n in self.grid), f"grid {self.grid} has an axis below 1")
+        _require(all(n < 2**31 for n in self.grid), "grid: an axis of 2^31 voxels or more")
         _require(0 < self.fraction <= 1, f"fraction {self.fraction} is not in (0, 1]")
         _require(0 <= self.intensity < 1, f"intensity {self.intensity} is not in [0, 1)")
 

@@ -155,7 +155,8 @@ def read_json(path, *keys):
             raise MvlError(f"{path} is not a regular file")
         if state.st_size > _JSON_LIMIT:
             raise MvlError(f"{path} is too large to be what it should: {state.st_size:,} bytes")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        # Editors on Windows begin a file with a byte order mark.
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise MvlError(f"{path} does not exist") from error
     except OSError as error:

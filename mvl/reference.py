@@ -106,7 +106,7 @@ def read_table(path, texts=(), numbers=()):
     """
     path = Path(path)
     if not path.is_file():
-        raise RunError(f"{path} does not exist; 'mvl reference' writes the reference's tables")
+        raise RunError(f"{path} does not exist, or is no file")
     own_texts, own_numbers = _needed().get(path.name, ((), ()))
     texts, numbers = (*texts, *own_texts), (*numbers, *own_numbers)
     try:

@@ -35,7 +35,7 @@ from mvl.audit.record import (
     write_audit,
 )
 from mvl.audit.splits import DRAWS, split_rows
-from mvl.audit.switches import SWITCHES, Switch, switches_table
+from mvl.audit.switches import COLUMNS, SWITCHES, Switch, switches_table
 from mvl.audit.training import ARMS, Change, audit_configs, training_rows
 from mvl.audit.words import sentences, waterfall_of, waterfall_steps
 from mvl.reference import BEST
@@ -44,6 +44,7 @@ __all__ = [
     "ARMS",
     "BEGIN",
     "BEST",
+    "COLUMNS",
     "COMMITTED",
     "DRAWS",
     "END",
