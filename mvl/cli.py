@@ -306,6 +306,11 @@ def _evaluate(options):
 
 
 def _predict(options):
+    from mvl.data.sources import require_output
+
+    folder = options.image.is_dir()
+    if not folder:
+        require_output(options.output, options.image)  # before what takes seconds to load
     from mvl.evaluation import predict_file, predict_folder
     from mvl.experiments import load_predictor
 
@@ -315,12 +320,12 @@ def _predict(options):
         options.run = BEST
         print("with this suite's own model `best`, trained on MSD's Task04_Hippocampus")
     predictor = load_predictor(options.run)
-    if not options.image.is_dir():
+    if not folder:
         predict_file(options.image, options.output, *predictor)
         print(options.output)
         return 0
-    folder, failures = predict_folder(options.image, options.output, *predictor)
-    print(folder)
+    written, failures = predict_folder(options.image, options.output, *predictor)
+    print(written)
     for reason in failures.values():
         print(f"failed: {reason}", file=sys.stderr)
     return 1 if failures else 0

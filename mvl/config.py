@@ -12,6 +12,8 @@ it stays what it was before there was such a field, and so does every finished r
 import dataclasses
 import hashlib
 import json
+import math
+import reprlib
 import types
 import typing
 from dataclasses import dataclass, field, replace
@@ -74,6 +76,7 @@ class DataConfig:
             f"spacing_mm {self.spacing_mm} has an edge that is not above 0",
         )
         _require(all(n > 0 for n in self.grid), f"grid {self.grid} has an axis below 1")
+        _require(all(n < 2**31 for n in self.grid), "grid: an axis of 2^31 voxels or more")
         _require(0 < self.fraction <= 1, f"fraction {self.fraction} is not in (0, 1]")
         _require(0 <= self.intensity < 1, f"intensity {self.intensity} is not in [0, 1)")
 
@@ -101,6 +104,9 @@ class LanguageConfig:
     control: Literal["pretrained", "random", "shuffled", "identity", "trainable"] = "pretrained"
     #: Add D1's output to the block's, as in the paper.
     residual: bool = True
+    #: Add the part's input to its output, past both mappers: ours, neither the paper's nor its
+    #: code's, where all of a token goes through them.
+    skip: bool = _later(True)
     #: Keep the causal mask of a decoder layer; off in the paper, since tokens are patches.
     causal: bool = False
     #: Keep the rotary position embedding; off in the paper.
@@ -157,13 +163,18 @@ class ModelConfig:
     head_channels: int = 8
 
     def __post_init__(self):
-        _require(self.heads >= 1, f"heads {self.heads} is below 1")
+        for name in ("width", "heads", "window", "head_channels"):
+            _require(getattr(self, name) >= 1, f"{name} {getattr(self, name)} is below 1")
+        for name in ("encoder_depth", "decoder_depth", "mlp_ratio"):
+            _require(getattr(self, name) >= 0, f"{name} {getattr(self, name)} is negative")
+        _require(all(n > 0 for n in self.patch), f"patch {self.patch} has an axis below 1")
         _require(
             self.width % self.heads == 0, f"width {self.width} / heads {self.heads} is not whole"
         )
         _require(0 <= self.dropout < 1, f"dropout {self.dropout} is not in [0, 1)")
         _require(
-            all(k % 2 for k in self.fusion_kernels), f"fusion_kernels {self.fusion_kernels}: even"
+            all(k > 0 and k % 2 for k in self.fusion_kernels),
+            f"fusion_kernels {self.fusion_kernels}: each has to be odd and above 0",
         )
 
 
@@ -199,7 +210,10 @@ class TrainingConfig:
     def __post_init__(self):
         _require(self.epochs >= 1, f"epochs {self.epochs} is below 1")
         _require(self.batch_size >= 1, f"batch_size {self.batch_size} is below 1")
-        _require(self.learning_rate > 0, f"learning_rate {self.learning_rate} is not above 0")
+        rate = self.learning_rate
+        _require(0 < rate < math.inf, f"learning_rate {rate} is not above 0 and finite")
+        for name in ("weight_decay", "warmup_epochs", "clip_norm"):
+            _require(getattr(self, name) >= 0, f"{name} {getattr(self, name)} is negative")
 
 
 @dataclass(frozen=True)
@@ -360,9 +374,18 @@ def _from_dict(kind, values, path):
         raise ConfigError(f"configuration {path.rstrip('.') or 'root'}: {error}") from error
 
 
+#: What no number of a configuration reaches, and what PyTorch cannot count to.
+_LIMIT = 2**63
+
+
 def _value(hint, value, path):
     """Hold one JSON value against a field's type."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    # JSON has neither NaN nor infinity, but Python's reader lets them in, and any length of digits.
+    if number and not abs(value) < _LIMIT:
+        raise ConfigError(f"configuration {path}: expected a finite number, below 2^63 in size")
+    shown = reprlib.repr(value)  # of any length, for a sentence
     if origin is types.UnionType:
         if value is None and types.NoneType in arguments:
             return None
@@ -376,20 +399,20 @@ def _value(hint, value, path):
         if value in arguments:
             return value
         raise ConfigError(
-            f"configuration {path}: {value!r} is none of {', '.join(map(str, arguments))}"
+            f"configuration {path}: {shown} is none of {', '.join(map(str, arguments))}"
         )
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise ConfigError(f"configuration {path}: expected a list, got {value!r}")
+            raise ConfigError(f"configuration {path}: expected a list, got {shown}")
         if arguments[-1] is not Ellipsis and len(value) != len(arguments):
             raise ConfigError(
-                f"configuration {path}: expected {len(arguments)} values, got {value!r}"
+                f"configuration {path}: expected {len(arguments)} values, got {shown}"
             )
         return tuple(_value(arguments[0], v, path) for v in value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and number:
         return float(value)
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
-        raise ConfigError(f"configuration {path}: expected {hint.__name__}, got {value!r}")
+        raise ConfigError(f"configuration {path}: expected {hint.__name__}, got {shown}")
     return value
 
 
@@ -402,14 +425,15 @@ PRESETS = {
     "v1": (ModelConfig(attention="hybrid", fusion=True, language=_BLOCK), TrainingConfig()),
     "v3": (ModelConfig(language=_LORA), TrainingConfig()),
     # Order, sizes and training of the released code (dropout, no final norm, the extra unit
-    # norm); its loss, data handling and evaluation are the audit's business.
+    # norm, a residual around the block and none around the mappers); its loss, data handling and
+    # evaluation are the audit's business.
     "released": (
         ModelConfig(
             encoder_depth=16,
             decoder_depth=0,
             dropout=0.2,
             final_norm=False,
-            language=replace(_LORA, lora_on="mappers", unit_norm=True),
+            language=replace(_LORA, lora_on="mappers", unit_norm=True, skip=False),
             language_position="before",
         ),
         TrainingConfig(

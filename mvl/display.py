@@ -216,7 +216,7 @@ def dataflow(model):
     head = [("head", ("norm", "head"), voxels)]
     order = [("volume", (), voxels), *embedding, *middle, *decoder, *head]
     names = [name for name, *_ in order]
-    if part:
+    if part and part.skip:
         skips.append((names[names.index("D1") - 1], names[names.index("D2") + 1]))
     rows = {
         name: {kind: counts[kind].reindex(list(keys)).sum() for kind in ("trained", "frozen")}

@@ -14,6 +14,7 @@ from mvl.data.sources import (
     read_header,
     read_label,
     read_volume,
+    require_output,
     spacing_of,
 )
 from mvl.errors import DataError
@@ -121,8 +122,10 @@ def predict_file(image, output, model, preparation, task, target):
         model, preparation, task, target: as in `evaluate`.
 
     Raises:
-        DataError: the image cannot be read, or is not what the model was trained for.
+        DataError: the image cannot be read, or is not what the model was trained for; or the
+            output is not named as a NIfTI file, or is the image.
     """
+    require_output(output, image)
     voxels, affine = read_volume(image)
     channels = 1 if voxels.ndim == 3 else voxels.shape[3]
     if channels != len(task.channels) and preparation.config.channels == "all":

@@ -22,7 +22,7 @@ from mvl.experiments import Run, load_predictor, run_folder
 from mvl.metrics import METRICS, dice_per_case
 from mvl.models.segmenter import build_segmenter
 from mvl.profiles import ROOT, load_profile
-from mvl.reference import BEST
+from mvl.reference import BEST, read_table
 from mvl.results import distinct, own_runs, part_of, rows_of_task, sources_of
 from mvl.statistics import ALPHA, contrasts_table, sentence
 from mvl.suites import SUITES
@@ -368,7 +368,7 @@ class Exhibits:
             data = open_task(chosen.config.data, chosen.config.seed, root, progress=False)
             if run_folder(chosen.config, data, chosen.folder.parent) != chosen.folder:
                 raise DataError(f"the data in {root} is not what its models were trained on")
-            cases = pd.read_csv(chosen.folder / "cases.csv")
+            cases = read_table(chosen.folder / "cases.csv", ("case", "structure"), ("dice",))
             cases = cases[cases["structure"] == "foreground"]
             return data, runs, data.cases[figures.best_median_worst(cases)["median"]["case"]]
         setting = ten_tasks.settings_of(self._parameters)[task]

@@ -243,7 +243,7 @@ def read_config(folder):
     stored = read_json(path, "config", "protocol_version")
     if stored["protocol_version"] != PROTOCOL_VERSION:
         raise RunError(
-            f"{folder} was made under protocol version {stored['protocol_version']}, this is "
+            f"{folder} was made under protocol version {stored['protocol_version']!r}, this is "
             f"version {PROTOCOL_VERSION}: numbers of the two do not compare; train it anew"
         )
     try:

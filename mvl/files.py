@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import os
+import shutil
 import stat
 import tempfile
 import zlib
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from mvl.errors import MvlError, RunError
 
-#: How the names of files begin that are being written.
+#: How the names of files and folders begin that are being written.
 _UNFINISHED = ".mvl-writing-"
 #: No JSON file of ours or of a data set comes near this size.
 _JSON_LIMIT = 64 << 20
@@ -48,6 +49,42 @@ def written(path):
 
 
 @contextlib.contextmanager
+def staging(folder):
+    """Yield a new folder inside `folder`, to put things together and rename them to their place.
+
+    It goes with all that is left in it when the block ends; that of a process which was killed
+    goes when the next file or folder is begun in the same place.
+
+    Args:
+        folder: where; made if it is missing.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    _sweep(folder)
+    handle, temporary = _locked_folder(folder)
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        os.close(handle)
+
+
+def _locked_folder(folder):
+    while True:
+        temporary = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=folder))
+        with contextlib.suppress(FileNotFoundError):  # another process may sweep it before the lock
+            handle = os.open(temporary, os.O_RDONLY)
+            with contextlib.suppress(OSError):  # as in `_locked_file`
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            if temporary.exists():
+                return handle, temporary
+            os.close(handle)
+
+
+@contextlib.contextmanager
 def _temporary(path):
     """Yield the path of a new, locked file beside `path`; remove what is still there after."""
     handle, temporary = _locked_file(path)
@@ -72,11 +109,15 @@ def _locked_file(path):
 
 
 def _sweep(folder):
-    """Remove the files that a killed process was writing: their locks went with it."""
+    """Remove what a killed process was writing: its locks went with it."""
     for path in folder.glob(f"{_UNFINISHED}*"):
-        with contextlib.suppress(OSError), open(path, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
+        with contextlib.suppress(OSError):
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            finally:
+                os.close(handle)
 
 
 def _umask():
@@ -126,7 +167,8 @@ def read_json(path, *keys):
             raise MvlError(f"{path} is not a regular file")
         if state.st_size > _JSON_LIMIT:
             raise MvlError(f"{path} is too large to be what it should: {state.st_size:,} bytes")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        # Editors on Windows begin a file with a byte order mark.
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise MvlError(f"{path} does not exist") from error
     except OSError as error:

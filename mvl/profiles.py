@@ -34,6 +34,27 @@ PROFILE_KEYS = {
     "tasks_phantom_scale": float,
 }
 
+
+def _all(kind, least=None):
+    """Whether a list holds values of a kind alone, numbers from `least` on."""
+    return lambda values: all(type(v) is kind and (least is None or v >= least) for v in values)
+
+
+#: What a value has to be besides of its type: key -> (a test, in words).
+_RANGES = {
+    "phantom_cases": (lambda n: n >= 1, "at least 1"),
+    "phantom_scale": (lambda scale: 0 < scale <= 2, "above 0 and at most 2"),
+    "grid": (lambda grid: len(grid) == 3 and _all(int, 1)(grid), "three numbers of voxels"),
+    "fit": (lambda fit: fit in ("pad", "resize"), "pad or resize"),
+    "epochs": (lambda n: n >= 1, "at least 1"),
+    "seeds": (lambda seeds: seeds and _all(int)(seeds), "one whole number or more"),
+    **{
+        key: (_all(str), "a list of names, those of digits in quotation marks")
+        for key in PROFILE_KEYS
+        if key.endswith("_arms")
+    },
+}
+
 #: The profile whose parameters the notebooks are committed with.
 COMMITTED = "quick"
 
@@ -77,6 +98,9 @@ def load_profile(name, root=ROOT):
     for key, wanted in PROFILE_KEYS.items():
         if type(profile[key]) is not wanted:
             raise ConfigError(f"{path}: {key} must be a {wanted.__name__}, not {profile[key]!r}")
+    for key, (sound, wanted) in _RANGES.items():
+        if not sound(profile[key]):
+            raise ConfigError(f"{path}: {key} must be {wanted}, not {profile[key]!r}")
     if profile["profile"] != name:
         raise ConfigError(f"{path}: profile must be {name}, the file's own name")
     return profile

@@ -25,12 +25,15 @@ from pathlib import Path
 import pandas as pd
 
 from mvl import files
-from mvl.errors import RunError
+from mvl.errors import MvlError, RunError
 from mvl.experiments import Run, collect
 from mvl.figures import paired_differences, save
 from mvl.files import read_json, with_section, write_json, write_table, write_text
 from mvl.mechanism import patch_auroc
+from mvl.metrics import METRICS
 from mvl.statistics import (
+    CONTRAST_COLUMNS,
+    SUMMARY_COLUMNS,
     contrasts_table,
     is_primary,
     sentence,
@@ -90,22 +93,41 @@ _CELL = ["suite", "arm", "seed"]
 _CURVE_COLUMNS = ["fingerprint", "epoch", "train_loss", "validation_dice"]
 
 
-def read_table(path, numbers=()):
+def read_table(path, texts=(), numbers=()):
     """Read a table of the reference, or one like it, with its texts as texts.
 
     Args:
         path: the table.
-        numbers: columns that it must have, with numbers alone.
+        texts, numbers: columns that it must have, the latter with numbers alone; of the tables
+            that this module writes it knows them.
 
     Raises:
-        RunError: there is no such table.
-        MvlError: it is unreadable, or a column is.
+        RunError: there is no such table, it is unreadable, or a column is.
     """
-    if not Path(path).is_file():
-        raise RunError(f"{path} does not exist; 'mvl reference' writes the reference's tables")
-    table = files.read_table(path, numbers=numbers, dtype=_TEXT)
+    path = Path(path)
+    if not path.is_file():
+        raise RunError(f"{path} does not exist, or is no file")
+    own_texts, own_numbers = _needed().get(path.name, ((), ()))
+    texts, numbers = (*texts, *own_texts), (*numbers, *own_numbers)
+    try:
+        table = files.read_table(path, texts, numbers, dtype=_TEXT)
+    except MvlError as error:
+        raise RunError(str(error)) from error
     texts = [name for name in _TEXT if name in table]
     return table.fillna({name: "" for name in texts})
+
+
+def _needed():
+    """Name of a table of the reference -> (texts, numbers) that whoever reads it relies on."""
+    return {
+        "cases.csv.gz": ((*_CELL, "task", "subject", "case", "structure"), ("seed", *METRICS)),
+        "summary.csv": (SUMMARY_COLUMNS, ("mean", "sd_subjects", "sd_seeds")),
+        "contrasts.csv": (CONTRAST_COLUMNS, ()),  # may be without a row, and then without numbers
+        "validation.csv": ((*_CELL, *_RUN_COLUMNS), ("seed", "validation_dice", "seconds")),
+        "curves.csv.gz": (("fingerprint",), _CURVE_COLUMNS[1:]),
+        "tuning.csv": (TUNING_COLUMNS, ()),
+        "mechanism.csv.gz": (("fingerprint", "subject", "case", "structure"), ()),
+    }
 
 
 def machine_of(environment):
@@ -283,7 +305,7 @@ def _grown_curves(trained, runs, reference):
     known = set(tables[0]["fingerprint"]) if tables else set()
     for folder in {Path(folder).name: Path(folder) for folder in trained.values()}.values():
         if folder.name not in known:
-            curves = pd.read_csv(folder / "curves.csv")
+            curves = read_table(folder / "curves.csv", numbers=_CURVE_COLUMNS[1:])
             tables.append(curves.assign(fingerprint=folder.name)[_CURVE_COLUMNS])
     table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=_CURVE_COLUMNS)
     table = table[table["fingerprint"].isin(runs["fingerprint"])]

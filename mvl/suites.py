@@ -196,7 +196,7 @@ def suite_configs(suite, data, seeds, block=None, epochs=None, arms=None, rates=
             )
             model = match_size(model, larger, by, data.grid)
         for rate, seed in itertools.product(rates or (arm.training.learning_rate,), seeds):
-            budget = arm.budget * (epochs or arm.training.epochs)
+            budget = arm.budget * (arm.training.epochs if epochs is None else epochs)
             training = replace(arm.training, learning_rate=rate, epochs=budget)
             config = ExperimentConfig(replace(data, fraction=arm.fraction), model, training, seed)
             if arm.fraction < 1:

@@ -161,6 +161,12 @@ def read_task(folder):
     labels = {n: name for n, name in _numbered(path, description, "labels").items() if n > 0}
     if not channels or not labels:
         raise DataError(f"{path}: 'modality' and 'labels' must each name at least one entry")
+    # Results go by the names: the union of all labels is called the foreground.
+    if len({*labels.values(), "foreground"}) <= len(labels):
+        raise DataError(f"{path}: 'labels' has a name twice, or 'foreground', which is all of them")
+    synthetic = description.get("synthetic", False)
+    if not isinstance(synthetic, bool):
+        raise DataError(f"{path}: 'synthetic' must be true or false")
 
     name = folder.resolve().name
     known = TASKS.get(name)
@@ -199,7 +205,7 @@ def read_task(folder):
         window_hu=tuple(window) if window else None,
         regions=known.regions if known else {},
         cases_per_subject=known.cases_per_subject if known else 1,
-        synthetic=bool(description.get("synthetic", False)),
+        synthetic=synthetic,
         assumptions=tuple(assumptions),
     )
 
@@ -210,6 +216,9 @@ def _numbered(path, description, key):
     if not isinstance(values, dict):
         raise DataError(f'{path}: {key!r} is missing or not a mapping such as {{"0": "..."}}')
     try:
-        return {int(number): str(name) for number, name in values.items()}
+        named = {int(number): str(name) for number, name in values.items()}
     except ValueError as error:
         raise DataError(f"{path}: {key!r} has a key that is not a number: {error}") from error
+    if len(named) < len(values):
+        raise DataError(f"{path}: {key!r} has one number in two ways, such as 1 and 01")
+    return named

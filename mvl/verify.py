@@ -62,7 +62,7 @@ def verify(place, reference=REFERENCE):
         theirs = cases
         for name in ("suite", "arm", "seed"):
             theirs = theirs[theirs[name] == row[name]]
-        own = read_table(folder / "cases.csv", METRICS)
+        own = read_table(folder / "cases.csv", numbers=METRICS)
         place_of_run = machine_of(read_json(folder / "environment.json", "versions"))
         differing = [
             key
@@ -90,7 +90,7 @@ def _finished(place):
 def _file(folder):
     """Is cases.csv what the evaluation wrote?"""
     stored = read_json(folder / "done.json", "test_cases").get("cases_sha256")
-    own = read_table(folder / "cases.csv", METRICS)
+    own = read_table(folder / "cases.csv", numbers=METRICS)
     dice, jaccard = own["dice"].to_numpy(), own["jaccard"].to_numpy()
     wrong = np.flatnonzero(~np.isclose(jaccard, dice / (2 - dice), rtol=0, atol=1e-6))
     if stored is not None and stored != sha256_of(folder / "cases.csv"):

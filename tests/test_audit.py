@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -43,10 +44,13 @@ DATA = DataConfig(grid=(16, 24, 16))
 
 
 @pytest.fixture(scope="module", autouse=True)
-def small_grid():
+def small():
     """Metrics on the released grid take seconds a case; here they are on one of 40 x 48 x 40."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(audit, "GRID", (40, 48, 40))
+        patch.setattr(audit.readings, "GRID", (40, 48, 40))
+        # The tables of three runs are about cells and words; intervals have tests of their own.
+        few = partial(measurement_rows, draws=100)
+        patch.setattr(audit.record, "measurement_rows", few)
         yield
 
 
@@ -254,7 +258,10 @@ def test_the_waterfall_arrives_where_the_last_reading_does(audited):
     assert "SYNTHETIC" in drawn._supxlabel.get_text()
 
 
-def test_what_is_no_longer_at_hand_is_kept_and_what_has_changed_is_not(audited, tmp_path):
+def test_what_is_no_longer_at_hand_is_kept_and_what_has_changed_is_not(
+    audited, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(audit.record, "save", lambda *_: None)  # `audited` has drawn the picture
     reference, (data, _, root, _, seeds, epochs), table = audited
     folder = tmp_path / "reference"
     shutil.copytree(reference, folder)

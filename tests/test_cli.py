@@ -56,6 +56,27 @@ def test_a_fault_is_one_sentence_and_status_one(arguments, said, tmp_path, capsy
     assert error.startswith("mvl: ") and said in error and "Traceback" not in error
 
 
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        ("out.png", "out.png does not end in .nii or .nii.gz"),
+        (".nii.gz", ".nii.gz does not end in"),
+        ("folder.nii", "folder.nii is a folder"),
+        ("image.nii", "image.nii is the image itself"),
+        ("link.nii", "link.nii is the image itself"),
+    ],
+)
+def test_an_output_that_cannot_be_is_refused_before_any_work(tmp_path, capsys, output, said):
+    (tmp_path / "image.nii").write_text("no image, which would be said later")
+    (tmp_path / "folder.nii").mkdir()
+    (tmp_path / "link.nii").symlink_to("image.nii")
+    words = [str(tmp_path / "image.nii"), "--run", str(tmp_path), "-o", str(tmp_path / output)]
+    assert main(["predict", *words]) == 1
+    error = capsys.readouterr().err
+    assert said in error and len(error.splitlines()) == 1
+    assert (tmp_path / "image.nii").read_text().startswith("no image")
+
+
 def test_from_a_phantom_to_a_segmentation(tmp_path, capsys):
     root, runs = tmp_path / "data", tmp_path / "runs"
     task = "Task04_Hippocampus"

@@ -44,6 +44,14 @@ def test_a_configuration_survives_json(name):
         ({"data": {"spacing_mm": [1, 1, 1]}}, "fit pad with spacing_mm .*no other takes it"),
         ({"data": {"fit": "crop", "spacing_mm": [1, 1, 0]}}, "an edge that is not above 0"),
         ({"training": {"epochs": 0}}, "epochs 0 is below 1"),
+        ({"training": {"learning_rate": 10**400}}, "training.learning_rate: expected a finite"),
+        ({"training": {"weight_decay": float("nan")}}, "training.weight_decay: expected a finite"),
+        ({"data": {"rotation_degrees": float("inf")}}, "data.rotation_degrees: expected a finite"),
+        ({"seed": 10**400}, "seed: expected a finite number"),
+        ({"training": {"warmup_epochs": -1}}, "warmup_epochs -1 is negative"),
+        ({"model": {"width": 0}}, "width 0 is below 1"),
+        ({"model": {"patch": [8, 0, 8]}}, "an axis below 1"),
+        ({"model": {"fusion_kernels": [-1]}}, "has to be odd and above 0"),
         ({"model": {"width": 10}}, "width 10 / heads 4 is not whole"),
         ({"model": {"heads": 0}}, "heads 0 is below 1"),
         ({"seed": None}, "seed: expected int"),
@@ -95,6 +103,8 @@ def test_the_fingerprints_of_finished_studies_stay():
     assert fingerprint(plain, {"a": "1", "b": "2"}, None) == "9da740d931b2b6d2"
     block = ExperimentConfig(model=PRESETS["v1"][0])
     assert fingerprint(block, {"a": "1"}, "x") == "bd04a1647ebcb0cc"
+    v3 = ExperimentConfig(model=PRESETS["v3"][0])
+    assert fingerprint(v3, {"a": "1"}, "x") == "1f1892592e8101b1"
 
 
 def test_a_later_field_is_written_only_where_it_is_used():

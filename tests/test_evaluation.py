@@ -295,5 +295,5 @@ def test_an_image_that_does_not_fit_the_model_is_named(tmp_path):
         predict(np.full((8, 8, 8), np.nan))
     (tmp_path / "x.nii").write_bytes(b"no image")
     with pytest.raises(DataError, match="x.nii"):
-        predict_file(tmp_path / "x.nii", tmp_path / "o", Bright(), preparation, TASK, "labels")
+        predict_file(tmp_path / "x.nii", tmp_path / "o.nii", Bright(), preparation, TASK, "labels")
     assert not (tmp_path / "o.nii").exists()

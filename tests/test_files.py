@@ -1,12 +1,13 @@
 """Files are whole or not there, and equal content gives equal bytes."""
 
 import os
+import shutil
 
 import pandas as pd
 import pytest
 
 from mvl.errors import MvlError
-from mvl.files import read_json, write_json, write_table, write_text, written
+from mvl.files import read_json, staging, write_json, write_table, write_text, written
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -36,6 +37,18 @@ def test_a_file_is_as_readable_as_any_other(tmp_path):
     finally:
         os.umask(mask)
     assert (tmp_path / "text").stat().st_mode & 0o777 == 0o644
+
+
+def test_what_a_killed_process_had_begun_goes_and_what_another_is_doing_stays(tmp_path):
+    with staging(tmp_path) as living:
+        (living / "half").write_text("x")
+        dead = tmp_path / living.name.replace(living.name[-3:], "old")
+        shutil.copytree(living, dead)  # nobody holds its lock
+        write_text(tmp_path / "text", "x")
+        with staging(tmp_path) as other:
+            assert {*tmp_path.iterdir()} == {living, other, tmp_path / "text"}
+        assert (living / "half").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["text"]
 
 
 def test_what_cannot_be_written_or_read_is_named(tmp_path):

@@ -1,5 +1,8 @@
 """The committed reference and the README's results made of it."""
 
+import gzip
+import shutil
+
 import nibabel
 import numpy as np
 import pandas as pd
@@ -15,6 +18,7 @@ from mvl.reference import (
     REFERENCE,
     REPOSITORY,
     STUDY,
+    curves_table,
     read_table,
     refresh_readme,
     results_section,
@@ -45,6 +49,31 @@ def test_the_summary_is_the_cases_own():
     again = summary_table(read_table(REFERENCE / "cases.csv.gz"))
     stored = read_table(REFERENCE / "summary.csv")
     pd.testing.assert_frame_equal(stored, again, check_dtype=False, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name", ["cases.csv.gz", "curves.csv.gz", "mechanism.csv.gz", "summary.csv", "contrasts.csv"]
+)
+def test_a_damaged_table_is_named(tmp_path, name):
+    whole = (REFERENCE / name).read_bytes()
+    zipped = gzip.compress if name.endswith(".gz") else bytes
+    for content, said in (
+        (whole[: len(whole) // 2] if zipped is gzip.compress else b"", "is not a readable table"),
+        (b"\xff" + whole[1:], "is not a readable table"),
+        (zipped(b"a,b\n1,2\n"), "lacks the column '"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(RunError, match=rf"/{name} {said}"):
+            read_table(tmp_path / name)
+
+
+def test_curves_without_numbers_are_named(tmp_path):
+    for name in ("cases.csv.gz", "validation.csv"):
+        shutil.copy(REFERENCE / name, tmp_path)
+    text = b"fingerprint,epoch,train_loss,validation_dice\nx,first,1,1\n"
+    (tmp_path / "curves.csv.gz").write_bytes(gzip.compress(text))
+    with pytest.raises(RunError, match="curves.csv.gz: the column 'epoch' does not hold numbers"):
+        curves_table(tmp_path)
 
 
 def test_the_reference_is_small():

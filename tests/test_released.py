@@ -1,5 +1,6 @@
 """The released code's procedure: each piece against something that knows nothing of it."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from mvl.data.loading import Preparation, open_task, training_batches
 from mvl.data.sources import Case
 from mvl.errors import ConfigError
 from mvl.experiments import fit
+from mvl.models.language import build_language
 from mvl.models.sizes import LLAMA_3_1_8B, count_parameters
 from mvl.models.tokens import to_patches
 from mvl.released import (
@@ -320,6 +322,29 @@ def test_the_model_has_the_released_sizes():
     model = replace(model, language=replace(model.language, source=LLAMA_3_1_8B))
     trained = sum(p.numel() for p in whole.parameters() if p.requires_grad)
     assert count_parameters(model, GRID)[0] == trained
+
+
+def test_the_presets_language_part_is_the_released_models():
+    """Given the same weights, token by token; so nothing goes past the mappers in either."""
+    stored = LLAMA | {"model_type": "llama"}
+    config = replace(PRESETS["released"][0].language, source=f"random:{json.dumps(stored)}")
+    ours, theirs = build_language(config, 64, seed=0).eval(), ReleasedModel(llama=LLAMA).language
+    own, other = dict(ours.named_parameters()), dict(theirs.named_parameters())
+    with torch.no_grad():
+        for mapper in ("d1", "d2"):
+            adapted = f"{mapper}.lora_{{}}.default.weight"
+            for name, weight in (
+                ("base.weight", own[f"{mapper}.base_layer.weight"]),
+                ("base.bias", own[f"{mapper}.base_layer.bias"]),
+                ("down.weight", own[adapted.format("A")]),
+                ("up.weight", own[adapted.format("B")].normal_()),
+            ):
+                other[f"{mapper}.{name}"].copy_(weight)
+        for name, weight in theirs.block.named_parameters():
+            (ours_name,) = [n for n in own if n.startswith("block.") and n.endswith(name)]
+            weight.copy_(own[ours_name])
+        x = torch.randn(2, 5, 64)
+        torch.testing.assert_close(ours(x), theirs(x))
 
 
 def test_patches_go_through_the_generic_unfold_unharmed():

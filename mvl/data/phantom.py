@@ -12,8 +12,6 @@ task has it, so that a scaled phantom is a small body with the task's voxels.
 
 import gzip
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import nibabel
@@ -23,7 +21,7 @@ from scipy import ndimage
 from mvl.data.anatomy import RECIPES
 from mvl.data.canvas import Draws, Grid
 from mvl.errors import DataError, MvlError
-from mvl.files import read_json, write_json
+from mvl.files import read_json, staging, write_json
 from mvl.progress import track
 from mvl.tasks import TASKS
 
@@ -66,23 +64,18 @@ def make_phantom(task_name, root, cases=24, scale=1.0, seed=0, progress=True):
     if _is_there(folder, parameters):
         return folder
 
-    beside = None
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".tmp-{task_name}-", dir=folder.parent))
-        _write_folder(beside / task_name, task_name, parameters, progress)
-        # Another process may have made the same one meanwhile; its readers are left in peace.
-        if not _is_there(folder, parameters):
-            if folder.exists():
-                folder.rename(beside / "old")
-            (beside / task_name).rename(folder)
+        with staging(folder.parent) as beside:
+            _write_folder(beside / task_name, task_name, parameters, progress)
+            # Another process may have made the same one meanwhile; its readers are left in peace.
+            if not _is_there(folder, parameters):
+                if folder.exists():
+                    folder.rename(beside / "old")
+                (beside / task_name).rename(folder)
     except OSError as error:
         raise DataError(
             f"cannot write the phantom {folder}: {error.strerror or error}; choose another root"
         ) from error
-    finally:
-        if beside:
-            shutil.rmtree(beside, ignore_errors=True)
     return folder
 
 

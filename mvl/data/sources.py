@@ -139,6 +139,26 @@ def case_name(path):
     return Path(path).name.removesuffix(".gz").removesuffix(".nii")
 
 
+def require_output(path, image):
+    """Hold the name of a segmentation that is to be written, before any work is done for it.
+
+    Args:
+        path: what is to be written.
+        image: what is segmented.
+
+    Raises:
+        DataError: it is no name of a NIfTI file, a folder, or the image itself.
+    """
+    path = Path(path)
+    if not path.name.endswith((".nii", ".nii.gz")) or not case_name(path):
+        raise DataError(f"{path} does not end in .nii or .nii.gz, as a segmentation's name has to")
+    # os.path and not Path: a folder that may not be looked into is the writer's or reader's fault.
+    if os.path.isdir(path):
+        raise DataError(f"{path} is a folder; name the file that is to be written")
+    if os.path.exists(path) and os.path.exists(image) and os.path.samefile(path, image):
+        raise DataError(f"{path} is the image itself, which is never overwritten")
+
+
 def _inside(folder, relative, source):
     """`folder / relative`, held to stay inside the folder, symbolic links followed."""
     if not isinstance(relative, str) or not relative.isprintable() or not case_name(relative):

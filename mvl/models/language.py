@@ -3,6 +3,8 @@
     z = D1(x)                   (B, T, E) -> (B, T, L)
     x + D2(block(z) + z)        (B, T, L) -> (B, T, E)
 
+Either residual connection may be left out.
+
 The block is one layer (or several consecutive ones) of a Hugging Face model, built from the
 model's whole configuration at its own index, with its own weights and nothing else of the
 model. It stays in eval() in every arm. Its controls have the same shape and the same path:
@@ -428,7 +430,7 @@ def _causal_mask(positions, window, dtype):
 
 
 class LanguagePart(nn.Module):
-    """x -> x + D2(block(D1(x)) + D1(x)).
+    """x -> x + D2(block(D1(x)) + D1(x)); `residual` is the inner sum, `skip` the outer one.
 
     Attributes:
         d1: the mapper from the token width E to the block's width L.
@@ -436,16 +438,17 @@ class LanguagePart(nn.Module):
         d2: the mapper from L back to E.
     """
 
-    def __init__(self, d1, block, d2, residual=True, unit_norm=False):
+    def __init__(self, d1, block, d2, residual=True, unit_norm=False, skip=True):
         super().__init__()
         self.d1, self.block, self.d2 = d1, block, d2
-        self.residual, self.unit_norm = residual, unit_norm
+        self.residual, self.unit_norm, self.skip = residual, unit_norm, skip
 
     def forward(self, x):
         """(B, T, E) -> (B, T, E)."""
         z = self.d1(x)  # (B, T, L)
         h = self._block(z)
-        return x + self.d2(h + z if self.residual else h)
+        y = self.d2(h + z if self.residual else h)  # (B, T, E)
+        return x + y if self.skip else y
 
     def update(self, x):
         """D2(block(D1(x))): what the block itself writes onto the tokens, (B, T, E)."""
@@ -487,7 +490,7 @@ def build_language(config, width, seed):
             architecture, config, _weighted_layers(checkpoint, architecture, config, seed)
         )
     part = LanguagePart(
-        mappers["d1"], block, mappers["d2"], residual=config.residual, unit_norm=config.unit_norm
+        mappers["d1"], block, mappers["d2"], config.residual, config.unit_norm, config.skip
     )
     if config.lora_rank:
         _add_lora(part, config, seed)

@@ -152,11 +152,11 @@ def test_ten_tasks_of_eight_cases_are_made_in_a_minute_on_two_cores(tmp_path):
 
 
 def test_equal_parameters_give_equal_bytes_and_others_do_not(tmp_path):
-    first = bytes_of(make(tmp_path / "a", HIPPOCAMPUS, cases=2))
-    assert bytes_of(make(tmp_path / "b", HIPPOCAMPUS, cases=2)) == first
-    more = bytes_of(make(tmp_path / "c", HIPPOCAMPUS, cases=3))
+    first = bytes_of(make(tmp_path / "a", HIPPOCAMPUS, cases=2, scale=0.5))
+    assert bytes_of(make(tmp_path / "b", HIPPOCAMPUS, cases=2, scale=0.5)) == first
+    more = bytes_of(make(tmp_path / "c", HIPPOCAMPUS, cases=3, scale=0.5))
     assert all(more[path] == first[path] for path in first if path.suffix == ".gz")
-    other = bytes_of(make(tmp_path / "d", HIPPOCAMPUS, cases=2, seed=1))
+    other = bytes_of(make(tmp_path / "d", HIPPOCAMPUS, cases=2, scale=0.5, seed=1))
     assert all(other[path] != first[path] for path in first)
 
 

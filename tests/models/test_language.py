@@ -332,8 +332,11 @@ def test_trainable_block_trains_and_is_saved(models):
 
 @pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize("unit_norm", [True, False])
-def test_formula(models, residual, unit_norm):
-    config = LanguageConfig(source=models["llama"][1], residual=residual, unit_norm=unit_norm)
+@pytest.mark.parametrize("skip", [True, False])
+def test_formula(models, residual, unit_norm, skip):
+    config = LanguageConfig(
+        source=models["llama"][1], residual=residual, unit_norm=unit_norm, skip=skip
+    )
     part = build_language(config, WIDTH, seed=0)
     x = states(2, TOKENS, WIDTH)
     with torch.no_grad():
@@ -341,7 +344,7 @@ def test_formula(models, residual, unit_norm):
         h = part.block(z)
         if unit_norm:
             h = h / (h.square().mean(-1, keepdim=True) + language.UNIT_NORM_EPS).sqrt()
-        expected = x + part.d2(h + z if residual else h)
+        expected = part.d2(h + z if residual else h) + (x if skip else 0)
         torch.testing.assert_close(part(x), expected)
         torch.testing.assert_close(part.update(x), part.d2(h))
 

@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import resource
 import shutil
 import struct
@@ -17,9 +18,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from mvl import reference
 from mvl.data import download
 from mvl.errors import MvlError
 from mvl.profiles import load_profile
+from mvl.reference import REFERENCE
 from tests.data import test_checks as volumes
 from tests.data.test_download import DESCRIPTION, archive, link
 from tests.reliability import children, stages
@@ -194,6 +197,10 @@ _description("a name that is not UTF-8", ("is not the path",), training=_entries
 _description("a name with a zero byte", ("is not the path",), training=_entries("a\0.nii.gz"))
 _description("a path that is a number", ("is not the path",), training=_entries(7))
 _description("a tolerance that is text", ("tolerance_mm",), tolerance_mm="2 mm")
+_description("one label's number twice", ("in two ways",), labels={"1": "a", "01": "b"})
+_description("one label's name twice", ("a name twice",), labels={"1": "a", "2": "a"})
+_description("a label called foreground", ("a name twice, or",), labels={"1": "foreground"})
+_description("synthetic as a text", ("'synthetic' must be",), synthetic="no")
 _raw("dataset.json empty", ("not readable JSON",), b"")
 _raw("dataset.json cut off", ("not readable JSON",), b'{"modality": {"0": "MRI"}, "lab')
 _raw("dataset.json a list", ("expected a JSON object",), b"[]")
@@ -420,6 +427,12 @@ _run("a value of another type", (_CONFIG, "model.width: expected int"),
 _run(
     "a value out of range", (_CONFIG, "epochs 0"), _edited(_CONFIG, "config", "training", epochs=0)
 )
+_run("a number that is none", (_CONFIG, "training.weight_decay: expected a finite number"),
+     _edited(_CONFIG, "config", "training", weight_decay=float("nan")))  # fmt: skip
+_run("a number of 400 digits", (_CONFIG, "training.learning_rate: expected a finite number"),
+     _edited(_CONFIG, "config", "training", learning_rate=10**400))  # fmt: skip
+_run("of another version, as a text", ("protocol version '1'",),
+     _edited(_CONFIG, protocol_version="1"))  # fmt: skip
 _run("task.json without labels", ("task.json", "labels"), _edited("task.json", labels=None))
 _run("task.json of another version", ("task.json", "another version"), _edited("task.json", new=1))
 _run("split.json without test", ("split.json", "lacks 'test'"), _edited("split.json", test=None))
@@ -480,6 +493,19 @@ _profile("a missing key", ("lacks epochs",), lambda text: text.replace("epochs: 
 _profile(
     "a value of another type", ("epochs must be",), lambda t: t.replace("epochs: 2", "epochs: two")
 )
+_profile("no epoch", ("epochs must be at least 1",), lambda t: t.replace("epochs: 2", "epochs: 0"))
+for _key, _value, _wanted in (
+    ("grid", "[16, 24]", "three numbers"),
+    ("seeds", "[a]", "whole number"),
+    ("fit", "stretch", "pad or resize"),
+    ("phantom_scale", ".nan", "above 0"),
+    ("fusion_arms", "[111]", "quotation marks"),
+):
+    _profile(
+        f"{_key} {_value}",
+        (f"{_key} must be", _wanted),
+        lambda text, key=_key, value=_value: re.sub(f"(?m)^{key}:.*", f"{key}: {value}", text),
+    )
 _profile("no YAML", ("not readable YAML",), lambda text: text + "a: [\n")
 _profile("nested 100,000 times", ("not readable YAML",), lambda text: "[" * 100_000)
 _profile("a list", ("key: value",), lambda text: "- a\n- b\n")
@@ -495,8 +521,48 @@ def _asked(name, said, *words):
 _asked("a batch of 0 cases", ("batch_size 0 is below 1",), "--batch-size", "0")
 _asked("a grid that the patch does not divide", ("(7, 7, 7)",), "--grid", "7", "7", "7")
 _asked("a grid that no memory holds", ("out of memory",), *["--grid", *["80000"] * 3])
+_asked("a grid that no number holds", ("grid: an axis of 2^31",), "--grid", str(10**30), "8", "8")
 _asked("a learning rate of 0", ("learning_rate 0.0",), "--learning-rate", "0")
 _asked("a task that is not there", ("no task Nowhere",), "--task", "Nowhere")
+
+
+def _answered(name, said, *words):
+    """Something else that is asked of the command; a word "RUN" stands for a trained run."""
+
+    def recipe(folder, given):
+        volumes.make_task(folder)
+        places = {"IMAGE": volumes.image_of(folder), "RUN": given.trained, "HERE": folder}
+        places["DATA"] = given.phantom
+        return [places.get(word, word) for word in words]
+
+    _add("The command line", f"asked for: {name}", said, recipe)
+
+
+_PREDICT = ("predict", "IMAGE", "--run", "RUN", "-o")
+_answered("a segmentation as a picture", ("out.png does not end in",), *_PREDICT, "out.png")
+_answered("a segmentation in place of its image", ("the image itself",), *_PREDICT, "IMAGE")
+_SUITE = ("suite", "run", "tiny", "--root", "DATA", "--results", "HERE")
+_answered("a suite of no epoch", ("epochs 0 is below 1",), *_SUITE, "--epochs", "0")
+_answered("a shard of none", ("shard 1/0",), *_SUITE, "--shard", "1/0")
+
+
+def _table_of_reference(name, content):
+    def recipe(folder, given):
+        shutil.copytree(REFERENCE, folder / "reference", ignore=shutil.ignore_patterns("best"))
+        (folder / "reference" / name).write_bytes(content)
+        return lambda: reference.curves_table(folder / "reference")
+
+    return recipe
+
+
+for _file, _name, _content, _fault in (
+    ("curves.csv.gz", "cut off", gzip.compress(bytes(9999))[:20], "not a readable table"),
+    ("curves.csv.gz", "not packed", b"fingerprint,epoch", "not a readable table"),
+    ("curves.csv.gz", "of other columns", gzip.compress(b"a,b\n1,2\n"), "lacks the column"),
+    ("validation.csv", "empty", b"", "not a readable table"),
+):
+    _add("The reference", f"reference: {_file} {_name}", (_file, _fault),
+         _table_of_reference(_file, _content))  # fmt: skip
 
 
 def strange_names(folder, given):

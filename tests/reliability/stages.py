@@ -97,6 +97,11 @@ def _cache(folder, given):
     return mvl("block", "extract", "hub:owner/name", "-o", folder / "results" / "block")
 
 
+def _synthesise(folder, given):
+    small = ("--cases", "3", "--scale", "0.3")
+    return mvl("data", "phantom", TASK, "--root", folder / "results", *small)
+
+
 def _train(folder, given):
     return train(given.phantom, folder / "results")
 
@@ -145,6 +150,7 @@ STAGES = {
             "HF_ENDPOINT": given.hub,
         },
     ),
+    "synthesis": Stage(_synthesise),
     "training": Stage(_train),
     "checkpointing": Stage(_train),
     "evaluation": Stage(

@@ -25,6 +25,7 @@ from tests.reliability.stages import STAGES, half_files, outcome, size_of, start
 LIMITS = {
     "download": 1_000_000,
     "caching": 1_000_000,
+    "synthesis": 1_000,
     "training": 100_000,
     "evaluation": 300,
     "suite": 100_000,
@@ -138,7 +139,7 @@ def test_results_that_may_not_be_written_are_a_sentence(name, given, tmp_path, n
     note("disk", stage=name, fault="no permission to write", said=said(done.output))
 
 
-@pytest.mark.parametrize("name", ["download", "caching", "training", "evaluation"])
+@pytest.mark.parametrize("name", ["download", "caching", "synthesis", "training", "evaluation"])
 def test_finished_results_are_used_where_they_may_not_be_written(name, given, tmp_path):
     reading = partial(where_nothing_may_be_written, finished=True)
     done = start(name, tmp_path / "stage", given, reading)

@@ -1,0 +1,240 @@
+"""What the released code does, beside what the study does: the audit's list, and its columns."""
+
+from dataclasses import asdict, dataclass
+
+import pandas as pd
+
+#: Columns of audit.csv, of which every row is about one switch.
+COLUMNS = (
+    *("switch", "kind", "arm", "against", "metric", "before", "after", "difference", "low"),
+    *("high", "interval", "n_subjects", "n_cases", "n_seeds", "task", "protocol_version"),
+    "synthetic",
+)
+
+
+@dataclass(frozen=True)
+class Switch:
+    """One thing that the released code does, beside what the study does."""
+
+    name: str
+    #: "split", "training" or "measurement".
+    kind: str
+    #: Its number in the list of what the released code does; None for what MSD's numbering hides.
+    point: int | None
+    #: What the released code does.
+    released: str
+    #: What the study does.
+    study: str
+    #: What the difference can change.
+    changes: str
+
+
+#: Name -> Switch, in the order of the waterfall.
+SWITCHES = {
+    switch.name: switch
+    for switch in (
+        Switch(
+            "before",
+            "training",
+            3,
+            "The language block sits before the encoder, on tokens that carry no position yet.",
+            "It sits between encoder and decoder.",
+            "What the block can know of a token's place.",
+        ),
+        Switch(
+            "mappers",
+            "training",
+            11,
+            "The mappers to and from the block stay random; factors of rank 4 and biases train.",
+            "The mappers are trained whole.",
+            "How much of a token reaches the block, and how.",
+        ),
+        Switch(
+            "no-skip",
+            "training",
+            3,
+            "All of a token goes through the mappers: the residual is around the block alone.",
+            "A token is also added to what mappers and block make of it.",
+            "How much of a token is left behind the mappers.",
+        ),
+        Switch(
+            "unit-norm",
+            "training",
+            12,
+            "The block's output is divided by its root mean square once more, without weights.",
+            "The block's output is taken as it is.",
+            "The size of what the block writes.",
+        ),
+        Switch(
+            "dropout",
+            "training",
+            16,
+            "Dropout of 0.2 in every block, and no normalisation after the last.",
+            "No dropout, and a last LayerNorm.",
+            "Regularisation.",
+        ),
+        Switch(
+            "hard-dice",
+            "training",
+            4,
+            "The loss thresholds the prediction inside its Dice term.",
+            "The Dice term takes probabilities.",
+            "That half has no gradient: training is cross-entropy alone, halved.",
+        ),
+        Switch(
+            "optimiser",
+            "training",
+            8,
+            "Adam; the rate is halved when the training loss has not fallen for 10 epochs.",
+            "AdamW with decay, warm-up, cosine and clipping.",
+            "How far training gets in its budget.",
+        ),
+        Switch(
+            "resize",
+            "training",
+            9,
+            "Every volume is resized to one grid, as the paper has it.",
+            "Task04 is padded or cropped to the grid.",
+            "Voxels differ in size from case to case.",
+        ),
+        Switch(
+            "linear-labels",
+            "training",
+            10,
+            "Labels are resized by linear interpolation, and all above zero is foreground.",
+            "Labels are resized to the nearest voxel.",
+            "The foreground that is learned is larger than the labelled one.",
+        ),
+        Switch(
+            "planes",
+            "training",
+            6,
+            "A rotated copy's image and label turn in different planes.",
+            "Image and label turn alike.",
+            "A third of the samples is misaligned, more so away from the centre.",
+        ),
+        Switch(
+            "splines",
+            "training",
+            6,
+            "A rotated copy's label is interpolated by cubic splines and cut at one half.",
+            "The nearest voxel's label.",
+            "Where the edge of a rotated label falls.",
+        ),
+        Switch(
+            "copies",
+            "training",
+            5,
+            "Training and validation are drawn from one heap of originals and augmented copies.",
+            "Validation subjects have no case in training, and no copies.",
+            "Validation Dice is of subjects that training has seen.",
+        ),
+        Switch(
+            "train-loss",
+            "training",
+            8,
+            "The best checkpoint is the one with the lowest training loss.",
+            "The best epoch is chosen on validation.",
+            "Overfitting is not seen by the choice.",
+        ),
+        Switch(
+            "last-epoch",
+            "training",
+            8,
+            "The checkpoint is never loaded again: what is tested is the epoch at hand.",
+            "The best epoch is chosen on validation.",
+            "Chance of the last epochs.",
+        ),
+        Switch(
+            "resized-grid",
+            "measurement",
+            9,
+            "Metrics are taken on the resized grid of 128 x 128 x 128, without spacing.",
+            "In native space, in millimetres.",
+            "A tolerance of one voxel is another length for every case and axis.",
+        ),
+        Switch(
+            "linear-truth",
+            "measurement",
+            10,
+            "The truth is the linearly interpolated label, all above zero.",
+            "The label as it was drawn.",
+            "The truth is larger by up to a voxel all around.",
+        ),
+        Switch(
+            "dilation",
+            "measurement",
+            9,
+            "The surface is dilation minus mask; the tolerance one voxel.",
+            "Surface elements, weighted by their area; the task's tolerance.",
+            "NSD alone.",
+        ),
+        Switch(
+            "batch-index",
+            "measurement",
+            9,
+            "A case's place in the batch is a fourth coordinate of its surface voxels.",
+            "A case is measured by itself.",
+            "NSD alone: a neighbouring case's surface lies at distance 1.",
+        ),
+        Switch(
+            "batch-means",
+            "measurement",
+            9,
+            "All voxels of a batch are pooled, and batches are averaged, whatever their size.",
+            "The mean over subjects of the means over their cases.",
+            "Large structures count for more, and cases of a small last batch.",
+        ),
+        Switch(
+            "one-case",
+            "measurement",
+            7,
+            "Of the test set the first case is evaluated.",
+            "Every test case.",
+            "The number is a draw from the spread between cases.",
+        ),
+        Switch(
+            "validation",
+            "measurement",
+            5,
+            "The curves, those for few training cases among them, show the validation Dice.",
+            "The test Dice, once.",
+            "Validation is what was chosen by; with copies it is of subjects seen in training.",
+        ),
+        Switch(
+            "unseeded",
+            "measurement",
+            7,
+            "No seed is set: the test cases, a tenth, are drawn anew for each model and run.",
+            "One split for the whole study, from one seed.",
+            "Two models are compared on different cases.",
+        ),
+        Switch(
+            "siblings",
+            "split",
+            None,
+            "Cases are drawn. MSD does not say which cases are of one subject.",
+            "Subjects are drawn; for Task04 who is whose is inferred.",
+            "A test case's sibling may be in training.",
+        ),
+        Switch(
+            "shared-subjects",
+            "split",
+            5,
+            "Copies are drawn one by one.",
+            "Subjects are drawn, and validation has no copies.",
+            "A validation copy's subject, mostly its very case, is in training.",
+        ),
+    )
+}
+
+
+def switches_table():
+    """`SWITCHES` as a table."""
+    rows = [asdict(switch) for switch in SWITCHES.values()]
+    return pd.DataFrame(rows).astype({"point": "Int64"}).set_index("name")
+
+
+def facts_of(row):
+    """What a row of audit.csv has of any row of the table that it is made of."""
+    return {name: row[name] for name in ("task", "protocol_version", "synthetic")}

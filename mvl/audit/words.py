@@ -1,0 +1,171 @@
+"""The audit in words and pictures: everything that is said of the rows of audit.csv."""
+
+import numpy as np
+import pandas as pd
+
+from mvl.audit.splits import DRAWS
+from mvl.audit.switches import SWITCHES
+from mvl.errors import RunError
+from mvl.figures import waterfall
+
+
+def waterfall_steps(table, metric="dice"):
+    """From the number that the study reports to the one that the released code's curves show.
+
+    With the arm `released` at hand: each training switch by itself, stacked; then what all of them
+    do at once; then the readings of that arm's models, and their validation in place of the test
+    cases. Without it: the readings of the first model that was read.
+
+    Args:
+        table: audit.csv, or any rows of it.
+        metric: "dice" or "nsd".
+
+    Returns:
+        A table, a step a row, as `mvl.figures.waterfall` takes it: step, kind, estimate (what is
+        reported after it), ci_low and ci_high (its difference's interval, put where the estimate
+        is; NaN for the first step).
+
+    Raises:
+        RunError: the table holds neither.
+    """
+    own = table[table["metric"] == metric]
+    training = own[own["kind"] == "training"]
+    whole = training[training["arm"] == "released"]
+    read = own[(own["kind"] == "measurement") & ~own["switch"].isin(("validation", "unseeded"))]
+    if len(whole):
+        read = read[read["arm"] == "released"]
+    if read.empty:
+        raise RunError("the audit has no model whose test cases were read: 'mvl audit table'")
+    arm = read["arm"].iloc[0]
+    read = read[read["arm"] == arm]
+    level = (whole if len(whole) else read)["before"].iloc[0]
+    steps = [("ours" if len(whole) else arm, "level", level, np.nan, np.nan)]
+
+    def step(row, kind, start):
+        name = "all at once" if kind == "together" else row.switch
+        ends = (start + row.low, start + row.high)
+        steps.append((name, kind, start + row.difference, *ends))
+        return start + row.difference
+
+    if len(whole):
+        start = level
+        for row in training[training["arm"] != "released"].itertuples():
+            level = step(row, "training", level)
+        level = tested = step(next(whole.itertuples()), "together", start)
+    for row in read.itertuples():
+        level = step(row, "spread" if row.switch == "one-case" else "measurement", level)
+    if len(whole):
+        said = own[(own["switch"] == "validation") & (own["arm"] == "released")]
+        for row in said.itertuples():
+            step(row, "instead", tested)
+    return pd.DataFrame(steps, columns=["step", "kind", "estimate", "ci_low", "ci_high"])
+
+
+def waterfall_of(table, metric="dice"):
+    """The figure of `waterfall_steps`, with its sizes.
+
+    Args:
+        table, metric: as in `waterfall_steps`.
+    """
+    steps = waterfall_steps(table, metric)
+    used = table[(table["metric"] == metric) & table["kind"].isin(("training", "measurement"))]
+    first, seeds = used.iloc[0], used["n_seeds"]
+    size = f"{first['task']}, {used['n_subjects'].max()} test subjects, "
+    size += f"{seeds.min()} to " * bool(seeds.min() < seeds.max()) + f"{seeds.max()} seed"
+    return waterfall(steps, metric, size + "s" * bool(seeds.max() > 1), bool(first["synthetic"]))
+
+
+def sentences(table):
+    """Each row of audit.csv in words.
+
+    Args:
+        table: any rows of it.
+
+    Returns:
+        List of sentences: what is done, and what it changes.
+    """
+    found = []
+    for row in table.to_dict("records"):
+        metric = {"nsd": "NSD", "dice": "Dice"}.get(row["metric"], row["metric"].capitalize())
+        said = f"{metric} {row['before']:.3f} becomes {row['after']:.3f}, {row['difference']:+.3f}"
+        if not np.isnan(row["low"]):
+            said += f" ({row['interval']}: {row['low']:+.3f} to {row['high']:+.3f})"
+        synthetic = "Synthetic data: " if row["synthetic"] else ""
+        done = f"`{row['switch']}`{_arm(row)}. {_done(row['switch'])}"
+        found.append(f"{synthetic}{done} {said}; {_size(row)}.")
+    return found
+
+
+def _done(switch):
+    return SWITCHES[switch].released if switch in SWITCHES else "All of the above at once."
+
+
+def _arm(row):
+    """Whose test cases were read, where it is not the arm of the switch's name."""
+    return "" if row["arm"] in ("", row["switch"]) else f" ({row['arm']})"
+
+
+def _size(row):
+    said = f"{row['n_subjects']} subjects, {row['n_cases']} cases"
+    if not row["n_seeds"]:
+        return said
+    return f"{said}, {row['n_seeds']} seed{'' if row['n_seeds'] == 1 else 's'}"
+
+
+def section(table):
+    """The README's words on audit.csv.
+
+    Args:
+        table: all of it.
+
+    Returns:
+        List of lines of Markdown.
+    """
+    lines = [
+        f"{table['task'].iloc[0]}. A row turns one thing on, and says what is reported without and "
+        "with it, and the difference with its 95 % interval. Of `one-case` that is the middle 95 % "
+        f"of single cases, of draws the range of {DRAWS}.",
+    ]
+    for kind, title in (
+        (
+            "training",
+            "**Trained with it**, and measured as the study measures; against `ours`, vit with "
+            "the block as the study trains it.",
+        ),
+        (
+            "measurement",
+            "**One model, read as the released code reads it**, each row a step on from the one "
+            "above, but `validation` and `unseeded`, which stand for themselves. `best` learned "
+            "from the labels as they are drawn, `released` from the larger ones.",
+        ),
+    ):
+        own = table[table["kind"] == kind]
+        if len(own):
+            lines += ["", title, "", *_two_metrics(own)]
+    lines += ["", "**Who stands on which side.**", ""]
+    lines += [f"- {said}" for said in sentences(table[table["kind"] == "split"])]
+    return lines
+
+
+def _two_metrics(rows):
+    """A line per switch and arm, Dice and NSD beside each other."""
+    columns = ("switch", "what the released code does", "Dice", "NSD", "size")
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    keys = rows[["switch", "arm"]].drop_duplicates()
+    order = [*SWITCHES, "released"]
+    keys["arms"] = keys["arm"].where(keys["arm"] != keys["switch"], "")
+    keys["place"] = keys["switch"].map(order.index)
+    for key in keys.sort_values(["arms", "place"]).itertuples():
+        own = rows[(rows["switch"] == key.switch) & (rows["arm"] == key.arm)].set_index("metric")
+        row = own.iloc[0]
+        cells = [f"`{key.switch}`{_arm(row)}", _done(key.switch)]
+        cells += [_change(own.loc[name]) if name in own.index else "" for name in ("dice", "nsd")]
+        lines.append(f"| {' | '.join(cells)} | {_size(row)} |")
+    return lines
+
+
+def _change(row):
+    return (
+        f"{row['before']:.3f} → {row['after']:.3f}, {row['difference']:+.3f} "
+        f"({row['low']:+.3f} to {row['high']:+.3f})"
+    )
