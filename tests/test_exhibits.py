@@ -11,7 +11,7 @@ from mvl import exhibits
 from mvl.exhibits import EXHIBITS, Exhibits
 from mvl.files import write_table
 from mvl.metrics import METRICS
-from mvl.reference import CONTRASTS, REPOSITORY, read_table
+from mvl.reference import CONTRASTS, MACHINE, REPOSITORY, read_table
 from mvl.statistics import contrasts_table, summary_table
 from mvl.suites import SUITES
 from mvl.ten_tasks import SIX
@@ -49,7 +49,9 @@ def write_reference(folder, cells):
         rows = rows.assign(fraction=1.0, epochs=60, protocol_version=1, synthetic=False)
         rows = rows.assign(**{metric: dice for metric in METRICS} | {"hd95_mm": 5 * dice})
         tables.append(rows)
-        run = {"fingerprint": f"run{n:03d}", "epochs": 60, "commit": "c"}
+        run = {"fingerprint": f"run{n:03d}", "epochs": 60, "best_epoch": 59, "seconds": 60.0}
+        run |= {"grid": "40x56x40", "learning_rate": 0.003, "validation_dice": 0.8, "commit": "c"}
+        run |= dict.fromkeys(MACHINE, "")
         runs.append({**facts, **run, "parameters": 2_000_000, "trained_parameters": 900_000 + n})
     cases = pd.concat(tables, ignore_index=True)
     write_table(folder / "cases.csv.gz", cases)

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from mvl.cli import main
-from mvl.errors import MvlError
+from mvl.errors import MvlError, RunError
 from mvl.metrics import METRICS
 from mvl.reference import (
     BEGIN,
