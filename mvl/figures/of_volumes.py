@@ -156,7 +156,7 @@ def task_grid(columns):
                 continue
             volume.draw(axis, plane, index, frame, centre, letters=axis is own[0])
             in_corner(axis, volume.view.caption, 8)
-        scale_bar(own[0], frame[0])
+        scale_bar(own[:2][-1], frame[0])  # the first one has the letters of the sides
         marked = task.synthetic and not all(synthetic)
         _head(own[0], task.name.replace("_", "\n", 1) + "\nsynthetic" * marked, upright, marked)
     for axis, name in zip(cells[0], names, strict=True):
