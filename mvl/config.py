@@ -374,7 +374,7 @@ def _from_dict(kind, values, path):
         raise ConfigError(f"configuration {path.rstrip('.') or 'root'}: {error}") from error
 
 
-#: What no number of a configuration reaches, and what PyTorch cannot count to.
+#: What no whole number of a configuration reaches: PyTorch cannot count to it.
 _LIMIT = 2**63
 
 
@@ -383,7 +383,7 @@ def _value(hint, value, path):
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     number = isinstance(value, int | float) and not isinstance(value, bool)
     # JSON has neither NaN nor infinity, but Python's reader lets them in, and any length of digits.
-    if number and not abs(value) < _LIMIT:
+    if number and not (abs(value) < _LIMIT or isinstance(value, float) and math.isfinite(value)):
         raise ConfigError(f"configuration {path}: expected a finite number, below 2^63 in size")
     shown = reprlib.repr(value)  # of any length, for a sentence
     if origin is types.UnionType:

@@ -22,6 +22,7 @@ import torch
 from monai.transforms import ResizeWithPadOrCrop
 from scipy.stats import rankdata
 
+from mvl.data.loading import Resampled
 from mvl.errors import DataError, RunError
 from mvl.models.activations import activations
 from mvl.models.tokens import to_patches
@@ -86,14 +87,18 @@ def image_voxels(image):
         file's own empty margin is no padding either.
 
     Raises:
-        DataError: the volume was fitted in another way than `Preparation` does.
+        DataError: the volume was fitted in another way than `Preparation` does, or is one to
+            take crops from.
     """
     grid = tuple(image.shape[1:])
     last = image.applied_operations[-1] if image.applied_operations else {}
-    if last.get("class") == "Resize":
+    if last.get("class") == Resampled.__name__:
         return torch.ones(grid, dtype=torch.bool)
     if last.get("class") != "ResizeWithPadOrCrop":
-        raise DataError(f"how the volume came to its grid of {grid} is not known")
+        raise DataError(
+            f"how the volume came to its grid of {grid} is not known, or it was made for crops, "
+            "whose model never sees a volume whole"
+        )
     # A volume of ones goes the image's way. The recorded widths of the padding would say the
     # same, but MONAI takes them out of the record when a prediction is brought back.
     ones = torch.ones(1, *map(int, last["orig_size"]))

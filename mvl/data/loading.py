@@ -140,7 +140,7 @@ class Preparation:
         if config.fit == "pad":
             fit = [ResizeWithPadOrCropd(both, config.grid, allow_missing_keys=True)]
         else:
-            fit = [_Resampled(both, config.grid, config.spacing_mm)]
+            fit = [Resampled(both, config.grid, config.spacing_mm)]
         if config.fit == "crop":
             fit.append(SpatialPadd(both, _crop_size(config), allow_missing_keys=True))
         self.config = config
@@ -237,7 +237,7 @@ class _Read(MapTransform):
         return data
 
 
-class _Resampled(MapTransform, InvertibleTransform):
+class Resampled(MapTransform, InvertibleTransform):
     """Resize image and label to a grid, or to voxels of a size.
 
     MONAI's `Spacingd` gives the same voxels up to rounding of the size, but its way back takes

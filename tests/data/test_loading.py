@@ -189,7 +189,7 @@ def place_of(shape, affine):
 @pytest.mark.parametrize("slab", [1 << 20, 2000])
 def test_resampling_keeps_everything_in_its_place(tmp_path, monkeypatch, config, slab):
     """Intensity is a linear function of the place in the world: so it stays, and comes back."""
-    monkeypatch.setattr("mvl.data.loading._Resampled._SLAB", slab)
+    monkeypatch.setattr("mvl.data.loading.Resampled._SLAB", slab)
     cosine, sine = np.cos(0.3), np.sin(0.3)
     affine = np.eye(4)
     affine[:3, :3] = np.array([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]]) @ np.diag(
