@@ -179,9 +179,10 @@ def _mask(values, name):
 
 #: Voxels of a slab in which surfaces are found, so that a large volume costs little memory.
 _SLAB = 1 << 20
-#: Above so many surface elements a search tree takes minutes, where a distance transform of the
-#: whole box takes one whatever they are: a bad model scatters specks over a CT.
-_MANY = 1_000_000
+#: A bad model scatters specks over a volume. With so many surface elements, one in sixteen voxels
+#: at least, a distance transform of the whole box is faster than a search tree; with many more
+#: the tree takes minutes, whatever the box.
+_SOME, _MANY = 50_000, 1_000_000
 
 
 def _surface_metrics(prediction, truth, spacing, tolerance):
@@ -220,7 +221,8 @@ def _surface(mask, spacing):
 
 def _distances(points, others, spacing, shape):
     """Distance in mm from each of `points` (n, 3) to the nearest of `others`, places in a box."""
-    if max(len(points), len(others)) > _MANY:
+    dense = max(_SOME, math.prod(shape) // 16)
+    if max(len(points), len(others)) > min(dense, _MANY):
         empty = np.ones(shape, bool)
         empty[tuple(others.T)] = False
         nearest = ndimage.distance_transform_edt(
