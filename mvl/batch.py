@@ -1,8 +1,4 @@
-"""The notebooks, executed in order by papermill, skipped when unchanged; each in its own kernel.
-
-The kernel is always the interpreter that runs this module: a kernel called "python3" that a
-user has registered elsewhere may lack every package that the notebooks need.
-"""
+"""The notebooks, executed in order by papermill, skipped when unchanged; each in its own kernel."""
 
 import hashlib
 import logging
@@ -17,6 +13,7 @@ from pathlib import Path
 from mvl.data.sources import data_root
 from mvl.errors import ConfigError, MvlError, RunError
 from mvl.files import locked, read_json, write_json
+from mvl.kernels import Kernels
 from mvl.machine import GIB, PeakMemory, memory_limit
 from mvl.profiles import ROOT, load_profile
 from mvl.progress import INTERVAL_S, clock
@@ -37,13 +34,12 @@ class Outcome:
     Attributes:
         status: "ok", "unchanged", "failed" or "not run".
         seconds: how long it ran; None where it did not.
-        peak: the most memory that its kernel and the kernel's children held at once, in bytes;
-            None where it did not run.
+        memory: the `PeakMemory` of its kernel; None where it did not run.
     """
 
     status: str = "not run"
     seconds: float | None = None
-    peak: int | None = None
+    memory: PeakMemory | None = None
 
 
 def run(profile, only=None, start=None, force=False, root=ROOT):
@@ -72,7 +68,8 @@ def run(profile, only=None, start=None, force=False, root=ROOT):
     notebooks = _chosen(root, only, start)
     outcomes = {path.stem: Outcome() for path in notebooks}
     fault = None
-    with locked(root / "results" / profile, f"running profile {profile}"):
+    lock = locked(root / "results" / profile, f"running profile {profile}")
+    with lock, Kernels(root / "notebooks", _environment(profile)) as kernels:
         for path in notebooks:
             outcome, job = outcomes[path.stem], Job(path, parameters, root)
             if not force and job.is_done():
@@ -80,12 +77,11 @@ def run(profile, only=None, start=None, force=False, root=ROOT):
                 continue
             started = time.monotonic()
             try:
-                with PeakMemory() as memory:
-                    job.execute(memory)
+                job.execute(kernels, outcome, more=path != notebooks[-1])
                 outcome.status = "ok"
             except NotebookError as error:
                 outcome.status, fault = "failed", error
-            outcome.seconds, outcome.peak = time.monotonic() - started, memory.bytes
+            outcome.seconds = time.monotonic() - started
             if fault:
                 break
     _print_summary(outcomes)
@@ -191,11 +187,13 @@ class Job:
         except MvlError:
             return False
 
-    def execute(self, memory):
+    def execute(self, kernels, outcome, more):
         """Run the notebook in a kernel of its own and say how it goes.
 
         Args:
-            memory: a running `PeakMemory`, for what is said of a kernel that dies.
+            kernels: `Kernels`.
+            outcome: its `Outcome`, which is told of the kernel's memory.
+            more: whether another notebook follows.
 
         Raises:
             NotebookError: the notebook cannot be read, a cell failed, or the kernel died.
@@ -213,7 +211,8 @@ class Job:
         try:
             self.copy.parent.mkdir(parents=True, exist_ok=True)
             self.record.unlink(missing_ok=True)
-            with progress:
+            with progress, kernels.one(more) as kernel, PeakMemory(kernel.pid) as memory:
+                outcome.memory = memory
                 papermill.execute_notebook(
                     notebook,
                     # papermill fills in what stands in braces.
@@ -221,18 +220,18 @@ class Job:
                     parameters={k: v for k, v in self.profile.items() if k in declared},
                     kernel_name="python3",
                     language="python",
-                    kernel_manager_class=_own_kernel_manager(self._environment()),
-                    cwd=self.source.parent,
+                    km=kernel,
                     progress_bar=False,
                     on_cell_start=progress.cell_started,
                 )
         except PapermillExecutionError as error:
             raise self._failure(progress, f"{error.ename}: {error.evalue}".strip(": ")) from error
         except DeadKernelError as error:
+            held, all_of_it = outcome.memory.bytes / GIB, memory_limit() / GIB
             raise self._failure(
                 progress,
                 "its kernel died (killed from outside, or out of memory); it held "
-                f"{memory.bytes / GIB:.1f} GiB at most, of {memory_limit() / GIB:.1f} GiB at hand",
+                f"{held:.1f} GiB at most, of {all_of_it:.1f} GiB at hand",
             ) from error
         except RuntimeError as error:
             # nbclient says so when a kernel never answers.
@@ -267,14 +266,6 @@ class Job:
             return {cell.id: cell.metadata.get("papermill", {}).get("duration") for cell in cells}
         return {}
 
-    def _environment(self):
-        """Environment variables of the kernel, beside those of this process."""
-        chosen = {"MVL_PROFILE": self.profile["profile"]}
-        if os.environ.get("MVL_DATA_ROOT"):
-            # Kernels run in notebooks/, where a relative folder would be another one.
-            chosen["MVL_DATA_ROOT"] = str(data_root().absolute())
-        return chosen
-
     def _failure(self, progress, reason):
         copy = self.copy.relative_to(self.root)
         message = f"{self.name}: cell {progress.cell} of {progress.cells} failed: {reason}"
@@ -283,25 +274,13 @@ class Job:
         return NotebookError(f"{message}\n  its executed copy: {copy}")
 
 
-def _own_kernel_manager(environment):
-    """A kernel manager that knows one kernel, "python3", and takes it to be sys.executable."""
-    from jupyter_client.kernelspec import KernelSpecManager
-    from jupyter_client.manager import AsyncKernelManager
-
-    class OwnKernelManager(AsyncKernelManager):
-        def _kernel_spec_manager_default(self):
-            # With no folder to look into, jupyter_client falls back to ipykernel's own
-            # specification, which starts the running interpreter.
-            return KernelSpecManager(parent=self, kernel_dirs=[])
-
-        def _transport_encryption_default(self):
-            # Other users of the machine can listen on its sockets; ipykernel warns of it.
-            return "auto"
-
-        async def start_kernel(self, **options):
-            await super().start_kernel(env=os.environ | environment, **options)
-
-    return OwnKernelManager
+def _environment(profile):
+    """Environment variables of the kernels, beside those of this process."""
+    chosen = {"MVL_PROFILE": profile}
+    if os.environ.get("MVL_DATA_ROOT"):
+        # Kernels run in notebooks/, where a relative folder would be another one.
+        chosen["MVL_DATA_ROOT"] = str(data_root().absolute())
+    return chosen
 
 
 class _Progress:
@@ -375,6 +354,6 @@ def _print_summary(outcomes):
     for name, outcome in outcomes.items():
         ran = outcome.seconds is not None
         seconds = f"{outcome.seconds:.1f}" if ran else "-"
-        peak = f"{outcome.peak / GIB:.2f} GiB" if ran else "-"
+        peak = f"{outcome.memory.bytes / GIB:.2f} GiB" if outcome.memory else "-"
         print(f"{name:<{width}}  {outcome.status:<9}  {seconds:>7}  {peak:>11}")
     print(flush=True, end="")

@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -29,29 +30,29 @@ def memory_limit():
 
 
 class PeakMemory:
-    """The most memory that the children of this process held at once while a block ran.
-
-    Children that were there before the block do not count.
+    """The most memory that a process and its children held at once while a block ran.
 
     It is sampled: what a process takes in the last `INTERVAL_S` seconds of its life is missed.
     Pages that processes share are counted for each of them, except for `SETTLED_S` seconds: a
     process that starts a program is there twice for a moment, with all its memory.
 
+    Args:
+        pid: of the process.
+
     Attributes:
-        bytes: the peak; 0 where there was no child.
+        bytes: the peak.
     """
 
     INTERVAL_S = 0.25
     SETTLED_S = 1.0
 
-    def __init__(self):
+    def __init__(self, pid):
         self.bytes = 0
-        self._others = set()
+        self._pid = pid
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self):
-        self._others = set(psutil.Process().children(recursive=True))
         self._thread.start()
         return self
 
@@ -60,10 +61,11 @@ class PeakMemory:
         self._thread.join()
 
     def _watch(self):
-        own = psutil.Process()
         while not self._ended.wait(self.INTERVAL_S):
-            children = set(own.children(recursive=True)) - self._others
-            self.bytes = max(self.bytes, sum(map(self._held, children)))
+            with suppress(psutil.NoSuchProcess):  # it has ended
+                process = psutil.Process(self._pid)
+                held = [process, *process.children(recursive=True)]
+                self.bytes = max(self.bytes, sum(map(self._held, held)))
 
     def _held(self, process):
         """Bytes of memory that a process holds; 0 if it has just begun, or ended."""

@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 import mvl
-from mvl import batch
+from mvl import batch, kernels
 from mvl.errors import ConfigError, RunError
 from mvl.files import write_json
 from mvl.machine import GIB
@@ -82,6 +83,7 @@ class Repository:
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
     monkeypatch.setenv("MVL_DATA_ROOT", str(tmp_path / "data"))
+    monkeypatch.setattr(kernels, "IMPORTS", ())  # these notebooks need none
     return Repository(tmp_path)
 
 
@@ -240,6 +242,33 @@ def test_the_kernel_is_this_interpreter_and_knows_profile_and_data(
     assert repository.run() == 0
     where = repository.root / "notebooks"
     assert repository.logged() == [f"{sys.executable} {where} smoke {Path('data').absolute()}"]
+
+
+def test_a_kernel_is_made_ready_for_the_next_notebook_and_the_last_has_none(
+    repository, monkeypatch
+):
+    monkeypatch.setattr(kernels, "IMPORTS", ("this",))  # a module that nothing else imports
+    told = "os.getpid(), 'this' in sys.modules, 'this' in dir()"
+    alone = "len(psutil.Process(os.getppid()).children())"
+    for name in ("00_a", "01_b", "02_c"):
+        facts = repository.logs(f"{told}, {alone}")
+        repository.notebook(name, "import os, sys, psutil; x = 1", facts)
+    assert repository.run() == 0
+    lines = [line.split() for line in repository.logged()]
+    assert len({line[0] for line in lines}) == 3, "a process each"
+    assert [line[1:3] for line in lines] == [["False"] * 2, ["True", "False"], ["True", "False"]]
+    beside = [int(line[3]) - 1 for line in lines]
+    assert beside[0] == beside[1] == beside[2] + 1
+    assert not any(psutil.pid_exists(int(line[0])) for line in lines)
+
+
+def test_a_kernel_that_dies_while_it_waits_is_replaced(repository):
+    others = "[p for p in psutil.Process(os.getppid()).children() if p.pid != os.getpid()]"
+    kill = f"[p.kill() for p in {others} if 'ipykernel' in str(p.cmdline())]"
+    repository.notebook("00_a", "import os, psutil", repository.logs(f"len({kill})"))
+    repository.notebook("01_b", repository.logs("'b'"))
+    assert repository.run() == 0
+    assert repository.logged() == ["1", "b"]
 
 
 def test_only_and_from_choose(three):

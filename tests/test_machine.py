@@ -45,26 +45,39 @@ def test_a_limit_that_is_none_is_not_taken_for_one(groups, monkeypatch, told):
     assert memory_limit() == psutil.virtual_memory().total
 
 
-def test_the_peak_is_that_of_all_children_together():
+def peak_of(code):
+    """The peak of a Python process that runs this code."""
+    with (
+        subprocess.Popen([sys.executable, "-c", code]) as process,
+        PeakMemory(process.pid) as peak,
+    ):
+        assert process.wait() == 0
+    return peak.bytes
+
+
+def test_the_peak_is_that_of_a_process_and_its_children_together():
     take = f"x = b'x' * {HALF}; import time; time.sleep(2)"
     # The first starts the second, and both hold as much.
     both = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {take!r}]); {take}"
-    with PeakMemory() as peak:
-        subprocess.run([sys.executable, "-c", both], check=True)
-        time.sleep(2 * PeakMemory.INTERVAL_S)
-    assert 2 * HALF <= peak.bytes <= 2 * HALF + GIB / 4
+    assert 2 * HALF <= peak_of(both) <= 2 * HALF + GIB / 4
 
 
 def test_a_process_that_starts_a_program_is_not_counted_twice():
     # Between fork and exec there are two of it; here that moment is long.
     fork = "pid = os.fork(); pid or (time.sleep(0.4), os._exit(0)); os.waitpid(pid, 0)"
     code = f"import os, time; x = b'x' * {HALF}; time.sleep(1.2); {fork}"
-    with PeakMemory() as peak:
-        subprocess.run([sys.executable, "-c", code], check=True)
-    assert HALF <= peak.bytes <= HALF + GIB / 8
+    assert HALF <= peak_of(code) <= HALF + GIB / 8
 
 
-def test_without_children_there_is_no_peak():
-    with PeakMemory() as peak:
+def test_another_process_does_not_count():
+    take = f"x = b'x' * {HALF}; import time; time.sleep(3)"
+    with subprocess.Popen([sys.executable, "-c", take]):
+        assert 0 < peak_of("import time; time.sleep(2)") < HALF / 4
+
+
+def test_a_process_that_is_gone_has_no_peak():
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    with PeakMemory(gone.pid) as peak:
         time.sleep(2 * PeakMemory.INTERVAL_S)
     assert peak.bytes == 0

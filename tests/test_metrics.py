@@ -86,6 +86,24 @@ def test_slabs_and_the_way_for_many_elements_change_nothing(name, monkeypatch):
     assert segmentation_metrics(prediction, truth, SPACING, 1.0) == pytest.approx(expected)
 
 
+def test_specks_that_crowd_a_box_are_measured_by_a_transform_to_the_same_values(monkeypatch):
+    random = np.random.default_rng(0)
+    specks = [random.random((44, 44, 44)) < share for share in (0.05, 0.2)]
+    transforms = []
+    transform = metrics.ndimage.distance_transform_edt
+
+    def counted(*given, **options):
+        transforms.append(given)
+        return transform(*given, **options)
+
+    monkeypatch.setattr(metrics.ndimage, "distance_transform_edt", counted)
+    measured = segmentation_metrics(*specks, SPACING, 1.0)
+    assert len(transforms) == 2  # one a direction
+    monkeypatch.setattr(metrics, "_SOME", metrics._MANY)
+    assert segmentation_metrics(*specks, SPACING, 1.0) == pytest.approx(measured)
+    assert len(transforms) == 2
+
+
 @pytest.mark.parametrize("name", PAIRS)
 def test_overlap_metrics_equal_scipys_and_the_confusion_matrix(name):
     truth, prediction = PAIRS[name]

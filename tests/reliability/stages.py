@@ -13,7 +13,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from mvl import batch, cli
+from mvl import batch, cli, kernels
 from mvl.config import PRESETS, LanguageConfig, ModelConfig, TrainingConfig
 from mvl.data import download
 from mvl.errors import MvlError
@@ -115,6 +115,7 @@ def _suite(folder, given):
 
 
 def _batch(folder, given):
+    kernels.IMPORTS = ()  # its notebooks need none, and the moments to be killed at are theirs
     try:
         outcomes = batch.run("smoke", root=folder)
     except MvlError as error:  # `mvl run` would run the repository's own notebooks
@@ -214,8 +215,9 @@ def call(name, folder, given, fatal=None):
     return STAGES[name].call(folder, given), operations.count
 
 
-#: Entries of results that are times, and differ from run to run.
-_TIMES = {"seconds"}
+#: Entries of results that another run may have otherwise: how long it took, and the commit that a
+#: developer made meanwhile.
+_DIFFERS = {"seconds", "commit"}
 
 
 @dataclass(frozen=True)
@@ -250,7 +252,7 @@ def _content(path):
         return [(cell["source"], cell.get("outputs")) for cell in cells]
     if path.suffix == ".json":
         value = read_json(path)
-        return {key: v for key, v in value.items() if key not in _TIMES}
+        return {key: v for key, v in value.items() if key not in _DIFFERS}
     return path.read_bytes()
 
 
