@@ -40,7 +40,9 @@ check() {
 }
 check "ruff check" "$PYTHON" -m ruff check .
 check "ruff format" "$PYTHON" -m ruff format --check .
-check "pytest" "$PYTHON" -m pytest -q --durations=10 ${slow[@]+"${slow[@]}"}
+# A process for each core, up to four, and so one thread for each: they share the machine.
+check "pytest" env OMP_NUM_THREADS=1 "$PYTHON" -m pytest -q -n logical --maxprocesses 4 \
+    --dist loadfile --durations=10 ${slow[@]+"${slow[@]}"}
 check "notebooks (smoke)" ./run_all.sh --profile smoke
 
 if ((${#failed[@]})); then
