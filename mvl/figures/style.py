@@ -78,9 +78,6 @@ def drawn(draw):
     def styled_draw(*arguments, **options):
         with styled():
             figure = draw(*arguments, **options)
-            # Laid out once, and not again for each of its files.
-            figure.draw_without_rendering()
-            figure.set_layout_engine("none")
         plt.close(figure)
         return figure
 

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup, escape
 
-from mvl import batch, figures
+from mvl import batch, figures, ten_tasks
 from mvl.errors import MvlError
 from mvl.files import read_json, sha256_of, write_text
 from mvl.profiles import ROOT, load_profile
@@ -212,6 +212,7 @@ def _answers(source, pairs):
         for _, row in rows[
             (rows["suite"] == suite) & (rows["arm_a"] == arm) & (rows["arm_b"] == against)
         ].iterrows()
+        if row["task"] in _tasks(source, suite)
     ]
 
 
@@ -238,6 +239,7 @@ def _headline(sources, task):
     for source in sources:
         dice = source.summary
         dice = dice[dice["suite"].isin(suites) & (dice["metric"] == "dice")]
+        dice = dice.loc[[row.task in _tasks(source, row.suite) for row in dice.itertuples()]]
         for (of_task, structure), own in dice.groupby(["task", "structure"], sort=True):
             pairs = []
             for suite, arm, against, what in HEADLINE:
@@ -399,7 +401,20 @@ def _of_suite(source, suite):
         first = next(name for name in SUITES if name in set(source.summary["suite"]))
         if not (alone and suite == first):
             return []
+    rows = rows[rows["task"].isin(_tasks(source, suite))]
     return list(rows.groupby(["task", "structure"], sort=True))
+
+
+def _tasks(source, suite):
+    """The tasks that a suite is shown for.
+
+    The models of the ten tasks are arms of other suites, too. Where a suite has been run as such,
+    a task that has those models alone is left to the table of the named models.
+    """
+    runs = source.runs
+    named = set(runs[runs["suite"] == "presets"]["fingerprint"])
+    own = runs[runs["suite"] == suite]
+    return set(own[~own["fingerprint"].isin(named)]["task"]) or set(own["task"])
 
 
 def _arms(source, suite, rows):
@@ -496,7 +511,10 @@ def _reference_alt(path, sources, said):
 
 def _suite_figures(source, suite):
     found = []
-    for (task, structure), rows in _of_suite(source, suite):
+    parts = _of_suite(source, suite)
+    if len({task for (task, _), _ in parts}) > 2:
+        return [_by_task(source, suite, parts)]
+    for (task, structure), rows in parts:
         cases = source.cases
         cases = cases[(cases["suite"] == suite) & (cases["task"] == task)]
         cases = cases[cases["structure"] == structure]
@@ -531,6 +549,22 @@ def _suite_figures(source, suite):
     return [Figure(_svg(drawn), label, prefix + alt, "own") for drawn, label, alt in found]
 
 
+def _by_task(source, suite, parts):
+    """One figure of a suite that was run on many tasks, beside the paper's numbers of them."""
+    rows = pd.concat([rows for (_, structure), rows in parts if structure == "foreground"])
+    dice = rows[rows["metric"] == "dice"]
+    means = [
+        f"{task}: " + ", ".join(map("{0.arm} {0.mean:.3f}".format, own.itertuples()))
+        for task, own in dice.groupby("task", sort=True)
+    ]
+    prefix = "Synthetic data. " if rows["synthetic"].any() else ""
+    alt = f"{prefix}Mean Dice of the arms of the suite {suite}, foreground. {'; '.join(means)}."
+    label = f"{source.label}: {QUESTIONS[suite]} A task a row."
+    paper = ten_tasks.paper_by_arm()
+    drawn = figures.metric_by_task(rows, paper[paper["task"].isin(rows["task"])])
+    return Figure(_svg(drawn, 10.5), label, alt, "own")
+
+
 #: Suites whose training curves are shown: the block, and the paper's few-shot figure.
 _LEARNING = ("language", "data")
 
@@ -542,10 +576,9 @@ def _size_figures(source):
     """
     found = []
     part = part_of(source, distinct(source.runs))
-    for task in sorted(part.cases["task"].unique()):
+    arms = part.cases.groupby("task")["arm"].nunique()
+    for task in sorted(arms[(arms > 2) & (arms == arms.max())].index):
         own = rows_of_task(part, task)
-        if own.cases["arm"].nunique() < 3:
-            continue
         dice = own.cases.groupby(["arm", "seed", "subject"])["dice"].mean().groupby("arm").mean()
         weights = own.runs.groupby("arm")["parameters"].first()
         said = ", ".join(f"{arm} {weights[arm]:,} and {dice[arm]:.3f}" for arm in dice.index)
@@ -557,10 +590,12 @@ def _size_figures(source):
     return found
 
 
-def _svg(figure):
-    """A figure as a data URI, the same for the same figure."""
-    # Narrow enough that its letters can be read on a phone.
-    figure.set_size_inches(6.4, figure.get_size_inches()[1])
+def _svg(figure, width=6.4):
+    """A figure as a data URI, the same for the same figure, so many inches wide.
+
+    As wide as it is unless said, its letters can be read on a phone.
+    """
+    figure.set_size_inches(width, figure.get_size_inches()[1])
     content = base64.b64encode(figures.encoded(figure, "svg")).decode()
     return f"data:image/svg+xml;base64,{content}"
 
@@ -669,6 +704,8 @@ def _provenance(parameters, runs, notebooks, root):
         columns += [("state", "text"), ("training (s)", "n"), ("commit", "code")]
         columns += [("cases.csv, SHA-256", "code"), ("why it is in no table", "text")]
         rows = [_run_row(run) for run in runs]
+        if not any(run.reason for run in runs):
+            columns, rows = columns[:-1], [row[:-1] for row in rows]
         caption = "Runs of this profile, by fingerprint: configuration, voxels, language block."
         tables.append(Table(caption, columns, [Group("", "", rows)]))
         tables.append(_machines(runs))
