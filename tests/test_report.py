@@ -482,6 +482,30 @@ def test_an_own_run_is_the_arm_of_every_suite_that_trains_it_just_so(empty):
     assert [row["arm"] for row in own] == ["vit", "vit-mlp", "pretrained"]
 
 
+def test_the_models_of_the_ten_tasks_are_no_answer_of_the_other_suites(two_arms):
+    tasks = ["Task01_BrainTumour", "Task02_Heart", "Task09_Spleen"]
+    for task in ["Task04_Hippocampus", *tasks]:
+        for arm, gain in (("vit", 0.0), ("v1", 0.01)):
+            if (task, arm) != ("Task04_Hippocampus", "vit"):  # that is the arm none
+                two_arms.run(arm, gain=gain, suite="presets", task=task, name=f"{task}-{arm}")
+    two_arms.run("010", suite="fusion")
+
+    def shown(caption):
+        labels = report.table(caption)
+        return [label.split()[2][:-1] for label in labels if label.startswith("This profile")]
+
+    report = two_arms.report()
+    assert shown("Arms of the suite presets") == sorted([*tasks, "Task04_Hippocampus"])
+    for suite in ("language", "fusion"):
+        assert shown(f"Arms of the suite {suite}") == ["Task04_Hippocampus"]
+        assert shown(f"Comparisons of the suite {suite}") == ["Task04_Hippocampus"]
+    assert shown("Dice without and with the language block") == ["Task04_Hippocampus"]
+    answers = report.index.select_one(".card.own")
+    assert "111 minus 000" in answers.get_text() and "Task09" not in answers.get_text()
+    captions = [caption.get_text() for caption in report.index.select("figcaption")]
+    assert sum("A task a row." in text for text in captions) == 1
+
+
 def test_runs_of_another_setting_are_listed_and_left_out(two_arms):
     two_arms.run("none", gain=-0.5, epochs=3, name="short")
     two_arms.run("none", gain=-0.5, grid=[8, 8, 8], name="small")
@@ -759,6 +783,26 @@ def test_a_notebooks_page_shows_what_the_notebook_shows(story):
     (table,) = page.select("article table")
     assert [cell.get_text() for cell in table.select("tbody td.n")] == ["0.50", "0.25"]
     assert table.tbody.th["scope"] == "row" and "evil" not in report.html["00_everything.html"]
+
+
+def test_numbers_stand_to_the_right_and_names_in_one_line(tmp_path):
+    table = pd.DataFrame(
+        {
+            "name": ["a name of three words", "b"],
+            "dice": ["0.81 ± 0.02", "–"],
+            "interval": ["-0.1 to +0.2", "1 %"],
+            "why": ["a sentence that is longer than a name is, and may go on", ""],
+            "version": ["1 of 2", "2"],
+        }
+    )
+    output = new_output("execute_result", {"text/html": table.to_html(index=False)})
+    cell = new_code_cell("table", outputs=[output])
+    nbformat.write(new_notebook(cells=[cell]), tmp_path / "x.ipynb")
+    soup = BeautifulSoup(read_page(tmp_path / "x.ipynb").blocks[-1].content, "html.parser")
+    kinds = [[cell.get("class") for cell in row.find_all("td")] for row in soup.select("tbody tr")]
+    assert kinds == [[["short"], ["n"], ["n"], None, ["short"]]] * 2
+    heads = [cell.get("class") for cell in soup.select("thead th")]
+    assert heads == [None, ["n"], ["n"], None, None]
 
 
 def test_figures_are_described_and_sized(story):

@@ -32,7 +32,10 @@ _IMAGE = re.compile(r"data:image/(png|jpeg|svg\+xml);base64,[A-Za-z0-9+/]+=*")
 #: Frames a formula's number while HTML is cleaned and arranged; private use, so nobody's text.
 _OPEN, _CLOSE = "\ue000", "\ue001"
 _PAPERMILL = "papermill-error-cell-tag"
-_NUMBER = re.compile(r"[-+−]?[\d.,]+(e[-+]?\d+)?( ?%)?|nan|NaN")
+_ONE = r"[-+−]?[\d.,]+(e[-+]?\d+)?( ?%)?"
+_NUMBER = re.compile(rf"{_ONE}(( ±| to) {_ONE})?|nan|NaN|–")
+#: So many letters stand in one line of a table: a row of six lines for a name is hard to read.
+_SHORT = 32
 
 
 @dataclass(frozen=True)
@@ -347,13 +350,15 @@ def _arrange_tables(soup):
         spanned = table.find(colspan=True) or table.find(rowspan=True)
         for place, cells in columns.items():
             cells = [cell for cell in cells if cell.name == "td"]
-            numbers = [c for c in cells if _NUMBER.fullmatch(c.get_text(strip=True))]
-            if numbers and not spanned and len(numbers) == len(cells):
-                numbers += heads.get(place, [])
-            elif not spanned:
+            if spanned or not cells:
                 continue
-            for cell in numbers:
-                cell["class"] = "n"
+            texts = [cell.get_text(strip=True) for cell in cells]
+            if all(map(_NUMBER.fullmatch, texts)):
+                for cell in cells + heads.get(place, []):
+                    cell["class"] = "n"
+            elif max(map(len, texts)) <= _SHORT:
+                for cell in cells:
+                    cell["class"] = "short"
         # A keyboard scrolls only what it can reach.
         frame = soup.new_tag("div", attrs={"class": "scroll", "tabindex": "0", "role": "group"})
         frame["aria-label"] = "table"
