@@ -65,19 +65,22 @@ def run(profile, only=None, start=None, force=False, root=ROOT):
     """
     root = Path(root).resolve()
     parameters = load_profile(profile, root)
-    notebooks = _chosen(root, only, start)
-    outcomes = {path.stem: Outcome() for path in notebooks}
+    # What each is made of is written down before the first kernel imports the package: code that
+    # is changed meanwhile makes the later ones run again.
+    jobs = [Job(path, parameters, root) for path in _chosen(root, only, start)]
+    outcomes = {job.name: Outcome() for job in jobs}
     fault = None
     lock = locked(root / "results" / profile, f"running profile {profile}")
     with lock, Kernels(root / "notebooks", _environment(profile)) as kernels:
-        for path in notebooks:
-            outcome, job = outcomes[path.stem], Job(path, parameters, root)
+        for n, job in enumerate(jobs):
+            outcome = outcomes[job.name]
             if not force and job.is_done():
                 outcome.status = "unchanged"
                 continue
             started = time.monotonic()
             try:
-                job.execute(kernels, outcome, more=path != notebooks[-1])
+                more = any(force or not later.is_done() for later in jobs[n + 1 :])
+                job.execute(kernels, outcome, more)
                 outcome.status = "ok"
             except NotebookError as error:
                 outcome.status, fault = "failed", error

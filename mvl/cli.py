@@ -171,7 +171,6 @@ def _parser():
         "reference", help="add trained suites to results/reference and the README's results"
     )
     reference.add_argument("suites", nargs="*", metavar="SUITE", help="default: all")
-    reference.add_argument("--task", default="Task04_Hippocampus")
     reference.add_argument("--results", type=Path, default=Path("results/study"))
     reference.add_argument("--root", help="folder that holds the task's folder")
     reference.set_defaults(call=_reference)
@@ -190,13 +189,13 @@ def _parser():
         verb.add_argument("--arms", nargs="+", metavar="ARM", help="default: all")
         verb.add_argument("--block", metavar="SOURCE", help="language block in place of its own")
         verb.add_argument("--epochs", type=int, help="budget in place of its own")
+        verb.add_argument(
+            "--task", default="Task04_Hippocampus", help="default: Task04_Hippocampus"
+        )
         verb.add_argument("--on-bad-case", choices=("fail", "skip"), default="fail")
     table = audit.add_parser("table", help="add what is trained to the reference and the README")
     table.set_defaults(call=_audit_table)
     for verb in (running, state, table):
-        verb.add_argument(
-            "--task", default="Task04_Hippocampus", help="default: Task04_Hippocampus"
-        )
         verb.add_argument("--results", type=Path, default=Path("results/study"))
         verb.add_argument("--root", help="folder that holds the task's folder")
     return parser
@@ -390,11 +389,14 @@ def _suite_list(options):
 
 def _suite_cells(options, **more):
     """(cells of the suite, what the functions of `suites` take of them)."""
+    from mvl.errors import ConfigError
     from mvl.suites import suite_configs
 
     data = _data_config(options)
     given = (options.block, options.epochs, options.arms)
     configs = suite_configs(options.suite, data, options.seeds, *given, root=options.root, **more)
+    if not configs:
+        raise ConfigError(f"no arm of {options.suite} that was named can be made with this block")
     return configs, (options.results / "runs", options.root)
 
 
@@ -529,17 +531,23 @@ def _links(options):
 def _reference(options):
     import pandas as pd
 
-    from mvl.config import LEARNING_RATES, task_data
+    from mvl.config import LEARNING_RATES, DataConfig
     from mvl.data.loading import open_task
+    from mvl.errors import DataError
     from mvl.experiments import TRAINED, run_folder, test
     from mvl.reference import SEEDS, measure_mechanism, refresh_readme, write_reference
     from mvl.suites import SUITES, suite_configs, tuning_table
 
-    data, runs = task_data(options.task), options.results / "runs"
+    # One table, one task: the study's.
+    data, runs = DataConfig(), options.results / "runs"
     trained, expected, tuned, measured = {}, {}, [], []
     for suite in SUITES:
         for (arm, seed), config in suite_configs(suite, data, SEEDS, root=options.root).items():
             task = open_task(config.data, seed, options.root, progress=False)
+            if task.task.synthetic:
+                raise DataError(
+                    f"{task.task.name} is synthetic here: the reference is of real volumes"
+                )
             folder = run_folder(config, task, runs)
             expected[suite, arm, seed] = folder.name
             chosen = not options.suites or suite in options.suites
@@ -565,10 +573,10 @@ def _audit_list(options):
 
 def _audit_cells(options):
     from mvl.audit import audit_configs
-    from mvl.config import DataConfig
+    from mvl.config import task_data
 
     given = (options.seeds, options.block, options.epochs, options.arms)
-    configs = audit_configs(DataConfig(task=options.task), *given)
+    configs = audit_configs(task_data(options.task), *given)
     return configs, (options.results / "runs", options.root)
 
 
@@ -594,6 +602,6 @@ def _audit_table(options):
     from mvl.audit import refresh_readme, sentences, write_audit
     from mvl.config import DataConfig
 
-    table = write_audit(DataConfig(task=options.task), options.results / "runs", options.root)
+    table = write_audit(DataConfig(), options.results / "runs", options.root)
     refresh_readme()
     print("\n".join(sentences(table)))

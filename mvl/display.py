@@ -306,18 +306,24 @@ def suite_means(cases):
     return markdown("\n".join(lines))
 
 
-def suite_answer(suite, cases):
+def suite_answer(suite, own=None):
     """What a suite says: one generated sentence for each of its contrasts, in Dice.
 
     Args:
         suite: a name of `suites.SUITES`.
-        cases: its rows; of this profile, or of the reference.
+        own: its rows of this profile, whose family of comparisons is the suite's. None: what the
+            committed reference says, as its own tables do, or nothing where it has no such suite.
 
     Returns:
         An IPython Markdown object.
     """
-    pairs = [pair for pair in CONTRASTS if pair[0] == suite]
-    table = contrasts_table(cases, pairs) if len(cases) else cases
+    if own is None:
+        table = read_table(REFERENCE / "contrasts.csv")
+        table = table[(table["suite"] == suite) & (table["metric"] == "dice")]
+        table = table[table["structure"] == "foreground"]
+    else:
+        pairs = [pair for pair in CONTRASTS if pair[0] == suite]
+        table = contrasts_table(own, pairs) if len(own) else own
     if table.empty:
         return markdown("No two arms to compare are there.")
     return markdown("\n".join(f"- {sentence(row)}" for _, row in table.iterrows()))

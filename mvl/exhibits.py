@@ -167,6 +167,9 @@ class Exhibits:
         """
         shown = ten_tasks.table(self.sources)
         parts = {slug: ten_tasks.part(source) for source, slug in self._slugs()}
+        if not parts:
+            _show("Nothing is there to be shown: no run, and no reference.")
+            return
         rows = pd.concat([own.summary.assign(source=own.label) for own in parts.values()])
         rows = rows[rows["metric"].isin(ten_tasks.SIX)]
         caption = (
@@ -323,8 +326,8 @@ class Exhibits:
         lines = []
         for source in self.sources:
             for pair in ten_tasks.PAIRS:
-                cases = source.cases[source.cases["structure"] == "foreground"]
-                rows = contrasts_table(cases, [pair])
+                rows = _six(source.cases, pair)
+                rows = rows[rows["metric"] == "dice"]
                 lines += [f"- **{source.label}.** {sentence(row)}" for _, row in rows.iterrows()]
         return display.markdown("\n".join(lines) or "No two models to compare are there.")
 

@@ -5,9 +5,9 @@ has registered elsewhere may lack every package that the notebooks need.
 """
 
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-#: What nearly every notebook imports first; it takes as long as all of a small one's own cells.
+#: Brings along nearly all that the notebooks import; that takes as long as a small one's own cells.
 IMPORTS = ("mvl.exhibits",)
 
 
@@ -45,7 +45,7 @@ class Kernels:
             process's.
 
         Raises:
-            OSError: no kernel can be started.
+            RuntimeError: no kernel can be started.
         """
         from jupyter_core.utils import run_sync
 
@@ -53,9 +53,13 @@ class Kernels:
         if kernel and not run_sync(kernel.is_alive)():
             _end(kernel)  # the machine may have wanted its memory
             kernel = None
-        kernel = kernel or self._start()
         try:
-            self._spare = self._start(IMPORTS) if more else None
+            kernel = kernel or self._start()
+        except OSError as error:
+            raise RuntimeError(error.strerror or error) from error
+        try:
+            with suppress(OSError):  # it is a convenience, and the next notebook will say why
+                self._spare = self._start(IMPORTS) if more else None
             yield kernel
         finally:
             _end(kernel)
@@ -65,8 +69,8 @@ class Kernels:
 
         kernel = _manager_class()(kernel_name="python3")
         # An expression binds no name that a notebook might forget to import.
-        lines = [f"__import__({name!r})" for name in imports]
-        options = ["--HistoryManager.hist_file=:memory:", f"--IPKernelApp.exec_lines={lines}"]
+        options = [f"--IPKernelApp.exec_lines=__import__({name!r})" for name in imports]
+        options.append("--HistoryManager.hist_file=:memory:")
         run_sync(kernel.start_kernel)(
             cwd=str(self._folder), env=os.environ | self._environment, extra_arguments=options
         )

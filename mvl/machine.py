@@ -17,6 +17,11 @@ CONTROL_GROUPS = (
 )
 
 
+def cores():
+    """Number of processors that this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
 def memory_limit():
     """Bytes of memory at hand: the machine's, or less where a container is given less.
 

@@ -382,9 +382,10 @@ def _size(summary):
         f"{first['n_subjects']} subjects. Means over seeds and subjects ± standard deviation over "
         "subjects; validation Dice is on the model's grid and over seeds. The language block is "
         f"`{summary.loc[summary['suite'] == 'language', 'block'].max()}`: nothing here decides "
-        "anything about another. A verdict needs the 95 % interval, whose resampling knows as "
-        "many seeds as the table says, and a p that is adjusted for all comparisons (Holm) but "
-        "the primary one."
+        "anything about another. The resampling behind an interval knows as many seeds as the "
+        "table says. `better` and `worse` need the 95 % interval and a p that is adjusted for all "
+        "comparisons (Holm) but the primary one; `equivalent` needs the 90 % interval within "
+        "±0.01 (two one-sided tests, not adjusted), whatever its side of zero."
     ]
 
 

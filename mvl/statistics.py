@@ -184,7 +184,8 @@ def contrasts_table(
     """Every listed contrast in every task and structure, adjusted for their number.
 
     Holm's family (Scandinavian Journal of Statistics 6, 1979) is all rows but `PRIMARY`, whose
-    p_holm is its p. Verdicts use p_holm.
+    p_holm is its p. One experiment has names in several suites: rows that are one comparison of
+    the same numbers count once. Verdicts use p_holm.
 
     Args:
         cases: see the module.
@@ -225,12 +226,19 @@ def contrasts_table(
     table = pd.DataFrame(rows)
     primary = is_primary(table)
     table["p_holm"] = table["p"]
-    table.loc[~primary, "p_holm"] = _holm(table.loc[~primary, "p"].to_numpy())
+    family = table[~primary].groupby([*_COMPARISON], dropna=False)["p"]
+    once = family.first()
+    adjusted = pd.Series(_holm(once.to_numpy()), range(len(once)))
+    table.loc[~primary, "p_holm"] = family.ngroup().map(adjusted)
     table["verdict"] = [
         verdict(row.metric, row.ci_low, row.ci_high, row.p_holm, row.p_tost)
         for row in table.itertuples()
     ]
     return table[CONTRAST_COLUMNS]
+
+
+#: What is equal in two rows of a `contrasts_table` that compare the same numbers.
+_COMPARISON = ("task", "structure", "metric", "difference", "ci_low", "ci_high", "p")
 
 
 def is_primary(table):

@@ -47,8 +47,9 @@ _VIT, _OURS = PRESETS["vit"]
 _BLOCK = PRESETS["v1"][0].language
 
 
-# Every arm's learning rate is the one of `LEARNING_RATES` with the highest validation Dice on
-# Task04 with seed 0 (results/reference/tuning.csv); where none is given it is vit's.
+# An arm's learning rate is the one of `LEARNING_RATES` with the highest validation Dice on Task04
+# with seed 0, of those that were tried (results/reference/tuning.csv); where none is given here it
+# is vit's.
 
 
 def _block(rate=_OURS.learning_rate, **changes):

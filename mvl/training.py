@@ -33,6 +33,7 @@ from mvl.config import derive_seed
 from mvl.data.loading import ahead, augmentation, training_batches
 from mvl.errors import ConfigError, RunError, out_of_memory
 from mvl.files import write_table, write_tensors
+from mvl.machine import cores
 from mvl.metrics import dice_per_case
 from mvl.progress import Progress
 
@@ -272,7 +273,11 @@ def train(
             )
             if on_gpu:
                 batches = (tuple(part.pin_memory() for part in batch) for batch in batches)
-            with contextlib.closing(ahead(batches)) as coming:
+            # Beside steps that keep every processor at work, a thread that makes the next batch
+            # costs more than it saves.
+            if on_gpu or torch.get_num_threads() < cores():
+                batches = ahead(batches)
+            with contextlib.closing(batches) as coming:
                 for step, (images, labels) in enumerate(coming):
                     size = sizes[step]
                     # The loss is a mean over cases, and gradients are averaged over processes: so

@@ -1,7 +1,9 @@
 """The batch runner on tiny notebooks, in a repository made for each test."""
 
 import ast
+import errno
 import fcntl
+import os
 import re
 import sys
 from pathlib import Path
@@ -269,6 +271,54 @@ def test_a_kernel_that_dies_while_it_waits_is_replaced(repository):
     repository.notebook("01_b", repository.logs("'b'"))
     assert repository.run() == 0
     assert repository.logged() == ["1", "b"]
+
+
+def test_no_kernel_is_made_ready_for_notebooks_that_are_unchanged(repository):
+    repository.notebook("00_a", "x = 1")
+    repository.notebook("01_b", "x = 1")
+    assert repository.run() == 0
+    count = "len(psutil.Process(os.getppid()).children())"
+    repository.notebook("00_a", "import os, psutil", repository.logs(count))
+    assert repository.run() == 0
+    assert [outcome.status for outcome in repository.outcomes.values()] == ["ok", "unchanged"]
+    assert repository.run(force=True) == 0
+    alone, with_next = map(int, repository.logged())
+    assert with_next == alone + 1
+
+
+def test_a_kernel_that_cannot_be_made_ready_stops_nobody(repository, monkeypatch, capsys):
+    start = kernels.Kernels._start
+    tried = []
+
+    def refuse(self, *given):
+        tried.append(given)
+        if len(tried) in refused:
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return start(self, *given)
+
+    monkeypatch.setattr(kernels.Kernels, "_start", refuse)
+    repository.notebook("00_a", repository.logs("'a'"))
+    repository.notebook("01_b", repository.logs("'b'"))
+    refused = {2}  # the one that waits
+    assert repository.run() == 0
+    assert repository.logged() == ["a", "b"]
+    tried.clear()
+    refused = {1}
+    assert repository.run(force=True) == 1
+    assert "00_a: the kernel did not start: Resource tempor" in capsys.readouterr().err
+
+
+def test_code_that_is_changed_meanwhile_makes_the_later_notebooks_run_again(repository):
+    repository.notebook(
+        "00_a", f"open({str(repository.root / 'mvl/code.py')!r}, 'a').write('y = 2')"
+    )
+    repository.notebook("01_b", "x = 1")
+    assert repository.run() == 0
+    repository.notebook("00_a", "x = 1")
+    assert repository.run() == 0
+    assert repository.outcomes["01_b"].status == "ok", "it may have imported what was there before"
+    assert repository.run() == 0
+    assert repository.outcomes["01_b"].status == "unchanged"
 
 
 def test_only_and_from_choose(three):

@@ -12,6 +12,7 @@ import pytest
 
 from mvl.cli import main
 from mvl.data.phantom import make_phantom
+from mvl.reference import REFERENCE
 
 
 def mvl(*arguments):
@@ -45,6 +46,7 @@ def test_wrong_usage_ends_with_status_two():
         (["data", "phantom", "Task99_Nothing", "--root", "ROOT"], "no phantom"),
         (["data", "download", "Task99_Nothing", "--root", "ROOT"], "no download"),
         (["suite", "run", "nonsense"], "no suite 'nonsense'"),
+        (["suite", "status", "adaptation", "--arms", "rotary"], "can be made with this block"),
         (["run", "--profile", "nonsense"], "no profile 'nonsense'"),
         (["train", "--epochs", "0"], "epochs 0 is below 1"),
     ],
@@ -54,6 +56,16 @@ def test_a_fault_is_one_sentence_and_status_one(arguments, said, tmp_path, capsy
     assert main(arguments) == 1
     error = capsys.readouterr().err
     assert error.startswith("mvl: ") and said in error and "Traceback" not in error
+
+
+def test_a_phantom_does_not_reach_the_reference(phantom, tmp_path, capsys):
+    def written():
+        return {path: path.stat().st_mtime_ns for path in REFERENCE.rglob("*")}
+
+    before = written()
+    assert main(["reference", "--root", str(phantom), "--results", str(tmp_path)]) == 1
+    assert "the reference is of real volumes" in capsys.readouterr().err
+    assert written() == before
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from mvl.data.loading import Preparation, open_task
 from mvl.mechanism import SHOWN_STAGES, stage_auroc
 from mvl.models.activations import activations
 from mvl.models.segmenter import build_segmenter
-from mvl.reference import REPOSITORY
+from mvl.reference import REFERENCE, REPOSITORY, read_table
+from mvl.statistics import sentence
 
 GRID = (24, 24, 24)
 SMALL = {"width": 16, "encoder_depth": 1, "decoder_depth": 1, "heads": 2}
@@ -114,3 +115,10 @@ def test_a_dataflow_counts_every_weight_once(monkeypatch):
         else:
             assert skips == [] and "D1" not in names
         assert names[-1] == "head" and parts["output"]["head"] == "24×24×24"
+
+
+def test_the_references_answer_is_that_of_its_tables():
+    rows = read_table(REFERENCE / "contrasts.csv")
+    rows = rows[(rows["suite"] == "language") & (rows["metric"] == "dice")]
+    said = display.suite_answer("language").data.split("\n")
+    assert said == [f"- {sentence(row)}" for _, row in rows.iterrows()] and len(said) > 3

@@ -377,6 +377,15 @@ def test_holm_costs_a_verdict():
     assert (among["p_holm"] >= among["p"]).all()
 
 
+def test_one_comparison_under_two_names_counts_once():
+    cases = study(np.random.default_rng(11), {"none": 0, "pretrained": 0.006, "identity": 0.002})
+    again = cases.assign(suite="fusion", arm=cases["arm"].replace({"none": "000"}))
+    pairs = [("language", "pretrained", "none"), ("language", "pretrained", "identity")]
+    family = contrasts_table(cases, pairs)
+    both = contrasts_table(pd.concat([cases, again]), [*pairs, ("fusion", "pretrained", "000")])
+    assert both["p_holm"].tolist() == [*family["p_holm"], family["p_holm"][0]]
+
+
 def test_contrasts_keep_tasks_structures_and_synthetic_data_apart():
     real = study(np.random.default_rng(11), {"pretrained": 0.0, "none": 0.0})
     other = real.assign(task="Task09_Spleen", synthetic=True)

@@ -235,6 +235,19 @@ def test_kill_minus_nine_and_go_on(phantom, tiny, tmp_path):
     assert not list(killed.glob(".mvl-writing-*"))
 
 
+def test_a_thread_makes_batches_where_a_processor_is_spare_and_changes_no_byte(
+    phantom, tiny, tmp_path, monkeypatch
+):
+    config, made, ahead = tiny(model={"dropout": 0.1}), [], training.ahead
+    monkeypatch.setattr(training, "ahead", lambda batches: made.append(batches) or ahead(batches))
+    for name, spare in (("alone", 0), ("beside", 1)):
+        monkeypatch.setattr(training, "cores", lambda n=spare: torch.get_num_threads() + n)
+        train(build(config), *prepared(config, phantom), config, tmp_path / name, show=False)
+        assert len(made) == spare * config.training.epochs
+    for file in ("curves.csv", "model.safetensors"):
+        assert (tmp_path / "alone" / file).read_bytes() == (tmp_path / "beside" / file).read_bytes()
+
+
 def test_tracking_changes_no_byte(phantom, tiny, tmp_path):
     pytest.importorskip("tensorboard", reason="TensorBoard is not installed: mvl[track]")
     config = tiny(model={"dropout": 0.1})
