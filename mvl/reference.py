@@ -41,6 +41,7 @@ from mvl.statistics import (
     verdict_in_words,
 )
 from mvl.suites import QUESTIONS, SUITES, TUNING_COLUMNS
+from mvl.tables import p_value
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 REFERENCE = REPOSITORY / "results" / "reference"
@@ -445,7 +446,7 @@ def _answers(suite, contrasts):
             str(row["n_seeds"]),
             f"{row['difference']:+.4f}",
             f"{row['ci_low']:+.4f} to {row['ci_high']:+.4f}",
-            "< 0.001" if row["p_holm"] < 0.001 else f"{row['p_holm']:.3f}",
+            p_value(row["p_holm"]),
             verdict_in_words(row),
         ]
         lines.append(f"| {' | '.join(cells)} |")

@@ -41,7 +41,8 @@ BOUND = 0.01
 #: The level of every test here; intervals have 1 - ALPHA, those of the equivalence 1 - 2 ALPHA.
 ALPHA = 0.05
 
-#: The one contrast that was named before anything was run; it stays out of Holm's family.
+#: The contrast that decides, named before anything was run as the others were
+#: (`reference.CONTRASTS`); it stays out of Holm's family.
 PRIMARY = {
     "suite": "language",
     "arm_a": "pretrained",

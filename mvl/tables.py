@@ -69,7 +69,7 @@ def differences(contrasts):
             "95 % interval": NOTHING
             if np.isnan(row.ci_low)
             else f"{row.ci_low:+.4f} to {row.ci_high:+.4f}",
-            "p": _p_value(row.p_holm),
+            "p": p_value(row.p_holm),
             "verdict": row.verdict,
         }
         for row in contrasts.itertuples()
@@ -166,7 +166,8 @@ def _spread(by_metric, metric):
     return f"{row['mean']:.{digits}f}{spread}"
 
 
-def _p_value(p):
+def p_value(p):
+    """A p value as tables show it."""
     if np.isnan(p):
         return NOTHING
     return "< 0.001" if p < 0.001 else f"{p:.3f}"

@@ -127,7 +127,7 @@ def table(sources):
         A table of texts: a task, arm and source a row, and a row for a task that no source has;
         then each arm's mean over tasks, and the paper's.
     """
-    paper = paper_numbers()
+    paper = _paper_numbers()
     parts = [part(source) for source in sources]
     rows = []
     for task in TASKS:
@@ -143,7 +143,7 @@ def table(sources):
     return pd.DataFrame([*rows, *_paper_rows(paper)]).fillna(tables.NOTHING)
 
 
-def paper_numbers():
+def _paper_numbers():
     """mvl/paper.csv, its metrics named as ours."""
     paper = pd.read_csv(REPOSITORY / "mvl" / "paper.csv")
     return paper.assign(metric=paper["metric"].replace("hd95", "hd95_mm"))
@@ -151,7 +151,7 @@ def paper_numbers():
 
 def paper_by_arm():
     """The paper's numbers of single tasks with the arms that they belong to (column arm)."""
-    paper = paper_numbers()
+    paper = _paper_numbers()
     return pd.concat([_of_arm(paper, arm).assign(arm=arm) for arm in MODELS], ignore_index=True)
 
 

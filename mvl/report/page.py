@@ -37,6 +37,7 @@ from mvl.results import (
 )
 from mvl.statistics import sentence
 from mvl.suites import QUESTIONS, SUITES
+from mvl.tables import NOTHING, p_value
 from mvl.verify import verify
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -53,8 +54,6 @@ ANSWERS = (CONTRASTS[0], *(pair[:3] for pair in HEADLINE))
 
 #: The metrics of the tables of arms: (column, heading, digits).
 SHOWN = (("dice", "Dice", 3), ("nsd", "NSD", 3), ("hd95_mm", "HD95 (mm)", 2))
-
-NOTHING = "–"
 
 
 def write_report(profile, root=ROOT):
@@ -374,19 +373,13 @@ def _compared(source, suite, task, structure):
             names.get(row.metric, row.metric),
             f"{row.difference:+.4f}",
             NOTHING if np.isnan(row.ci_low) else f"{row.ci_low:+.4f} to {row.ci_high:+.4f}",
-            _p_value(row.p_holm),
+            p_value(row.p_holm),
             f"{row.n_subjects}",
             f"{row.n_seeds}",
             row.verdict,
         ]
         for row in rows[rows["structure"] == structure].itertuples()
     ]
-
-
-def _p_value(p):
-    if np.isnan(p):
-        return NOTHING
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _of_suite(source, suite):
