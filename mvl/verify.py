@@ -10,7 +10,8 @@ voxels, same language block, same protocol. Three things are asked of it:
     means   elsewhere, each metric's mean over the cases is within `tolerance` of the reference's
 
 Training amplifies the last bit, so a run on another kind of machine is another draw, as another
-seed would be: the tolerance is three standard deviations of a difference between two seeds.
+seed would be: the tolerance is what a difference between two seeds exceeds once in 370 times, three
+standard deviations if one knew them.
 """
 
 from math import sqrt
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from mvl.errors import RunError
 from mvl.files import read_json, sha256_of
@@ -135,7 +137,7 @@ def _statistical(own, theirs, summary, run, differing):
     apart = {}
     for metric in METRICS:
         difference = both[metric].mean() - both[f"{metric}_reference"].mean()
-        limit = tolerance(summary, run["suite"], run["arm"], metric)
+        limit = tolerance(summary, metric)
         apart[metric] = (abs(difference) / limit, difference, limit)
     worst = max(apart, key=lambda metric: apart[metric][0])
     share, difference, limit = apart[worst]
@@ -148,19 +150,22 @@ def _statistical(own, theirs, summary, run, differing):
     }
 
 
-def tolerance(summary, suite, arm, metric):
-    """How far a metric's mean may lie from the reference's: 3 sqrt(2) sd_seeds.
+def tolerance(summary, metric):
+    """How far a metric's mean may lie from the reference's: t sqrt(2) sd_seeds.
 
-    sd_seeds is the arm's own, or that of the noisiest arm where it has one seed.
+    A few seeds of one arm may lie together by chance. So sd_seeds is pooled over the arms (the
+    root of the mean variance, by degrees of freedom), and t is Student's quantile with as many
+    degrees of freedom, at the level of three standard deviations.
 
     Args:
         summary: the reference's summary.
-        suite, arm: whose.
         metric: a name of `METRICS`.
     """
-    of_metric = summary[(summary["metric"] == metric) & (summary["n_seeds"] > 1)]
-    own = of_metric[(of_metric["suite"] == suite) & (of_metric["arm"] == arm)]
-    spread = (own if len(own) else of_metric)["sd_seeds"].max()
-    if np.isnan(spread):
+    found = summary[(summary["metric"] == metric) & (summary["n_seeds"] > 1)]
+    # One experiment has names in several suites.
+    found = found.drop_duplicates(["task", "structure", "mean", "sd_seeds", "n_seeds"])
+    if found.empty:
         return FALLBACK[METRICS[metric].unit]
-    return 3 * sqrt(2) * spread
+    freedoms = found["n_seeds"] - 1
+    spread = sqrt((freedoms * found["sd_seeds"] ** 2).sum() / freedoms.sum())
+    return float(stats.t.ppf(stats.norm.cdf(3), freedoms.sum())) * sqrt(2) * spread
