@@ -23,7 +23,15 @@ from mvl.metrics import METRICS, dice_per_case
 from mvl.models.segmenter import build_segmenter
 from mvl.profiles import ROOT, load_profile
 from mvl.reference import BEST, read_table
-from mvl.results import distinct, own_runs, part_of, rows_of_task, sources_of
+from mvl.results import (
+    HEADLINE,
+    distinct,
+    own_runs,
+    part_of,
+    rows_of_tasks,
+    sources_of,
+    tasks_of,
+)
 from mvl.statistics import ALPHA, contrasts_table, sentence
 from mvl.suites import SUITES
 from mvl.tasks import TASKS
@@ -63,11 +71,7 @@ _PAIR = ("none", "pretrained")
 _LORA = tuple(arm for arm in SUITES["adaptation"] if arm.startswith("lora"))
 
 #: The comparisons that the answer names: what the paper compares, and this suite's own model.
-_HEADLINES = (
-    ("language", "pretrained", "none"),
-    ("fusion", "111", "000"),
-    ("peers", "best", "vit"),
-)
+_HEADLINES = (*(pair[:3] for pair in HEADLINE), ("peers", "best", "vit"))
 
 #: Name -> `Exhibit`.
 EXHIBITS = {
@@ -135,11 +139,8 @@ class Exhibits:
         for source, slug in self._slugs():
             part = _part(source, exhibit)
             drawn = 0
-            parts = _by_task(part)
-            # 08_ten_tasks is about tasks of which only some arms were run.
-            most = max((rows.cases["arm"].nunique() for _, rows in parts), default=0)
-            for task, rows in parts:
-                if rows.cases["arm"].nunique() >= max(exhibit.fewest, most):
+            for task, rows in _by_task(part):
+                if rows.cases["arm"].nunique() >= exhibit.fewest:
                     figure = exhibit.draw(rows)
                     if figure is not None:
                         file = f"{name}_{slug}" + f"_{task}" * (task != self._parameters["task"])
@@ -438,6 +439,7 @@ def _show(*things):
 
 def _part(source, exhibit):
     """The rows of a source that an exhibit is about."""
+    source = rows_of_tasks(source, tasks_of(source, exhibit.suite))
     if not exhibit.suite:
         return part_of(source, distinct(source.runs))
     arms = exhibit.arms or SUITES[exhibit.suite]
@@ -446,7 +448,7 @@ def _part(source, exhibit):
 
 def _by_task(part):
     """(task, its rows)."""
-    return [(task, rows_of_task(part, task)) for task in sorted(part.cases["task"].unique())]
+    return [(task, rows_of_tasks(part, [task])) for task in sorted(part.cases["task"].unique())]
 
 
 def _six(cases, pair):

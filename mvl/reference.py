@@ -33,6 +33,7 @@ from mvl.mechanism import patch_auroc
 from mvl.metrics import METRICS
 from mvl.statistics import (
     CONTRAST_COLUMNS,
+    PRIMARY,
     SUMMARY_COLUMNS,
     contrasts_table,
     is_primary,
@@ -52,7 +53,7 @@ BEGIN, END = "<!-- results: begin, written by `mvl reference` -->", "<!-- result
 #: The contrasts that the study reports, named before it was run: (suite, arm, against). The
 #: first is the primary one, the others are Holm's family.
 CONTRASTS = (
-    ("language", "pretrained", "random"),
+    (PRIMARY["suite"], PRIMARY["arm_a"], PRIMARY["arm_b"]),
     ("language", "pretrained", "none"),
     ("language", "pretrained", "shuffled"),
     ("language", "pretrained", "identity"),

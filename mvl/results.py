@@ -17,6 +17,12 @@ from mvl.reference import CONTRASTS, curves_table, read_table
 from mvl.statistics import contrasts_table, summary_table
 from mvl.suites import SUITES
 
+#: What the paper compares, in this suite's arms: (suite, arm, against, what it is).
+HEADLINE = (
+    ("language", "pretrained", "none", "the block alone"),
+    ("fusion", "111", "000", "the block, hybrid attention and multi-scale fusion (version 1)"),
+)
+
 #: Columns of `Source.curves`.
 CURVES = [
     *("suite", "arm", "seed", "task", "fraction"),
@@ -304,10 +310,27 @@ def part_of(source, cells):
     return replace(source, **tables)
 
 
-def rows_of_task(source, task):
-    """What a source has of a task."""
+def tasks_of(source, suite):
+    """The tasks that a suite is shown for: a set of names; for "", those of any other suite.
+
+    The models that were run on many tasks are arms of other suites, too. A task that has no more
+    of a suite than those is left to the table of the named models, but for what the paper compares.
+    """
+    if not suite:
+        return set().union(*(tasks_of(source, other) for other in SUITES if other != "presets"))
+    runs = source.runs
+    named, own = runs[runs["suite"] == "presets"], runs[runs["suite"] == suite]
+    if suite == "presets" or named["task"].nunique() < 2:
+        return set(own["task"])
+    more = set(own[~own["fingerprint"].isin(named["fingerprint"])]["task"])
+    compared = {suite for suite, *_ in HEADLINE}
+    return more or set(own["task"] if suite in compared else ())
+
+
+def rows_of_tasks(source, tasks):
+    """What a source has of some tasks."""
     tables = {name: getattr(source, name) for name in _TABLES}
-    return replace(source, **{name: t[t["task"] == task] for name, t in tables.items()})
+    return replace(source, **{name: t[t["task"].isin(tasks)] for name, t in tables.items()})
 
 
 #: The tables of a `Source` that go by arm and task.

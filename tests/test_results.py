@@ -1,12 +1,14 @@
 """What a profile has to show: runs found by their configuration, and one name an experiment."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from mvl.metrics import METRICS
 from mvl.reference import REFERENCE, REPOSITORY, read_table
-from mvl.results import CURVES, Source, distinct, part_of, rows_of_task, sources_of
+from mvl.results import CURVES, Source, distinct, part_of, rows_of_tasks, sources_of, tasks_of
 
 RUNS = pd.DataFrame(
     [
@@ -41,8 +43,27 @@ def test_a_part_has_the_arms_in_order_and_the_foreground_alone(source):
     assert set(part.cases["structure"]) == {"foreground"}
     alone = part_of(source, [("language", "none")])
     assert set(alone.cases["suite"]) == {"language"}
-    assert rows_of_task(alone, "Task09").runs["fingerprint"].tolist() == ["e"]
+    assert rows_of_tasks(alone, ["Task09"]).runs["fingerprint"].tolist() == ["e"]
     assert part_of(source, [("peers", "unet")]).cases.empty
+
+
+def test_models_of_many_tasks_do_not_make_every_suite_one_of_many_tasks(source):
+    arms = [("presets", "vit"), ("presets", "v1"), ("language", "none"), ("peers", "v1")]
+    rows = [
+        (suite, arm, 0, task, f"{task} {'v1' if arm == 'v1' else 'vit'}")
+        for suite, arm in arms
+        for task in ("Task04", "Task09")
+    ]
+    source = replace(source, runs=pd.DataFrame(rows, columns=RUNS.columns))
+    both = {"Task04", "Task09"}
+    # vit alone is no answer of `language`, but it is half of what the paper compares.
+    shown = {suite: tasks_of(source, suite) for suite in ("presets", "language", "peers", "")}
+    assert shown == {"presets": both, "language": both, "peers": set(), "": both}
+    for cell in (("language", "pretrained"), ("peers", "unet")):
+        rows.append((*cell, 0, "Task04", cell[1]))
+    source = replace(source, runs=pd.DataFrame(rows, columns=RUNS.columns))
+    shown = {suite: tasks_of(source, suite) for suite in ("presets", "language", "peers", "")}
+    assert shown == {"presets": both, "language": {"Task04"}, "peers": {"Task04"}, "": {"Task04"}}
 
 
 def test_the_committed_reference_is_a_source_with_its_cases_and_the_task_of_each_run():

@@ -27,13 +27,15 @@ from mvl.profiles import ROOT, load_profile
 from mvl.reference import CONTRASTS, PICTURE
 from mvl.report.notebook import Page, read_page
 from mvl.results import (
+    HEADLINE,
     UNREADABLE,
     distinct,
     in_words,
     own_runs,
     part_of,
-    rows_of_task,
+    rows_of_tasks,
     sources_of,
+    tasks_of,
 )
 from mvl.statistics import sentence
 from mvl.suites import QUESTIONS, SUITES
@@ -42,12 +44,6 @@ from mvl.verify import verify
 
 TEMPLATES = Path(__file__).with_name("templates")
 PAPER = Path(__file__).parents[1] / "paper.csv"
-
-#: What the paper compares, in this suite's arms: (suite, arm, against, what it is).
-HEADLINE = (
-    ("language", "pretrained", "none", "the block alone"),
-    ("fusion", "111", "000", "the block, hybrid attention and multi-scale fusion (version 1)"),
-)
 
 #: The comparisons of the summary: the primary one, then what the paper compares.
 ANSWERS = (CONTRASTS[0], *(pair[:3] for pair in HEADLINE))
@@ -211,7 +207,7 @@ def _answers(source, pairs):
         for _, row in rows[
             (rows["suite"] == suite) & (rows["arm_a"] == arm) & (rows["arm_b"] == against)
         ].iterrows()
-        if row["task"] in _tasks(source, suite)
+        if row["task"] in tasks_of(source, suite)
     ]
 
 
@@ -238,7 +234,7 @@ def _headline(sources, task):
     for source in sources:
         dice = source.summary
         dice = dice[dice["suite"].isin(suites) & (dice["metric"] == "dice")]
-        dice = dice.loc[[row.task in _tasks(source, row.suite) for row in dice.itertuples()]]
+        dice = dice.loc[[row.task in tasks_of(source, row.suite) for row in dice.itertuples()]]
         for (of_task, structure), own in dice.groupby(["task", "structure"], sort=True):
             pairs = []
             for suite, arm, against, what in HEADLINE:
@@ -394,23 +390,8 @@ def _of_suite(source, suite):
         first = next(name for name in SUITES if name in set(source.summary["suite"]))
         if not (alone and suite == first):
             return []
-    rows = rows[rows["task"].isin(_tasks(source, suite))]
+    rows = rows[rows["task"].isin(tasks_of(source, suite))]
     return list(rows.groupby(["task", "structure"], sort=True))
-
-
-def _tasks(source, suite):
-    """The tasks that a suite is shown for.
-
-    The models that were run on many tasks are arms of other suites, too. A task that has no more
-    of a suite than those is left to the table of the named models, but for what the paper compares.
-    """
-    runs = source.runs
-    named, own = runs[runs["suite"] == "presets"], runs[runs["suite"] == suite]
-    if suite == "presets" or named["task"].nunique() < 2:
-        return set(own["task"])
-    more = set(own[~own["fingerprint"].isin(named["fingerprint"])]["task"])
-    compared = {suite for suite, *_ in HEADLINE}
-    return more or set(own["task"] if suite in compared else ())
 
 
 def _arms(source, suite, rows):
@@ -574,7 +555,7 @@ def _size_figures(source):
     part = part_of(source, distinct(source.runs))
     arms = part.cases.groupby("task")["arm"].nunique()
     for task in sorted(arms[(arms > 2) & (arms == arms.max())].index):
-        own = rows_of_task(part, task)
+        own = rows_of_tasks(part, [task])
         dice = own.cases.groupby(["arm", "seed", "subject"])["dice"].mean().groupby("arm").mean()
         weights = own.runs.groupby("arm")["parameters"].first()
         said = ", ".join(f"{arm} {weights[arm]:,} and {dice[arm]:.3f}" for arm in dice.index)
