@@ -373,7 +373,7 @@ _PICTURE_TEXT = "Difference in Dice between vit with the block and vit, subject 
 
 
 def _tables(reference):
-    names = ("summary", "contrasts", "validation")
+    names = ("summary", "contrasts", "validation", "tuning")
     return {name: read_table(reference / f"{name}.csv") for name in names}
 
 
@@ -382,7 +382,9 @@ def _size(summary):
     return [
         f"{first['task']}, {first['structure']}, native space: {first['n_cases']} test cases of "
         f"{first['n_subjects']} subjects. Means over seeds and subjects ± standard deviation over "
-        "subjects; validation Dice is on the model's grid and over seeds. The language block is "
+        "subjects; validation Dice is on the model's grid and over seeds; a learning rate is the "
+        "best on validation, with seed 0, of as many as the table says, some of them tried on an "
+        "earlier grid (results/reference/tuning.csv). The language block is "
         f"`{summary.loc[summary['suite'] == 'language', 'block'].max()}`: nothing here decides "
         "anything about another. The resampling behind an interval knows as many seeds as the "
         "table says. `better` and `worse` need the 95 % interval and a p that is adjusted for all "
@@ -397,16 +399,16 @@ def _suite_section(suite, tables):
     if own["arm"].nunique() < 2:
         return []
     lines = ["", f"### {QUESTIONS[suite]}", "", *_arms_table(suite, **tables)]
-    lines += ["", *_answers(suite, tables["contrasts"])]
+    lines += ["", *_answers(suite, **tables)]
     if suite == "fusion" and own["arm"].nunique() == len(SUITES["fusion"]):
         lines += ["", _what_earned_it(own)]
     return lines
 
 
-def _arms_table(suite, summary, validation, contrasts):
+def _arms_table(suite, summary, validation, tuning, **_):
     """A row per arm, in the suite's order; two where seeds had different budgets."""
-    columns = ("arm", "seeds", "epochs", "trained weights", "learning rate", "validation Dice")
-    columns += ("Dice", "NSD", "HD95 (mm)")
+    columns = ("arm", "seeds", "epochs", "trained weights", "learning rate, of tried")
+    columns += ("validation Dice", "Dice", "NSD", "HD95 (mm)")
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     own = summary[(summary["suite"] == suite) & (summary["structure"] == "foreground")]
     for arm in SUITES[suite]:
@@ -420,7 +422,7 @@ def _arms_table(suite, summary, validation, contrasts):
                 str(len(runs)),
                 str(epochs),
                 f"{run['trained_parameters']:,}",
-                f"{run['learning_rate']:g}",
+                f"{run['learning_rate']:g} of {_rates_tried(runs, tuning)}",
                 f"{runs['validation_dice'].mean():.3f}",
                 *(
                     f"{of_arm['mean'][name]:.{digits}f} ± {of_arm['sd_subjects'][name]:.{digits}f}"
@@ -431,7 +433,13 @@ def _arms_table(suite, summary, validation, contrasts):
     return lines
 
 
-def _answers(suite, contrasts):
+def _rates_tried(runs, tuning):
+    """How many learning rates an arm's was chosen from, under whichever of its names."""
+    names = tuning.loc[tuning["fingerprint"].isin(runs["fingerprint"]), ["suite", "arm"]]
+    return names.drop_duplicates().merge(tuning)["learning_rate"].nunique()
+
+
+def _answers(suite, contrasts, **_):
     """The primary contrast as a sentence, and a row per contrast in Dice."""
     chosen = contrasts[(contrasts["suite"] == suite) & (contrasts["metric"] == "dice")]
     chosen = chosen[chosen["structure"] == "foreground"]

@@ -37,6 +37,23 @@ def test_the_studys_page_is_made_of_the_same_files():
     assert (REFERENCE / STUDY).read_text() == study_page()
 
 
+def test_a_rate_that_was_tried_under_another_name_counts(tmp_path):
+    folder = shutil.copytree(REFERENCE, tmp_path / "reference")
+    tuning = pd.read_csv(folder / "tuning.csv", dtype={"arm": str})
+    tuning = tuning[(tuning["suite"] != "language") | (tuning["arm"] != "none")]
+    run = read_table(folder / "validation.csv").iloc[0]
+    assert (run["suite"], run["arm"], run["seed"]) == ("language", "none", 0)
+    rows = [
+        run[["suite", "arm", "seed", "grid", "fingerprint"]].to_dict() | {"learning_rate": rate}
+        for rate in (0.001, run["learning_rate"], 0.01, 0.02)
+    ]
+    for row in rows[:1] + rows[2:]:
+        row["fingerprint"] = f"another {row['learning_rate']}"
+    pd.concat([tuning, pd.DataFrame(rows)]).to_csv(folder / "tuning.csv", index=False)
+    lines = [line for line in study_page(folder).splitlines() if line.startswith("| `000`")]
+    assert len(lines) == 1 and f"| {run['learning_rate']:g} of 4 |" in lines[0]
+
+
 def test_tables_keep_the_contract():
     assert list(read_table(REFERENCE / "summary.csv").columns) == SUMMARY_COLUMNS
     assert list(read_table(REFERENCE / "contrasts.csv").columns) == CONTRAST_COLUMNS
