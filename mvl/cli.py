@@ -394,10 +394,19 @@ def _suite_cells(options, **more):
 
     data = _data_config(options)
     given = (options.block, options.epochs, options.arms)
-    configs = suite_configs(options.suite, data, options.seeds, *given, root=options.root, **more)
+    more |= {"root": options.root, "on_bad_case": options.on_bad_case}
+    configs = suite_configs(options.suite, data, options.seeds, *given, **more)
     if not configs:
         raise ConfigError(f"no arm of {options.suite} that was named can be made with this block")
-    return configs, (options.results / "runs", options.root)
+    return configs, _place(options)
+
+
+def _place(options):
+    return {
+        "runs": options.results / "runs",
+        "root": options.root,
+        "on_bad_case": options.on_bad_case,
+    }
 
 
 def _suite_run(options):
@@ -406,20 +415,20 @@ def _suite_run(options):
     from mvl.suites import fit_suite, run_suite, shard
 
     configs, place = _suite_cells(options)
-    more, failures = {"on_bad_case": options.on_bad_case, "track": options.track}, {}
+    more, failures = place | {"track": options.track}, {}
     if options.shard:
         configs = shard(configs, *_shard_of(options.shard))
     if options.on:
         from mvl.cluster import fit_on_ray
 
-        trained, failures = fit_on_ray(configs, *place, options.on, **more)
+        trained, failures = fit_on_ray(configs, on=options.on, **more)
         configs = {key: configs[key] for key in trained}  # what follows finds them trained
     if options.fit_only or options.shard:
-        trained, failed = fit_suite(options.suite, configs, *place, **more)
+        trained, failed = fit_suite(options.suite, configs, **more)
         failures |= failed
         _print_validation(trained)
     elif configs:
-        cases, failed = run_suite(options.suite, configs, *place, **more)
+        cases, failed = run_suite(options.suite, configs, **more)
         failures |= failed
         write_table(options.results / "suites" / f"{options.suite}.csv", cases)
         print(summary_table(cases).to_string(float_format="%.4f"))
@@ -455,8 +464,8 @@ def _suite_tune(options):
     from mvl.suites import fit_suite, tuning_table
 
     configs, place = _suite_cells(options, rates=LEARNING_RATES)
-    _, failures = fit_suite(options.suite, configs, *place, on_bad_case=options.on_bad_case)
-    table = tuning_table(options.suite, configs, *place)
+    _, failures = fit_suite(options.suite, configs, **place)
+    table = tuning_table(options.suite, configs, **place)
     write_table(options.results / "suites" / f"{options.suite}-tuning.csv", table)
     print(table.to_string(index=False, float_format="%.4f"))
     return _report(failures)
@@ -469,7 +478,7 @@ def _suite_status(options):
 def _print_status(configs, place):
     from mvl.suites import status
 
-    table = status(configs, *place)
+    table = status(configs, **place)
     print(table.to_string(index=False, float_format="%.0f", na_rep="?"))
     counts = table["state"].value_counts()
     left = table["seconds_left"].sum(skipna=False) / 3600
@@ -486,12 +495,14 @@ def _suite_table(options):
     from mvl.statistics import contrasts_table, sentence, summary_table
     from mvl.suites import status
 
-    configs, (runs, root) = _suite_cells(options)
-    cells = status(configs, runs, root)
+    configs, place = _suite_cells(options)
+    cells = status(configs, **place)
     done = cells[cells["state"] == "done"]
     if done.empty:
         raise RunError(f"no cell of suite {options.suite} is done; 'mvl suite run' runs it")
-    tables = [collect(runs / cell.folder, options.suite, cell.arm) for cell in done.itertuples()]
+    tables = [
+        collect(place["runs"] / cell.folder, options.suite, cell.arm) for cell in done.itertuples()
+    ]
     cases = pd.concat(tables, ignore_index=True)
     print(summary_table(cases).to_string(index=False, float_format="%.4f"))
     own = [pair for pair in CONTRASTS if pair[0] == options.suite]
@@ -528,26 +539,34 @@ def _links(options):
         print(path)
 
 
+def _studys_data(options):
+    """The study's `DataConfig`, where the volumes at hand are real."""
+    from mvl.config import DataConfig
+    from mvl.data.sources import find_task
+    from mvl.errors import DataError
+    from mvl.tasks import read_task
+
+    data = DataConfig()
+    if read_task(find_task(data.task, options.root)).synthetic:
+        raise DataError(f"{data.task} is synthetic here: the reference is of real volumes")
+    return data
+
+
 def _reference(options):
     import pandas as pd
 
-    from mvl.config import LEARNING_RATES, DataConfig
+    from mvl.config import LEARNING_RATES
     from mvl.data.loading import open_task
-    from mvl.errors import DataError
     from mvl.experiments import TRAINED, run_folder, test
     from mvl.reference import SEEDS, measure_mechanism, refresh_readme, write_reference
     from mvl.suites import SUITES, suite_configs, tuning_table
 
     # One table, one task: the study's.
-    data, runs = DataConfig(), options.results / "runs"
+    data, runs = _studys_data(options), options.results / "runs"
     trained, expected, tuned, measured = {}, {}, [], []
     for suite in SUITES:
         for (arm, seed), config in suite_configs(suite, data, SEEDS, root=options.root).items():
             task = open_task(config.data, seed, options.root, progress=False)
-            if task.task.synthetic:
-                raise DataError(
-                    f"{task.task.name} is synthetic here: the reference is of real volumes"
-                )
             folder = run_folder(config, task, runs)
             expected[suite, arm, seed] = folder.name
             chosen = not options.suites or suite in options.suites
@@ -577,19 +596,18 @@ def _audit_cells(options):
 
     given = (options.seeds, options.block, options.epochs, options.arms)
     configs = audit_configs(task_data(options.task), *given)
-    return configs, (options.results / "runs", options.root)
+    return configs, _place(options)
 
 
 def _audit_run(options):
     from mvl.suites import fit_suite, run_suite
 
     configs, place = _audit_cells(options)
-    more = {"on_bad_case": options.on_bad_case}
     if options.fit_only:
-        trained, failures = fit_suite("audit", configs, *place, **more)
+        trained, failures = fit_suite("audit", configs, **place)
         _print_validation(trained)
     else:
-        cases, failures = run_suite("audit", configs, *place, **more)
+        cases, failures = run_suite("audit", configs, **place)
         print(cases.groupby(["arm", "seed"], sort=False)[["dice", "nsd", "hd95_mm"]].mean())
     return _report(failures)
 
@@ -600,8 +618,7 @@ def _audit_status(options):
 
 def _audit_table(options):
     from mvl.audit import refresh_readme, sentences, write_audit
-    from mvl.config import DataConfig
 
-    table = write_audit(DataConfig(), options.results / "runs", options.root)
+    table = write_audit(_studys_data(options), options.results / "runs", options.root)
     refresh_readme()
     print("\n".join(sentences(table)))

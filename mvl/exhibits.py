@@ -32,7 +32,7 @@ from mvl.results import (
     sources_of,
     tasks_of,
 )
-from mvl.statistics import ALPHA, contrasts_table, sentence
+from mvl.statistics import ALPHA, by_part, contrasts_table, sentence
 from mvl.suites import SUITES
 from mvl.tasks import TASKS
 
@@ -67,6 +67,10 @@ def _metric_differences(source):
     return figures.metric_differences(_six(source.cases, ("language", *reversed(_PAIR))))
 
 
+def _part_effects(source):
+    return figures.part_effects(source.cases) if by_part(source.cases) else None
+
+
 _PAIR = ("none", "pretrained")
 _LORA = tuple(arm for arm in SUITES["adaptation"] if arm.startswith("lora"))
 
@@ -88,7 +92,7 @@ EXHIBITS = {
     "size": Exhibit("size", lambda s: figures.arm_means(s.cases)),
     "size_of_all": Exhibit("", lambda s: figures.size_against_dice(s.cases, s.runs)),
     "parts": Exhibit("fusion", lambda s: figures.arm_means(s.cases)),
-    "part_effects": Exhibit("fusion", lambda s: figures.part_effects(s.cases), fewest=8),
+    "part_effects": Exhibit("fusion", _part_effects, fewest=8),
 }
 
 
@@ -413,7 +417,7 @@ class Exhibits:
         elif len(present) < exhibit.fewest:
             text = f"Too little of it is there ({', '.join(sorted(present)) or 'nothing'})."
         else:
-            text = "Its arms are there, but not their training curves."
+            text = "Its arms are there, but not their training curves, or no seed in common."
         return f"*{source.label}:* {text} {self._how(source, exhibit.suite)}"
 
     def _how(self, source, suite):

@@ -35,6 +35,8 @@ from mvl.statistics import (
     CONTRAST_COLUMNS,
     PRIMARY,
     SUMMARY_COLUMNS,
+    by_part,
+    contrast,
     contrasts_table,
     is_primary,
     sentence,
@@ -50,8 +52,8 @@ REFERENCE = REPOSITORY / "results" / "reference"
 BEST = REFERENCE / "best"
 BEGIN, END = "<!-- results: begin, written by `mvl reference` -->", "<!-- results: end -->"
 
-#: The contrasts that the study reports, named before it was run: (suite, arm, against). The
-#: first is the primary one, the others are Holm's family.
+#: The contrasts that the study reports: (suite, arm, against). The first is the primary one, named
+#: before anything was run; the others, Holm's family, were completed while the study grew.
 CONTRASTS = (
     (PRIMARY["suite"], PRIMARY["arm_a"], PRIMARY["arm_b"]),
     ("language", "pretrained", "none"),
@@ -373,8 +375,8 @@ _PICTURE_TEXT = "Difference in Dice between vit with the block and vit, subject 
 
 
 def _tables(reference):
-    names = ("summary", "contrasts", "validation", "tuning")
-    return {name: read_table(reference / f"{name}.csv") for name in names}
+    names = ("cases.csv.gz", "summary.csv", "contrasts.csv", "validation.csv", "tuning.csv")
+    return {name.partition(".")[0]: read_table(reference / name) for name in names}
 
 
 def _size(summary):
@@ -400,8 +402,8 @@ def _suite_section(suite, tables):
         return []
     lines = ["", f"### {QUESTIONS[suite]}", "", *_arms_table(suite, **tables)]
     lines += ["", *_answers(suite, **tables)]
-    if suite == "fusion" and own["arm"].nunique() == len(SUITES["fusion"]):
-        lines += ["", _what_earned_it(own)]
+    if suite == "fusion":
+        lines += _part_effects(tables["cases"])
     return lines
 
 
@@ -462,13 +464,13 @@ def _answers(suite, contrasts, **_):
     return lines
 
 
-def _what_earned_it(summary):
-    """Each part's effect on the test Dice, averaged over the combinations of the others."""
-    dice = summary[(summary["metric"] == "dice") & (summary["structure"] == "foreground")]
-    mean = dice.set_index("arm")["mean"]
-    effects = []
-    for place, part in enumerate(("the language block", "hybrid attention", "multi-scale fusion")):
-        on = mean[[arm[place] == "1" for arm in mean.index]].mean()
-        off = mean[[arm[place] == "0" for arm in mean.index]].mean()
-        effects.append(f"{part} {on - off:+.3f}")
-    return f"Averaged over the other parts, in Dice: {', '.join(effects)}."
+def _part_effects(cases):
+    """What each of the paper's parts does to the test Dice; nothing without a whole factorial."""
+    cases = cases[(cases["suite"] == "fusion") & (cases["structure"] == "foreground")]
+    lines = []
+    for part, sides in by_part(cases).items():
+        row = contrast(sides, "on", "off")
+        interval = f"{row['ci_low']:+.4f} to {row['ci_high']:+.4f}"
+        lines.append(f"| {part} | {row['n_seeds']} | {row['difference']:+.4f} | {interval} |")
+    head = "part, averaged over the other two", "seeds", "difference in Dice", "95 % interval"
+    return ["", f"| {' | '.join(head)} |", "|---" * len(head) + "|", *lines] if lines else []

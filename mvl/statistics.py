@@ -41,8 +41,8 @@ BOUND = 0.01
 #: The level of every test here; intervals have 1 - ALPHA, those of the equivalence 1 - 2 ALPHA.
 ALPHA = 0.05
 
-#: The contrast that decides, named before anything was run as the others were
-#: (`reference.CONTRASTS`); it stays out of Holm's family.
+#: The contrast that decides, named before anything was run; it stays out of the family of the
+#: others (`reference.CONTRASTS`).
 PRIMARY = {
     "suite": "language",
     "arm_a": "pretrained",
@@ -71,6 +71,9 @@ _IDENTITY = [
     "protocol_version", "synthetic",
 ]
 # fmt: on
+
+#: What the digits of the suite `fusion`'s arms turn on.
+PARTS = ("language block", "hybrid attention", "multi-scale fusion")
 
 #: Columns that one table may hold one value of.
 _UNMIXED = ("protocol_version", "device", "dtype")
@@ -148,8 +151,8 @@ def verdict(metric, ci_low, ci_high, p, p_tost, bound=BOUND):
     - "better by at least <bound>": p < 0.05 and the whole 95 % interval is at or beyond the bound;
     - "better but negligible": p < 0.05 in favour, and equivalent;
     - "equivalent": p_tost < 0.05, that is, the 90 % interval lies within the bound;
-    - "worse": p < 0.05 against;
-    - "undecided": all else, an arm included that is better by nobody knows how much.
+    - "better" or "worse": p < 0.05 in favour or against, by nobody knows how much;
+    - "undecided": all else.
 
     A metric in mm has no bound that fits every structure; it is "better", "worse" or
     "undecided". For a metric where smaller is better (HD95) better is the negative direction.
@@ -166,13 +169,12 @@ def verdict(metric, ci_low, ci_high, p, p_tost, bound=BOUND):
     gain_high = ci_high if facts.larger_is_better else -ci_low
     better = p < ALPHA and gain_low >= 0
     worse = p < ALPHA and gain_high <= 0
-    if facts.unit:
-        return "better" if better else "worse" if worse else "undecided"
-    if better and gain_low >= bound:
-        return f"better by at least {bound:g}"
-    if p_tost < ALPHA:
-        return "better but negligible" if better else "equivalent"
-    return "worse" if worse else "undecided"
+    if not facts.unit:
+        if better and gain_low >= bound:
+            return f"better by at least {bound:g}"
+        if p_tost < ALPHA:
+            return "better but negligible" if better else "equivalent"
+    return "better" if better else "worse" if worse else "undecided"
 
 
 def contrasts_table(
@@ -285,6 +287,30 @@ def summary_table(cases: pd.DataFrame, metrics: Sequence[str] = tuple(METRICS)) 
     return pd.DataFrame(rows, columns=SUMMARY_COLUMNS)
 
 
+def by_part(cases: pd.DataFrame, metric: str = "dice") -> dict:
+    """The paper's parts, each on and off, averaged over the combinations of the other two.
+
+    Args:
+        cases: rows of the suite `fusion`, of one task and structure (see the module).
+        metric: a name of `mvl.metrics.METRICS`.
+
+    Returns:
+        {part: cases of two arms, "on" and "off", for `contrast`}, of the seeds that all eight arms
+        have; empty where there is none.
+    """
+    arms = cases.groupby("seed")["arm"].nunique()
+    cases = cases[cases["seed"].isin(arms.index[arms == 2 ** len(PARTS)])]
+    if cases.empty:
+        return {}
+    keys = ["seed", "subject", "case", "structure", "arm", "synthetic"]
+    found = {}
+    for place, part in enumerate(PARTS):
+        on = cases["arm"].str[place] == "1"
+        sides = cases.assign(arm=np.where(on, "on", "off"))
+        found[part] = sides.groupby(keys, as_index=False)[metric].mean()
+    return found
+
+
 def noise_floor(cases: pd.DataFrame, arm: str, metric: str = "dice") -> dict:
     """How far apart two trainings of one arm lie that differ in their seed alone.
 
@@ -358,10 +384,12 @@ def verdict_in_words(row):
         return f"equivalent, {a} and {b} differ by less than {BOUND:g}"
     if said == "better but negligible":
         return f"better but negligible, {a} beats {b} by less than {BOUND:g}"
-    if said == "undecided" and row["p_holm"] < ALPHA:
-        return f"undecided, {a} is better than {b}, but maybe by less than {BOUND:g}"
     if said == "undecided":
         return f"undecided between {a} and {b}"
+    if said in ("better", "worse") and not COMPARED[row["metric"]].unit:
+        least = min(abs(row["ci_low"]), abs(row["ci_high"]))
+        amount = f"by at least {BOUND:g}" if least >= BOUND else f"maybe by less than {BOUND:g}"
+        return f"{a} is {said} than {b}, {amount}"
     word, _, amount = said.partition(" ")
     return f"{a} is {word} than {b}{' ' if amount else ''}{amount}"
 

@@ -152,7 +152,17 @@ QUESTIONS = {
 }
 
 
-def suite_configs(suite, data, seeds, block=None, epochs=None, arms=None, rates=None, root=None):
+def suite_configs(
+    suite,
+    data,
+    seeds,
+    block=None,
+    epochs=None,
+    arms=None,
+    rates=None,
+    root=None,
+    on_bad_case="fail",
+):
     """The experiments of a suite.
 
     An arm that the language block's family cannot have (`rotary` without a rotary embedding) is
@@ -167,7 +177,7 @@ def suite_configs(suite, data, seeds, block=None, epochs=None, arms=None, rates=
         arms: names of some of its arms; all if None.
         rates: learning rates to train every arm with, in place of the chosen one; the arms'
             names then end in "@rate".
-        root: see `sources.data_root`; read for arms with a fraction of the data alone.
+        root, on_bad_case: see `open_task`, which arms with a fraction of the data alone need.
 
     Returns:
         {(arm, seed): ExperimentConfig}.
@@ -201,7 +211,7 @@ def suite_configs(suite, data, seeds, block=None, epochs=None, arms=None, rates=
             training = replace(arm.training, learning_rate=rate, epochs=budget)
             config = ExperimentConfig(replace(data, fraction=arm.fraction), model, training, seed)
             if arm.fraction < 1:
-                config = _at_equal_steps(config, data, root)
+                config = _at_equal_steps(config, data, root, on_bad_case)
             configs[f"{name}@{rate:g}" if rates else name, seed] = config
     return configs
 
@@ -213,11 +223,12 @@ def _with_block(model, block):
     return replace(model, language=replace(model.language, source=block))
 
 
-def _at_equal_steps(config, data, root):
+def _at_equal_steps(config, data, root, on_bad_case):
     """The experiment with as many optimiser steps as on all the data, to the nearest epoch."""
 
     def steps(fraction):
-        part = open_task(replace(data, fraction=fraction), config.seed, root, progress=False)
+        part = replace(data, fraction=fraction)
+        part = open_task(part, config.seed, root, on_bad_case, progress=False)
         return -(-len(part.split.train) // config.training.batch_size)
 
     factor = steps(data.fraction) / steps(config.data.fraction)
@@ -295,13 +306,13 @@ def shard(configs, index, count):
     return dict(list(configs.items())[index - 1 :: count])
 
 
-def status(configs, runs, root=None):
+def status(configs, runs, root=None, on_bad_case="fail"):
     """How far a suite is.
 
     Args:
         configs: from `suite_configs`.
         runs: the folder of all runs.
-        root: see `sources.data_root`.
+        root, on_bad_case: see `open_task`.
 
     Returns:
         A table, a cell a row: arm, seed, fold, state (done, trained, running, failed, stopped
@@ -311,7 +322,7 @@ def status(configs, runs, root=None):
     """
     rows = []
     for (arm, seed), config in configs.items():
-        data = open_task(config.data, seed, root, progress=False)
+        data = open_task(config.data, seed, root, on_bad_case, progress=False)
         folder = run_folder(config, data, runs)
         epochs, epoch, spent, reason = config.training.epochs, 0, 0.0, ""
         if (folder / "curves.csv").exists():
@@ -352,21 +363,22 @@ TUNING_COLUMNS = (
 )
 
 
-def tuning_table(suite, configs, runs, root=None):
+def tuning_table(suite, configs, runs, root=None, on_bad_case="fail"):
     """What every learning rate gave on validation; the test set plays no part.
 
     Args:
         suite: the suite's name.
         configs: from `suite_configs` with `rates`.
         runs: the folder of all runs.
-        root: see `sources.data_root`.
+        root, on_bad_case: see `open_task`.
 
     Returns:
         A table, a trained run a row, with `TUNING_COLUMNS`.
     """
     rows = []
     for (arm, seed), config in configs.items():
-        folder = run_folder(config, open_task(config.data, seed, root, progress=False), runs)
+        data = open_task(config.data, seed, root, on_bad_case, progress=False)
+        folder = run_folder(config, data, runs)
         if (folder / TRAINED).exists():
             trained = read_json(folder / TRAINED, "validation_dice", "best_epoch")
             rows.append(

@@ -129,6 +129,18 @@ def test_bad_cases_are_refused_together_or_left_out_in_writing(tmp_path, capsys)
     assert main([*given, "--on-bad-case", "skip"]) == 0
     skipped = next(runs.glob("*/skipped.csv")).read_text()
     assert "hippocampus_001" in skipped and "hippocampus_006" in skipped
+    status = ["suite", "status", "data", "--arms", "vit-10", "--root", str(root)]
+    assert main(status) == 1
+    assert "hippocampus_006" in capsys.readouterr().err
+    assert main([*status, "--on-bad-case", "skip"]) == 0
+    assert "vit-10" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [["reference"], ["audit", "table"]])
+def test_the_reference_takes_no_phantom(command, tmp_path, capsys):
+    make_phantom("Task04_Hippocampus", tmp_path, cases=12, scale=0.4)
+    assert main([*command, "--root", str(tmp_path), "--results", str(tmp_path / "study")]) == 1
+    assert "Task04_Hippocampus is synthetic here" in capsys.readouterr().err
 
 
 def test_a_folder_of_images_becomes_a_submission(tmp_path, capsys):

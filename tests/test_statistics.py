@@ -11,8 +11,10 @@ from mvl.errors import RunError
 from mvl.metrics import METRICS
 from mvl.statistics import (
     CONTRAST_COLUMNS,
+    PARTS,
     PRIMARY,
     SUMMARY_COLUMNS,
+    by_part,
     contrast,
     contrasts_table,
     noise_floor,
@@ -282,7 +284,7 @@ def test_only_runs_of_one_protocol_device_and_dtype_share_a_table():
     [
         ("dice", 0.012, 0.030, 0.001, 0.99, "better by at least 0.01"),
         ("dice", 0.012, 0.030, 0.060, 0.99, "undecided"),  # not after adjustment
-        ("dice", 0.004, 0.030, 0.010, 0.90, "undecided"),  # better, by nobody knows how much
+        ("dice", 0.004, 0.030, 0.010, 0.90, "better"),
         ("dice", 0.001, 0.007, 0.010, 0.001, "better but negligible"),
         ("dice", -0.003, 0.004, 0.700, 0.001, "equivalent"),
         ("dice", -0.007, -0.001, 0.010, 0.001, "equivalent"),  # worse, but negligibly
@@ -445,6 +447,26 @@ def test_noise_floor_by_hand():
     assert all(math.isnan(one[key]) for key in set(one) - {"n_seeds"})
 
 
+def test_what_a_part_earns_is_of_seeds_with_all_combinations():
+    worth = {"0": 0.0, "1": 1.0}
+    arms = [f"{a}{b}{c}" for a in "01" for b in "01" for c in "01"]
+    effects = {arm: 0.7 + 0.01 * worth[arm[0]] - 0.02 * worth[arm[2]] for arm in arms}
+    subjects = np.array([0.0, 0.01, 0.05])
+    whole = table(
+        {arm: effect + np.stack([subjects, 2 * subjects]) for arm, effect in effects.items()}
+    )
+    found = by_part(whole)
+    assert list(found) == list(PARTS)
+    for part, effect in zip(PARTS, (0.01, 0.0, -0.02), strict=True):
+        row = contrast(found[part], "on", "off")
+        assert row["difference"] == pytest.approx(effect) and row["n_seeds"] == 2
+    # A seed of some arms alone would compare other combinations.
+    lone = table({"000": np.full((1, 3), 0.1), "100": np.full((1, 3), 0.9)}).assign(seed=2)
+    more = by_part(pd.concat([whole, lone], ignore_index=True))
+    pd.testing.assert_frame_equal(more["language block"], found["language block"])
+    assert by_part(whole[whole["arm"] != "010"]) == {}
+
+
 # Sentences
 
 ROW = {
@@ -492,9 +514,11 @@ def test_a_sentence_says_it_all():
         ({"metric": "nsd"}, "in NSD"),
         ({"verdict": "better by at least 0.01"}, "pretrained is better than random by at least"),
         ({"verdict": "better but negligible"}, "beats random by less than 0.01"),
-        ({"verdict": "worse"}, "pretrained is worse than random."),
+        ({"verdict": "worse"}, "pretrained is worse than random, maybe by less than 0.01."),
+        ({"verdict": "worse", "ci_low": -0.03, "ci_high": -0.01}, "than random, by at least 0.01."),
+        ({"verdict": "worse", "metric": "hd95_mm"}, "pretrained is worse than random."),
         ({"verdict": "undecided"}, "undecided between pretrained and random"),
-        ({"verdict": "undecided", "p_holm": 0.01, "ci_low": 0.004}, "but maybe by less than 0.01"),
+        ({"verdict": "better", "ci_low": 0.004}, "better than random, maybe by less than 0.01."),
         ({"ci_low": math.nan, "verdict": "undecided"}, "one subject gives none"),
     ],
 )

@@ -10,7 +10,6 @@ from mvl.audit.switches import COLUMNS
 from mvl.audit.training import audit_configs, training_rows
 from mvl.audit.words import section, waterfall_of
 from mvl.data.loading import open_task
-from mvl.data.sources import find_task, list_cases
 from mvl.experiments import TRAINED, Run, collect, load_predictor, run_folder, test
 from mvl.figures import save
 from mvl.files import read_json, sha256_of, with_section, write_table, write_text
@@ -69,7 +68,7 @@ def write_audit(data, runs, root=None, reference=REFERENCE, seeds=SEEDS, epochs=
     for name, found in ((CASES, tables), (READ, read)):
         nothing = pd.DataFrame(columns=["arm", "fingerprint"])
         write_table(reference / name, pd.concat([t for t in found if t is not None] or [nothing]))
-    everyone = list_cases(find_task(data.task, root))
+    everyone = list(task_data.cases.values())
     # Read again, so that the table is made of what was written, to the last digit.
     table = audit_table(reference, split_rows(everyone, task_data.task), len(everyone))
     write_table(reference / TABLE, table)

@@ -38,7 +38,7 @@ from monai.transforms.utils import map_classes_to_indices, scale_affine
 from mvl.config import DataConfig, derive_seed
 from mvl.data.checks import check_cases, require
 from mvl.data.sources import find_task, list_cases, read_header, read_label, read_volume
-from mvl.data.splits import FOLDS, Split, check_split, make_split
+from mvl.data.splits import FOLDS, Split, check_split, make_split, study_cases
 from mvl.progress import Progress
 from mvl.tasks import Task, read_task
 
@@ -65,6 +65,8 @@ class TaskData:
 def open_task(config, seed, root=None, on_bad_case="fail", progress=True):
     """Find a task, check every case, split by subject and prove that nothing leaks.
 
+    Of a task of which the committed study has a part, that part; see `splits.study_cases`.
+
     Args:
         config: a `DataConfig`.
         seed: the experiment's seed; the validation fold is seed modulo five.
@@ -77,7 +79,7 @@ def open_task(config, seed, root=None, on_bad_case="fail", progress=True):
     """
     folder = find_task(config.task, root)
     task = read_task(folder)
-    listed = list_cases(folder)
+    listed = study_cases(task, list_cases(folder))
     checked = _checked(folder, listed, progress)
     cases = require(listed, checked, on_bad_case)
     split = make_split(cases, config.split_seed, seed % FOLDS, config.fraction)

@@ -2,7 +2,8 @@
 
 from mvl.data.download import download
 from mvl.data.phantom import make_phantom
-from mvl.data.sources import REPOSITORY_DATA, find_task
+from mvl.data.sources import REPOSITORY_DATA, find_task, list_cases
+from mvl.data.splits import study_cases
 from mvl.errors import ConfigError, DataError
 from mvl.tasks import TASKS, read_task
 
@@ -33,12 +34,17 @@ def obtain(task, source, cases=60, scale=1.0, name="phantom"):
     if source != "phantom":
         try:
             folder = _real(task)
-            if read_task(folder).synthetic:
+            facts = read_task(folder)
+            if facts.synthetic:
                 return folder.parent, f"SYNTHETIC DATA, a phantom of {task} (found in {folder})"
-            whose = (
+            what = f"{task} " + (
                 "of the Medical Segmentation Decathlon" if task in TASKS else "in " + str(folder)
             )
-            return folder.parent, f"{task} {whose}"
+            there = list_cases(folder)
+            used = study_cases(facts, there)
+            if len(used) < len(there):
+                what += f": the {len(used)} of {len(there)} cases that the committed study has"
+            return folder.parent, what
         except DataError as error:
             if source == "msd":
                 raise

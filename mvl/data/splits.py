@@ -6,15 +6,43 @@ fold s mod 5 for validation.
 """
 
 from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 
 from mvl.config import derive_seed
 from mvl.errors import DataError
-from mvl.files import read_json, write_json
+from mvl.files import read_json, read_table, write_json
 
 TEST_SHARE = 0.2
 FOLDS = 5
+
+#: The task of the committed study, and the cases of it that the study has.
+STUDY_TASK = "Task04_Hippocampus"
+_STUDY_CASES = Path(__file__).with_name("study_cases.csv")
+
+
+@cache
+def _study_cases():
+    return frozenset(read_table(_STUDY_CASES, ("case",))["case"])
+
+
+def study_cases(task, cases):
+    """The cases to use of a task: those of the committed study, where all of them are there.
+
+    The study has a part of MSD's Task04. Who is in the test set depends on who is there: with all
+    of MSD's cases, subjects that the committed model learned from would be test subjects, and no
+    run could be held against the reference.
+
+    Args:
+        task: a `Task`.
+        cases: list of `Case`.
+    """
+    wanted = _study_cases()
+    if task.name != STUDY_TASK or task.synthetic or not wanted <= {case.name for case in cases}:
+        return cases
+    return [case for case in cases if case.name in wanted]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from mvl.figures.style import (
     note_synthetic,
 )
 from mvl.metrics import METRICS
-from mvl.statistics import BOUND, contrast
+from mvl.statistics import BOUND, by_part, contrast
 from mvl.tasks import TASKS
 
 SIDE_COLOURS = {"train": BLUE, "validation": GREEN, "test": ORANGE}
@@ -435,17 +435,14 @@ def part_effects(cases, metric="dice"):
     95 % interval, subjects and seeds resampled.
 
     Args:
-        cases: rows of the suite `fusion`, all eight arms, of one task and structure.
+        cases: rows of the suite `fusion`, all eight arms with a seed in common, of one task and
+            structure.
         metric: a name of `mvl.metrics.METRICS`.
     """
-    parts = ("language block", "hybrid attention", "multi-scale fusion")
+    parts = by_part(cases, metric)
     figure, axes = plt.subplots(figsize=(7, 3.6))
     axes.axhline(0, color=BLACK, linewidth=1)
-    for place in range(len(parts)):
-        on = cases["arm"].str[place] == "1"
-        sides = cases.assign(arm=np.where(on, "on", "off"))
-        keys = ["seed", "subject", "case", "structure", "arm", "synthetic"]
-        sides = sides.groupby(keys, as_index=False)[metric].mean()
+    for place, sides in enumerate(parts.values()):
         row = contrast(sides, "on", "off", metric)
         values = subject_differences(sides, "on", "off", metric)
         across = np.linspace(-0.3, 0.1, len(values))
@@ -456,7 +453,7 @@ def part_effects(cases, metric="dice"):
     axes.set_xticks(range(3), parts)
     axes.grid(axis="x", visible=False)
     axes.set(
-        title=f"A dot is a subject; mean and 95 % interval: {_size(cases)}",
+        title=f"A dot is a subject; mean and 95 % interval: {_size(sides)}",
         ylabel=f"{_name(metric)}, on - off",
     )
     note_synthetic(figure, bool(cases["synthetic"].iloc[0]))

@@ -1,11 +1,14 @@
+import dataclasses
 import itertools
 from pathlib import Path
 
 import pytest
 
 from mvl.data.sources import Case
-from mvl.data.splits import Split, check_split, make_split
+from mvl.data.splits import STUDY_TASK, Split, check_split, make_split, study_cases
 from mvl.errors import DataError
+from mvl.reference import REFERENCE, read_table
+from mvl.tasks import TASKS
 
 
 def cases(subjects, each=2):
@@ -80,3 +83,29 @@ def test_a_split_is_what_was_saved(tmp_path):
     split = make_split(cases(12), 0, 3)
     split.save(tmp_path / "split.json")
     assert Split.load(tmp_path / "split.json") == split
+
+
+def all_of_msd():
+    """MSD's cases of the study's task: 260 of its 394 numbers, here the first."""
+    task = TASKS[STUDY_TASK]
+    names = [f"hippocampus_{n:03d}" for n in range(1, 395)]
+    return task, [Case(name, task.subject_of(name), Path(name), None) for name in names]
+
+
+def test_with_more_cases_than_the_studys_the_test_set_is_the_studys_own():
+    task, cases = all_of_msd()
+    used = study_cases(task, cases)
+    assert len(used) == 207 and len({case.subject for case in used}) == 137
+    tested = set(read_table(REFERENCE / "cases.csv.gz")["case"])
+    for fold in range(5):
+        assert set(make_split(used, split_seed=0, fold=fold).test) == tested
+    # Without the rule, what was trained on would be tested.
+    assert set(make_split(cases, split_seed=0, fold=0).test) - tested
+
+
+def test_cases_of_another_task_or_of_a_phantom_or_without_all_of_the_studys_are_left_as_they_are():
+    task, cases = all_of_msd()
+    assert study_cases(dataclasses.replace(task, synthetic=True), cases) == cases
+    assert study_cases(dataclasses.replace(task, name="Mine"), cases) == cases
+    fewer = [case for case in cases if case.name != "hippocampus_001"]
+    assert study_cases(task, fewer) == fewer
