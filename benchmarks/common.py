@@ -219,10 +219,17 @@ def machine():
     return figures
 
 
+_MISSED = "_not_measured"
+
+
 def record(figures):
     """Merge figures into results.json, to four digits, write the page's tables and say them."""
     figures = {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in figures.items()}
-    results = (read_json(RESULTS) if RESULTS.exists() else {}) | figures
+    known = read_json(RESULTS) if RESULTS.exists() else {}
+    # What is measured now was not missed for good.
+    missed = {key for key in known if key.endswith(_MISSED)}
+    done = {key for key in missed if any(f.startswith(key.removesuffix(_MISSED)) for f in figures)}
+    results = {key: value for key, value in known.items() if key not in done} | figures
     write_json(RESULTS, dict(sorted(results.items())))
     head, _, rest = PAGE.read_text().partition(BEGIN)
     with written(PAGE) as temporary:

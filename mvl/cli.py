@@ -491,8 +491,8 @@ def _suite_table(options):
 
     from mvl.errors import RunError
     from mvl.experiments import collect
-    from mvl.reference import CONTRASTS
-    from mvl.statistics import contrasts_table, sentence, summary_table
+    from mvl.reference import study_contrasts
+    from mvl.statistics import sentence, summary_table
     from mvl.suites import status
 
     configs, place = _suite_cells(options)
@@ -505,8 +505,8 @@ def _suite_table(options):
     ]
     cases = pd.concat(tables, ignore_index=True)
     print(summary_table(cases).to_string(index=False, float_format="%.4f"))
-    own = [pair for pair in CONTRASTS if pair[0] == options.suite]
-    for _, row in contrasts_table(cases, own).iterrows():
+    contrasts = study_contrasts(cases, options.suite)
+    for _, row in contrasts[contrasts["metric"] == "dice"].iterrows():
         print(f"\n- {sentence(row)}")
 
 

@@ -445,8 +445,9 @@ PRESETS = {
             clip_norm=0.0,
         ),
     ),
-    # What the experiments earned: the arm of the suites `fusion` and `head` with the highest
-    # validation Dice (results/reference/validation.csv).
+    # The arm with the highest validation Dice of those of the suites `fusion` and `head` that were
+    # trained when it was chosen (results/reference/validation.csv): all parts, and the
+    # convolutional head, to which it owes most.
     "best": (
         ModelConfig(attention="hybrid", fusion=True, language=_BLOCK, head="conv"),
         TrainingConfig(),

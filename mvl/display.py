@@ -15,7 +15,7 @@ from mvl.mechanism import MEASURES, SHOWN_STAGES, by_stage, defined, image_voxel
 from mvl.metrics import METRICS
 from mvl.models.activations import activations, to_volume
 from mvl.models.tokens import token_grid
-from mvl.reference import CONTRASTS, REFERENCE, REPOSITORY, read_table
+from mvl.reference import CONTRASTS, REFERENCE, REPOSITORY, read_table, study_contrasts
 from mvl.statistics import contrasts_table, sentence, summary_table
 
 
@@ -311,21 +311,20 @@ def suite_answer(suite, own=None):
 
     Args:
         suite: a name of `suites.SUITES`.
-        own: its rows of this profile, whose family of comparisons is the suite's. None: what the
-            committed reference says, as its own tables do, or nothing where it has no such suite.
+        own: its rows of this profile. None: what the committed reference says, as its own tables
+            do, or nothing where it has no such suite.
 
     Returns:
         An IPython Markdown object.
     """
     if own is None:
         table = read_table(REFERENCE / "contrasts.csv")
-        table = table[(table["suite"] == suite) & (table["metric"] == "dice")]
-        table = table[table["structure"] == "foreground"]
+        table = table[(table["suite"] == suite) & (table["structure"] == "foreground")]
     else:
-        pairs = [pair for pair in CONTRASTS if pair[0] == suite]
-        table = contrasts_table(own, pairs) if len(own) else own
+        table = study_contrasts(own, suite) if len(own) else own
     if table.empty:
         return markdown("No two arms to compare are there.")
+    table = table[table["metric"] == "dice"]
     return markdown("\n".join(f"- {sentence(row)}" for _, row in table.iterrows()))
 
 

@@ -149,6 +149,18 @@ def write_json(path, value):
     write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
+def refuse_endless(path):
+    """Refuse a pipe or a device, of which reading might never end.
+
+    Raises:
+        MvlError: it is one.
+        OSError: there is no such file.
+    """
+    mode = os.stat(path).st_mode
+    if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
+        raise MvlError(f"{path} is not a regular file")
+
+
 def read_json(path, *keys):
     """Read a JSON file.
 
@@ -161,12 +173,9 @@ def read_json(path, *keys):
     """
     path = Path(path)
     try:
-        state = path.stat()
-        # Reading a pipe or a device might never end.
-        if stat.S_ISFIFO(state.st_mode) or stat.S_ISCHR(state.st_mode):
-            raise MvlError(f"{path} is not a regular file")
-        if state.st_size > _JSON_LIMIT:
-            raise MvlError(f"{path} is too large to be what it should: {state.st_size:,} bytes")
+        refuse_endless(path)
+        if (size := path.stat().st_size) > _JSON_LIMIT:
+            raise MvlError(f"{path} is too large to be what it should: {size:,} bytes")
         # Editors on Windows begin a file with a byte order mark.
         value = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
@@ -195,6 +204,7 @@ def read_table(path, texts=(), numbers=(), **options):
     import pandas as pd  # `mvl --help` does without
 
     try:
+        refuse_endless(path)
         table = pd.read_csv(path, **options)
     except FileNotFoundError as error:
         raise MvlError(f"{path} does not exist") from error

@@ -39,6 +39,7 @@ from mvl.statistics import (
     contrast,
     contrasts_table,
     is_primary,
+    noise_floor,
     sentence,
     summary_table,
     verdict_in_words,
@@ -76,11 +77,44 @@ CONTRASTS = (
     ("budget", "vit-2x", "vit"),
 )
 
+#: The metrics that they are reported in.
+_COMPARED = ("dice", "nsd")
+
+
+def _planned():
+    """The size of Holm's family: one comparison may have names in several suites."""
+    distinct = []
+    for suite, arm, against in CONTRASTS:
+        if (arms := (SUITES[suite][arm], SUITES[suite][against])) not in distinct:
+            distinct.append(arms)
+    return len(_COMPARED) * len(distinct) - 1  # the primary one is in no family
+
+
+_FAMILY = _planned()
+
+
+def study_contrasts(cases, suite=None):
+    """The study's contrasts in Dice and NSD, each p adjusted for all that the study has planned.
+
+    Args:
+        cases: see `mvl.statistics`.
+        suite: its contrasts alone; of all suites if None.
+
+    Returns:
+        As `contrasts_table`.
+    """
+    pairs = [pair for pair in CONTRASTS if suite in (None, pair[0])]
+    return contrasts_table(cases, pairs, _COMPARED, family=_FAMILY)
+
+
 #: The README's picture, below the reference's folder: the second contrast, subject by subject.
 PICTURE = Path("figures") / "language_differences.png"
 
 #: Every suite's results as a page, below the reference's folder.
 STUDY = "README.md"
+
+#: The suites that the README shows, of those that have something to show.
+_README_SUITES = ("language", "fusion", "head", "peers", "budget")
 
 #: The seeds, and with them the validation folds, of the study.
 SEEDS = (0, 1, 2, 3, 4)
@@ -213,9 +247,7 @@ def write_reference(trained, expected, tuned, measured=(), reference=REFERENCE):
     summary = summary_table(cases)
     write_table(reference / "cases.csv.gz", cases)
     write_table(reference / "summary.csv", summary)
-    write_table(
-        reference / "contrasts.csv", contrasts_table(cases, CONTRASTS, metrics=("dice", "nsd"))
-    )
+    write_table(reference / "contrasts.csv", study_contrasts(cases))
     write_table(reference / "validation.csv", runs)
     write_table(reference / "curves.csv.gz", _grown_curves(trained, runs, reference))
     write_table(reference / "tuning.csv", _grown_tuning(tuned, runs, reference / "tuning.csv"))
@@ -342,13 +374,14 @@ def results_section(reference=REFERENCE):
     """The README's results as Markdown: the questions that the paper raises."""
     tables = _tables(reference)
     lines = _size(tables["summary"])
-    for suite in ("language", "fusion", "peers"):
-        lines += _suite_section(suite, tables)
+    for suite in _shown(tables):
+        if suite in _README_SUITES:
+            lines += _suite_section(suite, tables)
         if suite == "language":
             picture = (REFERENCE / PICTURE).relative_to(REPOSITORY).as_posix()
             lines += ["", f"![{_PICTURE_TEXT}]({picture})"]
     more = (REFERENCE / STUDY).relative_to(REPOSITORY).as_posix()
-    lines += ["", f"Every suite, every arm: [{more}]({more})."]
+    lines += ["", f"Every suite that was run: [{more}]({more})."]
     return "\n".join(lines)
 
 
@@ -357,7 +390,7 @@ def study_page(reference=REFERENCE):
     tables = _tables(reference)
     lines = ["# The study, suite by suite", "", "Written by `mvl reference`.", ""]
     lines += _size(tables["summary"])
-    for suite in SUITES:
+    for suite in _shown(tables):
         lines += _suite_section(suite, tables)
     return "\n".join(lines) + "\n"
 
@@ -388,23 +421,71 @@ def _size(summary):
         "best on validation, with seed 0, of as many as the table says, some of them tried on an "
         "earlier grid (results/reference/tuning.csv). The language block is "
         f"`{summary.loc[summary['suite'] == 'language', 'block'].max()}`: nothing here decides "
-        "anything about another. The resampling behind an interval knows as many seeds as the "
-        "table says. `better` and `worse` need the 95 % interval and a p that is adjusted for all "
-        "comparisons (Holm) but the primary one; `equivalent` needs the 90 % interval within "
-        "±0.01 (two one-sided tests, not adjusted), whatever its side of zero."
+        "anything about another. Intervals resample subjects, and seeds where there are several. "
+        "`better` and `worse` need the 95 % interval and a p that is adjusted for all planned "
+        "comparisons (Holm) but the primary one; `equivalent` needs the 90 % interval within ±0.01 "
+        "(two one-sided tests, not adjusted), whatever its side of zero."
     ]
 
 
+def _shown(tables):
+    """The suites that have something of their own to compare, in their order.
+
+    An experiment has names in several suites; it answers the question of the first of them.
+    """
+    runs, known, shown = tables["validation"], set(), []
+    for suite in SUITES:
+        own = runs[runs["suite"] == suite]
+        prints = set(own["fingerprint"])
+        if own["arm"].nunique() > 1 and prints - known:
+            shown.append(suite)
+            known |= prints
+    return shown
+
+
 def _suite_section(suite, tables):
-    """Question, arms, comparisons; nothing of a suite without two arms."""
-    own = tables["summary"][tables["summary"]["suite"] == suite]
-    if own["arm"].nunique() < 2:
-        return []
+    """Question, arms, comparisons, and what is not there yet."""
     lines = ["", f"### {QUESTIONS[suite]}", "", *_arms_table(suite, **tables)]
+    there = set(tables["summary"].loc[tables["summary"]["suite"] == suite, "arm"])
+    if missing := [f"`{arm}`" for arm in SUITES[suite] if arm not in there]:
+        lines += ["", f"Not run yet: {', '.join(missing)}."]
     lines += ["", *_answers(suite, **tables)]
+    if suite == "language":
+        lines += ["", _noise_floor(tables["cases"])]
     if suite == "fusion":
         lines += _part_effects(tables["cases"])
+    if suite == "budget":
+        lines += _budget(tables["validation"])
     return lines
+
+
+def _noise_floor(cases):
+    """How far apart two trainings of one arm lie that differ in their seed, and so fold, alone."""
+    own = cases[(cases["suite"] == "language") & (cases["structure"] == "foreground")]
+    found = noise_floor(own, "none")
+    return (
+        "**The noise floor.** Two trainings of `none` that differ in seed, and with it in "
+        f"validation fold, differ in test Dice by {found['mean_difference']:.4f} on average and "
+        f"{found['largest_difference']:.4f} at most ({found['n_seeds']} seeds)."
+    )
+
+
+#: What the study's budget was meant to leave on the table: less than this in validation Dice.
+BUDGET_TARGET = 0.002
+
+
+def _budget(runs):
+    """Whether the budget is enough, by the validation Dice of the seeds that both arms have."""
+    own = runs[runs["suite"] == "budget"]
+    dice = own.pivot(index="seed", columns="arm", values="validation_dice").dropna()
+    gain = (dice["vit-2x"] - dice["vit"]).mean()
+    met = "met" if gain < BUDGET_TARGET else "missed"
+    return [
+        "",
+        f"The budget was to be long enough for twice the epochs to gain less than {BUDGET_TARGET} "
+        f"in validation Dice. They gain {gain:+.4f} ({len(dice)} seed{'s' * (len(dice) != 1)}): "
+        f"{met}.",
+    ]
 
 
 def _arms_table(suite, summary, validation, tuning, **_):

@@ -13,8 +13,8 @@ from mvl.config import PROTOCOL_VERSION, AuditConfig, DataConfig, ExperimentConf
 from mvl.errors import MvlError
 from mvl.experiments import DONE, FAILED, collect, is_running
 from mvl.files import read_json
-from mvl.reference import CONTRASTS, curves_table, read_table
-from mvl.statistics import contrasts_table, summary_table
+from mvl.reference import curves_table, read_table, study_contrasts
+from mvl.statistics import summary_table
 from mvl.suites import SUITES
 
 #: What the paper compares, in this suite's arms: (suite, arm, against, what it is).
@@ -147,9 +147,17 @@ def _names(config):
         # No profile runs an arm with another budget than the others'.
         if arm.fraction == config.data.fraction
         and arm.budget == 1
-        and replace(arm.training, epochs=config.training.epochs) == config.training
+        and _is_training(config.training, arm)
         and _is_model(config.model, arm)
     )
+
+
+def _is_training(training, arm):
+    """Whether it is the arm's but for its length."""
+    length = {"epochs": training.epochs}
+    if arm.fraction < 1:  # whose warm-up is as long as that of all the data, in steps
+        length["warmup_epochs"] = training.warmup_epochs
+    return training == replace(arm.training, **length)
 
 
 #: Which fields `models.sizes.match_size` changes.
@@ -259,7 +267,7 @@ def _own_source(label, runs):
         label,
         cases,
         summary_table(cases),
-        contrasts_table(cases, CONTRASTS, metrics=("dice", "nsd")),
+        study_contrasts(cases),
         pd.DataFrame(rows),
         pd.concat(curves, ignore_index=True) if curves else pd.DataFrame(columns=CURVES),
     )

@@ -183,6 +183,7 @@ def contrasts_table(
     metrics: Sequence[str] = ("dice",),
     draws: int = 10_000,
     seed: int = 0,
+    family: int = 0,
 ) -> pd.DataFrame:
     """Every listed contrast in every task and structure, adjusted for their number.
 
@@ -195,6 +196,8 @@ def contrasts_table(
         pairs: (suite, arm_a, arm_b); one whose arms no task has gives no row.
         metrics: names of `mvl.metrics.METRICS`.
         draws, seed: of the bootstrap.
+        family: how many comparisons were planned, where they are more than are here. Those that
+            are missing count as if their p were larger, so that no p rises when they are run.
 
     Returns:
         One row per suite, pair, task, structure and metric, with `CONTRAST_COLUMNS`. `block`
@@ -229,10 +232,10 @@ def contrasts_table(
     table = pd.DataFrame(rows)
     primary = is_primary(table)
     table["p_holm"] = table["p"]
-    family = table[~primary].groupby([*_COMPARISON], dropna=False)["p"]
-    once = family.first()
-    adjusted = pd.Series(_holm(once.to_numpy()), range(len(once)))
-    table.loc[~primary, "p_holm"] = family.ngroup().map(adjusted)
+    others = table[~primary].groupby([*_COMPARISON], dropna=False)["p"]
+    once = others.first()
+    adjusted = pd.Series(_holm(once.to_numpy(), family), range(len(once)))
+    table.loc[~primary, "p_holm"] = others.ngroup().map(adjusted)
     table["verdict"] = [
         verdict(row.metric, row.ci_low, row.ci_high, row.p_holm, row.p_tost)
         for row in table.itertuples()
@@ -379,6 +382,10 @@ _IN_WORDS = {
 
 def verdict_in_words(row):
     """The verdict of one row of a `contrasts_table`, with the arms' names and no full stop."""
+    return _verdict_in_words(row) + (" (one seed)" if row["n_seeds"] == 1 else "")
+
+
+def _verdict_in_words(row):
     a, b, said = row["arm_a"], row["arm_b"], row["verdict"]
     if said == "equivalent":
         return f"equivalent, {a} and {b} differ by less than {BOUND:g}"
@@ -519,12 +526,13 @@ def _paired_t(differences):
     return float(stats.ttest_1samp(differences, 0).pvalue)
 
 
-def _holm(p):
+def _holm(p, family=0):
     """Holm's step-down adjustment of p values (n,); those that are NaN count for nothing."""
     adjusted = np.full(len(p), np.nan)
     order = [i for i in np.argsort(p) if not np.isnan(p[i])]
+    size = max(family, len(order))
     largest = 0.0
     for rank, i in enumerate(order):
-        largest = max(largest, min(1.0, (len(order) - rank) * p[i]))
+        largest = max(largest, min(1.0, (size - rank) * p[i]))
         adjusted[i] = largest
     return adjusted

@@ -2,8 +2,8 @@
 
 An arm changes one thing about the model, the training or the data; the arms of a suite share
 everything else, seeds included. What is trained is not trained again, a cell (an arm with a
-seed) that fails is reported and the others go on, and no test case is opened before every
-cell of the suite is trained.
+seed) that fails is reported and the others go on, and no test case is opened before training
+is over for every cell that was asked for.
 """
 
 import itertools
@@ -144,7 +144,7 @@ QUESTIONS = {
     "fusion": "Do hybrid attention and multi-scale fusion help?",
     "head": "Does the block help a model with a convolutional head?",
     "adaptation": "Does it matter how the block is adapted, and where it stands?",
-    "data": "Does the block help where data is scarce?",
+    "data": "Does MedVisionLlama, version 1, help where data is scarce?",
     "peers": "How do other architectures do?",
     "size": "Is it size?",
     "presets": "How do the named models do?",
@@ -224,7 +224,7 @@ def _with_block(model, block):
 
 
 def _at_equal_steps(config, data, root, on_bad_case):
-    """The experiment with as many optimiser steps as on all the data, to the nearest epoch."""
+    """The experiment with the steps of all the data, and of its warm-up, to the nearest epoch."""
 
     def steps(fraction):
         part = replace(data, fraction=fraction)
@@ -232,8 +232,9 @@ def _at_equal_steps(config, data, root, on_bad_case):
         return -(-len(part.split.train) // config.training.batch_size)
 
     factor = steps(data.fraction) / steps(config.data.fraction)
-    epochs = round(config.training.epochs * factor)
-    return replace(config, training=replace(config.training, epochs=epochs))
+    plan = config.training
+    longer = {name: round(getattr(plan, name) * factor) for name in ("epochs", "warmup_epochs")}
+    return replace(config, training=replace(plan, **longer))
 
 
 def run_suite(suite, configs, runs, root=None, show=True, on_bad_case="fail", track=False):
@@ -257,8 +258,13 @@ def run_suite(suite, configs, runs, root=None, show=True, on_bad_case="fail", tr
     """
     trained, failures = fit_suite(suite, configs, runs, root, show, on_bad_case, track)
     tables = []
-    for (arm, _), (folder, data) in trained.items():
-        test(folder, data, show)
+    for (arm, seed), (folder, data) in trained.items():
+        try:
+            test(folder, data, show)
+        except MvlError as error:
+            failures[arm, seed] = str(error)
+            print(f"{suite}: arm {arm}, seed {seed} failed: {error}", flush=True)
+            continue
         tables.append(collect(folder, suite, arm))
     if failures and not tables:
         raise MvlError(next(iter(failures.values())))

@@ -12,6 +12,7 @@ labelled cases) as commonly cited; they shape the phantom and nothing else, sinc
 takes the spacing from each file. CT windows are this project's choice.
 """
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -184,12 +185,12 @@ def read_task(folder):
         if window is None and modality == "CT":
             window = DEFAULT_WINDOW_HU
             assumptions.append(f"CT window {window} HU (set window_hu)")
-        if not isinstance(tolerance, int | float) or tolerance <= 0:
+        if not _is_finite(tolerance) or tolerance <= 0:
             raise DataError(f"{path}: tolerance_mm must be a number of millimetres above 0")
         if window is not None and not (
             isinstance(window, list | tuple)
             and len(window) == 2
-            and all(isinstance(w, int | float) for w in window)
+            and all(_is_finite(w) for w in window)
             and window[0] < window[1]
         ):
             raise DataError(f"{path}: window_hu must be two increasing numbers")
@@ -208,6 +209,16 @@ def read_task(folder):
         synthetic=synthetic,
         assumptions=tuple(assumptions),
     )
+
+
+def _is_finite(value):
+    """Whether a value of dataset.json is a number; Python's JSON reads NaN and Infinity, too."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float can hold
+        return False
 
 
 def _numbered(path, description, key):

@@ -32,7 +32,7 @@ from safetensors import SafetensorError, safe_open
 from mvl.config import derive_seed
 from mvl.data.loading import ahead, augmentation, training_batches
 from mvl.errors import ConfigError, RunError, out_of_memory
-from mvl.files import write_table, write_tensors
+from mvl.files import refuse_endless, write_table, write_tensors
 from mvl.machine import cores
 from mvl.metrics import dice_per_case
 from mvl.progress import Progress
@@ -509,6 +509,7 @@ def _restore(path, model, optimiser, schedule):
 
 def _read_tensors(path, way):
     try:
+        refuse_endless(path)
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
     except (OSError, SafetensorError) as error:

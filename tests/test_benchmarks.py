@@ -71,6 +71,8 @@ def test_figures_are_merged_and_the_page_is_written_anew(common, capsys):
     assert "| `vit_64` | 0.5 | – | – | – |" in page
     assert "`gpu_v3_128`: not measured, no GPU." in page
     assert page.count(common.BEGIN) == page.count(common.END) == 1
+    common.record({"gpu_v3_128_step_s": 0.1})
+    assert "not measured, no GPU" not in common.PAGE.read_text()
 
 
 def test_the_committed_page_shows_the_committed_figures():

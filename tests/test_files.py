@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from mvl.errors import MvlError
-from mvl.files import read_json, staging, write_json, write_table, write_text, written
+from mvl.files import read_json, read_table, staging, write_json, write_table, write_text, written
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -59,3 +59,10 @@ def test_what_cannot_be_written_or_read_is_named(tmp_path):
         read_json(tmp_path / "nothing.json")
     with pytest.raises(MvlError, match="file is not readable JSON"):
         read_json(tmp_path / "file")
+
+
+@pytest.mark.parametrize("reader", [read_table, read_json])
+def test_a_pipe_is_not_waited_for(tmp_path, reader):
+    os.mkfifo(tmp_path / "table.csv")
+    with pytest.raises(MvlError, match="table.csv is not a regular file"):
+        reader(tmp_path / "table.csv")

@@ -356,6 +356,19 @@ def test_contrasts_table_and_holm_by_hand():
         assert (row.ci_low, row.ci_high, row.p) == (alone["ci_low"], alone["ci_high"], alone["p"])
 
 
+def test_no_p_rises_when_more_of_the_planned_comparisons_are_run():
+    arms = {"none": 0, "pretrained": 0.006, "random": 0.004, "shuffled": 0.003, "identity": 0}
+    cases = study(np.random.default_rng(9), arms)
+    pairs = [("language", "pretrained", arm) for arm in ("none", "shuffled", "identity")]
+    few, all_of_them = (contrasts_table(cases, some, family=8) for some in (pairs[1:2], pairs))
+    assert few["p_holm"].tolist() == pytest.approx((8 * few["p"]).clip(upper=1).tolist())
+    shuffled = all_of_them[all_of_them["arm_b"] == "shuffled"]["p_holm"].item()
+    assert shuffled <= few["p_holm"].item()
+    ordered = all_of_them.sort_values("p")
+    expected = np.minimum(np.maximum.accumulate(ordered["p"].to_numpy() * [8, 7, 6]), 1)
+    assert ordered["p_holm"].to_numpy() == pytest.approx(expected)
+
+
 def test_the_primary_contrast_is_the_protocols():
     assert PRIMARY == {
         "suite": "language",

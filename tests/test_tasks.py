@@ -1,4 +1,5 @@
 import json
+import math
 
 import pytest
 
@@ -59,6 +60,10 @@ def test_a_phantom_is_known_as_one(tmp_path):
         ({"modality": []}, "'modality' is missing or not a mapping"),
         ({"tolerance_mm": "2"}, "tolerance_mm must be a number"),
         ({"tolerance_mm": 0}, "tolerance_mm must be a number"),
+        ({"tolerance_mm": True}, "tolerance_mm must be a number"),
+        ({"tolerance_mm": math.nan}, "tolerance_mm must be a number"),
+        ({"tolerance_mm": 10**400}, "tolerance_mm must be a number"),
+        ({"window_hu": [-math.inf, math.inf]}, "window_hu must be two increasing"),
         ({"window_hu": [80, 0]}, "window_hu must be two increasing"),
     ],
 )

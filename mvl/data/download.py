@@ -100,7 +100,11 @@ def _fetch(url, part, progress):
         with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
             # A server that does not resume sends the whole, from the start.
             have = have if response.status == 206 else 0
-            total = have + int(response.headers.get("Content-Length", 0))
+            length = response.headers.get("Content-Length", "0")
+            if not length.isdecimal():
+                reason = f"the server gives its length as {length!r}"
+                raise DataError(_offline(part, url, reason))
+            total = have + int(length)
             with _progress("downloading", total, progress) as bar, open(part, "ab") as file:
                 file.truncate(have)
                 bar.skip(have // _BLOCK)

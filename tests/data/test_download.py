@@ -50,7 +50,7 @@ GOOD = archive(
 class Server(http.server.ThreadingHTTPServer):
     """Serves `body`; breaks off after `cut` bytes of an answer, once."""
 
-    body, cut, resumes = GOOD, None, True
+    body, cut, resumes, length = GOOD, None, True, None
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -71,7 +71,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if start >= len(server.body):
             return self.send_error(416)
         self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(server.body) - start))
+        self.send_header("Content-Length", server.length or str(len(server.body) - start))
         self.end_headers()
         stop, server.cut = server.cut, None
         self.wfile.write(server.body[start:][:stop])
@@ -100,6 +100,12 @@ def names_in(root):
 
 
 WHOLE = [f"{TASK}/dataset.json", f"{TASK}/imagesTr/x.nii.gz"]
+
+
+def test_a_length_that_is_no_number_is_told_in_a_sentence(server, tmp_path):
+    server.length = "much"
+    with pytest.raises(DataError, match="the server gives its length as 'much'"):
+        download(TASK, tmp_path / "root", progress=False)
 
 
 def test_a_download_is_whole_and_leaves_nothing_else(server, tmp_path):

@@ -196,6 +196,7 @@ _description("an absolute path", ("leads out",), training=_entries("/etc/passwd"
 _description("a name that is not UTF-8", ("is not the path",), training=_entries("\udcff.nii.gz"))
 _description("a name with a zero byte", ("is not the path",), training=_entries("a\0.nii.gz"))
 _description("a path that is a number", ("is not the path",), training=_entries(7))
+_description("a tolerance without end", ("tolerance_mm",), tolerance_mm=float("inf"))
 _description("a tolerance that is text", ("tolerance_mm",), tolerance_mm="2 mm")
 _description("one label's number twice", ("in two ways",), labels={"1": "a", "01": "b"})
 _description("one label's name twice", ("a name twice",), labels={"1": "a", "2": "a"})

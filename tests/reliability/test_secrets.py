@@ -1,8 +1,11 @@
 """No pickle, no network that nobody asked for, and no secret in what is left behind."""
 
 import ast
+import io
+import itertools
 import json
 import os
+import pickle
 import re
 import sys
 import threading
@@ -10,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from mvl import figures
 from mvl.data import download
@@ -27,7 +31,8 @@ DISGUISED |= {"allow_pickle", "save_state", "load_state", "pickle"}
 
 def _sources():
     """(name, code) of every module, script and notebook."""
-    for path in sorted([*ROOT.glob("mvl/**/*.py"), *ROOT.glob("scripts/*.py")]):
+    folders = ("mvl/**", "scripts", "benchmarks")
+    for path in sorted(path for folder in folders for path in ROOT.glob(f"{folder}/*.py")):
         yield str(path.relative_to(ROOT)), path.read_text()
     for path in sorted(ROOT.glob("notebooks/*.ipynb")):
         cells = json.loads(path.read_text())["cells"]
@@ -38,17 +43,25 @@ def _sources():
 
 def _pickling(code):
     """What of a source makes or runs pickles."""
-    for node in ast.walk(ast.parse(code)):
+    nodes = list(ast.walk(ast.parse(code)))
+    imports = [alias for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    called = {alias.asname: alias.name for alias in imports if alias.asname}
+    for node in nodes:
         if isinstance(node, ast.Import):
             names = {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            names = {(node.module or "").partition(".")[0], *(alias.name for alias in node.names)}
+            own = {alias.name for alias in node.names}
+            names = {(node.module or "").partition(".")[0], *own}
+            names |= {f"{node.module}.{name}" for name in own}
         elif isinstance(node, ast.Attribute):
-            names = {node.attr, f"{ast.unparse(node.value)}.{node.attr}"}
+            owner = ast.unparse(node.value)
+            names = {node.attr, f"{called.get(owner, owner)}.{node.attr}"}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            names = {word.value for word in node.args if isinstance(word, ast.Constant)}
         elif isinstance(node, ast.keyword):
             names = {node.arg}
         elif isinstance(node, ast.Name):
-            names = {node.id}
+            names = {node.id} | ({"pickle"} if node.id == "__import__" else set())
         else:
             continue
         yield from names & (PICKLERS | DISGUISED)
@@ -64,7 +77,9 @@ def test_no_source_pickles(note):
 @pytest.mark.parametrize(
     "code",
     ["import pickle", "from joblib import dump", "torch.load('x')", "np.load('x', allow_pickle=1)",
-     "from torch import save_state", "table.to_pickle('x')", "import torch; torch.save(1, 'x')"],
+     "from torch import save_state", "table.to_pickle('x')", "import torch; torch.save(1, 'x')",
+     "from torch import save", "from torch import load as l", "import torch as t; t.save(1, 'x')",
+     "importlib.import_module('pickle')", "__import__('pickle')"],
 )  # fmt: skip
 def test_a_source_that_pickles_would_be_found(code):
     assert [*_pickling(code)]
@@ -78,11 +93,20 @@ TOKENS = {
 PROXY = {name: f"http://me:{SECRET}@127.0.0.1:9" for name in ("http_proxy", "https_proxy")}
 
 
-_OWN_PIPE = os.path.join("multiprocessing", "queues.py")
+_QUEUES = os.path.join("multiprocessing", "queues.py")
+_REDUCTION = os.path.join("multiprocessing", "reduction.py")
+_TORCHS = os.path.join("torch", "serialization.py")
+
+
+def _own_pipe(frame):
+    """Whether a pool of threads wakes itself: by a None, pickled, in a pipe of its own."""
+    if frame.f_code.co_filename.endswith(_REDUCTION):
+        frame = frame.f_back
+    return frame.f_code.co_filename.endswith(_QUEUES)
 
 
 class _Watch:
-    """Notes every call of the pickle module's own functions and every address that is asked."""
+    """Notes every call of pickle's or torch's own functions and every address that is asked."""
 
     def __init__(self):
         self.pickled, self.asked = [], []
@@ -95,12 +119,15 @@ class _Watch:
         threading.setprofile(None)
 
     def _profile(self, frame, event, function):
+        place = frame.f_code.co_filename
         if event == "c_call":
-            owner = type(getattr(function, "__self__", None)).__module__
-            place = frame.f_code.co_filename
-            # A pool of threads wakes itself by a None, pickled, in a pipe of its own.
-            if "_pickle" in (function.__module__, owner) and not place.endswith(_OWN_PIPE):
+            # A pickler of one's own inherits from pickle's.
+            kinds = type(getattr(function, "__self__", None)).__mro__
+            owners = {function.__module__, *(kind.__module__ for kind in kinds)}
+            if "_pickle" in owners and not _own_pipe(frame):
                 self.pickled.append(f"{place}:{frame.f_lineno}")
+        elif place.endswith(_TORCHS) and frame.f_code.co_name in ("save", "load"):
+            self.pickled.append(f"{place}:{frame.f_lineno}")
 
     def _audit(self, event, arguments):
         if event == "pickle.find_class":
@@ -109,6 +136,30 @@ class _Watch:
             self.asked.append(f"{event} {arguments[1]}")
         elif event in ("socket.getaddrinfo", "socket.gethostbyname"):
             self.asked.append(f"{event} {arguments[0]}")
+
+
+class _OwnPickler(pickle.Pickler):
+    pass
+
+
+def day_with_pickles(folder):
+    """How many were noticed after each way of pickling."""
+    watch, counts = _Watch(), []
+    for pickled in (
+        lambda: pickle.dumps([]),
+        lambda: _OwnPickler(io.BytesIO()).dump([]),
+        lambda: torch.save([], folder / "x"),
+        lambda: torch.load(folder / "x"),
+    ):
+        pickled()
+        counts.append(len(watch.pickled))
+    watch.stop()
+    return counts
+
+
+def test_a_pickle_would_be_noticed(tmp_path):
+    counts = children.run(day_with_pickles, tmp_path, log=tmp_path / "log").value
+    assert counts[0] > 0 and all(more > less for less, more in itertools.pairwise(counts))
 
 
 def ordinary_day(folder, given):
