@@ -7,7 +7,8 @@ A run folder is named by its experiment's fingerprint and holds
     split.json          names of the training, validation and test cases
     skipped.csv         cases left out because of a fault, where there are any
     block.json          the language block by reference: source, revision, layer, SHA-256
-    environment.json    versions, device, number format, threads, commit
+    environment.json    versions, device, number format, threads, commit; "a, then b" where they
+                        changed before training ended
     curves.csv          an epoch a row
     model.safetensors   trained weights alone
     trained.json        written when training ends
@@ -171,7 +172,20 @@ def _describe(config, data, folder):
         write_table(folder / "skipped.csv", pd.DataFrame(data.skipped))
     if config.model.language:
         write_json(folder / "block.json", block_reference(config.model.language))
-    write_json(folder / "environment.json", environment(config))
+    place = folder / "environment.json"
+    now = environment(config)
+    # A training that goes on elsewhere is no training of either machine.
+    resumed = (folder / STATE).exists() and place.is_file()
+    write_json(place, _then(read_json(place), now) if resumed else now)
+
+
+def _then(before, now):
+    """An entry of environment.json, or all of them, for a training that was resumed."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        return now | {key: _then(value, now.get(key)) for key, value in before.items()}
+    if before == now or str(before).endswith(f", then {now}"):
+        return before
+    return f"{before}, then {now}"
 
 
 def _fit(config, data, folder, show, on_epoch, track):

@@ -322,9 +322,9 @@ def status(configs, runs, root=None, on_bad_case="fail"):
 
     Returns:
         A table, a cell a row: arm, seed, fold, state (done, trained, running, failed, stopped
-        or open), epoch and epochs, seconds spent, seconds_left (by the mean pace of those
-        that are trained; NaN where nothing is known), reason of a failure and
-        the run folder's name.
+        or open), epoch and epochs, seconds spent, seconds_left (by the pace of the arm's trained
+        seeds a step, or where none is that of all arms'; NaN where nothing is known), reason of a
+        failure and the run folder's name.
     """
     rows = []
     for (arm, seed), config in configs.items():
@@ -353,13 +353,19 @@ def status(configs, runs, root=None, on_bad_case="fail"):
                 "seconds": spent,
                 "reason": reason,
                 "folder": folder.name,
+                "steps": -(-len(data.split.train) // config.training.batch_size),
             }
         )
     table = pd.DataFrame(rows)
+    steps = table.pop("steps")  # an epoch
     finished = table["state"].isin(["done", "trained"])
-    pace = table.loc[finished, "seconds"].sum() / max(1, table.loc[finished, "epoch"].sum())
-    left = (table["epochs"] - table["epoch"]).where(~finished, 0)
-    table.insert(7, "seconds_left", left * (pace or float("nan")))
+    known = pd.DataFrame({"seconds": table["seconds"], "steps": table["epoch"] * steps})[finished]
+    by_arm = known.groupby(table["arm"]).sum()
+    of_all = known.sum()
+    pace = table["arm"].map(by_arm["seconds"] / by_arm["steps"])
+    pace = pace.fillna(of_all["seconds"] / of_all["steps"] if finished.any() else float("nan"))
+    left = (table["epochs"] - table["epoch"]) * steps * pace
+    table.insert(7, "seconds_left", left.where(~finished, 0))
     return table
 
 

@@ -10,8 +10,8 @@ voxels, same language block, same protocol. Three things are asked of it:
     means   elsewhere, each metric's mean over the cases is within `tolerance` of the reference's
 
 Training amplifies the last bit, so a run on another kind of machine is another draw, as another
-seed would be: the tolerance is what a difference between two seeds exceeds once in 370 times, three
-standard deviations if one knew them.
+seed would be: of the means of all runs and metrics together, draws that differ as seeds do leave
+their tolerances once in 370 times at most (three standard deviations, if one knew them).
 """
 
 from math import sqrt
@@ -47,8 +47,9 @@ def verify(place, reference=REFERENCE):
     runs = pd.DataFrame(read_table(Path(reference) / "validation.csv"))
     cases = read_table(Path(reference) / "cases.csv.gz")
     summary = read_table(Path(reference) / "summary.csv")
-    rows = []
-    for folder in _finished(Path(place)):
+    rows, finished = [], _finished(Path(place))
+    checks = len(METRICS) * sum(folder.name in set(runs["fingerprint"]) for folder in finished)
+    for folder in finished:
         known = runs[runs["fingerprint"] == folder.name]
         about = {"run": folder.name, "suite": "", "arm": "", "seed": ""}
         rows.append(about | _file(folder))
@@ -74,7 +75,7 @@ def verify(place, reference=REFERENCE):
         if not differing:
             rows.append(about | _exact(own, theirs))
         else:
-            rows.append(about | _statistical(own, theirs, summary, row, differing))
+            rows.append(about | _statistical(own, theirs, summary, checks, differing))
     return pd.DataFrame(rows)
 
 
@@ -130,14 +131,14 @@ def _exact(own, theirs):
     return {"check": "cases", "agrees": True, "detail": said}
 
 
-def _statistical(own, theirs, summary, run, differing):
+def _statistical(own, theirs, summary, checks, differing):
     both = _paired(own, theirs)
     if both is None:
         return {"check": "means", "agrees": False, "detail": "other cases than the reference's"}
     apart = {}
     for metric in METRICS:
         difference = both[metric].mean() - both[f"{metric}_reference"].mean()
-        limit = tolerance(summary, metric)
+        limit = tolerance(summary, metric, checks)
         apart[metric] = (abs(difference) / limit, difference, limit)
     worst = max(apart, key=lambda metric: apart[metric][0])
     share, difference, limit = apart[worst]
@@ -150,16 +151,18 @@ def _statistical(own, theirs, summary, run, differing):
     }
 
 
-def tolerance(summary, metric):
+def tolerance(summary, metric, checks=1):
     """How far a metric's mean may lie from the reference's: t sqrt(2) sd_seeds.
 
     A few seeds of one arm may lie together by chance. So sd_seeds is pooled over the arms (the
     root of the mean variance, by degrees of freedom), and t is Student's quantile with as many
-    degrees of freedom, at the level of three standard deviations.
+    degrees of freedom, at the level of three standard deviations, divided by the number of checks
+    (Bonferroni).
 
     Args:
         summary: the reference's summary.
         metric: a name of `METRICS`.
+        checks: how many means are held against the reference's together.
     """
     found = summary[(summary["metric"] == metric) & (summary["n_seeds"] > 1)]
     # One experiment has names in several suites.
@@ -168,4 +171,4 @@ def tolerance(summary, metric):
         return FALLBACK[METRICS[metric].unit]
     freedoms = found["n_seeds"] - 1
     spread = sqrt((freedoms * found["sd_seeds"] ** 2).sum() / freedoms.sum())
-    return float(stats.t.ppf(stats.norm.cdf(3), freedoms.sum())) * sqrt(2) * spread
+    return float(stats.t.isf(stats.norm.sf(3) / checks, freedoms.sum())) * sqrt(2) * spread

@@ -9,12 +9,14 @@ import pandas as pd
 import pytest
 import torch
 
+from mvl import experiments
 from mvl.config import ExperimentConfig, LanguageConfig, fingerprint
 from mvl.data.loading import open_task
 from mvl.data.sources import find_task
 from mvl.errors import RunError
 from mvl.experiments import Run, collect, fit, is_running, run_folder, test
-from mvl.files import locked
+from mvl.files import locked, read_json
+from mvl.reference import machine_of
 
 open_test_set = test  # pytest would take the name `test` for a test
 del test
@@ -165,3 +167,27 @@ def test_a_failure_is_written_down_until_the_next_attempt(tiny, phantom, tmp_pat
     folder = run_folder(hopeless, data, tmp_path)
     assert "the loss became" in json.loads((folder / "failed.json").read_text())["reason"]
     assert not (folder / "trained.json").exists()
+
+
+def test_a_training_that_goes_on_elsewhere_says_so(tiny, phantom, tmp_path, monkeypatch):
+    class Stop(Exception):
+        pass
+
+    def stop(rows):
+        raise Stop
+
+    config = tiny(training={"epochs": 2})
+    data = open_task(config.data, 0, phantom, progress=False)
+    with pytest.raises(Stop):
+        fit(config, data, tmp_path, show=False, on_epoch=stop)
+    place = run_folder(config, data, tmp_path) / "environment.json"
+    before = read_json(place)
+    assert before["threads"] == torch.get_num_threads()
+    elsewhere = before | {"threads": 99, "versions": before["versions"] | {"torch": "0.1"}}
+    monkeypatch.setattr(experiments, "environment", lambda config: elsewhere)
+    fit(config, data, tmp_path, show=False)
+    threads, torchs = f"{before['threads']}, then 99", f"{before['versions']['torch']}, then 0.1"
+    after = read_json(place)
+    assert (after["threads"], after["versions"]["torch"]) == (threads, torchs)
+    assert after["cpu"] == before["cpu"]
+    assert machine_of(after) != machine_of(elsewhere)

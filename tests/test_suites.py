@@ -7,7 +7,7 @@ import pytest
 
 from mvl import suites
 from mvl.config import LEARNING_RATES, PRESETS, DataConfig
-from mvl.errors import ConfigError, MvlError
+from mvl.errors import ConfigError, MvlError, RunError
 from mvl.experiments import run_folder
 from mvl.files import locked
 from mvl.models.sizes import count_parameters
@@ -83,6 +83,9 @@ def test_less_data_gets_as_many_steps(phantom):
         steps[arm] = config.training.epochs * -(-cases // config.training.batch_size)
     assert configs["vit-30", 0].training.epochs > 60
     assert steps["vit-30"] == pytest.approx(steps["vit-100"], rel=0.02)
+    few, all_of_them = (configs[arm, 0].training for arm in ("vit-30", "vit-100"))
+    share = few.warmup_epochs / few.epochs
+    assert share == pytest.approx(all_of_them.warmup_epochs / all_of_them.epochs, rel=0.1)
 
 
 def test_rotary_is_left_out_where_the_family_has_none():
@@ -142,6 +145,24 @@ def test_a_failed_cell_is_reported_and_the_others_go_on(trio, phantom, tmp_path,
     assert not failures
 
 
+def test_a_cell_whose_test_cases_cannot_be_read_is_reported_and_the_others_go_on(
+    trio, phantom, tmp_path, monkeypatch
+):
+    own = suites.test
+
+    def broken(folder, data, show):
+        if not (tmp_path / "first").exists():
+            (tmp_path / "first").mkdir()
+            raise RunError("the test set is broken")
+        own(folder, data, show)
+
+    monkeypatch.setattr(suites, "test", broken)
+    good = {key: config for key, config in trio.items() if key[0] != "hopeless"}
+    cases, failures = run_suite("trio", good, tmp_path / "runs", phantom, show=False)
+    assert set(cases["arm"]) == {"hybrid"}
+    assert failures == {("plain", 0): "the test set is broken"}
+
+
 def test_a_suite_without_a_single_result_is_an_error(trio, phantom, tmp_path):
     only = {key: config for key, config in trio.items() if key[0] == "hopeless"}
     with pytest.raises(MvlError, match="the loss became"):
@@ -165,6 +186,16 @@ def test_status_tells_open_running_stopped_and_trained(trio, phantom, tmp_path):
     assert state()["state"] == "trained" and state()["epoch"] == 2
     left = status(trio, tmp_path, phantom).set_index("arm")["seconds_left"]
     assert left["plain"] == 0 and left["hybrid"] > 0
+    # Another seed of a trained arm takes as long a step as the first one did.
+    again = {**trio, ("plain", 1): replace(config, seed=1)}
+    cells = status(again, tmp_path, phantom).set_index(["arm", "seed"])
+    spent, left = cells["seconds"]["plain", 0], cells["seconds_left"]["plain", 1]
+    sizes = [
+        len(suites.open_task(config.data, seed, phantom, progress=False).split.train)
+        for seed in (0, 1)
+    ]
+    before, now = (-(-size // config.training.batch_size) for size in sizes)
+    assert left == pytest.approx(spent * now / before)
 
 
 def test_tuning_tries_every_rate_and_opens_no_test_case(trio, phantom, tmp_path):
