@@ -225,7 +225,7 @@ class AuditConfig:
 
     #: "soft": Dice of probabilities. "hard": of the thresholded prediction, which has no gradient.
     dice: Literal["soft", "hard"] = "soft"
-    #: Draw training and validation from one heap of originals and augmented copies.
+    #: Draw training and validation from one pool of originals and augmented copies.
     copies: bool = False
     #: Rotate the label of a rotated copy in another plane than its image.
     planes: bool = False

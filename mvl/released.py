@@ -28,7 +28,7 @@ from mvl.models.sizes import ARCHITECTURES
 from mvl.models.tokens import token_grid
 from mvl.training import Procedure
 
-#: A case's copies in the heap from which training and validation are drawn.
+#: A case's copies in the pool from which training and validation are drawn.
 COPIES = ("original", "rotated", "intensity")
 #: Shares of the cases and of the copies: test, and training of what is left.
 TEST_SHARE, TRAINING_SHARE = 0.1, 0.8
@@ -171,7 +171,7 @@ class CopyAugmentation:
 
 
 def draw_copies(cases, seed):
-    """Put three copies of each case on one heap, and draw training and validation from it.
+    """Pool three copies of each case, and draw training and validation from the pool.
 
     Args:
         cases: list of `Case`.
@@ -180,11 +180,11 @@ def draw_copies(cases, seed):
     Returns:
         A table, a copy a row: case, subject, copy, side ("train" or "validation").
     """
-    heap = [(case.name, case.subject, copy) for copy in COPIES for case in cases]
-    order = np.random.default_rng(derive_seed("copies", seed)).permutation(len(heap))
-    table = pd.DataFrame([heap[i] for i in order], columns=["case", "subject", "copy"])
-    training = int(TRAINING_SHARE * len(heap))
-    return table.assign(side=["train"] * training + ["validation"] * (len(heap) - training))
+    pool = [(case.name, case.subject, copy) for copy in COPIES for case in cases]
+    order = np.random.default_rng(derive_seed("copies", seed)).permutation(len(pool))
+    table = pd.DataFrame([pool[i] for i in order], columns=["case", "subject", "copy"])
+    training = int(TRAINING_SHARE * len(pool))
+    return table.assign(side=["train"] * training + ["validation"] * (len(pool) - training))
 
 
 # --- splits --------------------------------------------------------------------------------
@@ -201,11 +201,16 @@ def released_split(cases, seed):
         A table as of `draw_copies`, with the side "test" (of which the code evaluates the first).
     """
     order = np.random.default_rng(derive_seed("released split", seed)).permutation(len(cases))
-    n_test = int(TEST_SHARE * len(cases))
+    n_test = test_size(len(cases))
     test, rest = ([cases[i] for i in part] for part in (order[:n_test], order[n_test:]))
     table = pd.DataFrame({"case": [c.name for c in test], "subject": [c.subject for c in test]})
     table = table.assign(copy="original", side="test")
     return pd.concat([table, draw_copies(rest, seed)], ignore_index=True)
+
+
+def test_size(cases):
+    """How many of so many cases the released code tests."""
+    return int(TEST_SHARE * cases)
 
 
 def on_both_sides(table, side, others):

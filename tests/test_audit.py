@@ -307,6 +307,12 @@ def test_the_committed_table_is_made_of_the_committed_rows():
     assert len(again) == len(stored)
     for column in ("before", "after", "difference"):
         assert stored[column].to_numpy() == pytest.approx(again[column].to_numpy(float))
+    readings = read_table(REFERENCE / "audit_readings.csv.gz")
+    again = measurement_rows(readings, task_cases=207, draws=10)
+    stored = table[table["kind"].eq("measurement") & table["switch"].ne("validation")]
+    assert len(again) == len(stored) > 0
+    for column in ("before", "after", "difference"):
+        assert stored[column].to_numpy() == pytest.approx(again[column].to_numpy(float))
     assert not table["synthetic"].any() and list(table.columns) == list(audit.COLUMNS)
 
 

@@ -110,10 +110,10 @@ def test_in_one_plane_image_and_label_stay_together():
     assert np.array_equal(label, np.rot90(cube, 1, (1, 2)))
 
 
-def test_the_heap_and_the_split_have_the_released_shares():
-    heap = draw_copies(CASES, 0)
-    assert len(heap) == 300 and (heap["side"] == "train").sum() == 240
-    assert (heap.groupby("case")["copy"].agg(frozenset) == frozenset(COPIES)).all()
+def test_the_pool_and_the_split_have_the_released_shares():
+    pool = draw_copies(CASES, 0)
+    assert len(pool) == 300 and (pool["side"] == "train").sum() == 240
+    assert (pool.groupby("case")["copy"].agg(frozenset) == frozenset(COPIES)).all()
     split = released_split(CASES, 0)
     counts = split["side"].value_counts()
     assert counts.to_dict() == {"test": 10, "train": 216, "validation": 54}

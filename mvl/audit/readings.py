@@ -11,7 +11,7 @@ from mvl.config import PROTOCOL_VERSION
 from mvl.data.sources import read_label, spacing_of
 from mvl.metrics import segmentation_metrics
 from mvl.progress import track
-from mvl.released import BATCH, GRID, TEST_SHARE, dilation_nsd, resize_mask, surface_hits
+from mvl.released import BATCH, GRID, dilation_nsd, resize_mask, surface_hits, test_size
 
 
 @torch.inference_mode()
@@ -161,7 +161,7 @@ def measurement_rows(readings, task_cases, draws=2000, seed=0):
                 )
                 | {"interval": "95 % of single cases"}
             )
-            sets = _test_sets(tables, chain["ours"], round(TEST_SHARE * task_cases), seed)
+            sets = _test_sets(tables, chain["ours"], test_size(task_cases), seed)
             span = np.array([min(sets), max(sets)]) - values["ours"]
             rows.append(
                 facts
@@ -218,11 +218,14 @@ def _alone(columns, metric):
 
 
 def _test_sets(tables, value, size, seed):
-    """The study's number on `DRAWS` test sets of that many of the test cases, drawn at random."""
+    """The study's number on `DRAWS` test sets of that many cases, like the test cases there are.
+
+    They are drawn with replacement: of the few cases there are, sets without would be too alike.
+    """
     generator, found = np.random.default_rng(seed), []
     count = len(tables[0]["subject"])
     for _ in range(DRAWS):
-        index = np.sort(generator.permutation(count)[: max(1, size)])
+        index = np.sort(generator.integers(count, size=max(1, size)))
         drawn = [{name: column[index] for name, column in table.items()} for table in tables]
         drawn = [t | {"subject": np.unique(t["subject"], return_inverse=True)[1]} for t in drawn]
         found.append(np.mean([value(table) for table in drawn]))

@@ -113,11 +113,12 @@ def reference_table(reference=REFERENCE):
 
 def audit_section(reference=REFERENCE):
     """The README's section on the audit as Markdown: every number from audit.csv."""
-    lines = section(read_table(reference / TABLE, COLUMNS))
+    table = read_table(reference / TABLE, COLUMNS)
+    what = "From the study's protocol to the released code's"
+    if "released" not in set(table["arm"]):
+        what = "The committed model's number, as the released code would read it, step by step"
     picture = (REFERENCE / PICTURE).relative_to(REPOSITORY).as_posix()
-    return "\n".join(
-        [*lines, "", f"![From the study's protocol to the released code's]({picture})"]
-    )
+    return "\n".join([*section(table), "", f"![{what}]({picture})"])
 
 
 def refresh_readme(readme=REPOSITORY / "README.md", reference=REFERENCE):

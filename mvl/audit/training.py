@@ -30,8 +30,12 @@ class Change:
         audit = replace(config.audit, **self.audit)
         training = replace(config.training, **self.training)
         if audit.copies:
-            # The heap is three times as long: so the number of optimiser steps stays the same.
-            training = replace(training, epochs=max(1, round(training.epochs / len(COPIES))))
+            # The pool is three times as long: so the number of optimiser steps stays the same.
+            shorter = {
+                "epochs": max(1, round(training.epochs / len(COPIES))),
+                "warmup_epochs": round(training.warmup_epochs / len(COPIES)),
+            }
+            training = replace(training, **shorter)
         return replace(
             config,
             data=replace(config.data, **self.data),
@@ -64,7 +68,8 @@ _SINGLE = {
     "linear-labels": Change(
         data={"fit": "resize"}, audit={"linear_labels": True}, against="resize"
     ),
-    "planes": Change(audit={"planes": True}),
+    # Copies that turn in one plane alone come with the splines; on top of them stand the planes.
+    "planes": Change(audit={"planes": True, "splines": True}, against="splines"),
     "splines": Change(audit={"splines": True}),
     "copies": Change(audit={"copies": True}),
     "train-loss": Change(audit={"select": "loss"}),

@@ -121,11 +121,16 @@ def section(table):
     Returns:
         List of lines of Markdown.
     """
+    trained = set(table.loc[table["kind"] == "training", "arm"])
     lines = [
         f"{table['task'].iloc[0]}. A row turns one thing on, and says what is reported without and "
-        "with it, and the difference with its 95 % interval. Of `one-case` that is the middle 95 % "
-        f"of single cases, of draws the range of {DRAWS}.",
+        "with it, and the difference with its 95 % interval. For `one-case` the interval is the "
+        f"central 95 % of single cases; for draws it is the range over {DRAWS}, of one model that "
+        "is not trained anew.",
     ]
+    switches = [switch.name for switch in SWITCHES.values() if switch.kind == "training"]
+    if missing := [f"`{name}`" for name in (*switches, "released") if name not in trained]:
+        lines += ["", f"Not trained yet: {', '.join(missing)}."]
     for kind, title in (
         (
             "training",
@@ -134,9 +139,11 @@ def section(table):
         ),
         (
             "measurement",
-            "**One model, read as the released code reads it**, each row a step on from the one "
-            "above, but `validation` and `unseeded`, which stand for themselves. `best` learned "
-            "from the labels as they are drawn, `released` from the larger ones.",
+            "**One model, read as the released code reads it.** Rows are cumulative, except "
+            + "`validation` and " * ("validation" in set(table["switch"]))
+            + "`unseeded`. `best` learned from the labels as they are drawn"
+            + ", `released` from the larger ones" * ("released" in trained)
+            + ".",
         ),
     ):
         own = table[table["kind"] == kind]
