@@ -39,14 +39,15 @@ def page(record):
     kinds = dict.fromkeys(note["kind"] for note in inputs)
     parts = [
         "# Reliability and security: what was tried, and what happened",
-        f"{killed} kills that met one of {len(kills)} stages at work, {len(notes['disk'])} full disks and folders that "
-        f"may not be written, {len(inputs)} broken inputs: nothing was lost, no partial file was "
-        "taken for a whole one, and each fault of the user's or the machine's ended in a sentence. "
+        f"{killed} kills that met one of {len(kills)} stages at work, {len(notes['disk'])} full "
+        f"disks and folders that may not be written, {len(inputs)} broken inputs: nothing was "
+        "lost, no partial file was taken for a whole one, and each fault of the user's or the "
+        "machine's ended in a sentence. "
         "The tables are written from [reliability.json](reliability.json), the record of one run "
         f"of `pytest tests/reliability{' --slow' * record['slow']} --record` "
         f"({_machine(record['machine'])}). Every change is tested with "
-        f"{'fewer' if record['slow'] else 'as many'} kills and full disks, and with every one of the "
-        "inputs.",
+        f"{'fewer' if record['slow'] else 'as many'} kills and full disks, and with every one of "
+        "the inputs.",
         "## Killed at random moments",
         "`kill -9` to the process group, by the clock or at one of the stage's operations on files "
         f"(seed {record['seed']}). Then every file with a final name has to be whole, and the same "

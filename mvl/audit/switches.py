@@ -19,8 +19,6 @@ class Switch:
     name: str
     #: "split", "training" or "measurement".
     kind: str
-    #: Its number in the list of what the released code does; None for what MSD's numbering hides.
-    point: int | None
     #: What the released code does.
     released: str
     #: What the study does.
@@ -36,7 +34,6 @@ SWITCHES = {
         Switch(
             "before",
             "training",
-            3,
             "The language block sits before the encoder, on tokens that carry no position yet.",
             "It sits between encoder and decoder.",
             "What the block can know of a token's place.",
@@ -44,7 +41,6 @@ SWITCHES = {
         Switch(
             "mappers",
             "training",
-            11,
             "The mappers to and from the block stay random; factors of rank 4 and biases train.",
             "The mappers are trained whole.",
             "How much of a token reaches the block, and how.",
@@ -52,7 +48,6 @@ SWITCHES = {
         Switch(
             "no-skip",
             "training",
-            3,
             "All of a token goes through the mappers: the residual is around the block alone.",
             "A token is also added to what mappers and block make of it.",
             "How much of a token is left behind the mappers.",
@@ -60,7 +55,6 @@ SWITCHES = {
         Switch(
             "unit-norm",
             "training",
-            12,
             "The block's output is divided by its root mean square once more, without weights.",
             "The block's output is taken as it is.",
             "The size of what the block writes.",
@@ -68,7 +62,6 @@ SWITCHES = {
         Switch(
             "dropout",
             "training",
-            16,
             "Dropout of 0.2 in every block, and no normalisation after the last.",
             "No dropout, and a last LayerNorm.",
             "Regularisation.",
@@ -76,7 +69,6 @@ SWITCHES = {
         Switch(
             "hard-dice",
             "training",
-            4,
             "The loss thresholds the prediction inside its Dice term.",
             "The Dice term takes probabilities.",
             "That half has no gradient: training is cross-entropy alone, halved.",
@@ -84,7 +76,6 @@ SWITCHES = {
         Switch(
             "optimiser",
             "training",
-            8,
             "Adam; the rate is halved when the training loss has not fallen for 10 epochs.",
             "AdamW with decay, warm-up, cosine and clipping.",
             "How far training gets in its budget.",
@@ -92,7 +83,6 @@ SWITCHES = {
         Switch(
             "resize",
             "training",
-            9,
             "Every volume is resized to one grid, as the paper has it.",
             "Task04 is padded or cropped to the grid.",
             "Voxels differ in size from case to case.",
@@ -100,7 +90,6 @@ SWITCHES = {
         Switch(
             "linear-labels",
             "training",
-            10,
             "Labels are resized by linear interpolation, and all above zero is foreground.",
             "Labels are resized to the nearest voxel.",
             "The foreground that is learned is larger than the labelled one.",
@@ -108,7 +97,6 @@ SWITCHES = {
         Switch(
             "planes",
             "training",
-            6,
             "A rotated copy's image and label turn in different planes, its label by splines.",
             "Image and label turn alike.",
             "A third of the samples is misaligned, more so away from the centre.",
@@ -116,7 +104,6 @@ SWITCHES = {
         Switch(
             "splines",
             "training",
-            6,
             "A third of the samples are rotated copies, labels by cubic splines, cut at one half.",
             "Every sample is augmented alike; the nearest voxel's label.",
             "The augmentation, and where the edge of a rotated label falls.",
@@ -124,7 +111,6 @@ SWITCHES = {
         Switch(
             "copies",
             "training",
-            5,
             "Training and validation are drawn from one pool of originals and augmented copies.",
             "Validation subjects have no case in training, and no copies.",
             "Validation Dice is of subjects that training has seen.",
@@ -132,7 +118,6 @@ SWITCHES = {
         Switch(
             "train-loss",
             "training",
-            8,
             "The best checkpoint is the one with the lowest training loss.",
             "The best epoch is chosen on validation.",
             "Overfitting is not seen by the choice.",
@@ -140,7 +125,6 @@ SWITCHES = {
         Switch(
             "last-epoch",
             "training",
-            8,
             "The checkpoint is never loaded again: what is tested is the epoch at hand.",
             "The best epoch is chosen on validation.",
             "Chance of the last epochs.",
@@ -148,7 +132,6 @@ SWITCHES = {
         Switch(
             "resized-grid",
             "measurement",
-            9,
             "Metrics are taken on the resized grid of 128 x 128 x 128, without spacing.",
             "In native space, in millimetres.",
             "A tolerance of one voxel is another length for every case and axis.",
@@ -156,7 +139,6 @@ SWITCHES = {
         Switch(
             "linear-truth",
             "measurement",
-            10,
             "The truth is the linearly interpolated label, all above zero.",
             "The label as it was drawn.",
             "The truth is larger by up to a voxel all around.",
@@ -164,7 +146,6 @@ SWITCHES = {
         Switch(
             "dilation",
             "measurement",
-            9,
             "The surface is dilation minus mask; the tolerance one voxel.",
             "Surface elements, weighted by their area; the task's tolerance.",
             "NSD alone.",
@@ -172,7 +153,6 @@ SWITCHES = {
         Switch(
             "batch-index",
             "measurement",
-            9,
             "A case's place in the batch is a fourth coordinate of its surface voxels.",
             "A case is measured by itself.",
             "NSD alone: a neighbouring case's surface lies at distance 1.",
@@ -180,7 +160,6 @@ SWITCHES = {
         Switch(
             "batch-means",
             "measurement",
-            9,
             "All voxels of a batch are pooled, and batches are averaged, whatever their size.",
             "The mean over subjects of the means over their cases.",
             "Large structures count for more, and cases of a small last batch.",
@@ -188,7 +167,6 @@ SWITCHES = {
         Switch(
             "one-case",
             "measurement",
-            7,
             "Of the test set the first case is evaluated.",
             "Every test case.",
             "The number is a draw from the spread between cases.",
@@ -196,7 +174,6 @@ SWITCHES = {
         Switch(
             "validation",
             "measurement",
-            5,
             "The curves, those for few training cases among them, show the validation Dice.",
             "The test Dice, once.",
             "Validation is what was chosen by; with copies it is of subjects seen in training.",
@@ -204,7 +181,6 @@ SWITCHES = {
         Switch(
             "unseeded",
             "measurement",
-            7,
             "No seed is set: the test cases, a tenth, are drawn anew for each model and run.",
             "One split for the whole study, from one seed.",
             "Two models are compared on different cases.",
@@ -212,7 +188,6 @@ SWITCHES = {
         Switch(
             "siblings",
             "split",
-            None,
             "Cases are drawn. MSD does not say which cases are of one subject.",
             "Subjects are drawn; for Task04 who is whose is inferred.",
             "A test case's sibling may be in training.",
@@ -220,7 +195,6 @@ SWITCHES = {
         Switch(
             "shared-subjects",
             "split",
-            5,
             "Copies are drawn one by one.",
             "Subjects are drawn, and validation has no copies.",
             "A validation copy's subject, mostly its very case, is in training.",
@@ -232,7 +206,7 @@ SWITCHES = {
 def switches_table():
     """`SWITCHES` as a table."""
     rows = [asdict(switch) for switch in SWITCHES.values()]
-    return pd.DataFrame(rows).astype({"point": "Int64"}).set_index("name")
+    return pd.DataFrame(rows).set_index("name")
 
 
 def facts_of(row):

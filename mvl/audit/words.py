@@ -149,7 +149,7 @@ def section(table):
         own = table[table["kind"] == kind]
         if len(own):
             lines += ["", title, "", *_two_metrics(own)]
-    lines += ["", "**Who stands on which side.**", ""]
+    lines += ["", "**Leakage between training, validation and test.**", ""]
     lines += [f"- {said}" for said in sentences(table[table["kind"] == "split"])]
     return lines
 
