@@ -69,6 +69,8 @@ def waterfall_of(table, metric="dice"):
     """
     steps = waterfall_steps(table, metric)
     used = table[(table["metric"] == metric) & table["kind"].isin(("training", "measurement"))]
+    if "released" not in set(used["arm"]):
+        used = used[used["switch"] != "validation"]  # which is shown of that arm alone
     first, seeds = used.iloc[0], used["n_seeds"]
     size = f"{first['task']}, {used['n_subjects'].max()} test subjects, "
     size += f"{seeds.min()} to " * bool(seeds.min() < seeds.max()) + f"{seeds.max()} seed"
