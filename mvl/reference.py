@@ -478,6 +478,8 @@ def _budget(runs):
     """Whether the budget is enough, by the validation Dice of the seeds that both arms have."""
     own = runs[runs["suite"] == "budget"]
     dice = own.pivot(index="seed", columns="arm", values="validation_dice").dropna()
+    if dice.empty:
+        return []
     gain = (dice["vit-2x"] - dice["vit"]).mean()
     met = "met" if gain < BUDGET_TARGET else "missed"
     return [
