@@ -191,7 +191,8 @@ def _read_subjects(path, cases):
         raise DataError(f"{path} is not a readable table: {error}") from error
     subjects = {}
     for row in rows:
-        case, subject = row.get("case"), row.get("subject")
+        # White space would make two subjects of one, and leak between the sides of a split.
+        case, subject = ((row.get(key) or "").strip() for key in ("case", "subject"))
         if not case or not subject:
             raise DataError(f"{path}: each row needs a 'case' and a 'subject', found {row}")
         if subjects.setdefault(case, subject) != subject:

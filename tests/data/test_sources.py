@@ -101,6 +101,16 @@ def test_subjects_csv_decides_and_must_be_complete(tmp_path):
             list_cases(folder)
 
 
+def test_white_space_in_subjects_csv_makes_no_other_subject(tmp_path):
+    folder = make_task(tmp_path / "t", ["a", "b", "c"])
+    table = folder / "subjects.csv"
+    table.write_text("case,subject\na,p\nb, p\n c ,p\u00a0\t\n")
+    assert {case.subject for case in list_cases(folder)} == {"p"}
+    table.write_text("case,subject\na,p\nb,  \nc,p\n")
+    with pytest.raises(DataError, match="each row needs a 'case' and a 'subject'"):
+        list_cases(folder)
+
+
 @pytest.mark.parametrize(
     "image",
     ["../secret.nii.gz", "imagesTr/../../secret.nii.gz", "/etc/passwd", "", 7, None, "a\0b",
