@@ -46,22 +46,20 @@ def download(task_name, root=None, progress=True):
         raise DataError(f"no download of {task_name!r}; there are {', '.join(TASKS)}")
     root = data_root(root)
     folder, part = root / task_name, root / f".{task_name}.tar.part"
-    if (folder / "dataset.json").is_file():
-        if read_task(folder).synthetic:
-            raise DataError(f"{folder} holds a synthetic phantom; move it away, or choose a root")
-        with contextlib.suppress(OSError):
-            part.unlink()  # of a download that was killed at its very end
-        shutil.rmtree(_beside(folder), ignore_errors=True)
+    if _is_there(folder):
+        if part.exists():  # of a download that was killed at its very end, or is just ending
+            with contextlib.suppress(OSError, DataError), _alone(part):
+                shutil.rmtree(_beside(folder), ignore_errors=True)
+                part.unlink()
         return folder
-    if os.path.lexists(folder):
-        raise DataError(f"{folder} exists without a dataset.json; move it away, or choose a root")
     url, md5 = _published(task_name)
     try:
         root.mkdir(parents=True, exist_ok=True)
         with _alone(part):
-            _fetch(url, part, progress)
-            _require_md5(part, md5, url, progress)
-            _unpack(part, folder, progress)
+            if not _is_there(folder):  # another process may have ended since the first look
+                _fetch(url, part, progress)
+                _require_md5(part, md5, url, progress)
+                _unpack(part, folder, progress)
             part.unlink()
     except OSError as error:
         raise DataError(
@@ -77,15 +75,39 @@ def _published(task_name):
     return DecathlonDataset.resource[task_name], DecathlonDataset.md5[task_name]
 
 
+def _is_there(folder):
+    """Whether a task folder is there, whole.
+
+    Raises:
+        DataError: something else is in its place.
+    """
+    if (folder / "dataset.json").is_file():
+        if read_task(folder).synthetic:
+            raise DataError(f"{folder} holds a synthetic phantom; move it away, or choose a root")
+        return True
+    if os.path.lexists(folder):
+        raise DataError(f"{folder} exists without a dataset.json; move it away, or choose a root")
+    return False
+
+
 @contextlib.contextmanager
 def _alone(part):
-    """Hold `part` (made where it is missing) against other processes that would write to it."""
-    with open(part, "ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DataError(f"another process is downloading {part}; wait for it") from error
-        yield
+    """Hold `part` (made where it is missing) against other processes; who holds it may remove it.
+
+    Raises:
+        DataError: another process holds it.
+    """
+    while True:
+        with open(part, "ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise DataError(f"another process is downloading {part}; wait for it") from error
+            # Between open and lock its last holder may have removed it: then what is locked here
+            # is no longer `part`, which a third process may already have made anew.
+            if os.fstat(file.fileno()).st_nlink:
+                yield
+                return
 
 
 def _fetch(url, part, progress):

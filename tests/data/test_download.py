@@ -233,6 +233,41 @@ def test_two_downloads_at_once_do_not_mix(server, tmp_path):
             download(TASK, tmp_path, progress=False)
 
 
+@pytest.mark.parametrize("ended", ["well", "with a wrong MD5"])
+def test_one_that_ends_between_open_and_lock_is_seen(server, tmp_path, monkeypatch, ended):
+    """The file that was opened is then no longer the one that bears the name."""
+    part, flock, calls = tmp_path / f".{TASK}.tar.part", fcntl.flock, []
+
+    def late(file, operation):
+        calls.append(operation)
+        if len(calls) == 1:
+            part.unlink()
+            if ended == "well":
+                module._unpack(whole, tmp_path / TASK, progress=False)
+        flock(file, operation)
+
+    whole = tmp_path / "whole.tar"
+    whole.write_bytes(GOOD)
+    monkeypatch.setattr(fcntl, "flock", late)
+    folder = download(TASK, tmp_path, progress=False)
+    assert len(calls) == 2
+    assert len(server.ranges) == (0 if ended == "well" else 1)
+    assert (folder / "imagesTr/x.nii.gz").read_bytes() == VOXELS
+    assert names_in(tmp_path) == sorted([*WHOLE, whole.name])
+
+
+def test_one_that_is_about_to_end_keeps_its_file(server, tmp_path):
+    """It has put the folder in place and is to remove the partial file itself."""
+    part = tmp_path / f".{TASK}.tar.part"
+    folder = download(TASK, tmp_path, progress=False)
+    with module._alone(part):
+        assert download(TASK, tmp_path, progress=False) == folder
+        part.unlink()
+    part.touch()  # of one that was killed there
+    assert download(TASK, tmp_path, progress=False) == folder
+    assert names_in(tmp_path) == WHOLE
+
+
 def test_a_root_that_cannot_be_written_is_one_sentence(server, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DataError, match="cannot write .* choose another root"):
