@@ -512,24 +512,17 @@ def _suite_table(options):
 
 def _verify(options):
     from mvl.experiments import results_folder
-    from mvl.verify import verify
+    from mvl.verify import conclusion, name_of_check, verify
 
     place = Path(options.place)
     checks = verify(place if place.is_dir() else results_folder(options.place))
     words = {True: "agrees", False: "DIFFERS", None: "-"}
     for row in checks.itertuples():
-        name = f"{row.suite} {row.arm}, seed {row.seed}" if row.suite else "not in the reference"
-        print(f"{words[row.agrees]:8} {row.run}  {name}  {row.check}: {row.detail}")
-    compared = checks[checks["check"] != "file"]
-    against = int(compared["agrees"].notna().sum())
-    wrong = int((checks["agrees"] == False).sum())  # noqa: E712 (None is neither)
-    if wrong:
-        print(f"Not reproduced: {wrong} of {len(checks)} checks differ.")
-    elif not against:
-        print("Nothing to compare: the reference has none of these runs.")
-    else:
-        print(f"Reproduced: {against} of {len(compared)} runs are in the reference and agree.")
-    return 1 if wrong or not against else 0
+        name = name_of_check(row) or "not in the reference"
+        print(f"{words[row.agrees]:8} {row.run:16}  {name}  {row.check}: {row.detail}")
+    agrees, said = conclusion(checks)
+    print(said)
+    return 0 if agrees else 1
 
 
 def _links(options):

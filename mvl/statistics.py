@@ -31,6 +31,7 @@ from scipy import stats
 
 from mvl.errors import RunError
 from mvl.metrics import MECHANISM, METRICS
+from mvl.tables import count, p_value
 
 #: Whatever may be compared between arms.
 COMPARED = METRICS | MECHANISM
@@ -350,7 +351,7 @@ def sentence(row) -> str:
     name = _IN_WORDS.get(facts.name, facts.name.capitalize())
     digits, unit = (2, " mm") if facts.unit else (4, "")
     where = f"{row['task']}, {row['structure']}"
-    size = f"{_count(row['n_subjects'], 'subject')}, {_count(row['n_seeds'], 'seed')}"
+    size = f"{count(row['n_subjects'], 'subject')}, {count(row['n_seeds'], 'seed')}"
     difference = f"{row['arm_a']} minus {row['arm_b']} is {row['difference']:+.{digits}f}{unit}"
     text = f"{where} ({size}): in {name}, {difference}"
     if np.isnan(row["ci_low"]):
@@ -359,7 +360,8 @@ def sentence(row) -> str:
         text += f" (95 % interval {row['ci_low']:+.{digits}f} to {row['ci_high']:+.{digits}f}{unit}"
         # An adjusted p may speak against an interval, which no adjustment widens.
         adjusted = "" if row["p_holm"] == row["p"] else "adjusted "
-        text += f", {adjusted}{_p_value(row['p_holm'])})"
+        p = p_value(row["p_holm"])
+        text += f", {adjusted}p {p if p.startswith('<') else '= ' + p})"
     text += f". Verdict: {verdict_in_words(row)}."
     if row["n_seeds"] == 1:
         text += " One seed: other seeds may differ by more than the interval says."
@@ -399,14 +401,6 @@ def _verdict_in_words(row):
         return f"{a} is {said} than {b}, {amount}"
     word, _, amount = said.partition(" ")
     return f"{a} is {word} than {b}{' ' if amount else ''}{amount}"
-
-
-def _count(number, noun):
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def _p_value(p):
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
 def _check_unmixed(cases, columns):

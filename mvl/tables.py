@@ -166,6 +166,11 @@ def _spread(by_metric, metric):
     return f"{row['mean']:.{digits}f}{spread}"
 
 
+def count(number, noun, nouns=None):
+    """A number of things in words: "1 seed", "12,000 seeds"."""
+    return f"{number:,} {noun if number == 1 else nouns or noun + 's'}"
+
+
 def p_value(p):
     """A p value as tables show it."""
     if np.isnan(p):

@@ -1,17 +1,22 @@
 """Did I reproduce it? A user's own finished runs, held against the committed reference.
 
 A run is compared with the reference's run of the same fingerprint: same configuration, same
-voxels, same language block, same protocol. Three things are asked of it:
+voxels, same language block, same protocol. Four things are asked:
 
-    file    cases.csv is the file that the evaluation wrote (its SHA-256 stands in done.json), and
-            agrees with itself: Jaccard = Dice / (2 - Dice) in every row
-    cases   on the same kind of machine (system, CPU, device, number format, threads, PyTorch),
-            every metric of every case is the reference's, to the last written digit
-    means   elsewhere, each metric's mean over the cases is within `tolerance` of the reference's
+    file      cases.csv is the file that the evaluation wrote (its SHA-256 stands in done.json),
+              and agrees with itself: Jaccard = Dice / (2 - Dice) in every row
+    cases     on the same kind of machine (system, CPU, device, number format, threads, PyTorch),
+              every metric of every case is the reference's, to the last written digit
+    means     elsewhere, each metric's mean over the cases is within `tolerance` of the reference's
+    contrast  of every comparison that the study planned and both of whose arms were run: its
+              difference in Dice, over the seeds that were run, is the reference's, within
+              sqrt(2 / seeds) of that tolerance (the mean over seeds of a difference of two arms;
+              where the arms of a seed vary together, it varies less)
 
 Training amplifies the last bit, so a run on another kind of machine is another draw, as another
-seed would be: of the means of all runs and metrics together, draws that differ as seeds do leave
-their tolerances once in 370 times at most (three standard deviations, if one knew them).
+seed would be: of all the means together, draws that differ as seeds do leave their tolerances once
+in 370 times at most (three standard deviations, if one knew them), and so do all the contrasts.
+One run says little; all seeds of two arms together say whether their difference came out again.
 """
 
 from math import sqrt
@@ -22,9 +27,13 @@ import pandas as pd
 from scipy import stats
 
 from mvl.errors import RunError
+from mvl.experiments import DONE, FAILED
 from mvl.files import read_json, sha256_of
 from mvl.metrics import METRICS
-from mvl.reference import MACHINE, REFERENCE, machine_of, read_table
+from mvl.reference import CONTRASTS, MACHINE, REFERENCE, machine_of, read_table
+from mvl.tables import count
+
+_CELL = ["suite", "arm", "seed"]
 
 #: Of a mean where no arm of the reference has two seeds yet: shares, and millimetres.
 FALLBACK = {"": 0.02, "mm": 0.5}
@@ -38,34 +47,33 @@ def verify(place, reference=REFERENCE):
         reference: the folder of the reference.
 
     Returns:
-        A table, a check a row: run, suite, arm, seed, check ("file", "cases" or "means"),
-        agrees (True, False, or None where the reference has no such run) and detail.
+        A table, a check a row: run, suite, arm, seed, check (see the module, or "state" of a run
+        that was not finished), agrees (True, False, or None where nothing can be compared) and
+        detail. A contrast has no run; its arm is "A minus B", its seed how many there are.
 
     Raises:
         RunError: there is no finished run, or no reference.
+        MvlError: a file of a run is missing or damaged.
     """
     runs = pd.DataFrame(read_table(Path(reference) / "validation.csv"))
     cases = read_table(Path(reference) / "cases.csv.gz")
     summary = read_table(Path(reference) / "summary.csv")
-    rows, finished = [], _finished(Path(place))
+    finished, unfinished = _runs(Path(place))
     checks = len(METRICS) * sum(folder.name in set(runs["fingerprint"]) for folder in finished)
+    rows, own_cases = [], {}
     for folder in finished:
         known = runs[runs["fingerprint"] == folder.name]
         about = {"run": folder.name, "suite": "", "arm": "", "seed": ""}
+        if len(known):
+            about |= {name: known.iloc[0][name] for name in _CELL}
         rows.append(about | _file(folder))
         if known.empty:
-            rows.append(
-                about
-                | {"check": "cases", "agrees": None, "detail": "the reference has no such run"}
-            )
+            said = "the reference has no such run"
+            rows.append(about | {"check": "cases", "agrees": None, "detail": said})
             continue
         row = known.iloc[0]
-        about |= {name: row[name] for name in ("suite", "arm", "seed")}
-        rows[-1] |= about
-        theirs = cases
-        for name in ("suite", "arm", "seed"):
-            theirs = theirs[theirs[name] == row[name]]
-        own = read_table(folder / "cases.csv", numbers=METRICS)
+        theirs = cases[(cases[_CELL] == row[_CELL]).all(axis=1)]
+        own = own_cases[folder.name] = read_table(folder / "cases.csv", numbers=METRICS)
         place_of_run = machine_of(read_json(folder / "environment.json", "versions"))
         differing = [
             key
@@ -76,27 +84,69 @@ def verify(place, reference=REFERENCE):
             rows.append(about | _exact(own, theirs))
         else:
             rows.append(about | _statistical(own, theirs, summary, checks, differing))
+    rows += _contrasts(own_cases, runs, cases, summary)
+    for folder in unfinished:
+        failed = folder / FAILED
+        said = read_json(failed, "reason")["reason"] if failed.is_file() else "not finished"
+        about = {"run": folder.name, "suite": "", "arm": "", "seed": ""}
+        rows.append(about | {"check": "state", "agrees": None, "detail": said})
     return pd.DataFrame(rows)
 
 
-def _finished(place):
-    """The finished run folders at or below a place."""
+def name_of_check(row):
+    """What a row of `verify`'s table is about, in words; empty where the reference has no name."""
+    if not row.suite:
+        return ""
+    return f"{row.suite} {row.arm}, {row.seed if row.check == 'contrast' else f'seed {row.seed}'}"
+
+
+def conclusion(checks):
+    """What the checks say together.
+
+    Args:
+        checks: table of `verify`.
+
+    Returns:
+        (True, False, or None where nothing could be compared; the sentences).
+    """
+    runs = checks[checks["check"].isin(["cases", "means"])]
+    known = int(runs["agrees"].notna().sum())
+    wrong = int(checks["agrees"].eq(False).sum())
+    contrasts, unfinished = ((checks["check"] == name).sum() for name in ("contrast", "state"))
+    if wrong:
+        agrees, said = False, f"Not reproduced: {wrong} of {len(checks)} checks differ."
+    elif not known:
+        agrees, said = None, "Nothing to compare: the reference has none of these runs."
+    else:
+        said = f"Reproduced: {known} of {len(runs)} runs are in the reference and agree."
+        if contrasts:
+            said += f" So {'does' if contrasts == 1 else 'do'} {count(contrasts, 'difference')} "
+            said += "between arms."
+        agrees = True
+    if unfinished:
+        said += f" Not compared, since not finished: {count(unfinished, 'run')}."
+    return agrees, said
+
+
+def _runs(place):
+    """The run folders at or below a place, (finished, not finished)."""
     candidates = [place, *sorted(place.glob("*/")), *sorted(place.glob("runs/*/"))]
-    finished = [folder for folder in candidates if (folder / "done.json").is_file()]
+    folders = [folder for folder in candidates if (folder / "config.json").is_file()]
+    finished = [folder for folder in folders if (folder / DONE).is_file()]
     if not finished:
         raise RunError(
             f"{place} holds no finished run; './run_all.sh' or 'mvl suite run' makes some"
         )
-    return finished
+    return finished, [folder for folder in folders if folder not in finished]
 
 
 def _file(folder):
     """Is cases.csv what the evaluation wrote?"""
-    stored = read_json(folder / "done.json", "test_cases").get("cases_sha256")
+    stored = read_json(folder / DONE, "cases_sha256")["cases_sha256"]
     own = read_table(folder / "cases.csv", numbers=METRICS)
     dice, jaccard = own["dice"].to_numpy(), own["jaccard"].to_numpy()
     wrong = np.flatnonzero(~np.isclose(jaccard, dice / (2 - dice), rtol=0, atol=1e-6))
-    if stored is not None and stored != sha256_of(folder / "cases.csv"):
+    if stored != sha256_of(folder / "cases.csv"):
         said = "cases.csv was changed after the evaluation: its SHA-256 is not that of done.json"
     elif len(wrong):
         said = f"case {own['case'].iloc[wrong[0]]}: Dice and Jaccard contradict each other"
@@ -149,6 +199,51 @@ def _statistical(own, theirs, summary, checks, differing):
         "detail": f"another {where}; Dice differs by {apart['dice'][1]:+.4f} (tolerance "
         f"{apart['dice'][2]:.4f}), furthest off is {worst}: {difference:+.4f} of {limit:.4f}",
     }
+
+
+def _contrasts(own_cases, runs, cases, summary):
+    """A row of each planned contrast that the own runs have a common seed of.
+
+    Args:
+        own_cases: {fingerprint: cases of an own run that the reference has}.
+        runs, cases, summary: the reference's.
+    """
+    means = {"own": {}, "reference": {}}
+    shown = cases[cases["structure"] == "foreground"]
+    by_subject = shown.groupby([*_CELL, "subject"])["dice"].mean().groupby(_CELL).mean()
+    for run in runs[runs["fingerprint"].isin(own_cases)].itertuples():
+        own = own_cases[run.fingerprint]
+        own = own[own["structure"] == "foreground"]
+        cell = run.suite, run.arm, run.seed
+        means["own"][cell] = own.groupby("subject")["dice"].mean().mean()
+        means["reference"][cell] = by_subject[cell]
+    differences = {}
+    for suite, a, b in CONTRASTS:
+        in_a, in_b = (
+            {seed for s, name, seed in means["own"] if (s, name) == (suite, arm)} for arm in (a, b)
+        )
+        if common := in_a & in_b:
+            of = {
+                side: np.mean([found[suite, a, seed] - found[suite, b, seed] for seed in common])
+                for side, found in means.items()
+            }
+            # One comparison may have names in several suites; the first is the study's.
+            differences.setdefault((of["own"], of["reference"]), (suite, a, b, common))
+    rows = []
+    for (own, theirs), (suite, a, b, common) in differences.items():
+        limit = sqrt(2 / len(common)) * tolerance(summary, "dice", len(differences))
+        rows.append(
+            {
+                "run": "",
+                "suite": suite,
+                "arm": f"{a} minus {b}",
+                "seed": count(len(common), "seed"),
+                "check": "contrast",
+                "agrees": bool(abs(own - theirs) <= limit),
+                "detail": f"Dice {own:+.4f}, the reference's {theirs:+.4f} (tolerance {limit:.4f})",
+            }
+        )
+    return rows
 
 
 def tolerance(summary, metric, checks=1):

@@ -7,14 +7,14 @@ import pandas as pd
 import pytest
 
 from mvl.cli import main
-from mvl.errors import RunError
+from mvl.errors import MvlError, RunError
 from mvl.experiments import test as open_test_set
 from mvl.files import read_json, sha256_of, write_json, write_table
 from mvl.metrics import METRICS
 from mvl.reference import curves_table, read_table, write_reference
 from mvl.statistics import summary_table
 from mvl.suites import SUITES, TUNING_COLUMNS, Arm, fit_suite, suite_configs
-from mvl.verify import FALLBACK, tolerance, verify
+from mvl.verify import FALLBACK, conclusion, tolerance, verify
 
 #: No learning rate was tried but the chosen one.
 NOTHING = pd.DataFrame(columns=TUNING_COLUMNS)
@@ -85,9 +85,9 @@ def test_the_reference_keeps_the_curves_of_its_runs(study):
 def test_equal_runs_agree_to_the_last_digit(mine):
     runs, reference = mine
     checks = verify(runs.parent, reference)
-    assert len(checks) == 8 and checks["agrees"].all()
-    assert set(checks["check"]) == {"file", "cases"}
-    assert set(checks["arm"]) == {"none", "pretrained"}
+    assert checks["agrees"].all()
+    assert checks["check"].value_counts().to_dict() == {"file": 4, "cases": 4, "contrast": 1}
+    assert set(checks["arm"]) == {"none", "pretrained", "pretrained minus none"}
 
 
 @pytest.mark.parametrize(
@@ -106,12 +106,14 @@ def test_a_tampered_cell_is_found(mine, column, add, mend, check, said):
     assert not checks["agrees"][check] and said in checks["detail"][check]
 
 
-def elsewhere(folder, change):
-    """Make a run look as if another machine had made it, with metrics moved by `change`."""
+def elsewhere(folder, nsd=0.0, dice=0.0):
+    """Make a run look as if another machine had made it, with metrics moved by so much."""
     environment = read_json(folder / "environment.json")
     write_json(folder / "environment.json", environment | {"capability": "another"})
     table = read_table(folder / "cases.csv")
-    table["nsd"] = table["nsd"] + change
+    table["nsd"] += nsd
+    table["dice"] += dice
+    table["jaccard"] = table["dice"] / (2 - table["dice"])
     write_table(folder / "cases.csv", table)
     done = read_json(folder / "done.json")
     write_json(folder / "done.json", done | {"cases_sha256": sha256_of(folder / "cases.csv")})
@@ -128,6 +130,26 @@ def test_another_machine_gets_the_noise_between_seeds(mine):
     elsewhere(folder, 0.2 * limit)  # 1.1 of it in all
     checks = verify(folder, reference).set_index("check")
     assert not checks["agrees"]["means"] and "furthest off is nsd" in checks["detail"]["means"]
+
+
+def test_arms_whose_means_agree_may_contradict_the_reference_in_their_difference(mine):
+    runs, reference = mine
+    summary = read_table(reference / "summary.csv")
+    names = read_table(reference / "validation.csv").set_index("fingerprint")["arm"]
+    # Two seeds: each run's mean is one of twenty, their difference one alone, so its limit is less.
+    limit = tolerance(summary, "dice")
+    assert 1.1 * limit < tolerance(summary, "dice", checks=4 * len(METRICS))
+    before = read_table(reference / "cases.csv.gz").groupby("arm")["dice"].mean()
+    before = before["pretrained"] - before["none"]
+    for moved, agrees in ((0.9 * limit, True), (0.2 * limit, False)):  # 1.1 of it in all
+        for folder in runs.iterdir():
+            elsewhere(folder, dice=moved * (names[folder.name] == "pretrained"))
+        checks = verify(runs, reference).set_index("check")
+        assert checks.loc[["file", "means"], "agrees"].all()
+        assert checks["agrees"]["contrast"] == agrees
+    own, theirs = before + 1.1 * limit, before
+    said = f"Dice {own:+.4f}, the reference's {theirs:+.4f} (tolerance {limit:.4f})"
+    assert checks["detail"]["contrast"] == said and checks["seed"]["contrast"] == "2 seeds"
 
 
 def test_tolerances_are_pooled_over_the_arms_and_their_seeds(study):
@@ -184,11 +206,36 @@ def test_missing_cases_and_unknown_runs_are_no_agreement(mine, tmp_path):
         verify(tmp_path / "nowhere", reference)
 
 
+def test_a_run_that_was_not_finished_or_has_no_hash_is_no_agreement(mine):
+    runs, reference = mine
+    failed, stopped, unsigned, _ = sorted(runs.iterdir())
+    for folder in (failed, stopped):
+        (folder / "done.json").unlink()
+    write_json(failed / "failed.json", {"reason": "the loss is NaN"})
+    write_json(unsigned / "done.json", {"test_cases": 1})
+    with pytest.raises(MvlError, match="done.json lacks 'cases_sha256'"):
+        verify(runs, reference)
+    shutil.rmtree(unsigned)
+    checks = verify(runs, reference)
+    state = checks[checks["check"] == "state"].set_index("run")
+    assert state["detail"].to_dict() == {
+        failed.name: "the loss is NaN",
+        stopped.name: "not finished",
+    }
+    agrees, said = conclusion(checks)
+    assert agrees and said.endswith("Not compared, since not finished: 2 runs.")
+
+
 def test_the_command_says_it_and_exits_accordingly(mine, monkeypatch, capsys):
     runs, reference = mine
     monkeypatch.setattr("mvl.verify.verify.__defaults__", (reference,))
     assert main(["verify", str(runs)]) == 0
-    assert "Reproduced: 4 of 4 runs" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert (
+        "Reproduced: 4 of 4 runs are in the reference and agree. So does 1 difference between arms."
+        in said
+    )
+    assert "language pretrained minus none, 2 seeds  contrast: Dice" in said
     tamper(sorted(runs.iterdir())[0], "dice", 0.001)
     assert main(["verify", str(runs)]) == 1
     assert "DIFFERS" in capsys.readouterr().out

@@ -39,8 +39,8 @@ from mvl.results import (
 )
 from mvl.statistics import sentence
 from mvl.suites import QUESTIONS, SUITES
-from mvl.tables import NOTHING, p_value
-from mvl.verify import verify
+from mvl.tables import NOTHING, count, p_value
+from mvl.verify import conclusion, name_of_check, verify
 
 TEMPLATES = Path(__file__).with_name("templates")
 PAPER = Path(__file__).parents[1] / "paper.csv"
@@ -169,10 +169,6 @@ class Figure:
     kind: str = ""
 
 
-def _count(number, noun, nouns=None):
-    return f"{number:,} {noun if number == 1 else nouns or noun + 's'}"
-
-
 def _spread(row, digits, sign="±"):
     """Mean and standard deviation over subjects; one subject has none."""
     spread = "" if np.isnan(row["sd_subjects"]) else f" {sign} {row['sd_subjects']:.{digits}f}"
@@ -218,7 +214,7 @@ def _size(rows):
     # Seeds of one arm with different budgets stand in rows of their own.
     seeds = sorted(one.groupby(["suite", "arm"])["n_seeds"].sum())
     epochs = sorted(rows["epochs"])
-    text = f"{_count(first['n_subjects'], 'subject')}, {_count(first['n_cases'], 'case')}, "
+    text = f"{count(first['n_subjects'], 'subject')}, {count(first['n_cases'], 'case')}, "
     text += f"{_range(seeds)} seed{'s' * (seeds[-1] != 1)}, "
     return text + f"{_range(epochs)} epoch{'s' * (epochs[-1] != 1)}"
 
@@ -426,26 +422,16 @@ def _checks(place, root):
             "conclusion": f"Nothing verified: {in_words(error, root)}",
             "table": None,
         }
-    compared = checks[checks["check"] != "file"]
-    known = compared[compared["agrees"].notna()]
-    wrong = checks[checks["agrees"].eq(False)]
-    intact = checks[(checks["check"] == "file") & checks["agrees"].eq(True)]
-    if len(wrong):
-        state = "error"
-        said = f"Not reproduced: {len(wrong)} of {len(checks)} checks differ."
-    elif known.empty:
-        state = "note"
-        said = "Nothing to compare: the reference has none of these runs."
-    else:
-        state = "ok"
-        said = f"Reproduced: {len(known)} of {len(compared)} runs are in the reference and agree."
-    said += f" {len(intact)} of {_count(len(compared), 'file')} of cases are as the evaluation "
-    said += "wrote them."
-    shown = checks.loc[sorted({*known.index, *wrong.index})]
+    agrees, said = conclusion(checks)
+    files = checks[checks["check"] == "file"]
+    said += f" {int(files['agrees'].sum())} of {count(len(files), 'file')} of cases are as the "
+    said += "evaluation wrote them."
+    state = {True: "ok", False: "error", None: "note"}[agrees]
+    compared = checks[(checks["check"] != "file") & checks["agrees"].notna()]
+    shown = checks.loc[sorted({*compared.index, *checks.index[checks["agrees"].eq(False)]})]
     words = {True: "agrees", False: "differs"}
     rows = [
-        [r.run, f"{r.suite} {r.arm}, seed {r.seed}" if r.suite else NOTHING]
-        + [r.check, words[bool(r.agrees)], r.detail]
+        [r.run or NOTHING, name_of_check(r) or NOTHING, r.check, words[bool(r.agrees)], r.detail]
         for r in shown.itertuples()
     ]
     columns = [("run", "code"), ("arm", "text"), ("check", "text"), ("result", "text")]
