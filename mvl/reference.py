@@ -373,7 +373,7 @@ def _grown_tuning(tuned, runs, path):
 def results_section(reference=REFERENCE):
     """The README's results as Markdown: the questions that the paper raises."""
     tables = _tables(reference)
-    lines = _size(tables["summary"])
+    lines = [*_size(tables["summary"]), "", *_in_short(**tables)]
     for suite in _shown(tables):
         if suite in _README_SUITES:
             lines += _suite_section(suite, tables)
@@ -419,13 +419,43 @@ def _size(summary):
         f"{first['n_subjects']} subjects. Means over seeds and subjects ± standard deviation over "
         "subjects; validation Dice is on the model's grid and over seeds; a learning rate is the "
         "best on validation, with seed 0, of as many as the table says, some of them tried on an "
-        "earlier grid (results/reference/tuning.csv). The language block is "
+        "earlier grid (results/reference/tuning.csv); one that is the lowest or the highest of "
+        "them may not be the best there is. The language block is "
         f"`{summary.loc[summary['suite'] == 'language', 'block'].max()}`: nothing here decides "
         "anything about another. Intervals resample subjects, and seeds where there are several. "
         "`better` and `worse` need the 95 % interval and a p that is adjusted for all planned "
         "comparisons (Holm) but the primary one; `equivalent` needs the 90 % interval within ±0.01 "
         "(two one-sided tests, not adjusted), whatever its side of zero."
     ]
+
+
+#: What a reader wants to know first: question, and the contrast that answers it.
+_QUESTIONS = (
+    ("The pre-trained block against none", "language", "pretrained", "none"),
+    ("against the same block with random weights", "language", "pretrained", "random"),
+    ("against its mappers alone", "language", "pretrained", "identity"),
+    ("Hybrid attention", "fusion", "010", "000"),
+    ("Multi-scale fusion", "fusion", "001", "000"),
+    ("Block, hybrid attention and fusion together", "fusion", "111", "000"),
+)
+
+
+def _in_short(summary, contrasts, **_):
+    """The answers before the tables: a line a question, and one on the peers."""
+    chosen = contrasts[(contrasts["metric"] == "dice") & (contrasts["structure"] == "foreground")]
+    chosen = chosen.set_index(["suite", "arm_a", "arm_b"])
+    lines = []
+    for question, *pair in _QUESTIONS:
+        if tuple(pair) in chosen.index:
+            row = chosen.loc[[tuple(pair)]].reset_index().iloc[0]
+            lines.append(
+                f"- {question}: {row['difference']:+.4f} ({row['ci_low']:+.4f} to "
+                f"{row['ci_high']:+.4f}), {verdict_in_words(row)}."
+            )
+    dice = summary[(summary["metric"] == "dice") & (summary["structure"] == "foreground")]
+    dice = dice[dice["suite"] == "peers"].sort_values("mean", ascending=False)
+    reached = [f"`{row.arm}` {row.mean:.3f}" for row in dice.itertuples()]
+    return ["In short, in Dice:", "", *lines, f"- What others reach: {', '.join(reached)}."]
 
 
 def _shown(tables):

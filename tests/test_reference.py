@@ -33,6 +33,23 @@ def test_the_readmes_results_are_those_of_the_files():
     assert text.split(BEGIN)[1].split(END)[0].strip() == results_section().strip()
 
 
+def test_the_readme_begins_with_the_answers():
+    table = read_table(REFERENCE / "contrasts.csv").set_index(["suite", "arm_a", "arm_b", "metric"])
+    summary = read_table(REFERENCE / "summary.csv").set_index(["suite", "arm", "metric"])
+    short = results_section().split("### ")[0].splitlines()
+    for named, *pair in (
+        ("The pre-trained block against none", "language", "pretrained", "none"),
+        ("Multi-scale fusion", "fusion", "001", "000"),
+    ):
+        row = table.loc[(*pair, "dice")]
+        (line,) = [line for line in short if line.startswith(f"- {named}: ")]
+        assert (
+            f": {row['difference']:+.4f} ({row['ci_low']:+.4f} to {row['ci_high']:+.4f}), " in line
+        )
+        assert row["verdict"].split()[0] in line
+    assert f"`vit` {summary.loc[('peers', 'vit', 'dice'), 'mean']:.3f}" in short[-2]
+
+
 def test_the_studys_page_is_made_of_the_same_files():
     assert (REFERENCE / STUDY).read_text() == study_page()
 
