@@ -7,6 +7,7 @@ from mvl.audit.splits import DRAWS
 from mvl.audit.switches import SWITCHES
 from mvl.errors import RunError
 from mvl.figures import waterfall
+from mvl.tables import count
 
 
 def waterfall_steps(table, metric="dice"):
@@ -23,7 +24,7 @@ def waterfall_steps(table, metric="dice"):
     Returns:
         A table, a step a row, as `mvl.figures.waterfall` takes it: step, kind, estimate (what is
         reported after it), ci_low and ci_high (its difference's interval, put where the estimate
-        is; NaN for the first step).
+        is; NaN for the first step), n_subjects and n_seeds.
 
     Raises:
         RunError: the table holds neither.
@@ -38,13 +39,14 @@ def waterfall_steps(table, metric="dice"):
         raise RunError("the audit has no model whose test cases were read: 'mvl audit table'")
     arm = read["arm"].iloc[0]
     read = read[read["arm"] == arm]
-    level = (whole if len(whole) else read)["before"].iloc[0]
-    steps = [("ours" if len(whole) else arm, "level", level, np.nan, np.nan)]
+    first = (whole if len(whole) else read).iloc[0]
+    level, sizes = first["before"], ["n_subjects", "n_seeds"]
+    steps = [("ours" if len(whole) else arm, "level", level, np.nan, np.nan, *first[sizes])]
 
     def step(row, kind, start):
         name = "all at once" if kind == "together" else row.switch
         ends = (start + row.low, start + row.high)
-        steps.append((name, kind, start + row.difference, *ends))
+        steps.append((name, kind, start + row.difference, *ends, row.n_subjects, row.n_seeds))
         return start + row.difference
 
     if len(whole):
@@ -58,7 +60,8 @@ def waterfall_steps(table, metric="dice"):
         said = own[(own["switch"] == "validation") & (own["arm"] == "released")]
         for row in said.itertuples():
             step(row, "instead", tested)
-    return pd.DataFrame(steps, columns=["step", "kind", "estimate", "ci_low", "ci_high"])
+    columns = ["step", "kind", "estimate", "ci_low", "ci_high", *sizes]
+    return pd.DataFrame(steps, columns=columns)
 
 
 def waterfall_of(table, metric="dice"):
@@ -68,13 +71,11 @@ def waterfall_of(table, metric="dice"):
         table, metric: as in `waterfall_steps`.
     """
     steps = waterfall_steps(table, metric)
-    used = table[(table["metric"] == metric) & table["kind"].isin(("training", "measurement"))]
-    if "released" not in set(used["arm"]):
-        used = used[used["switch"] != "validation"]  # which is shown of that arm alone
-    first, seeds = used.iloc[0], used["n_seeds"]
-    size = f"{first['task']}, {used['n_subjects'].max()} test subjects, "
-    size += f"{seeds.min()} to " * bool(seeds.min() < seeds.max()) + f"{seeds.max()} seed"
-    return waterfall(steps, metric, size + "s" * bool(seeds.max() > 1), bool(first["synthetic"]))
+    first, seeds = table.iloc[0], steps["n_seeds"]
+    fewer = f"{seeds.min()} to " * bool(seeds.min() < seeds.max())
+    size = f"{first['task']}, {steps['n_subjects'].max()} test subjects, "
+    size += f"{fewer}{count(seeds.max(), 'seed')}"
+    return waterfall(steps, metric, size, bool(first["synthetic"]))
 
 
 def sentences(table):
@@ -108,10 +109,10 @@ def _arm(row):
 
 
 def _size(row):
-    said = f"{row['n_subjects']} subjects, {row['n_cases']} cases"
-    if not row["n_seeds"]:
-        return said
-    return f"{said}, {row['n_seeds']} seed{'' if row['n_seeds'] == 1 else 's'}"
+    sizes = [(row["n_subjects"], "subject"), (row["n_cases"], "case")]
+    if row["n_seeds"]:  # what is counted on the split has none
+        sizes.append((row["n_seeds"], "seed"))
+    return ", ".join(count(*size) for size in sizes)
 
 
 def section(table):
