@@ -7,12 +7,11 @@ import nibabel
 import numpy as np
 import pandas as pd
 
-from mvl import figures
+from mvl import figures, tables
 from mvl.data.sources import read_label, read_volume
 from mvl.evaluation import segment
 from mvl.files import read_json
 from mvl.mechanism import MEASURES, SHOWN_STAGES, by_stage, defined, image_voxels, stage_auroc
-from mvl.metrics import METRICS
 from mvl.models.activations import activations, to_volume
 from mvl.models.tokens import token_grid
 from mvl.reference import CONTRASTS, REFERENCE, REPOSITORY, read_table, study_contrasts
@@ -277,7 +276,7 @@ def reference_cases(suite):
 
 
 def suite_means(cases):
-    """A suite's arms by metric: means over seeds and subjects, and their number.
+    """A suite's arms in Dice, NSD and HD95: means over seeds and subjects ± spread over subjects.
 
     Args:
         cases: rows of one suite and task.
@@ -287,23 +286,16 @@ def suite_means(cases):
     """
     if cases.empty:
         return markdown("Nothing of this suite is there.")
-    table = summary_table(cases[cases["structure"] == cases["structure"].iloc[0]])
-    arms = list(dict.fromkeys(cases["arm"]))
-    mean = table.pivot(index="arm", columns="metric", values="mean")
-    seeds = table.drop_duplicates("arm").set_index("arm")["n_seeds"]
-    first = table.iloc[0]
-    synthetic = "**Synthetic data.** " if first["synthetic"] else ""
-    lines = [
-        f"{synthetic}{first['task']}, {first['structure']}, {first['n_cases']} test cases of "
-        f"{first['n_subjects']} subjects; means over seeds and subjects.",
-        "",
-        f"| arm | seeds | {' | '.join(METRICS)} |",
-        "|---" * (len(METRICS) + 2) + "|",
-    ]
-    for arm in arms:
-        values = " | ".join(f"{mean[metric][arm]:.3f}" for metric in METRICS)
-        lines.append(f"| {arm} | {seeds[arm]} | {values} |")
-    return markdown("\n".join(lines))
+    first = cases.iloc[0]
+    own = cases[cases["structure"] == first["structure"]]
+    summary = summary_table(own)
+    summary["arm"] = pd.Categorical(summary["arm"], own["arm"].unique())  # the suite's order
+    shown = tables.means(summary.sort_values("arm").astype({"arm": str}))
+    caption = (
+        f"{'**Synthetic data.** ' * bool(first['synthetic'])}{first['task']}, "
+        f"{first['structure']}: means over seeds and subjects ± standard deviation over subjects."
+    )
+    return markdown(tables.markdown(shown, caption))
 
 
 def suite_answer(suite, own=None):

@@ -15,6 +15,7 @@ from mvl.models.activations import activations
 from mvl.models.segmenter import build_segmenter
 from mvl.reference import REFERENCE, REPOSITORY, read_table
 from mvl.statistics import sentence
+from mvl.suites import SUITES
 
 GRID = (24, 24, 24)
 SMALL = {"width": 16, "encoder_depth": 1, "decoder_depth": 1, "heads": 2}
@@ -122,3 +123,14 @@ def test_the_references_answer_is_that_of_its_tables():
     rows = rows[(rows["suite"] == "language") & (rows["metric"] == "dice")]
     said = display.suite_answer("language").data.split("\n")
     assert said == [f"- {sentence(row)}" for _, row in rows.iterrows()] and len(said) > 3
+
+
+def test_means_are_those_of_the_summary_in_the_suites_order():
+    text = display.suite_means(display.reference_cases("language")).data
+    summary = read_table(REFERENCE / "summary.csv").query("suite == 'language'")
+    arms = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines()[4:]]
+    assert arms == [arm for arm in SUITES["language"] if arm in set(summary["arm"])]
+    dice = summary[summary["metric"] == "dice"].set_index("arm").loc["none"]
+    assert f"| {dice['mean']:.3f} ± {dice['sd_subjects']:.3f} |" in text
+    nothing = display.suite_means(display.reference_cases("no such suite")).data
+    assert nothing == "Nothing of this suite is there."
