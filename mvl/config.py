@@ -62,6 +62,9 @@ class DataConfig:
     spacing_mm: tuple[float, float, float] | None = _later(None)
     #: "all" of an image's channels, or the "first" alone, as the paper's code reads it.
     channels: Literal["all", "first"] = _later("all")
+    #: "modality": an MRI's z-scores, a CT's window. "min-max": the image's smallest value becomes
+    #: 0, its largest 1, all channels together, as the paper's code does it.
+    intensities: Literal["modality", "min-max"] = _later("modality")
 
     def __post_init__(self):
         if self.spacing_mm is not None:

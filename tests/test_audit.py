@@ -70,7 +70,7 @@ def test_all_at_once_is_the_released_preset_and_every_departure():
     model, plan = PRESETS["released"]
     assert config.model == model
     assert replace(config.training, epochs=60) == replace(plan, epochs=60)
-    assert config.data.fit == "resize"
+    assert (config.data.fit, config.data.intensities) == ("resize", "min-max")
     assert config.audit == AuditConfig("hard", True, True, True, True, "last")
 
 

@@ -81,6 +81,13 @@ SWITCHES = {
             "How far training gets in its budget.",
         ),
         Switch(
+            "min-max",
+            "training",
+            "An image's intensities are scaled from its smallest to its largest value.",
+            "An MRI's become z-scores over its nonzero voxels.",
+            "One bright voxel darkens the rest; zero no longer is the mean.",
+        ),
+        Switch(
             "resize",
             "training",
             "Every volume is resized to one grid, as the paper has it.",

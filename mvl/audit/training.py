@@ -64,6 +64,7 @@ _SINGLE = {
         training=_of(_PLAN, "optimiser", "schedule", "learning_rate", "weight_decay")
         | _of(_PLAN, "warmup_epochs", "clip_norm")
     ),
+    "min-max": Change(data={"intensities": "min-max"}),
     "resize": Change(data={"fit": "resize"}),
     "linear-labels": Change(
         data={"fit": "resize"}, audit={"linear_labels": True}, against="resize"

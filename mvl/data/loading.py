@@ -29,6 +29,7 @@ from monai.transforms import (
     RandShiftIntensityd,
     Resize,
     ResizeWithPadOrCropd,
+    ScaleIntensityd,
     ScaleIntensityRanged,
     SpatialPadd,
     allow_missing_keys_mode,
@@ -120,10 +121,11 @@ class Preparation:
     """The deterministic way of a case's files to the model's grid, and back.
 
     image: float32, (C, H, W, D), reoriented to RAS; MRI as z-scores over the nonzero voxels of
-        each channel, CT with the task's window scaled to 0..1; then, as `DataConfig.fit` says,
-        resized with anti-aliasing; or padded and cropped about the centre (with zeros: an MRI's
-        mean, a CT window's end); or resampled to a voxel size and, where it is smaller than a
-        crop, padded.
+        each channel, CT with the task's window scaled to 0..1, or either from its smallest to its
+        largest value, as `DataConfig.intensities` says; then, as `DataConfig.fit` says, resized
+        with anti-aliasing; or padded and cropped about the centre (with zeros: the mean of
+        z-scores, the low end of a scale); or resampled to a voxel size and, where it is smaller
+        than a crop, padded.
     label, where there is one: uint8, (1, H, W, D), 0/1 or class indices, nearest voxel.
 
     Args:
@@ -134,7 +136,9 @@ class Preparation:
     def __init__(self, task, config):
         both, values = ("image", "label"), list(task.labels)
         classes = [1] * len(values) if config.target == "foreground" else range(1, len(values) + 1)
-        if task.window_hu:
+        if config.intensities == "min-max":
+            normalise = ScaleIntensityd("image")
+        elif task.window_hu:
             low, high = task.window_hu
             normalise = ScaleIntensityRanged("image", low, high, 0.0, 1.0, clip=True)
         else:

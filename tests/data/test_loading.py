@@ -92,6 +92,16 @@ def test_ct_is_scaled_from_the_window(tmp_path):
     assert values[:4].tolist() == pytest.approx([1.0, 0.5, 1.0, 0.0])
 
 
+def test_min_max_is_of_all_channels_together(tmp_path):
+    task = replace(MRI, channels=("a", "b"))
+    image = np.random.default_rng(0).uniform(10, 20, (8, 8, 8, 2))
+    image[0, 0, 0, 0], image[1, 1, 1, 1] = 0, 40
+    case = write(tmp_path, "two", image, image[..., 0] > 15)
+    config = DataConfig(grid=(8, 8, 8), intensities="min-max")
+    volume = Preparation(task, config).load([case], progress=False)[0]
+    assert np.allclose(volume["image"], np.moveaxis(image, -1, 0) / 40, atol=1e-6)
+
+
 @pytest.mark.parametrize("fit", ["pad", "resize", "crop"])
 def test_orientation_of_the_file_does_not_change_what_the_model_sees(tmp_path, fit):
     label = ball((20, 24, 16), (8, 14, 6), 5)
