@@ -19,7 +19,7 @@ from mvl.evaluation import segment
 from mvl.models.segmenter import build_segmenter
 from mvl.tasks import read_task
 
-NAMES, TURNS = ("vit", "v1", "best"), 5
+NAMES, DATA, TURNS = ("vit", "v1", "best"), DataConfig(), 5
 
 
 def main():
@@ -34,16 +34,14 @@ def main():
 def measure():
     """{model and figure: seconds}."""
     with tempfile.TemporaryDirectory() as root:
-        make_phantom("Task04_Hippocampus", Path(root), cases=2, progress=False)
-        folder = find_task("Task04_Hippocampus", root)
-        preparation = Preparation(read_task(folder), DataConfig())
+        make_phantom(DATA.task, Path(root), cases=2, progress=False)
+        folder = find_task(DATA.task, root)
+        preparation = Preparation(read_task(folder), DATA)
         volume = preparation.load(list_cases(folder)[:1], progress=False)[0]
     image = volume["image"].as_tensor()[None].to(common.DEVICE)
     runs = {}
     for name in NAMES:
-        model = (
-            build_segmenter(preset(name)[0], 1, 1, DataConfig().grid, 0).to(common.DEVICE).eval()
-        )
+        model = build_segmenter(preset(name)[0], 1, 1, DATA.grid, 0).to(common.DEVICE).eval()
         runs[f"{name}_s_per_case"] = lambda model=model: model(image)
         runs[f"{name}_whole_s_per_case"] = lambda model=model: segment(model, volume, preparation)
     return common.in_turns(runs, TURNS)
