@@ -1,8 +1,8 @@
 """What the benchmarks share: fresh processes, timing in turns, the machine's own rate, the record.
 
 A benchmark is a script that puts figures into `results.json`, one flat object with the unit at the
-end of each key, and has the tables of `README.md` written anew from it. On a CPU time is CPU time
-of one thread: it is what the work costs, whoever else uses the machine. On a GPU it is wall time.
+end of each key, and has the tables of `README.md` written anew from it. A machine with a GPU has
+keys of its own, which begin with `gpu_`, so that it overwrites nothing of a machine without.
 """
 
 import json
@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mvl.files import read_json, write_json, written
+from mvl.machine import cores
 from mvl.models.sizes import ARCHITECTURES
 
 HERE = Path(__file__).resolve().parent
@@ -28,7 +29,62 @@ BEGIN, END = "<!-- tables: begin, written by the benchmarks -->", "<!-- tables: 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 #: A block of Llama-3.1-8B's size with random weights, as a `LanguageConfig.source`.
-LLAMA = "random:" + json.dumps(ARCHITECTURES["Llama-3.1-8B"])
+SIZES = ARCHITECTURES["Llama-3.1-8B"]
+LLAMA = "random:" + json.dumps(SIZES)
+#: Tokens and width of the matrix product that says what a machine can do: those of a block, on a
+#: GPU of four cases of 128^3. A GPU gets several at a time, since to start one takes it long.
+PRODUCT, PRODUCTS = ((16384, 4096), 20) if ON_GPU else ((512, 4096), 1)
+
+#: Key -> (what it is, "at most" or "at least", how much): what was to be reached.
+TARGETS = {
+    "v3_128_step_s": ("v3 at 128^3, seconds a step", "at most", 20),
+    "v3_128_peak_gb": ("v3 at 128^3, memory in GB", "at most", 3),
+    "released_64_step_s": ("released model at 64^3, seconds a step", "at most", 22),
+    "released_64_peak_gb": ("released model at 64^3, memory in GB", "at most", 2.7),
+    "released_128_step_s": ("released model at 128^3, seconds a step", "at most", 139),
+    "released_128_peak_gb": ("released model at 128^3, memory in GB", "at most", 18.0),
+    "bare_block_128_step_s": ("bare block at 128^3, seconds a step", "at most", 18),
+    "bare_block_128_peak_gb": ("bare block at 128^3, memory in GB", "at most", 2.0),
+    "bare_block_64_matrix_rate_share": ("block at 64^3, share of the matrix rate", "at least", 0.8),
+    "bare_block_128_matrix_rate_share": (
+        "block at 128^3, share of the matrix rate",
+        "at least",
+        0.8,
+    ),
+    "cpu_block_bf16_matrix_rate_share": (
+        "block in bfloat16, share of the bfloat16 matrix rate",
+        "at least",
+        0.8,
+    ),
+    "v3_128_data_over_step_share": ("v3 at 128^3, data over step", "at most", 0.02),
+    "loading_batch_thread_wait_share": (
+        "vit on Task04, data over step, with the batch thread",
+        "at most",
+        0.02,
+    ),
+    "loading_all_cores_wait_share": (
+        "vit on Task04, data over step, every core at the step",
+        "at most",
+        0.02,
+    ),
+    "task04_v1_epoch_over_vit_ratio": ("v1 on Task04, epoch over vit's", "at most", 1.5),
+    "metrics_speed_ratio": ("metrics, speed over surface-distance's", "at least", 1),
+    "metrics_nsd_largest_difference": ("NSD, difference", "at most", 1e-6),
+    "metrics_hd95_largest_difference_mm": ("HD95, difference in mm", "at most", 1e-3),
+    "commands_smoke_s": ("run_all.sh --profile smoke, seconds", "at most", 300),
+    "commands_smoke_again_s": ("smoke with nothing changed, seconds", "at most", 30),
+    "commands_quick_s": ("run_all.sh, seconds", "at most", 1200),
+    "commands_quick_again_s": ("run_all.sh with nothing changed, seconds", "at most", 30),
+    "overhead_import_s": ("import mvl, seconds", "at most", 0.3),
+    "overhead_help_s": ("mvl --help, seconds", "at most", 0.4),
+    "overhead_import_loads_torch_or_monai": ("import mvl, torch and MONAI loaded", "at most", 0),
+    "gpu_eager_v3_128_matrix_rate_share": (
+        "GPU, v3 at 128^3, share of the bfloat16 matrix rate",
+        "at least",
+        0.45,
+    ),
+    "gpu_compiled_v3_128_matrix_rate_share": ("the same, compiled", "at least", 0.45),
+}
 
 #: Title -> (prefixes of keys, a row each; endings of keys, a column each; what stands above it).
 TABLES = {
@@ -36,17 +92,31 @@ TABLES = {
         [
             f"{model}_{edge}"
             for edge in (64, 128)
-            for model in ("vit", "v1", "v3", "released", "best", "released_code")
+            for model in ("vit", "v1", "v3", "released", "best", "bare_block", "released_code")
         ],
-        ["step_s", "peak_gb", "model_tflop", "matrix_rate_share"],
-        "One case, patches of 8, the edge in voxels at the end of the name; a block of "
-        "Llama-3.1-8B's size. `released` is the released model in this suite's parts, "
-        "`released_code` the released code's own structure. The share is of the matrix rate below.",
+        [
+            "step_s",
+            "peak_gb",
+            "model_tflop",
+            "matrix_rate_share",
+            "data_over_step_share",
+            "released_code_time_ratio",
+            "released_code_memory_ratio",
+        ],
+        "Wall time on every core; two cases at 64^3, one at 128^3 (the edge in voxels ends the "
+        "name); patches of 8, a block of Llama-3.1-8B's size in the number format that the last "
+        "table calls the faster. `released` is the released model in this suite's parts, "
+        "`bare_block` the frozen block alone on as many tokens, `released_code` the released "
+        "code's own structure. Shares: of the rate of a matrix product, and what preparing a later "
+        "epoch's batch takes, both timed between the steps. Ratios: what `released_code` takes "
+        "over what the row takes, in turns.",
     ),
     "Training step on Task04": (
         ["task04_vit", "task04_v1", "task04_v3", "task04_best"],
-        ["step_s", "step_over_vit_ratio"],
-        "Grid 40 x 56 x 40, four cases, the embedded block; taking turns.",
+        ["step_s", "step_over_vit_ratio", "epoch_s", "epoch_over_vit_ratio"],
+        "Grid 40 x 56 x 40, four cases a step, the embedded block; taking turns. A step by itself, "
+        "and an epoch of `mvl.training` with its data and its validation (wall time, every core; "
+        "phantom cases, four for training to one for validation).",
     ),
     "CPU": (
         ["cpu"],
@@ -58,18 +128,28 @@ TABLES = {
             "block_bf16_matrix_rate_share",
         ],
         "Each its own comparison, above 1 where the second is faster: the convolutional "
-        "head on subnormal numbers; its layout; one block of Llama-3.1-8B's size, "
-        "128 tokens, forward and backward.",
+        "head on subnormal numbers; its layout; one block of Llama-3.1-8B's size on the tokens of "
+        "64^3, forward and backward, and its shares of the matrix rate in its own number format.",
     ),
     "GPU": (
-        ["gpu_v3_128", "gpu_v3_128_compiled"],
-        ["step_s", "peak_gb", "matrix_rate_share", "largest_batch_cases"],
-        "v3 in bfloat16 at 128^3, batch 4.",
+        ["gpu_eager_v3_128", "gpu_compiled_v3_128"],
+        [
+            "cases",
+            "step_s",
+            "peak_gb",
+            "model_tflop",
+            "matrix_rate_share",
+            "host_waits",
+            "largest_batch_cases",
+        ],
+        "v3 in bfloat16 at 128^3, in the largest batch of up to four cases that fits; whether a "
+        "step makes the processor wait for the GPU (0: it does not); the largest batch, by "
+        "doubling.",
     ),
     "Getting a block": (
         ["get_block_llama31_8b_bf16", "get_block_llama31_8b_f32"],
         ["s", "peak_gb", "peak_ratio", "bytes_ratio", "block_gb"],
-        "Out of a checkpoint of Llama-3.1-8B's shape; `blocks.csv` has other models.",
+        "Out of a checkpoint of Llama-3.1-8B's shape, wall time; `blocks.csv` has other models.",
     ),
     "Loading": (
         ["loading"],
@@ -78,13 +158,17 @@ TABLES = {
             "later_epoch_ms_per_case",
             "reading_each_time_ms_per_case",
             "reading_over_later_ratio",
-            "data_over_step_share",
-            "prefetch_wait_over_step_share",
-            "prefetch_over_plain_ratio",
+            "wait_share",
+            "batch_thread_wait_share",
+            "batch_thread_over_plain_ratio",
+            "all_cores_wait_share",
+            "all_cores_batch_thread_wait_share",
+            "all_cores_batch_thread_over_plain_ratio",
         ],
-        "Phantom cases of Task04's size. The shares are of a step of vit, the shortest: what a "
-        "batch's augmentation takes beside it, and what the step waits (wall time) when a thread "
-        "works ahead. The last ratio: training with that thread against without.",
+        "Phantom cases of Task04's size. Shares: what a step of vit, the shortest there is, waits "
+        "for its batch, over the step (wall time), without and with a thread that makes the next "
+        "batch ahead. Ratios: training with that thread over training without. First with a step "
+        "of one thread, then with one that has every core.",
     ),
     "Metrics": (
         ["metrics"],
@@ -105,37 +189,47 @@ TABLES = {
     "Overhead": (
         ["overhead"],
         ["import_s", "help_s", "import_loads_torch_or_monai"],
-        "Fresh processes, best of five, processor time.",
+        "Fresh processes, best of five, wall time.",
+    ),
+    "Commands": (
+        ["commands_smoke", "commands_quick"],
+        ["s", "again_s"],
+        "`run_all.sh` with that profile in a fresh clone, in an environment that has what it "
+        "needs; and a second time, with nothing changed.",
     ),
     "Machine": (
         ["machine"],
-        ["cores", "features", "gpu", "f32_gflop_per_s", "bf16_gflop_per_s", "torch"],
+        [
+            "cores",
+            "features",
+            "gpu",
+            "f32_gflop_per_s",
+            "bf16_gflop_per_s",
+            "faster_format",
+            "torch",
+        ],
         "The rates are those of one matrix product of a block's size, on a CPU of one thread.",
     ),
 }
 
 
-def fresh(script, *arguments):
+def fresh(script, *arguments, threads=1):
     """Run `script` with arguments in a process of its own; what it prints last, read as JSON."""
-    environment = os.environ | {"PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, script, *map(str, arguments)]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def fits(script, *arguments):
-    """Whether `fresh` ends well, rather than out of memory."""
-    try:
-        fresh(script, *arguments)
-    except subprocess.CalledProcessError:
-        return False
-    return True
-
-
 def clock():
-    """Seconds: of this process on a CPU, of the wall on a GPU, when it has done all it was told."""
+    """Seconds: of the processor where one thread works, else of the wall.
+
+    Processor time is what the work costs, whoever else uses the machine; but it would add up
+    several threads, and a GPU's is not in it. A GPU has first to do all that it was told.
+    """
     if ON_GPU:
         torch.cuda.synchronize()
+    if ON_GPU or torch.get_num_threads() > 1:
         return time.perf_counter()
     return time.process_time()
 
@@ -169,16 +263,17 @@ def peak_gb():
 
 
 def matrix_rate(dtype):
-    """FLOP/s of (tokens, 4096) times (4096, 4096) in a number format, best of three."""
-    tokens, width = 4096 if ON_GPU else 512, 4096
+    """FLOP/s of a large matrix product in a number format, best of three."""
+    tokens, width = PRODUCT
     x = torch.randn(tokens, width, device=DEVICE).to(dtype)
     weight = torch.randn(width, width, device=DEVICE).to(dtype)
     times = []
     for _ in range(4):
         started = clock()
-        torch.nn.functional.linear(x, weight)
+        for _ in range(PRODUCTS):
+            torch.nn.functional.linear(x, weight)
         times.append(clock() - started)
-    return 2 * tokens * width * width / min(times[1:])
+    return PRODUCTS * 2 * tokens * width * width / min(times[1:])
 
 
 def count_flops(model, *shape, backward=True, to_input=False):
@@ -208,15 +303,18 @@ def machine():
     """Figures of the machine: its cores and features, never its name."""
     flags = Path("/proc/cpuinfo").read_text()
     known = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16")
+    rates = {}
     figures = {
-        "machine_cores": os.cpu_count(),
+        "machine_cores": cores(),
         "machine_features": " ".join(f for f in known if re.search(rf"\b{f}\b", flags)),
         "machine_gpu": torch.cuda.get_device_name() if ON_GPU else "none",
         "machine_torch": torch.__version__,
     }
-    for dtype, short in ((torch.float32, "f32"), (torch.bfloat16, "bf16")):
-        figures[f"machine_{short}_gflop_per_s"] = matrix_rate(dtype) / 1e9
-    return figures
+    for dtype, short in (("float32", "f32"), ("bfloat16", "bf16")):
+        rates[dtype] = matrix_rate(getattr(torch, dtype))
+        figures[f"machine_{short}_gflop_per_s"] = rates[dtype] / 1e9
+    # By measuring: a processor may have bfloat16 by name and no units for it.
+    return figures | {"machine_faster_format": max(rates, key=rates.get)}
 
 
 _MISSED = "_not_measured"
@@ -225,10 +323,14 @@ _MISSED = "_not_measured"
 def record(figures):
     """Merge figures into results.json, to four digits, write the page's tables and say them."""
     figures = {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in figures.items()}
+    if ON_GPU:
+        figures = {f"gpu_{k.removeprefix('gpu_')}": v for k, v in figures.items()}
     known = read_json(RESULTS) if RESULTS.exists() else {}
     # What is measured now was not missed for good.
     missed = {key for key in known if key.endswith(_MISSED)}
-    done = {key for key in missed if any(f.startswith(key.removesuffix(_MISSED)) for f in figures)}
+    done = {
+        key for key in missed if any(f.startswith(key.removesuffix(_MISSED) + "_") for f in figures)
+    }
     results = {key: value for key, value in known.items() if key not in done} | figures
     write_json(RESULTS, dict(sorted(results.items())))
     head, _, rest = PAGE.read_text().partition(BEGIN)
@@ -239,29 +341,41 @@ def record(figures):
 
 def tables(results):
     """The figures as Markdown, a table a benchmark; a reason where something was not measured."""
-    text = ""
-    for title, (rows, columns, about) in TABLES.items():
+    text = f"\n### Targets\n\n{_table(['', 'target', 'measured', ''], _verdicts(results))}"
+    for title, (names, columns, about) in TABLES.items():
+        rows = list(dict.fromkeys([*names, *(f"gpu_{n.removeprefix('gpu_')}" for n in names)]))
         found = [r for r in rows if any(f"{r}_{c}" in results for c in columns)]
         reasons = [
-            f"`{r}`: not measured, {results[f'{r}_not_measured']}.\n"
+            f"`{r}`: not measured, {results[f'{r}{_MISSED}']}.\n"
             for r in rows
-            if f"{r}_not_measured" in results
+            if f"{r}{_MISSED}" in results
         ]
         if not found and not reasons:
             continue
         text += f"\n### {title}\n\n{about}\n\n"
-        if len(rows) == 1 and found:
+        if len(names) == 1 and found:
             lines = [
-                [f"`{c}`", results[f"{rows[0]}_{c}"]]
+                [f"`{c}`", *(results.get(f"{r}_{c}", "–") for r in found)]
                 for c in columns
-                if f"{rows[0]}_{c}" in results
+                if any(f"{r}_{c}" in results for r in found)
             ]
-            text += _table(["figure", "value"], lines)
+            machines = ["with a GPU" if r.startswith("gpu_") else "value" for r in found]
+            text += _table(["figure", *machines], lines)
         elif found:
             lines = [[f"`{r}`", *(results.get(f"{r}_{c}", "–") for c in columns)] for r in found]
             text += _table(["", *columns], lines)
         text += "\n" * bool(found and reasons) + "\n".join(reasons)
     return text + "\n"
+
+
+def _verdicts(results):
+    """Lines of the table of targets: what it is, the limit, the figure, whether it is reached."""
+    for key, (what, side, limit) in TARGETS.items():
+        value, verdict = results.get(key), ""
+        if value is not None:
+            over = value - limit if side == "at most" else limit - value
+            verdict = "reached" if over <= 0 else f"missed by {over:.3g}"
+        yield [what, f"{side} {limit}", "not measured" if value is None else value, verdict]
 
 
 def _table(header, lines):

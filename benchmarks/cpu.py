@@ -1,6 +1,6 @@
 """What a CPU gains by flushed subnormals, by the channels-last layout and by bfloat16.
 
-    python benchmarks/cpu.py
+    python benchmarks/cpu.py            # with a GPU at hand: CUDA_VISIBLE_DEVICES= before it
 
 Each is its own ratio. Which number format pays is found by measuring, not by name.
 """
@@ -15,12 +15,13 @@ from torch import nn
 from mvl.config import LanguageConfig
 from mvl.models.language import build_language
 
-GRID, TOKENS, TURNS = (40, 56, 40), 128, 2
+#: As many tokens as 64^3 has patches.
+GRID, TOKENS, TURNS = (40, 56, 40), 512, 2
 
 
 def main():
     if common.ON_GPU:
-        common.record({"cpu_not_measured": "a GPU was at hand"})
+        sys.exit("a GPU is at hand; hide it to measure the CPU: CUDA_VISIBLE_DEVICES=")
     elif sys.argv[1:]:
         print(
             json.dumps({"subnormals": subnormals, "layout": layout, "block": block}[sys.argv[1]]())
@@ -68,8 +69,8 @@ def block():
     runs = {}
     for dtype, short in (("float32", "f32"), ("bfloat16", "bf16")):
         config = LanguageConfig(source=common.LLAMA, dtype=dtype)
-        runs[short] = _both_ways(build_language(config, 64, 0).block)
-        width, number = 4096, getattr(torch, dtype)
+        width, number = common.SIZES["hidden_size"], getattr(torch, dtype)
+        runs[short] = _both_ways(build_language(config, 64, 0).block, width)
         x, weight = torch.randn(TOKENS, width).to(number), torch.randn(width, width).to(number)
         runs[f"{short} product"] = lambda x=x, weight=weight: nn.functional.linear(x, weight)
     with torch.device("meta"):
@@ -83,8 +84,8 @@ def block():
     return figures
 
 
-def _both_ways(module):
-    z = torch.randn(1, TOKENS, 4096, requires_grad=True)
+def _both_ways(module, width):
+    z = torch.randn(1, TOKENS, width, requires_grad=True)
     return lambda: module(z).sum().backward()
 
 

@@ -13,8 +13,6 @@ import argparse
 import json
 import os
 import re
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -24,6 +22,7 @@ import torch
 
 from mvl.config import LanguageConfig
 from mvl.files import write_json, write_table
+from mvl.machine import cores
 from mvl.models.language import build_language
 from mvl.models.sizes import ARCHITECTURES, block_table, whole_model
 
@@ -56,7 +55,8 @@ def main():
         figures["get_block_llama31_8b_model_gb"] = round(make_checkpoint(Path(folder)) / 1e9, 3)
         for dtype, short in (("bfloat16", "bf16"), ("float32", "f32")):
             drop_cache(Path(folder))
-            for name, value in in_fresh_process(folder, dtype).items():
+            found = common.fresh(__file__, "--measure", folder, dtype, threads=cores())
+            for name, value in found.items():
                 figures[f"get_block_llama31_8b_{short}_{name}"] = value
     write_table(HERE / "blocks.csv", block_table())
     common.record(figures)
@@ -118,13 +118,6 @@ def drop_cache(folder):
         with open(path, "rb") as file:
             os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def in_fresh_process(folder, dtype):
-    environment = os.environ | {"PYTHONPATH": str(HERE.parent)}
-    command = [sys.executable, __file__, "--measure", folder, dtype]
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout)
 
 
 def measure(folder, dtype):

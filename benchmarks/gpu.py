@@ -12,59 +12,97 @@ from dataclasses import replace
 
 import common
 import torch
-from step import training_step
+from step import preset_flops, training_step
 
 from mvl.config import preset
-from mvl.models.segmenter import build_segmenter
 
 GRID, CASES, STEPS = (128, 128, 128), 4, 10
 
 
 def main():
-    if not common.ON_GPU:
-        common.record({"gpu_v3_128_not_measured": "no CUDA device was at hand"})
-    elif sys.argv[1:]:
-        print(json.dumps(measure(*sys.argv[1:])))
+    if sys.argv[1:]:
+        how, cases = sys.argv[1:]
+        print(json.dumps(measure(how, int(cases))))
+    elif common.ON_GPU:
+        for how in ("eager", "compiled"):
+            found = largest(how)
+            if found:
+                common.record({f"gpu_{how}_v3_128_{key}": value for key, value in found.items()})
+            else:
+                why = "not even one case fits into the GPU's memory"
+                common.record({f"gpu_{how}_v3_128_not_measured": why})
     else:
-        rate = common.fresh(common.__file__)["machine_bf16_gflop_per_s"]
-        for how, name in (("eager", "gpu_v3_128"), ("compiled", "gpu_v3_128_compiled")):
-            found = common.fresh(__file__, how, CASES)
-            share = found.pop("model_tflop") * 1e3 / found["step_s"] / rate
-            figures = found | {"matrix_rate_share": share, "largest_batch_cases": largest(how)}
-            common.record({f"{name}_{key}": value for key, value in figures.items()})
-
-
-def measure(how, cases):
-    """dict of step_s, peak_gb and model_tflop."""
-    config, plan = preset("v3", common.LLAMA)
-    config = replace(config, language=replace(config.language, dtype="bfloat16"))
-    with torch.device("meta"):
-        meta = build_segmenter(config, 1, 1, GRID, 0)
-    compiled = torch.compile if how == "compiled" else None
-    step = training_step(config, plan, GRID, int(cases), compiled)
-    for _ in range(3):
-        step()
-    torch.cuda.set_sync_debug_mode("error")
-    step()
-    torch.cuda.set_sync_debug_mode("default")
-    times = []
-    for _ in range(STEPS):
-        started = common.clock()
-        step()
-        times.append(common.clock() - started)
-    return {
-        "step_s": statistics.median(times),
-        "peak_gb": common.peak_gb(),
-        "model_tflop": common.count_flops(meta, int(cases), 1, *GRID) / 1e12,
-    }
+        why = "no CUDA device was at hand"
+        common.record({f"gpu_{how}_v3_128_not_measured": why for how in ("eager", "compiled")})
 
 
 def largest(how):
-    """The largest batch, by doubling, of which a step fits; each try is a process of its own."""
+    """What `measure` gives for `CASES` cases, or for the most that fit if that is fewer.
+
+    Returns:
+        Its dict and `largest_batch_cases`, the largest batch by doubling and halving; None where
+        not even one case fits. Each try is a process of its own.
+    """
     cases = CASES
-    while common.fits(__file__, how, 2 * cases):
-        cases *= 2
-    return cases
+    while not (found := common.fresh(__file__, how, cases)):
+        if cases == 1:
+            return None
+        cases //= 2
+    most = cases
+    while cases == CASES and common.fresh(__file__, how, 2 * most):
+        most *= 2
+    return found | {"largest_batch_cases": most}
+
+
+def measure(how, cases):
+    """A step of so many cases, "eager" or "compiled".
+
+    Returns:
+        dict of cases, step_s, peak_gb, model_tflop, matrix_rate_share and host_waits; None where
+        they do not fit into the GPU's memory.
+    """
+    try:
+        return _measure(how, cases)
+    except torch.OutOfMemoryError:
+        return None
+
+
+def _measure(how, cases):
+    config, plan = preset("v3", common.LLAMA)
+    config = replace(config, language=replace(config.language, dtype="bfloat16"))
+    compiled = torch.compile if how == "compiled" else None
+    step = training_step(config, plan, GRID, cases, compiled)
+    for _ in range(3):
+        step()
+    waits = waits_for_gpu(step)
+    times, rates = [], []
+    for _ in range(STEPS):
+        rates.append(common.matrix_rate(torch.bfloat16))
+        started = common.clock()
+        step()
+        times.append(common.clock() - started)
+    figures = {"cases": cases, "step_s": statistics.median(times), "peak_gb": common.peak_gb()}
+    flops, rate = preset_flops("v3", GRID, cases), statistics.median(rates)
+    share = flops / figures["step_s"] / rate
+    return figures | {
+        "model_tflop": flops / 1e12,
+        "matrix_rate_share": share,
+        "host_waits": int(waits),
+    }
+
+
+def waits_for_gpu(step):
+    """Whether a step makes the processor wait for the GPU."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    except RuntimeError as error:
+        if "synchronizing" not in str(error):
+            raise
+        return True
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return False
 
 
 if __name__ == "__main__":

@@ -3,37 +3,45 @@
 python benchmarks/overhead.py
 """
 
-import resource
+import os
 import subprocess
 import sys
+import time
 
 import common
 
+REPEATS = 5
 LOADED = "import mvl, sys; print(sum(m in sys.modules for m in ('torch', 'monai')))"
 
 
 def main():
-    said = subprocess.run(
-        [sys.executable, "-c", LOADED], capture_output=True, text=True, check=True
-    )
-    common.record(
-        {
-            "overhead_import_s": best("-c", "import mvl"),
-            "overhead_help_s": best("-m", "mvl", "--help"),
-            "overhead_import_loads_torch_or_monai": int(said.stdout),
-        }
-    )
+    common.record({f"overhead_{key}": value for key, value in measure().items()})
+
+
+def measure():
+    """dict of seconds, and of how many of torch and MONAI `import mvl` loads."""
+    return {
+        "import_s": best("-c", "import mvl"),
+        "help_s": best("-m", "mvl", "--help"),
+        "import_loads_torch_or_monai": int(python("-c", LOADED)),
+    }
 
 
 def best(*arguments):
-    """Processor time of the quickest of five processes."""
+    """Wall time of the quickest of some processes of Python."""
     times = []
-    for _ in range(5):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, *arguments], stdout=subprocess.DEVNULL, check=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        python(*arguments)
+        times.append(time.perf_counter() - started)
     return min(times)
+
+
+def python(*arguments):
+    """What Python says when it is run with arguments, with this checkout's package."""
+    environment = os.environ | {"PYTHONPATH": str(common.HERE.parent)}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, check=True).stdout
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 import importlib
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -8,7 +9,28 @@ import torch
 from torch import nn
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-SCRIPTS = ("step", "task04", "cpu", "gpu", "loading", "metrics", "inference", "overhead")
+SCRIPTS = (
+    "step",
+    "task04",
+    "cpu",
+    "gpu",
+    "get_block",
+    "loading",
+    "metrics",
+    "inference",
+    "overhead",
+    "commands",
+)
+#: A block of few weights, in place of one of Llama-3.1-8B's size.
+SMALL = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "vocab_size": 32,
+}
 
 
 @pytest.fixture
@@ -61,18 +83,39 @@ def test_flops_of_a_preset_are_counted_without_computing(common, preset):
     assert 2 * forward < common.count_flops(model, 1, 1, 24, 32, 24) < 3 * forward
 
 
-def test_figures_are_merged_and_the_page_is_written_anew(common, capsys):
+def test_figures_are_merged_and_the_page_is_written_anew(common, monkeypatch):
+    monkeypatch.setattr(common, "ON_GPU", False)
     common.record({"vit_64_step_s": 1.23456, "v3_64_step_s": 2.0})
-    common.record({"vit_64_step_s": 0.5, "gpu_v3_128_not_measured": "no GPU"})
+    common.record({"vit_64_step_s": 0.5, "gpu_eager_v3_128_not_measured": "no GPU"})
     results = json.loads(common.RESULTS.read_text())
     assert results["vit_64_step_s"] == 0.5 and results["v3_64_step_s"] == 2.0
     page = common.PAGE.read_text()
     assert page.startswith("above\n") and page.endswith("below\n") and "old" not in page
-    assert "| `vit_64` | 0.5 | – | – | – |" in page
-    assert "`gpu_v3_128`: not measured, no GPU." in page
+    assert f"| `vit_64` | 0.5 {'| – ' * 6}|" in page
+    assert "`gpu_eager_v3_128`: not measured, no GPU." in page
     assert page.count(common.BEGIN) == page.count(common.END) == 1
-    common.record({"gpu_v3_128_step_s": 0.1})
+    common.record({"gpu_eager_v3_128_step_s": 0.1})
     assert "not measured, no GPU" not in common.PAGE.read_text()
+
+
+def test_a_machine_with_a_gpu_overwrites_nothing_of_one_without(common, monkeypatch):
+    monkeypatch.setattr(common, "ON_GPU", False)
+    common.record({"vit_64_step_s": 2.0, "metrics_speed_ratio": 3.0})
+    monkeypatch.setattr(common, "ON_GPU", True)
+    common.record({"vit_64_step_s": 0.1, "metrics_speed_ratio": 4.0, "gpu_eager_v3_128_cases": 4})
+    page = common.PAGE.read_text()
+    assert "| `vit_64` | 2.0 |" in page and "| `gpu_vit_64` | 0.1 |" in page
+    assert "| figure | value | with a GPU |" in page and "| `speed_ratio` | 3.0 | 4.0 |" in page
+    assert json.loads(common.RESULTS.read_text())["gpu_eager_v3_128_cases"] == 4
+
+
+def test_a_target_is_reached_or_missed_by_so_much(common):
+    page = common.tables({"v3_128_step_s": 36.5, "v3_128_peak_gb": 3, "metrics_speed_ratio": 0.75})
+    assert "| at most 20 | 36.5 | missed by 16.5 |" in page
+    assert "| at most 3 | 3 | reached |" in page
+    assert "| at least 1 | 0.75 | missed by 0.25 |" in page
+    assert "run_all.sh, seconds | at most 1200 | not measured |" in page
+    assert set(common.TARGETS) <= shown(common)
 
 
 def test_the_committed_page_shows_the_committed_figures():
@@ -84,11 +127,16 @@ def test_the_committed_page_shows_the_committed_figures():
     results = json.loads((FOLDER / "results.json").read_text())
     page = (FOLDER / "README.md").read_text()
     assert common.tables(results) == page.partition(f"{common.BEGIN}\n")[2].partition(common.END)[0]
-    shown = {
+    left = {k for k in results if k not in shown(common) and not k.endswith("_not_measured")}
+    assert left == {"get_block_llama31_8b_model_gb"}
+
+
+def shown(common):
+    """Keys that the tables show, of machines without a GPU and with one."""
+    keys = {
         f"{r}_{c}" for rows, columns, _ in common.TABLES.values() for r in rows for c in columns
     }
-    left = {k for k in results if k not in shown and not k.endswith("_not_measured")}
-    assert left == {"get_block_llama31_8b_model_gb"}
+    return keys | {f"gpu_{key}" for key in keys}
 
 
 def test_functions_take_turns_and_the_first_is_for_nothing(common):
@@ -104,8 +152,153 @@ def test_every_script_says_what_it_does_and_how(common, name):
     assert f"python benchmarks/{name}.py" in module.__doc__ and callable(module.main)
 
 
-def test_without_a_gpu_its_benchmark_says_why_there_are_no_figures(common):
-    if common.ON_GPU:
-        pytest.skip("there is a GPU")
+def test_without_a_gpu_its_benchmark_says_why_there_are_no_figures(common, monkeypatch):
+    monkeypatch.setattr(common, "ON_GPU", False)
+    monkeypatch.setattr(sys, "argv", ["gpu.py"])
     importlib.import_module("gpu").main()
     assert "no CUDA device" in common.PAGE.read_text()
+
+
+@pytest.fixture
+def small(common, monkeypatch):
+    """A function that imports a benchmark and makes it small; `set(name, value)` as keywords."""
+    from mvl.config import DataConfig
+
+    monkeypatch.setattr(common, "SIZES", SMALL)
+    monkeypatch.setattr(common, "LLAMA", "random:" + json.dumps(SMALL))
+    monkeypatch.setattr(common, "PRODUCT", (16, 16))
+    data = DataConfig(grid=(16, 24, 16))
+
+    def load(name, **values):
+        module = importlib.import_module(name)
+        known = {"DATA": data, "TURNS": 1} | values
+        for key in known.keys() & vars(module).keys():
+            monkeypatch.setattr(module, key, known[key])
+        return module
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield load
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(False)
+
+
+def sound(common, prefix, figures):
+    """Whether all figures are numbers that a table shows."""
+    assert figures and {f"{prefix}_{key}" for key in figures} <= shown(common)
+    return all(0 <= value < float("inf") for value in figures.values())
+
+
+def test_steps_are_measured(common, small):
+    step = small("step", ENOUGH_S=1e-9)
+    for name, dtype in (
+        ("v3", "bfloat16"),
+        ("bare_block", "float32"),
+        ("released_code", "float32"),
+    ):
+        found = step.measure(name, 16, dtype)
+        assert sound(common, f"{name}_64", found) and found["model_tflop"] > 0
+        assert ("data_over_step_share" in found) == (name == "v3")
+
+
+def test_ratios_to_the_released_code_are_of_pairs(common, small):
+    def turn(step_s, peak_gb):
+        return {"step_s": step_s, "peak_gb": peak_gb}
+
+    found = {
+        "v3": [turn(1, 2), turn(2, 2), turn(1, 2)],
+        "bare_block": [turn(1, 1)] * 3,
+        "released_code": [turn(3, 8), turn(8, 8), turn(5, 8)],
+    }
+    figures = small("step").summary(found, 64)
+    assert figures["v3_64_step_s"] == 1 and figures["v3_64_peak_gb"] == 2
+    assert figures["v3_64_released_code_time_ratio"] == 4
+    assert figures["v3_64_released_code_memory_ratio"] == 4
+    assert sum("ratio" in key for key in figures) == 2
+    assert figures.keys() <= shown(common)
+
+
+def test_training_on_task04_is_measured(small):
+    task04 = small("task04", NAMES=("vit", "v1"), TRAINING=5, VALIDATION=1)
+    for seconds in (task04.steps(), task04.epochs()):
+        assert seconds.keys() == {"vit", "v1"} and min(seconds.values()) > 0
+
+
+def test_the_cpu_is_measured(common, small):
+    cpu = small("cpu", GRID=(8, 8, 8), TOKENS=8)
+    assert sound(common, "cpu", cpu.subnormals() | cpu.layout() | cpu.block())
+
+
+def test_loading_is_measured(common, small):
+    loading = small("loading", CASES=8)
+    waits = loading.waits()
+    assert sound(common, "loading", loading.cases() | waits)
+    assert sound(common, "loading_all_cores", waits)
+
+
+def test_metrics_and_inference_are_measured(common, small):
+    metrics = small("metrics", EDGE=32, RADII=(6,)).measure()
+    assert sound(common, "metrics", metrics) and metrics["nsd_largest_difference"] < 1e-6
+    found = small("inference", NAMES=("vit",)).measure()
+    assert sound(common, "inference", found)
+
+
+def test_a_block_is_measured(common, small, tmp_path):
+    llama = SMALL | {"hidden_size": 512}  # enough weights a tensor for their spread to be tested
+    get_block = small("get_block", LLAMA=llama, SHARD_BYTES=1_000_000)
+    total = get_block.make_checkpoint(tmp_path)
+    assert len([*tmp_path.glob("*.safetensors")]) > 1
+    get_block.drop_cache(tmp_path)
+    found = get_block.measure(tmp_path, "float32")
+    assert sound(common, "get_block_llama31_8b_f32", found)
+    assert 2e9 * found["block_gb"] < total * 2 and found["bytes_ratio"] > 1
+
+
+def test_a_step_on_a_gpu_is_measured(common, small, monkeypatch):
+    """On whatever device is at hand: only the mode of the GPU's driver is played."""
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: None)
+    gpu = small("gpu", GRID=(16, 16, 16), STEPS=1)
+    found = gpu.measure("eager", 1)
+    assert sound(common, "gpu_eager_v3_128", found) and found["host_waits"] == 0
+
+    def step(message):
+        def run():
+            raise RuntimeError(message)
+
+        return run
+
+    assert gpu.waits_for_gpu(step("called a synchronizing CUDA operation"))
+    with pytest.raises(RuntimeError, match="other"):
+        gpu.waits_for_gpu(step("other"))
+
+
+@pytest.mark.parametrize(
+    ("fitting", "cases", "largest"), [(9, 4, 8), (4, 4, 4), (3, 2, 2), (1, 1, 1), (0, None, None)]
+)
+def test_the_largest_batch_on_a_gpu_is_found(common, small, monkeypatch, fitting, cases, largest):
+    def fresh(script, how, batch):
+        return {"cases": batch} if batch <= fitting else None
+
+    monkeypatch.setattr(common, "fresh", fresh)
+    found = small("gpu").largest("eager")
+    if cases is None:
+        assert found is None
+    else:
+        assert found == {"cases": cases, "largest_batch_cases": largest}
+
+
+def test_overhead_and_commands_are_measured(common, small, tmp_path):
+    assert sound(common, "overhead", small("overhead", REPEATS=1).measure())
+    command = 'echo "$1 $2" >>said; python -c "import sys; print(sys.prefix)" >>said'
+    (tmp_path / "run_all.sh").write_text(
+        f"#!/bin/sh\ncd $(dirname $0)\n{command}\ncp said {tmp_path}"
+    )
+    (tmp_path / "run_all.sh").chmod(0o755)
+    who = ["-c", "user.name=me", "-c", "user.email=me@example.org"]
+    for words in (["init", "-q"], ["add", "run_all.sh"], [*who, "commit", "-qm", "x"]):
+        subprocess.run(["git", "-C", tmp_path, *words], check=True)
+    found = small("commands").measure(tmp_path, "smoke")
+    assert sound(common, "commands_smoke", found)
+    # Twice in one clone, in the environment of this Python.
+    said = (tmp_path / "said").read_text().splitlines()
+    assert said == ["--profile smoke", sys.prefix] * 2
