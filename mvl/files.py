@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import gzip
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -16,8 +17,8 @@ from mvl.errors import MvlError, RunError
 
 #: How the names of files and folders begin that are being written.
 _UNFINISHED = ".mvl-writing-"
-#: No JSON file of ours or of a data set comes near this size.
-_JSON_LIMIT = 64 << 20
+#: No JSON file and no table of ours or of a data set comes near this size.
+_LIMIT = 64 << 20
 
 
 @contextlib.contextmanager
@@ -161,6 +162,24 @@ def refuse_endless(path):
         raise MvlError(f"{path} is not a regular file")
 
 
+def read_small(path):
+    """All bytes of a small file, unpacked where its name ends in .gz.
+
+    Raises:
+        MvlError: it is endless, or larger than anything that belongs there, unpacked or not.
+        OSError, EOFError, zlib.error: it cannot be read.
+    """
+    refuse_endless(path)
+    opened, content = gzip.open if str(path).endswith(".gz") else open, bytearray()
+    with opened(path, "rb") as file:
+        while block := file.read(1 << 20):
+            content += block
+            if len(content) > _LIMIT:
+                reason = f"more than {_LIMIT:,} bytes"
+                raise MvlError(f"{path} is too large to be what it should: {reason}")
+    return bytes(content)
+
+
 def read_json(path, *keys):
     """Read a JSON file.
 
@@ -173,11 +192,8 @@ def read_json(path, *keys):
     """
     path = Path(path)
     try:
-        refuse_endless(path)
-        if (size := path.stat().st_size) > _JSON_LIMIT:
-            raise MvlError(f"{path} is too large to be what it should: {size:,} bytes")
         # Editors on Windows begin a file with a byte order mark.
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
+        value = json.loads(read_small(path).decode("utf-8-sig"))
     except FileNotFoundError as error:
         raise MvlError(f"{path} does not exist") from error
     except OSError as error:
@@ -204,8 +220,7 @@ def read_table(path, texts=(), numbers=(), **options):
     import pandas as pd  # `mvl --help` does without
 
     try:
-        refuse_endless(path)
-        table = pd.read_csv(path, **options)
+        table = pd.read_csv(io.BytesIO(read_small(path)), **options)
     except FileNotFoundError as error:
         raise MvlError(f"{path} does not exist") from error
     except (OSError, EOFError, ValueError, zlib.error) as error:

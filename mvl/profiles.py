@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 
 from mvl.errors import ConfigError, MvlError
-from mvl.files import refuse_endless
+from mvl.files import read_small
 from mvl.machine import GIB, memory_limit
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -84,8 +84,7 @@ def load_profile(name, root=ROOT):
         raise ConfigError(f"no profile {name!r} in {folder}; there are: {', '.join(known)}")
     path = folder / f"{name}.yaml"
     try:
-        refuse_endless(path)
-        profile = yaml.safe_load(path.read_text(encoding="utf-8"))
+        profile = yaml.safe_load(read_small(path).decode("utf-8"))
     except (MvlError, OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())  # PyYAML shows the place on lines of its own
         raise ConfigError(f"{path} is not readable YAML: {reason}") from error

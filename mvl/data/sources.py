@@ -15,6 +15,7 @@ import contextlib
 import csv
 import gzip
 import hashlib
+import io
 import math
 import os
 import stat
@@ -27,7 +28,7 @@ import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
 from mvl.errors import DataError, MvlError
-from mvl.files import read_json
+from mvl.files import read_json, read_small
 from mvl.tasks import TASKS, read_task
 
 #: The repository's own folder for downloads and phantoms.
@@ -181,12 +182,12 @@ def _inside(folder, relative, source):
 def _read_subjects(path, cases):
     """{case: subject} from subjects.csv, or None where there is no such file."""
     try:
-        if path.exists() and not path.is_file():  # reading a pipe might never end
-            raise DataError(f"{path} is not a regular file")
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
+        text = read_small(path).decode("utf-8-sig")
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
     except FileNotFoundError:
         return None
+    except MvlError as error:
+        raise DataError(str(error)) from error
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"{path} is not a readable table: {error}") from error
     subjects = {}
@@ -279,7 +280,9 @@ def read_header(path):
     except (HeaderDataError, KeyError, ValueError) as error:
         reason = f"voxel type {error}" if isinstance(error, KeyError) else error
         raise BadFile(path, f"header without sense ({reason})", _CONVERT) from error
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+    with np.errstate(over="ignore", invalid="ignore"):  # double precision goes to 1e308 mm
+        volume = abs(np.linalg.det(affine[:3, :3]))
+    if not np.isfinite(affine).all() or not 1e-9 <= volume < np.inf:
         raise BadFile(path, "affine that is not invertible", "set the header's sform and qform")
     if dtype.kind not in "iuf":
         raise BadFile(path, f"voxels of type {dtype}, not numbers", _CONVERT)

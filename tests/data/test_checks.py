@@ -81,6 +81,23 @@ def patch(path, offset, code, *values):
     path.write_bytes(gzip.compress(bytes(block)))
 
 
+def second_version(path, change):
+    """Save a .nii.gz as NIfTI-2, with a change to its header: 64-bit sizes, double precision."""
+    volume = nibabel.load(path)
+    header = nibabel.Nifti2Image(np.asanyarray(volume.dataobj), volume.affine).header
+    header["vox_offset"] = 544
+    change(header)
+    voxels = volume.get_fdata(dtype=np.float32).tobytes("F")
+    path.write_bytes(gzip.compress(header.binaryblock + bytes(4) + voxels))
+
+
+def huge_voxels(header):
+    """Voxels of 1e200 mm, whose volume no number holds."""
+    header["sform_code"] = 1
+    for axis, row in zip((0, 1, 2), ("srow_x", "srow_y", "srow_z"), strict=True):
+        header[row] = 1e200 * np.eye(4)[axis]
+
+
 def put(value):
     def change(array):
         array[0, 0, 0] = value
@@ -204,6 +221,18 @@ FAULTS = {
         lambda f: patch(image_of(f), 112, "<2f", 1, np.inf),
         "header without sense",
     ),
+    "sizes of 64 bits": (
+        lambda f: second_version(image_of(f), lambda h: h["dim"].put([1, 2, 3], 1 << 40)),
+        "cannot hold them",
+    ),
+    "sizes that overflow": (
+        lambda f: second_version(image_of(f), lambda h: h["dim"].put([1, 2, 3], 1 << 62)),
+        "cannot hold them",
+    ),
+    "voxels beyond any number": (
+        lambda f: second_version(image_of(f), huge_voxels),
+        "not invertible",
+    ),
     "bomb": (lambda f: bomb(image_of(f)), "as a decompression bomb does"),
     "duplicate": (
         lambda f: image_of(f).write_bytes(image_of(f, "a").read_bytes()),
@@ -277,6 +306,14 @@ def test_channels_are_held_against_the_task(folder):
         edit(image_of(folder, name), lambda a: np.stack([a, a], -1))
     faults = check(folder).faults
     assert [(f.case, f.fault) for f in faults] == [("b", "image: 1 channels, the task has 2")]
+
+
+def test_the_second_version_is_read_like_the_first(folder):
+    before, _ = read_volume(image_of(folder))
+    second_version(image_of(folder), lambda header: None)
+    assert gzip.decompress(image_of(folder).read_bytes())[4:7] == b"n+2"
+    np.testing.assert_array_equal(read_volume(image_of(folder))[0], before)
+    assert check(folder).faults == []
 
 
 def test_float_labels_and_rounded_affines_are_no_fault(folder):

@@ -21,10 +21,12 @@ from dataclasses import dataclass
 from mvl import reference
 from mvl.data import download
 from mvl.errors import MvlError
+from mvl.experiments import Run
 from mvl.profiles import load_profile
 from mvl.reference import REFERENCE
 from tests.data import test_checks as volumes
 from tests.data.test_download import DESCRIPTION, archive, link
+from tests.models.test_checkpoint import COMMIT, _Server
 from tests.reliability import children, stages
 
 TASK = stages.TASK
@@ -201,6 +203,9 @@ _description("a tolerance that is text", ("tolerance_mm",), tolerance_mm="2 mm")
 _description("one label's number twice", ("in two ways",), labels={"1": "a", "01": "b"})
 _description("one label's name twice", ("a name twice",), labels={"1": "a", "2": "a"})
 _description("a label called foreground", ("a name twice, or",), labels={"1": "foreground"})
+_description("no channel", ("at least one entry",), modality={})
+_description("the background alone", ("at least one entry",), labels={"0": "background"})
+_description("a window that is none", ("window_hu must be",), window_hu=[3, -3])
 _description("synthetic as a text", ("'synthetic' must be",), synthetic="no")
 _raw("dataset.json empty", ("not readable JSON",), b"")
 _raw("dataset.json cut off", ("not readable JSON",), b'{"modality": {"0": "MRI"}, "lab')
@@ -208,6 +213,12 @@ _raw("dataset.json a list", ("expected a JSON object",), b"[]")
 _raw("dataset.json nested 100,000 times", ("not readable JSON",), b"[" * 100_000)
 _raw("dataset.json in UTF-16", ("not readable JSON",), '{"a": 1}'.encode("utf-16"))
 _raw("subjects.csv without a case", ("lacks 1 of 3",), b"case,subject\na,p\nb,q\n", "subjects.csv")
+_raw("subjects.csv with a case of two", ("has two subjects",),
+     b"case,subject\na,p\na,q\nb,q\nc,q\n", "subjects.csv")  # fmt: skip
+_raw("subjects.csv with a subject of white space", ("needs a 'case' and a 'subject'",),
+     b"case,subject\na,p\nb, \nc,q\n", "subjects.csv")  # fmt: skip
+_raw("subjects.csv with a field of 1 MB", ("field larger than",),
+     b"case,subject\na," + bytes(1 << 20), "subjects.csv")  # fmt: skip
 _raw("subjects.csv not UTF-8", ("not a readable table",), b"case,subject\na,\xff\n", "subjects.csv")
 _raw("subjects.csv with other columns", ("needs a 'case'",), b"x,y\na,p\n", "subjects.csv")
 
@@ -215,6 +226,11 @@ _raw("subjects.csv with other columns", ("needs a 'case'",), b"x,y\na,p\n", "sub
 def _link(task, target):
     (task / "imagesTr" / "a.nii.gz").unlink()
     (task / "imagesTr" / "a.nii.gz").symlink_to(target)
+
+
+def _grown(path):
+    path.touch()
+    os.truncate(path, 100 << 30)
 
 
 def _pipe(path):
@@ -228,13 +244,17 @@ for _name, _said, _spoil in (
     ("a loop of links", ("dataset.json", "cannot be followed"),
      lambda task: _link(task, task / "imagesTr" / "a.nii.gz")),
     ("dataset.json of 100 GB", ("dataset.json", "too large"),
-     lambda task: os.truncate(task / "dataset.json", 100 << 30)),
+     lambda task: _grown(task / "dataset.json")),
     ("dataset.json a named pipe", ("no task",), lambda task: _pipe(task / "dataset.json")),
     ("dataset.json without permission", ("dataset.json", "cannot be read: Permission denied"),
      lambda task: _forbid(task / "dataset.json")),
     ("a task folder without permission", ("Permission denied",), _forbid),
 ):  # fmt: skip
     _case("dataset.json", _name, _said, _spoil)
+_case("subjects.csv", "subjects.csv of 100 GB", ("subjects.csv", "too large"),
+      lambda task: _grown(task / "subjects.csv"))  # fmt: skip
+_case("subjects.csv", "subjects.csv without permission", ("subjects.csv", "Permission denied"),
+      lambda task: ((task / "subjects.csv").touch(), _forbid(task / "subjects.csv")))  # fmt: skip
 _case("subjects.csv", "subjects.csv a named pipe", ("subjects.csv", "not a regular file"),
       lambda task: _pipe(task / "subjects.csv"))  # fmt: skip
 
@@ -299,11 +319,15 @@ _archive("another MD5", ("has MD5", "expected 000"), _member(f"{TASK}/x", b""), 
 _LLAMA = json.loads(stages.LLAMA.removeprefix("random:"))
 
 
-def _block(name, said, weights, file="model.safetensors", config=_LLAMA):
+def _block(name, said, weights, file="model.safetensors", config=_LLAMA, spoil=None):
+    """A checkpoint; `spoil` may do something more to its folder."""
+
     def recipe(folder, given):
         text = config if isinstance(config, bytes) else json.dumps(config).encode()
         (folder / "config.json").write_bytes(text)
         (folder / file).write_bytes(weights)
+        if spoil:
+            spoil(folder)
         return "block", "extract", f"path:{folder}", "-o", folder / "out"
 
     _add("A language model's block", f"block: {name}", said, recipe)
@@ -336,6 +360,43 @@ _block("pickled weights", ("pickle",), b"cos\nsystem\n", file="pytorch_model.bin
 _block("an index that leads out", ("no safetensors file beside it",),
        json.dumps({"weight_map": {"a": "../a.safetensors"}}).encode(),
        file="model.safetensors.index.json")  # fmt: skip
+_INDEX = "model.safetensors.index.json"
+
+
+def _index(name, said, index, spoil=None):
+    _block(name, said, json.dumps(index).encode(), file=_INDEX, spoil=spoil)
+
+
+_LAYER = [
+    f"model.layers.1.{name}.weight"
+    for name in (
+        *("input_layernorm", "post_attention_layernorm"),
+        *(f"self_attn.{letter}_proj" for letter in "qkvo"),
+        *(f"mlp.{part}_proj" for part in ("gate", "up", "down")),
+    )
+]
+_index("an index that is a list", (_INDEX, "expected a JSON object"), [])
+_index("an index of nothing", (_INDEX, "has no weight_map"), {})
+_index("an index of a file that is missing", ("a.safetensors", "is missing"),
+       {"weight_map": dict.fromkeys(_LAYER, "a.safetensors")})  # fmt: skip
+_index(
+    "an index of a tensor that its file lacks",
+    ("a.safetensors", "lacks model.layers.1."),
+    {"weight_map": dict.fromkeys(_LAYER, "a.safetensors")},
+    lambda folder: (folder / "a.safetensors").write_bytes(_tensors({"a": _at(0, 16, [4])})),
+)
+_block("no weights", ("holds neither model.safetensors nor",), b"", file="README.md")
+_block("no config.json", ("there is no config.json in",), b"",
+       spoil=lambda folder: (folder / "config.json").unlink())  # fmt: skip
+_block("a config.json of 100 GB", ("config.json is too large",), b"",
+       spoil=lambda folder: _grown(folder / "config.json"))  # fmt: skip
+_block("a config.json that is a list", ("config.json", "expected a JSON object"), b"",
+       config=b"[]")  # fmt: skip
+_block("a config.json without permission", ("cannot read", "config.json: Permission denied"), b"",
+       spoil=lambda folder: _forbid(folder / "config.json"))  # fmt: skip
+_block("weights without permission", ("cannot read", "model.safetensors: Permission denied"),
+       _tensors({}), spoil=lambda folder: _forbid(folder / "model.safetensors"))  # fmt: skip
+_block("a folder without permission", ("Permission denied",), b"", spoil=_forbid)
 _block("a config.json that is no JSON", ("config.json", "not readable JSON"), b"", config=b"{")
 _block("an unknown family", ("nonsense",), b"", config=_LLAMA | {"model_type": "nonsense"})
 _block("a width that is text", ("config.json", "hidden_size"), b"",
@@ -344,6 +405,39 @@ _block("a width that is negative", ("config.json", "negative"), b"",
        config=_LLAMA | {"hidden_size": -32})  # fmt: skip
 _block("heads that do not divide", ("config.json", "attention heads (5)"), b"",
        config=_LLAMA | {"num_attention_heads": 5})  # fmt: skip
+
+
+# --- a hub ---------------------------------------------------------------------------------
+
+
+def _hub(name, said, status, body=b"", revision="", **headers):
+    """A hub that gives one answer to everything."""
+
+    def recipe(folder, given):
+        server = _Server(lambda handler: handler.reply(status, headers, body))
+        os.environ |= {"HF_ENDPOINT": server.address, "MVL_CACHE": str(folder / "cache")}
+
+        def ask():
+            try:
+                return stages.mvl("block", "show", f"hub:owner/name{revision}")
+            finally:
+                server.close()
+
+        return ask
+
+    _add("A hub", f"hub: {name}", ("hub:owner/name", *said), recipe)
+
+
+_NAMED = {"X-Repo-Commit": COMMIT, "ETag": '"a"'}
+_hub("a model without config.json", ("it has no config.json",), 404)
+_hub("a commit without config.json", ("it has no config.json",), 404, revision=f"@{COMMIT}")
+_hub("a revision without commit", ("names no commit for main",), 200)
+_hub("a config.json of 100 GB", ("config.json is too large",), 200,
+     **_NAMED, **{"Content-Length": 100 << 30})  # fmt: skip
+_hub("a config.json that breaks off", ("config.json: the connection broke",), 200, b"{",
+     **_NAMED, **{"Content-Length": 99})  # fmt: skip
+_hub("a config.json that is no JSON", ("config.json is not readable JSON",), 200, b"{", **_NAMED)
+_hub("a config.json that is a list", ("config.json: expected a JSON object",), 200, b"[]", **_NAMED)
 
 
 # --- a run folder --------------------------------------------------------------------------
@@ -406,7 +500,7 @@ def _other_block(record):
 
 def _tested(table):
     def spoil(run):
-        (run / "done.json").write_text('{"test_cases": 1}')
+        (run / "done.json").write_text('{"test_cases": 1, "cases_sha256": ""}')
         (run / "cases.csv").write_bytes(table)
 
     return spoil
@@ -454,6 +548,8 @@ _run("a table that is no text", ("cases.csv", "not a readable table"), _tested(b
 _run("a table without metrics, verified", ("cases.csv", "lacks the column"), _tested(b"case\na\n"),
      "verify")  # fmt: skip
 _run("done.json a list, verified", ("done.json", "lacks"), _replaced("done.json", b"[]"), "verify")
+_run("a table of 100 GB", ("cases.csv", "too large"),
+     lambda run: (_tested(b"")(run), _grown(run / "cases.csv")))  # fmt: skip
 _run("a state that is no safetensors", (_STATE, "delete it to start anew"),
      _resumed(b"\xff" * 99), "train")  # fmt: skip
 _run("a state with a lying header", (_STATE, "delete it to start anew"),
@@ -471,6 +567,15 @@ def _saved(name, said, **values):
     _add("A saved model", f"saved model: {name}", said, recipe)
 
 
+def _without_task(folder, given):
+    volumes.make_task(folder)
+    Run.load(given.trained).model.save_pretrained(folder / "model")
+    image = volumes.image_of(folder)
+    return "predict", image, "--run", folder / "model", "-o", folder / "out.nii.gz"
+
+
+_add("A saved model", "saved model: of no task", ("/model does not say how an image",),
+     _without_task)  # fmt: skip
 _saved("of another format", ("format version 99",), format_version=99)
 _saved("an unknown key", ("config.json is damaged", "key"), format_version=1, new=1)
 
@@ -524,6 +629,7 @@ _asked("a grid that the patch does not divide", ("(7, 7, 7)",), "--grid", "7", "
 _asked("a grid that no memory holds", ("out of memory",), *["--grid", *["80000"] * 3])
 _asked("a grid that no number holds", ("grid: an axis of 2^31",), "--grid", str(10**30), "8", "8")
 _asked("a learning rate of 0", ("learning_rate 0.0",), "--learning-rate", "0")
+_asked("a task of 300 letters", ("cannot look into", "File name too long"), "--task", "x" * 300)
 _asked("a task that is not there", ("no task Nowhere",), "--task", "Nowhere")
 
 
@@ -545,6 +651,9 @@ _answered("a segmentation in place of its image", ("the image itself",), *_PREDI
 _SUITE = ("suite", "run", "tiny", "--root", "DATA", "--results", "HERE")
 _answered("a suite of no epoch", ("epochs 0 is below 1",), *_SUITE, "--epochs", "0")
 _answered("a shard of none", ("shard 1/0",), *_SUITE, "--shard", "1/0")
+_answered("a shard that is no share", ("--shard one: expected I/N",), *_SUITE, "--shard", "one")
+_answered("the table of a suite without a run", ("no cell of suite tiny is done",),
+          *("suite", "table", "tiny", "--root", "DATA", "--results", "HERE"))  # fmt: skip
 
 
 def _table_of_reference(name, content):
@@ -561,6 +670,7 @@ for _file, _name, _content, _fault in (
     ("curves.csv.gz", "not packed", b"fingerprint,epoch", "not a readable table"),
     ("curves.csv.gz", "of other columns", gzip.compress(b"a,b\n1,2\n"), "lacks the column"),
     ("validation.csv", "empty", b"", "not a readable table"),
+    ("curves.csv.gz", "a bomb", gzip.compress(bytes(512 << 20), 1), "too large"),
 ):
     _add("The reference", f"reference: {_file} {_name}", (_file, _fault),
          _table_of_reference(_file, _content))  # fmt: skip
