@@ -1,4 +1,6 @@
-"""Training on Task04's grid with the embedded block, presets taking turns: a step, and an epoch.
+"""Training on Task04's grid with the embedded block, taking turns: a step, and an epoch.
+
+A step of every arm of the suite `peers` and of the preset v3; an epoch of the presets.
 
 python benchmarks/task04.py
 """
@@ -20,10 +22,12 @@ from mvl.data.phantom import make_phantom
 from mvl.data.sources import find_task, list_cases
 from mvl.machine import cores
 from mvl.models.segmenter import build_segmenter
+from mvl.suites import SUITES
 from mvl.tasks import read_task
 from mvl.training import train
 
 NAMES = ("vit", "v1", "v3", "best")
+ARMS = {"v3": preset("v3")} | {n: (a.model, a.training) for n, a in SUITES["peers"].items()}
 DATA, CASES, TURNS = DataConfig(), 4, 3
 TRAINING, VALIDATION = 48, 12
 
@@ -35,16 +39,16 @@ def main():
     # A step is timed by what it costs, an epoch as a user waits for it.
     for what, kind, threads in (("steps", "step", 1), ("epochs", "epoch", cores())):
         seconds = common.fresh(__file__, what, threads=threads)
-        figures = {f"task04_{name}_{kind}_s": seconds[name] for name in NAMES}
-        for name in NAMES:
-            figures[f"task04_{name}_{kind}_over_vit_ratio"] = seconds[name] / seconds["vit"]
+        figures = {f"task04_{name}_{kind}_s": taken for name, taken in seconds.items()}
+        for name, taken in seconds.items():
+            figures[f"task04_{name}_{kind}_over_vit_ratio"] = taken / seconds["vit"]
         common.record(figures)
 
 
 def steps():
-    """{preset: seconds a step}."""
+    """{arm: seconds a step}."""
     torch.set_flush_denormal(True)
-    runs = {name: training_step(*preset(name), DATA.grid, CASES) for name in NAMES}
+    runs = {name: training_step(*arm, DATA.grid, CASES) for name, arm in ARMS.items()}
     return common.in_turns(runs, TURNS)
 
 

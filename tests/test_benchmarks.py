@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from mvl.config import PRESETS
+
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 SCRIPTS = (
     "step",
@@ -71,7 +73,6 @@ def test_flops_of_attention_and_of_a_whole_model_are_counted_by_hand(common):
 
 @pytest.mark.parametrize("preset", ["v1", "v3"])
 def test_flops_of_a_preset_are_counted_without_computing(common, preset):
-    from mvl.config import PRESETS
     from mvl.models.segmenter import build_segmenter
 
     with torch.device("meta"):
@@ -219,7 +220,8 @@ def test_ratios_to_the_released_code_are_of_pairs(common, small):
 
 
 def test_training_on_task04_is_measured(small):
-    task04 = small("task04", NAMES=("vit", "v1"), TRAINING=5, VALIDATION=1)
+    arms = {name: PRESETS[name] for name in ("vit", "v1")}
+    task04 = small("task04", NAMES=tuple(arms), ARMS=arms, TRAINING=5, VALIDATION=1)
     for seconds in (task04.steps(), task04.epochs()):
         assert seconds.keys() == {"vit", "v1"} and min(seconds.values()) > 0
 
