@@ -8,10 +8,12 @@ import json
 import os
 import platform
 import re
+from datetime import timedelta
 from importlib.metadata import version
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
 from scripts import reliability
 from tests.data.test_download import DESCRIPTION, Server, archive
@@ -24,9 +26,25 @@ SEED = 20
 
 _NOTES = pytest.StashKey[dict]()
 
+_BOUNDED = settings(
+    max_examples=150,
+    deadline=timedelta(seconds=5),
+    # The same examples every time, so that a run of the tests fails for a change of the code alone.
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.register_profile("every change", _BOUNDED)
+# Others every time: what fails is printed, to be run again.
+settings.register_profile("slow", _BOUNDED, max_examples=3000, derandomize=False, print_blob=True)
+
 
 def pytest_addoption(parser):
     parser.addoption("--record", action="store_true", help="write docs/reliability.json and .md")
+
+
+def pytest_configure(config):
+    settings.load_profile("slow" if config.getoption("--slow") else "every change")
 
 
 @pytest.fixture(scope="session")

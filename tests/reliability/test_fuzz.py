@@ -1,23 +1,28 @@
-"""The readers of foreign files, given anything: a value or a sentence, never something else."""
+"""The readers of foreign files, given anything: a value or a sentence, never something else.
+
+How many examples there are, and whether they are the same every time, conftest.py says.
+"""
 
 import gzip
 import json
 import struct
 from collections import Counter
-from datetime import timedelta
 
 import nibabel
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 
 from mvl.config import PRESETS, ExperimentConfig
-from mvl.data.sources import read_header, read_label, read_volume
+from mvl.data.checks import check_cases
+from mvl.data.sources import list_cases, read_header, read_label, read_volume
 from mvl.errors import BlockError, ConfigError, DataError, MvlError
 from mvl.files import read_json
 from mvl.models.checkpoint import open_checkpoint
+from mvl.tasks import read_task
+from tests.data import test_checks as volumes
 
 #: (reader, "read" or "refused") -> number of examples.
 OUTCOMES = Counter()
@@ -31,43 +36,53 @@ def _noted(note):
         note("fuzz", reader=reader, examples=read + refused, read=read, refused=refused)
 
 
-#: The same examples every time, so that a run of the tests fails for a change of the code alone.
-bounded = settings(
-    max_examples=150,
-    deadline=timedelta(seconds=5),
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
-
 # --- NIfTI ---------------------------------------------------------------------------------
 
 _SHAPE = (5, 6, 7)
 
 
-def _sound_nifti():
-    header = nibabel.Nifti1Header()
+def _sound_nifti(kind):
+    header = kind()
     header.set_data_dtype(np.int16)
     header.set_data_shape(_SHAPE)
-    header["vox_offset"] = 352
+    header["vox_offset"] = header.single_vox_offset
     voxels = np.arange(np.prod(_SHAPE), dtype="<i2")
     return header.binaryblock + bytes(4) + voxels.tobytes()
 
 
-_NUMBERS = st.one_of(
-    st.integers(-(2**15), 2**15 - 1).map(lambda n: struct.pack("<h", n)),
-    st.floats(width=32).map(lambda x: struct.pack("<f", x)),
-    st.binary(min_size=1, max_size=8),
+#: Fields of a NIfTI header that say where and what the voxels are.
+_FIELDS = (
+    *("sizeof_hdr", "magic", "datatype", "bitpix", "dim", "pixdim", "vox_offset", "scl_slope"),
+    *("scl_inter", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
+    *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
 )
-#: Where a NIfTI header keeps sizes, type, spacing, offset, scaling, affine and magic.
-_PLACES = [0, *range(40, 56), *range(68, 124, 2), *range(252, 348, 4)]
-_EDITS = st.lists(st.tuples(st.sampled_from(_PLACES), _NUMBERS), max_size=4)
 
 
-@bounded
-@given(edits=_EDITS, keep=st.floats(0, 1), packed=st.booleans(), cut=st.booleans())
-def test_a_nifti_file_is_read_or_refused(tmp_path, edits, keep, packed, cut):
-    block = bytearray(_sound_nifti())
+def _edits(kind):
+    """Up to four (offset, bytes) that write numbers, of the field's own type or any, into one."""
+    fields = kind.template_dtype.fields
+
+    @st.composite
+    def edit(draw):
+        dtype, offset = fields[draw(st.sampled_from(_FIELDS))]
+        base, count = dtype.base, int(np.prod(dtype.shape))
+        offset += base.itemsize * draw(st.integers(0, count - 1))
+        if base.kind == "S" or draw(st.booleans()):
+            return offset, draw(st.binary(min_size=1, max_size=8))
+        bits = 8 * base.itemsize
+        # Small numbers change what a header says, huge ones whether it can be.
+        whole = st.integers(-8, 8) | st.integers(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+        value = draw(whole if base.kind == "i" else st.floats(width=bits))
+        return offset, np.array(value, base).tobytes()
+
+    return st.lists(edit(), max_size=4)
+
+
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Header, nibabel.Nifti2Header])
+@given(data=st.data(), keep=st.floats(0, 1), packed=st.booleans(), cut=st.booleans())
+def test_a_nifti_file_is_read_or_refused(tmp_path, kind, data, keep, packed, cut):
+    block, name = bytearray(_sound_nifti(kind)), f"NIfTI-{kind.__name__[5]}"
+    edits = data.draw(_edits(kind))
     for offset, value in edits:
         block[offset : offset + len(value)] = value
     content = gzip.compress(bytes(block), 1) if packed else bytes(block)
@@ -78,9 +93,9 @@ def test_a_nifti_file_is_read_or_refused(tmp_path, edits, keep, packed, cut):
             result = reader(path)
         except DataError as error:
             assert str(path) in str(error)
-            OUTCOMES["NIfTI", "refused"] += 1
+            OUTCOMES[name, "refused"] += 1
             continue
-        OUTCOMES["NIfTI", "read"] += 1
+        OUTCOMES[name, "read"] += 1
         voxels = result[0] if reader is read_volume else result
         assert voxels.shape == read_header(path).shape and voxels.nbytes < 1 << 20
     if not edits and not cut:
@@ -108,7 +123,6 @@ _HEADERS = st.one_of(
 )
 
 
-@bounded
 @given(header=_HEADERS, lie=st.just(0) | st.integers(0, 2**64), data=st.binary(max_size=24))
 def test_a_safetensors_header_is_read_or_refused(tmp_path, header, lie, data):
     length = (len(header) + lie) % 2**64
@@ -129,7 +143,6 @@ def test_a_safetensors_header_is_read_or_refused(tmp_path, header, lie, data):
     assert found == {name: entry.shape for name, entry in entries.items()}
 
 
-@bounded
 @given(sizes=st.lists(st.integers(0, 4), max_size=4), cut=st.integers(0, 40))
 def test_sound_headers_are_read_and_cut_ones_are_not(tmp_path, sizes, cut):
     header, start = {}, 0
@@ -164,26 +177,31 @@ _JSON = st.recursive(
 
 
 @st.composite
-def _configurations(draw):
-    """The configuration of a preset with up to three values exchanged, taken out or added."""
-    model, training = PRESETS[draw(st.sampled_from(sorted(PRESETS)))]
-    values = ExperimentConfig(model=model, training=training).to_dict()
+def _changed(draw, sound):
+    """A sound JSON object with up to three values exchanged, taken out or added, at any depth."""
+    whole = json.loads(json.dumps(draw(sound)))
     for _ in range(draw(st.integers(0, 3))):
-        place = values
+        place = whole
         while True:
-            key = draw(st.sampled_from([*sorted(place), "new"]))
-            inner = place.get(key)
-            if not (isinstance(inner, dict) and inner and draw(st.booleans())):
+            added = ["new"] if isinstance(place, dict) else []
+            key = draw(st.sampled_from([*sorted(place), *added] if added else range(len(place))))
+            inner = place.get(key) if added else place[key]
+            if not (isinstance(inner, dict | list) and inner and draw(st.booleans())):
                 break
             place = inner
-        if draw(st.booleans()):
+        if draw(st.booleans()) or not (added or len(place) > 1):
             place[key] = draw(_JSON)
-        else:
-            place.pop(key, None)
-    return values
+        elif not added or key in place:
+            del place[key]
+    return whole
 
 
-@bounded
+def _configurations():
+    """The configuration of a preset, changed."""
+    configs = [ExperimentConfig(model=model, training=plan) for model, plan in PRESETS.values()]
+    return _changed(st.sampled_from([config.to_dict() for config in configs]))
+
+
 @given(values=_configurations() | _JSON)
 def test_a_configuration_is_read_or_refused(values):
     try:
@@ -197,7 +215,82 @@ def test_a_configuration_is_read_or_refused(values):
     assert json.dumps(ExperimentConfig.from_dict(again).to_dict()) == json.dumps(again)
 
 
-@bounded
+# --- a task's description ------------------------------------------------------------------
+
+_NAMES = ("a", "b")
+_SOUND = [f"imagesTr/{name}.nii.gz" for name in _NAMES]
+_ODD = ["../x.nii.gz", "/etc/passwd", "imagesTr/out.nii.gz", "imagesTr/c.nii.gz", "imagesTr", ""]
+
+
+def _description(images):
+    return {
+        "modality": {"0": "MRI"},
+        "labels": {"0": "background", "1": "anterior", "2": "posterior"},
+        "tolerance_mm": 1.0,
+        "training": [
+            {"image": image, "label": f"labelsTr/{name}.nii.gz"}
+            for image, name in zip(images, _NAMES, strict=True)
+        ],
+    }
+
+
+_IMAGES = st.just(_SOUND) | st.tuples(*[st.sampled_from(_SOUND + _ODD)] * 2)
+
+
+@given(description=_changed(_IMAGES.map(_description)))
+def test_a_dataset_json_is_read_or_refused(tmp_path, description):
+    folder = tmp_path / "task"
+    if not folder.exists():
+        volumes.make_task(folder)
+        (folder / "imagesTr/out.nii.gz").symlink_to("/etc/passwd")
+    path = folder / "dataset.json"
+    path.write_text(json.dumps(description))
+    try:
+        task, cases = read_task(folder), list_cases(folder)
+    except DataError as error:
+        assert str(path) in str(error)
+        OUTCOMES["dataset.json", "refused"] += 1
+        return
+    OUTCOMES["dataset.json", "read"] += 1
+    assert task.channels and all(type(n) is int and n > 0 for n in task.labels)
+    assert len({case.name for case in cases}) == len(cases) > 0
+    for case in cases:
+        for file in filter(None, (case.image, case.label)):
+            assert file.resolve().is_relative_to(folder.resolve())
+    result = check_cases(folder, cases, progress=False)
+    assert all(fault.fault and fault.remedy for fault in result.faults)
+    if description == _description(_SOUND):
+        assert tuple(case.name for case in cases) == _NAMES and not result.faults
+
+
+_CELLS = st.sampled_from(["p", " p ", "q\t", "a", "", " ", '"', "\0", "\r"]) | _TEXT
+
+
+@given(subjects=st.tuples(_CELLS, _CELLS), more=st.lists(_CELLS, max_size=3), junk=st.binary())
+def test_a_subjects_csv_is_read_or_refused(tmp_path, subjects, more, junk):
+    """A subject for each case, perhaps a row more, perhaps bytes that are no text."""
+    rows = [("case", "subject"), *zip(_NAMES, subjects, strict=True), more]
+    text = "\n".join(map(",".join, rows)).encode("utf-8", "surrogatepass")
+    content = text + (junk if more else b"")
+    folder = tmp_path / "task"
+    folder.mkdir(exist_ok=True)
+    (folder / "dataset.json").write_text(json.dumps(_description(_SOUND)))
+    path = folder / "subjects.csv"
+    path.write_bytes(content)
+    try:
+        cases = list_cases(folder)
+    except DataError as error:
+        assert str(path) in str(error)
+        OUTCOMES["subjects.csv", "refused"] += 1
+        return
+    OUTCOMES["subjects.csv", "read"] += 1
+    assert tuple(case.name for case in cases) == _NAMES
+    assert all(case.subject and case.subject == case.subject.strip() for case in cases)
+
+
+# --- any JSON file -------------------------------------------------------------------------
+
+
 @given(content=st.binary(max_size=60) | _JSON.map(json.dumps).map(str.encode))
 def test_a_json_file_is_read_or_refused(tmp_path, content):
     path = tmp_path / "x.json"
