@@ -1,5 +1,8 @@
 """The same machine gives the same bytes; another number of threads the same metrics to 1e-4."""
 
+import os
+import subprocess
+import sys
 from functools import partial
 
 import pandas as pd
@@ -37,6 +40,22 @@ def test_two_processes_draw_the_same_bytes(undisturbed, tmp_path, note):
         one, two = (tmp_path / f"{name}.{kind}" for name in ("one", "two"))
         assert one.read_bytes() == two.read_bytes() and len(one.read_bytes()) > 5000
     note("determinism", what="a figure, drawn twice: PNG, PDF, SVG", found="the same bytes")
+
+
+def test_another_hash_seed_leaves_the_same_bytes(given, tmp_path, note):
+    """Neither a suite nor any figure depends on the order of a set."""
+    processes = []
+    for seed in ("1", "2"):
+        command = [sys.executable, "-m", "tests.reliability.again", given.phantom, tmp_path / seed]
+        environment = os.environ | {"PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"}
+        processes.append(subprocess.Popen(command, env=environment, cwd=stages.ROOT))
+    assert [process.wait() for process in processes] == [0, 0]
+    one, two = (outcome(tmp_path / seed) for seed in ("1", "2"))
+    pictures = [name for name in one if name.endswith((".png", ".svg"))]
+    assert len(pictures) > 40 and any(name.endswith("cases.csv") for name in one)
+    assert {name for name in one | two if one.get(name) != two.get(name)} == set()
+    count = f"{len(one) - len(pictures)} files, and every figure as PNG and SVG: {len(pictures)}"
+    note("determinism", what=f"a suite, other hash seed: {count}", found="the same bytes")
 
 
 def train_and_test(name, folder, given, threads):
