@@ -46,7 +46,7 @@ def drawings():
         cases_of("language", ("none", "pretrained")),
         cases_of("fusion", SUITES["fusion"]),
     )
-    stages = pd.concat(cases.assign(stage=stage) for stage in STAGES)
+    stages = pd.concat(eight.assign(stage=stage) for stage in STAGES)
     parts = pd.DataFrame(
         {"trained": [0, 900, 1_500], "frozen": [0, 0, 24_576], "output": ["8", "175", "end"]},
         index=["volume", "encoder", "block"],
@@ -77,14 +77,14 @@ def drawings():
     about = about.assign(mean_intensity=np.arange(6.0), volume_ml=np.arange(6.0))
     return {
         "activation_maps": lambda: figures.activation_maps({"vit": {"image": view}}, TASK),
-        "arm_means": lambda: figures.arm_means(cases),
+        "arm_means": lambda: figures.arm_means(eight),
         "attention_mix": lambda: figures.attention_mix(np.full((2, 4), 0.4)),
         "case_gallery": lambda: figures.case_gallery([view, view], TASK),
         "curve_bands": lambda: figures.curve_bands(epochs, True),
         "curves": lambda: figures.curves(dict([*epochs[epochs["seed"] == 0].groupby("arm")]), True),
         "data_overview": lambda: figures.data_overview(about, [image], TASK),
         "dataflow": lambda: figures.dataflow(parts, [("encoder", "block")]),
-        "mechanism": lambda: figures.mechanism(cases),
+        "mechanism": lambda: figures.mechanism(eight),
         "metric_by_task": lambda: figures.metric_by_task(summary_table(cases)),
         "metric_differences": lambda: figures.metric_differences(
             contrasts_table(cases, [("language", "pretrained", "none")], METRICS)

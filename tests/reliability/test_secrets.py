@@ -7,6 +7,8 @@ import json
 import os
 import pickle
 import re
+import shutil
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -225,6 +227,62 @@ def test_no_secret_is_left_behind(day, note):
     for path in day[0].rglob("*"):
         assert SECRET.encode() not in (path.read_bytes() if path.is_file() else b""), path
     note("secrets", what=f"the {len(TOKENS)} tokens in files and output", found="none")
+
+
+def _watched(*command, log, folder, **environment):
+    """Run a command with tokens in its environment; note what any process of it asks.
+
+    Returns:
+        (exit status, what was printed, how many processes there were, what was asked).
+    """
+    paths = os.pathsep.join(map(str, (folder, ROOT / "tests" / "reliability" / "watch")))
+    places = {"PYTHONPATH": paths, "MVL_WATCH": str(log), "JUPYTER_RUNTIME_DIR": str(folder)}
+    places |= {"IPYTHONDIR": str(folder / ".ipython"), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=os.environ | TOKENS | PROXY | places | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    lines = log.read_text().splitlines()
+    asked = [line for line in lines if not line.startswith("process ")]
+    return done.returncode, done.stdout, len(lines) - len(asked), asked
+
+
+def test_what_another_process_asks_would_be_noticed(tmp_path):
+    code = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+    ask = "import socket; socket.socket(socket.AF_INET, 2).connect(('192.0.2.1', 9))"
+    command = (sys.executable, "-c", code, ask)
+    _, _, processes, asked = _watched(*command, log=tmp_path / "log", folder=tmp_path)
+    assert processes == 2 and asked == ["asked socket.connect 192.0.2.1"]
+
+
+@pytest.mark.parametrize("only", [["--only", "00"], pytest.param([], marks=pytest.mark.slow)])
+def test_notebooks_and_report_ask_nothing_and_keep_no_secret(only, tmp_path, note):
+    """A batch run of notebooks, their kernels, and the report, in a copy of the repository."""
+    copy = tmp_path / "copy"
+    for name in ("mvl", "notebooks", "profiles", "benchmarks", "results/reference"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", copy)
+    before = {path for path in copy.rglob("*") if path.is_file()}
+    data = {"MVL_DATA_ROOT": str(copy / "data"), "MVL_CACHE": str(copy / "cache")}
+    command = (sys.executable, "-m", "mvl", "run", "--profile", "smoke", *only)
+    status, output, processes, asked = _watched(*command, log=tmp_path / "log", folder=copy, **data)
+    assert status == 0 and asked == [], output
+    report = copy / "results" / "smoke" / "report" / "index.html"
+    written = [path for path in copy.rglob("*") if path.is_file() and path not in before]
+    notebooks = [path for path in written if path.suffix == ".ipynb"]
+    assert report in written and processes > len(notebooks) > 0
+    assert SECRET not in output
+    for path in written:
+        content = path.read_bytes()
+        assert SECRET.encode() not in content, path
+        assert content[:1] != b"\x80" and content[:4] != b"PK\3\4", f"{path} looks like a pickle"
+    count = f"{len(notebooks)} notebook{'s' * (len(notebooks) > 1)}, kernels and report"
+    what = f"{count}: addresses asked, tokens or pickles in output and {len(written)} files"
+    note("secrets", what=what, found="none")
 
 
 def without_network(folder):
