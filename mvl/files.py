@@ -13,6 +13,7 @@ import tempfile
 import zlib
 from pathlib import Path
 
+from mvl.config import PROTOCOL_VERSION
 from mvl.errors import MvlError, RunError
 
 #: How the names of files and folders begin that are being written.
@@ -215,7 +216,8 @@ def read_table(path, texts=(), numbers=(), **options):
         options: of `pandas.read_csv`.
 
     Raises:
-        MvlError: the file is missing, unreadable or no table, or a column is.
+        MvlError: the file is missing, unreadable or no table, or a column is; or it says that it
+            was made under another version of the protocol.
     """
     import pandas as pd  # `mvl --help` does without
 
@@ -230,6 +232,12 @@ def read_table(path, texts=(), numbers=(), **options):
             raise MvlError(f"{path} lacks the column {column!r}: it is damaged, or another table")
         if column in numbers and table[column].dtype.kind not in "fi":
             raise MvlError(f"{path}: the column {column!r} does not hold numbers alone")
+    versions = {*table.get("protocol_version", ())}
+    if other := sorted(map(str, versions - {PROTOCOL_VERSION})):
+        raise MvlError(
+            f"{path} was made under protocol version {', '.join(other)}, this is version "
+            f"{PROTOCOL_VERSION}: numbers of the two do not compare; make it anew"
+        )
     return table
 
 

@@ -676,6 +676,17 @@ for _file, _name, _content, _fault in (
          _table_of_reference(_file, _content))  # fmt: skip
 
 
+def _of_another_version(folder, given):
+    shutil.copytree(REFERENCE, folder / "reference", ignore=shutil.ignore_patterns("best"))
+    path = folder / "reference" / "summary.csv"
+    reference.read_table(path).assign(protocol_version=0).to_csv(path, index=False)
+    return lambda: reference.study_page(folder / "reference")
+
+
+_add("The reference", "reference: summary.csv of another version",
+     ("summary.csv", "protocol version 0"), _of_another_version)  # fmt: skip
+
+
 def strange_names(folder, given):
     """Use a sound task and image whose names are no text; returns the two exit statuses."""
     task = folder / os.fsdecode(b"t\xffsk")
