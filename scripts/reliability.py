@@ -13,6 +13,8 @@ FOLDER = Path(__file__).resolve().parents[1] / "docs"
 RECORD, PAGE = FOLDER / "reliability.json", FOLDER / "reliability.md"
 #: Raised whenever the page is made of other notes.
 VERSION = 1
+#: What a note of the section "memory" calls a step that ran out of a GPU's.
+ON_GPU = "a step of training on a GPU"
 SECTIONS = ("kills", "disk", "memory", "inputs", "fuzz", "secrets", "determinism")
 
 
@@ -71,6 +73,7 @@ def page(record):
         "In a process that may have 500 MB more. A second training, with the batch that the "
         "sentence names, went well under the same limit.",
         _table(("what", "said"), [(n["what"], n["said"]) for n in notes["memory"]]),
+        _about_gpus(notes["memory"]),
         "A loss or a gradient that is no number stops a training in the same way, before the "
         "optimiser steps on it (`tests/test_training.py`). A machine that kills a process for its "
         "memory leaves no sentence, but a run that goes on where it was.",
@@ -94,7 +97,8 @@ def page(record):
         ),
         "## No pickle, no secret, no network that nobody asked for",
         "One process trains, evaluates, predicts, runs a suite, saves and loads a model and draws "
-        "a figure, with tokens and a proxy's password in its environment, while it is watched.",
+        "a figure, with tokens and a proxy's password in its environment, while it is watched; so "
+        "is every process of a batch run of notebooks, which writes the report.",
         _table(("what", "found"), [(n["what"], n["found"]) for n in notes["secrets"]]),
         "Nothing above asks the network. `mvl data download`, the profile `quick` without data at "
         "hand, and sources that begin with `hub:` do, and say so. Archives and the paths of a "
@@ -107,9 +111,20 @@ def page(record):
         "## Versions",
         "A run folder names the version of its protocol in `config.json`, a saved model that of "
         "its format; the reference's tables name the protocol or the run's fingerprint, which "
-        "depends on it. Another version is refused by name (see *A run folder*, *A saved model*).",
+        "depends on it. Another version is refused by name (see *A run folder*, *A saved model*, "
+        "*The reference*). What belongs to no table names none: the reference's provenance.json is "
+        "for people, and the figures of benchmarks/results.json are known by their names.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _about_gpus(memory):
+    if any(note["what"] == ON_GPU for note in memory):
+        return "On a GPU the same, within 2 GB of its memory."
+    return (
+        "A GPU's memory was not tried: the machine of this record has none. The test of it "
+        "(`tests/reliability/test_faults.py`) is skipped there; on a machine with a GPU it runs."
+    )
 
 
 def _machine(machine):

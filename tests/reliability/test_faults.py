@@ -16,6 +16,7 @@ from mvl.data.loading import Preparation, open_task
 from mvl.errors import RunError
 from mvl.models.segmenter import build_segmenter
 from mvl.training import train
+from scripts.reliability import ON_GPU
 from tests.reliability import children
 from tests.reliability.conftest import said
 from tests.reliability.stages import STAGES, half_files, outcome, size_of, start
@@ -192,7 +193,7 @@ def test_where_memory_runs_out_the_batch_that_fits_is_named(phantom, tmp_path, n
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_where_a_gpus_memory_runs_out_the_batch_that_fits_is_named(phantom, tiny, tmp_path):
+def test_where_a_gpus_memory_runs_out_the_batch_that_fits_is_named(phantom, tiny, tmp_path, note):
     config = tiny(
         data={"grid": (64, 64, 64)}, model={"mlp_ratio": 4096.0}, training={"batch_size": 8}
     )
@@ -202,7 +203,8 @@ def test_where_a_gpus_memory_runs_out_the_batch_that_fits_is_named(phantom, tiny
     torch.cuda.set_per_process_memory_fraction(2 * (1 << 30) / total)
     try:
         network = build_segmenter(config.model, 1, 1, config.data.grid, 0)
-        with pytest.raises(RunError, match="out of memory.*--batch-size [124]"):
+        with pytest.raises(RunError, match="out of memory.*--batch-size [124]") as caught:
             train(network, cases, cases[:1], config, tmp_path, show=False)
+        note("memory", what=ON_GPU, said=said(str(caught.value)))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)

@@ -9,11 +9,33 @@ from mvl.config import PROTOCOL_VERSION
 from mvl.models.pretrained import FORMAT_VERSION
 from mvl.reference import BEST, REFERENCE
 from scripts import reliability
+from tests.reliability.stages import STAGES
+from tests.reliability.test_kills import FEW, MANY
 
 
 def test_the_page_is_made_of_the_record():
     record = json.loads(reliability.RECORD.read_text(encoding="utf-8"))
     assert reliability.PAGE.read_text(encoding="utf-8") == reliability.page(record)
+
+
+def test_the_record_has_the_tier_that_it_claims():
+    """Every stage was killed as often as in that tier, some kills met it, and all ended well."""
+    record = json.loads(reliability.RECORD.read_text(encoding="utf-8"))
+    tiers = {FEW, MANY} if record["slow"] else {FEW}
+    kills = record["notes"]["kills"]
+    assert {(n["stage"], n["kills"]) for n in kills} == {(s, k) for s in STAGES for k in tiers}
+    assert all(n["equal"] == n["kills"] >= n["interrupted"] > 0 for n in kills)
+    assert f"of `pytest tests/reliability{' --slow' * record['slow']} --record`" in (
+        reliability.PAGE.read_text(encoding="utf-8")
+    )
+
+
+def test_a_record_without_a_gpu_says_that_none_was_tried():
+    record = json.loads(reliability.RECORD.read_text(encoding="utf-8"))
+    there = [{"what": reliability.ON_GPU, "said": "out of memory"}]
+    for memory, tried in (([{"what": "a step", "said": "x"}], False), (there, True)):
+        notes = record["notes"] | {"memory": memory}
+        assert ("not tried" in reliability.page(record | {"notes": notes})) != tried
 
 
 def test_a_record_that_is_not_whole_is_refused():
