@@ -50,7 +50,7 @@ GOOD = archive(
 class Server(http.server.ThreadingHTTPServer):
     """Serves `body`; breaks off after `cut` bytes of an answer, once."""
 
-    body, cut, resumes, length = GOOD, None, True, None
+    body, cut, resumes, length, silent = GOOD, None, True, None, False
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -67,6 +67,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         server = self.server
         wanted = self.headers.get("Range")
         server.ranges.append(wanted)
+        if server.silent:
+            return None
         start = int(wanted[6:-1]) if wanted and server.resumes else 0
         if start >= len(server.body):
             return self.send_error(416)
@@ -106,6 +108,12 @@ def test_a_length_that_is_no_number_is_told_in_a_sentence(server, tmp_path):
     server.length = "much"
     with pytest.raises(DataError, match="the server gives its length as 'much'"):
         download(TASK, tmp_path / "root", progress=False)
+
+
+def test_a_server_that_hangs_up_is_told_in_a_sentence(server, tmp_path):
+    server.silent = True
+    with pytest.raises(DataError, match="it broke off .* run the command again"):
+        download(TASK, tmp_path, progress=False)
 
 
 def test_a_download_is_whole_and_leaves_nothing_else(server, tmp_path):
