@@ -42,11 +42,9 @@ def cases_of(suite, arms):
 
 def drawings():
     """{name of a function of `mvl.figures`: a function that draws it}."""
-    cases, eight = (
-        cases_of("language", ("none", "pretrained")),
-        cases_of("fusion", SUITES["fusion"]),
-    )
-    stages = pd.concat(eight.assign(stage=stage) for stage in STAGES)
+    cases = cases_of("language", ("none", "pretrained"))
+    eight = cases_of("fusion", SUITES["fusion"])
+    staged = pd.concat(eight.assign(stage=stage) for stage in STAGES)
     parts = pd.DataFrame(
         {"trained": [0, 900, 1_500], "frozen": [0, 0, 24_576], "output": ["8", "175", "end"]},
         index=["volume", "encoder", "block"],
@@ -95,7 +93,7 @@ def drawings():
         "rank_tradeoff": lambda: figures.rank_tradeoff(cases, runs),
         "size_against_dice": lambda: figures.size_against_dice(cases, runs),
         "slices": lambda: figures.slices(view, TASK),
-        "stage_auroc": lambda: figures.stage_auroc(stages),
+        "stage_auroc": lambda: figures.stage_auroc(staged),
         "strip": lambda: figures.strip([view, view], TASK),
         "task_grid": lambda: figures.task_grid([(TASK, [view, view])]),
         "waterfall": lambda: figures.waterfall(steps, "dice", "8 subjects", True),
