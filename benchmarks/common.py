@@ -129,8 +129,8 @@ TABLES = {
             "block_bf16_matrix_rate_share",
         ],
         "Each its own comparison, above 1 where the second is faster: the convolutional "
-        "head on subnormal numbers; its layout; one block of Llama-3.1-8B's size on the tokens of "
-        "64^3, forward and backward, and its shares of the matrix rate in its own number format.",
+        "head on subnormal numbers; its layout; one block of Llama-3.1-8B's size on 32 tokens, "
+        "forward and backward, and its shares of the matrix rate in its own number format.",
     ),
     "GPU": (
         ["gpu_eager_v3_128", "gpu_compiled_v3_128"],

@@ -23,6 +23,7 @@ from mvl.config import PRESETS, DataConfig, LanguageConfig, preset
 from mvl.data.loading import training_batches
 from mvl.machine import cores
 from mvl.models.language import build_language
+from mvl.models.peers import build_model
 from mvl.models.segmenter import build_segmenter
 from mvl.models.tokens import token_grid
 from mvl.released import ReleasedModel, released_step
@@ -155,7 +156,7 @@ def training_step(config, plan, grid, cases, compiled=None):
         cases: how many are in the batch.
         compiled: `torch.compile`, to be used on the model.
     """
-    model = build_segmenter(config, 1, 1, grid, 0).to(common.DEVICE).train()
+    model = build_model(config, 1, 1, grid, 0).to(common.DEVICE).train()
     optimiser = _optimiser(model, plan, fused=common.ON_GPU)
     if compiled:
         model = compiled(model)

@@ -33,7 +33,7 @@ from typing import NamedTuple
 import pandas as pd
 import torch
 
-from mvl.config import PROTOCOL_VERSION, ExperimentConfig, PeerConfig, fingerprint
+from mvl.config import PROTOCOL_VERSION, ExperimentConfig, fingerprint
 from mvl.data.loading import Preparation, classes_of
 from mvl.data.splits import Split
 from mvl.errors import ConfigError, DataError, MvlError, RunError, out_of_memory
@@ -49,8 +49,8 @@ from mvl.files import (
 )
 from mvl.metrics import METRICS
 from mvl.models.language import block_reference
-from mvl.models.peers import build_peer
-from mvl.models.segmenter import MedVisionLlama, build_segmenter
+from mvl.models.peers import build_model
+from mvl.models.segmenter import MedVisionLlama
 from mvl.released import procedure_of
 from mvl.tasks import Task
 from mvl.training import CURVES, STATE, WEIGHTS, agreed, load_weights, processes, train
@@ -355,10 +355,9 @@ def load_predictor(folder):
 
 
 def _build(config, task):
-    build = build_peer if isinstance(config.model, PeerConfig) else build_segmenter
     classes = classes_of(task, config.data)
     channels = len(config.data.channels_of(task))
-    return build(config.model, channels, classes, config.data.grid, config.seed)
+    return build_model(config.model, channels, classes, config.data.grid, config.seed)
 
 
 def environment(config):

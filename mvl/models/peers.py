@@ -18,7 +18,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mvl.config import derive_seed
+from mvl.config import PeerConfig, derive_seed
+from mvl.models.segmenter import build_segmenter
 from mvl.models.trained import load_trained_state
 
 #: How far each network reduces a volume's sides: the padded sides are multiples of this.
@@ -130,6 +131,17 @@ def build_peer(config, channels, classes, grid, seed):
         torch.manual_seed(derive_seed(seed, config.architecture))
         network = _network(config.architecture, channels, classes, padded_grid(grid, step))
     return Peer(network, step).to(torch.get_default_device())
+
+
+def build_model(config, channels, classes, grid, seed):
+    """Ours or a peer, as the configuration says.
+
+    Args:
+        config: a `ModelConfig` or a `PeerConfig`.
+        channels, classes, grid, seed: as in `build_segmenter` and `build_peer`.
+    """
+    build = build_peer if isinstance(config, PeerConfig) else build_segmenter
+    return build(config, channels, classes, grid, seed)
 
 
 def _network(architecture, channels, classes, grid):

@@ -10,11 +10,9 @@ from dataclasses import replace
 import pandas as pd
 import torch
 
-from mvl.config import PeerConfig
 from mvl.errors import ConfigError
 from mvl.models.language import describe
-from mvl.models.peers import build_peer
-from mvl.models.segmenter import build_segmenter
+from mvl.models.peers import build_model
 
 #: Those entries of each model's config.json on which its size depends.
 ARCHITECTURES = {
@@ -181,9 +179,8 @@ def count_parameters(config, grid=PAPER_GRID, channels=1, classes=1):
     Returns:
         (trained, frozen).
     """
-    build = build_peer if isinstance(config, PeerConfig) else build_segmenter
     with torch.device("meta"):
-        model = build(config, channels, classes, grid, seed=0)
+        model = build_model(config, channels, classes, grid, seed=0)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return trained, sum(p.numel() for p in model.parameters()) - trained
 
