@@ -25,6 +25,7 @@ from pathlib import Path
 import pandas as pd
 
 from mvl import files
+from mvl.config import PROTOCOL_VERSION
 from mvl.errors import MvlError, RunError
 from mvl.experiments import Run, collect
 from mvl.figures import paired_differences, save
@@ -269,6 +270,7 @@ def write_reference(trained, expected, tuned, measured=(), reference=REFERENCE):
         reference / "provenance.json",
         {
             "written": date.today().isoformat(),
+            "protocol_version": PROTOCOL_VERSION,
             "commits": sorted(set(single["commit"])),
             "machine": {key: sorted(set(single[key].astype(str))) for key in MACHINE},
             "runs": len(single),
