@@ -112,8 +112,8 @@ def page(record):
         "A run folder names the version of its protocol in `config.json`, a saved model that of "
         "its format; the reference's tables name the protocol or the run's fingerprint, which "
         "depends on it. Another version is refused by name (see *A run folder*, *A saved model*, "
-        "*The reference*). The figures of benchmarks/results.json have no version: they are known by "
-        "their names.",
+        "*The reference*). The figures of benchmarks/results.json have no version: they are known "
+        "by their names.",
     ]
     return "\n\n".join(parts) + "\n"
 
