@@ -434,8 +434,8 @@ def _size(summary):
 #: What a reader wants to know first: question, and the contrast that answers it.
 _QUESTIONS = (
     ("The pre-trained block against none", "language", "pretrained", "none"),
-    ("against the same block with random weights", "language", "pretrained", "random"),
-    ("against its mappers alone", "language", "pretrained", "identity"),
+    ("The pre-trained block against random weights", "language", "pretrained", "random"),
+    ("The pre-trained block against its mappers alone", "language", "pretrained", "identity"),
     ("Hybrid attention", "fusion", "010", "000"),
     ("Multi-scale fusion", "fusion", "001", "000"),
     ("Block, hybrid attention and fusion together", "fusion", "111", "000"),
