@@ -128,7 +128,8 @@ _TEXT = {
     name: str
     for name in ("arm", "arm_a", "arm_b", "subject", "case", "block", "fingerprint", "commit")
 }
-_CELL = ["suite", "arm", "seed"]
+#: What names a trained experiment of the study.
+CELL = ["suite", "arm", "seed"]
 _CURVE_COLUMNS = ["fingerprint", "epoch", "train_loss", "validation_dice"]
 
 
@@ -159,10 +160,10 @@ def read_table(path, texts=(), numbers=()):
 def _needed():
     """Name of a table of the reference -> (texts, numbers) that whoever reads it relies on."""
     return {
-        "cases.csv.gz": ((*_CELL, "task", "subject", "case", "structure"), ("seed", *METRICS)),
+        "cases.csv.gz": ((*CELL, "task", "subject", "case", "structure"), ("seed", *METRICS)),
         "summary.csv": (SUMMARY_COLUMNS, ("mean", "sd_subjects", "sd_seeds")),
         "contrasts.csv": (CONTRAST_COLUMNS, ()),  # may be without a row, and then without numbers
-        "validation.csv": ((*_CELL, *_RUN_COLUMNS), ("seed", "validation_dice", "seconds")),
+        "validation.csv": ((*CELL, *_RUN_COLUMNS), ("seed", "validation_dice", "seconds")),
         "curves.csv.gz": (("fingerprint",), _CURVE_COLUMNS[1:]),
         "tuning.csv": (TUNING_COLUMNS, ()),
         "mechanism.csv.gz": (("fingerprint", "subject", "case", "structure"), ()),
@@ -208,10 +209,10 @@ def mechanism_table(reference=REFERENCE):
     if not path.is_file():
         return pd.DataFrame()
     runs = read_table(reference / "validation.csv")
-    runs = runs.loc[runs["suite"] == "language", [*_CELL, "fingerprint"]]
+    runs = runs.loc[runs["suite"] == "language", [*CELL, "fingerprint"]]
     found = read_table(path).merge(runs, on="fingerprint").drop(columns="fingerprint")
     cases = read_table(reference / "cases.csv.gz")
-    return cases.merge(found, on=[*_CELL, "subject", "case", "structure"])
+    return cases.merge(found, on=[*CELL, "subject", "case", "structure"])
 
 
 def curves_table(reference=REFERENCE):
@@ -223,7 +224,7 @@ def curves_table(reference=REFERENCE):
     fractions = [
         SUITES[suite][arm].fraction for suite, arm in zip(runs["suite"], runs["arm"], strict=True)
     ]
-    runs = runs.assign(fraction=fractions)[[*_CELL, "fraction", "fingerprint"]]
+    runs = runs.assign(fraction=fractions)[[*CELL, "fraction", "fingerprint"]]
     return runs.merge(found, on="fingerprint").drop(columns="fingerprint")
 
 
@@ -299,12 +300,12 @@ def _grown(trained, expected, reference):
         same = old_runs[old_runs["fingerprint"] == fingerprint]
         if len(same):
             row = same.iloc[0]
-            of_run = (old_cases[_CELL] == row[_CELL]).all(axis=1)
+            of_run = (old_cases[CELL] == row[CELL]).all(axis=1)
             tables.append(old_cases[of_run].assign(suite=suite, arm=arm))
             rows.append(row.to_dict() | cell)
     if not rows:
         raise RunError("no run is finished; 'mvl suite run NAME' trains and tests a suite")
-    runs = pd.DataFrame(rows, columns=[*_CELL, *_RUN_COLUMNS])
+    runs = pd.DataFrame(rows, columns=[*CELL, *_RUN_COLUMNS])
     return _in_order(pd.concat(tables, ignore_index=True), ["case", "structure"]), _in_order(runs)
 
 
@@ -432,7 +433,7 @@ def _size(summary):
 
 
 #: What a reader wants to know first: question, and the contrast that answers it.
-_QUESTIONS = (
+_IN_SHORT = (
     ("The pre-trained block against none", "language", "pretrained", "none"),
     ("The pre-trained block against random weights", "language", "pretrained", "random"),
     ("The pre-trained block against its mappers alone", "language", "pretrained", "identity"),
@@ -443,11 +444,11 @@ _QUESTIONS = (
 
 
 def _in_short(summary, contrasts, **_):
-    """The answers before the tables: a line a question, and one on the peers."""
+    """The answers before the tables: a line a question, and one of the models beside the peers."""
     chosen = contrasts[(contrasts["metric"] == "dice") & (contrasts["structure"] == "foreground")]
     chosen = chosen.set_index(["suite", "arm_a", "arm_b"])
     lines = []
-    for question, *pair in _QUESTIONS:
+    for question, *pair in _IN_SHORT:
         if tuple(pair) in chosen.index:
             row = chosen.loc[[tuple(pair)]].reset_index().iloc[0]
             lines.append(
@@ -457,7 +458,7 @@ def _in_short(summary, contrasts, **_):
     dice = summary[(summary["metric"] == "dice") & (summary["structure"] == "foreground")]
     dice = dice[dice["suite"] == "peers"].sort_values("mean", ascending=False)
     reached = [f"`{row.arm}` {row.mean:.3f}" for row in dice.itertuples()]
-    return ["In short, in Dice:", "", *lines, f"- What others reach: {', '.join(reached)}."]
+    return ["In short, in Dice:", "", *lines, f"- Means, the highest first: {', '.join(reached)}."]
 
 
 def _shown(tables):

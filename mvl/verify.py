@@ -30,10 +30,8 @@ from mvl.errors import RunError
 from mvl.experiments import DONE, FAILED
 from mvl.files import read_json, sha256_of
 from mvl.metrics import METRICS
-from mvl.reference import CONTRASTS, MACHINE, REFERENCE, machine_of, read_table
+from mvl.reference import CELL, CONTRASTS, MACHINE, REFERENCE, machine_of, read_table
 from mvl.tables import count
-
-_CELL = ["suite", "arm", "seed"]
 
 #: Of a mean where no arm of the reference has two seeds yet: shares, and millimetres.
 FALLBACK = {"": 0.02, "mm": 0.5}
@@ -65,15 +63,15 @@ def verify(place, reference=REFERENCE):
         known = runs[runs["fingerprint"] == folder.name]
         about = {"run": folder.name, "suite": "", "arm": "", "seed": ""}
         if len(known):
-            about |= {name: known.iloc[0][name] for name in _CELL}
+            about |= {name: known.iloc[0][name] for name in CELL}
         rows.append(about | _file(folder))
         if known.empty:
             said = "the reference has no such run"
             rows.append(about | {"check": "cases", "agrees": None, "detail": said})
             continue
         row = known.iloc[0]
-        theirs = cases[(cases[_CELL] == row[_CELL]).all(axis=1)]
-        own = own_cases[folder.name] = read_table(folder / "cases.csv", numbers=METRICS)
+        theirs = cases[(cases[CELL] == row[CELL]).all(axis=1)]
+        own = own_cases[folder.name] = _read_cases(folder)
         place_of_run = machine_of(read_json(folder / "environment.json", "versions"))
         differing = [
             key
@@ -140,10 +138,14 @@ def _runs(place):
     return finished, [folder for folder in folders if folder not in finished]
 
 
+def _read_cases(folder):
+    return read_table(folder / "cases.csv", ("subject", "case", "structure"), METRICS)
+
+
 def _file(folder):
     """Is cases.csv what the evaluation wrote?"""
     stored = read_json(folder / DONE, "cases_sha256")["cases_sha256"]
-    own = read_table(folder / "cases.csv", numbers=METRICS)
+    own = _read_cases(folder)
     dice, jaccard = own["dice"].to_numpy(), own["jaccard"].to_numpy()
     wrong = np.flatnonzero(~np.isclose(jaccard, dice / (2 - dice), rtol=0, atol=1e-6))
     if stored != sha256_of(folder / "cases.csv"):
@@ -210,7 +212,7 @@ def _contrasts(own_cases, runs, cases, summary):
     """
     means = {"own": {}, "reference": {}}
     shown = cases[cases["structure"] == "foreground"]
-    by_subject = shown.groupby([*_CELL, "subject"])["dice"].mean().groupby(_CELL).mean()
+    by_subject = shown.groupby([*CELL, "subject"])["dice"].mean().groupby(CELL).mean()
     for run in runs[runs["fingerprint"].isin(own_cases)].itertuples():
         own = own_cases[run.fingerprint]
         own = own[own["structure"] == "foreground"]

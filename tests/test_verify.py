@@ -226,6 +226,16 @@ def test_a_run_that_was_not_finished_or_has_no_hash_is_no_agreement(mine):
     assert agrees and said.endswith("Not compared, since not finished: 2 runs.")
 
 
+@pytest.mark.parametrize("column", ["subject", "case", "structure", "nsd"])
+def test_a_table_without_a_column_is_named(mine, column):
+    runs, reference = mine
+    folder = sorted(runs.iterdir())[0]
+    table = read_table(folder / "cases.csv").drop(columns=column)
+    write_table(folder / "cases.csv", table)
+    with pytest.raises(RunError, match=f"cases.csv lacks the column '{column}'"):
+        verify(folder, reference)
+
+
 def test_the_command_says_it_and_exits_accordingly(mine, monkeypatch, capsys):
     runs, reference = mine
     monkeypatch.setattr("mvl.verify.verify.__defaults__", (reference,))
