@@ -285,6 +285,12 @@ def surface_hits(predictions, truths, batch_index=True):
         dict of (B,) integers: `near_predicted`, `surface_predicted`, `near_labelled`,
         `surface_labelled`.
     """
+    # Surfaces lie one voxel outside of the structures: the rest of the grid has none to count.
+    inside, box = (predictions | truths).any(0), [slice(None)]
+    for axis in range(3):
+        along = np.flatnonzero(inside.any(tuple(other for other in range(3) if other != axis)))
+        box.append(slice(max(0, along[0] - 1), along[-1] + 2) if len(along) else slice(0))
+    predictions, truths = predictions[tuple(box)], truths[tuple(box)]
     surfaces = {
         "predicted": dilation_surface(predictions),
         "labelled": dilation_surface(truths),
