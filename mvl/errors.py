@@ -27,6 +27,11 @@ class RunError(MvlError):
     """A run folder or a results table that is missing, foreign, incomplete or inconsistent."""
 
 
+def in_words(error):
+    """An exception in one line: an `MvlError` speaks for itself, any other has its kind named."""
+    return str(error) if isinstance(error, MvlError) else f"{type(error).__name__}: {error}"
+
+
 def out_of_memory(error):
     """The part of an exception that says that memory has run out, the machine's or a GPU's.
 

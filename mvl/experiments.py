@@ -36,7 +36,7 @@ import torch
 from mvl.config import PROTOCOL_VERSION, ExperimentConfig, fingerprint
 from mvl.data.loading import Preparation, classes_of
 from mvl.data.splits import Split
-from mvl.errors import ConfigError, DataError, MvlError, RunError, out_of_memory
+from mvl.errors import ConfigError, DataError, MvlError, RunError, in_words, out_of_memory
 from mvl.evaluation import evaluate
 from mvl.files import (
     is_locked,
@@ -115,10 +115,10 @@ def fit(config, data, runs, show=True, on_epoch=None, track=False):
             try:
                 with _memory_in_words(folder):
                     _fit(config, data, folder, show, on_epoch, track)
-            except MvlError as error:
+            except Exception as error:
                 if main:
                     with contextlib.suppress(MvlError):  # on a full disk the first fault is the one
-                        write_json(folder / FAILED, {"reason": str(error)})
+                        write_json(folder / FAILED, {"reason": in_words(error)})
                 raise
         if main:
             (folder / STATE).unlink(missing_ok=True)

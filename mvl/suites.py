@@ -7,6 +7,7 @@ is over for every cell that was asked for.
 """
 
 import itertools
+import traceback
 from dataclasses import dataclass, replace
 
 import pandas as pd
@@ -20,7 +21,7 @@ from mvl.config import (
 )
 from mvl.data.loading import open_task
 from mvl.data.splits import FOLDS
-from mvl.errors import ConfigError, MvlError
+from mvl.errors import ConfigError, MvlError, in_words
 from mvl.experiments import DONE, FAILED, TRAINED, collect, fit, is_running, run_folder, test
 from mvl.files import read_json, read_table
 from mvl.models.language import has_rotary
@@ -261,9 +262,8 @@ def run_suite(suite, configs, runs, root=None, show=True, on_bad_case="fail", tr
     for (arm, seed), (folder, data) in trained.items():
         try:
             test(folder, data, show)
-        except MvlError as error:
-            failures[arm, seed] = str(error)
-            print(f"{suite}: arm {arm}, seed {seed} failed: {error}", flush=True)
+        except Exception as error:
+            failures[arm, seed] = _report(suite, arm, seed, error)
             continue
         tables.append(collect(folder, suite, arm))
     if failures and not tables:
@@ -295,10 +295,20 @@ def fit_suite(suite, configs, runs, root=None, show=True, on_bad_case="fail", tr
         try:
             data = open_task(config.data, seed, root, on_bad_case, show)
             trained[arm, seed] = (fit(config, data, runs, show, track=track), data)
-        except MvlError as error:
-            failures[arm, seed] = str(error)
-            print(f"{suite}: arm {arm}, seed {seed} failed: {error}", flush=True)
+        except Exception as error:
+            failures[arm, seed] = _report(suite, arm, seed, error)
     return trained, failures
+
+
+def _report(suite, arm, seed, error):
+    """Say that a cell failed, a defect of the code with its traceback; return it in words.
+
+    A cell's failure of whatever kind is no reason to lose the others of a night.
+    """
+    if not isinstance(error, MvlError):
+        traceback.print_exception(error)
+    print(f"{suite}: arm {arm}, seed {seed} failed: {in_words(error)}", flush=True)
+    return in_words(error)
 
 
 def shard(configs, index, count):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from mvl import suites
+from mvl import experiments, suites
 from mvl.config import LEARNING_RATES, PRESETS, DataConfig
 from mvl.errors import ConfigError, MvlError, RunError
 from mvl.experiments import run_folder
@@ -143,6 +143,25 @@ def test_a_failed_cell_is_reported_and_the_others_go_on(trio, phantom, tmp_path,
     again, failures = run_suite("trio", done, tmp_path, phantom, show=False)
     pd.testing.assert_frame_equal(again, cases)
     assert not failures
+
+
+def test_a_defect_in_one_cell_is_reported_with_its_place_and_the_others_go_on(
+    trio, phantom, tmp_path, monkeypatch, capsys
+):
+    own = experiments.train
+
+    def broken(model, volumes, validation, config, *rest):
+        if config.model.attention == "hybrid":
+            raise KeyError("a defect")
+        return own(model, volumes, validation, config, *rest)
+
+    monkeypatch.setattr(experiments, "train", broken)
+    good = {key: config for key, config in trio.items() if key[0] != "hopeless"}
+    cases, failures = run_suite("trio", dict(reversed(good.items())), tmp_path, phantom, show=False)
+    assert set(cases["arm"]) == {"plain"} and failures == {("hybrid", 0): "KeyError: 'a defect'"}
+    assert "in broken" in capsys.readouterr().err
+    table = status(trio, tmp_path, phantom).set_index("arm")
+    assert table["state"]["hybrid"] == "failed" and table["reason"]["hybrid"].startswith("KeyError")
 
 
 def test_a_cell_whose_test_cases_cannot_be_read_is_reported_and_the_others_go_on(
