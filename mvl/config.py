@@ -24,7 +24,8 @@ from mvl.errors import ConfigError
 #: The learning rates from which every arm's is chosen, by validation Dice.
 LEARNING_RATES = (1e-3, 3e-3, 1e-2)
 
-#: Raised whenever a change to the code alters numbers. Tables refuse to mix versions.
+#: Raised whenever a change to the code alters numbers. Tables refuse to mix versions: the runs of
+#: an earlier one are trained anew, and results/reference/ is emptied and made anew with them.
 PROTOCOL_VERSION = 1
 
 

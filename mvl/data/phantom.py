@@ -41,7 +41,7 @@ def make_phantom(task_name, root, cases=24, scale=1.0, seed=0, progress=True):
     Equal parameters give byte-identical files on one machine.
 
     Args:
-        task_name: one of `phantom_tasks()`.
+        task_name: one of `mvl.TASKS`.
         root: the folder in which the task folder is made.
         cases: number of labelled cases.
         scale: voxels along each axis, as a share of the task's typical shape.
@@ -77,11 +77,6 @@ def make_phantom(task_name, root, cases=24, scale=1.0, seed=0, progress=True):
             f"cannot write the phantom {folder}: {error.strerror or error}; choose another root"
         ) from error
     return folder
-
-
-def phantom_tasks():
-    """Names of the tasks that have a phantom."""
-    return list(RECIPES)
 
 
 def _is_there(folder, parameters):
