@@ -12,10 +12,10 @@ from pathlib import Path
 
 from mvl.data.sources import data_root
 from mvl.errors import ConfigError, MvlError, RunError
-from mvl.files import locked, read_json, write_json
+from mvl.files import REPOSITORY, locked, read_json, write_json
 from mvl.kernels import Kernels
 from mvl.machine import GIB, PeakMemory, memory_limit
-from mvl.profiles import ROOT, load_profile
+from mvl.profiles import load_profile
 from mvl.progress import INTERVAL_S, clock
 
 #: What of mvl/ no notebook can reach: the command line, the links, and the report of a run. Any
@@ -42,7 +42,7 @@ class Outcome:
     memory: PeakMemory | None = None
 
 
-def run(profile, only=None, start=None, force=False, root=ROOT):
+def run(profile, only=None, start=None, force=False, root=REPOSITORY):
     """Execute the notebooks of a repository and say on standard output how it goes.
 
     Executed copies are written to results/<profile>/notebooks, also of a notebook that fails,

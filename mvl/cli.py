@@ -237,13 +237,14 @@ def _track_option(parser):
 
 def _run(options):
     from mvl import batch
+    from mvl.files import REPOSITORY
     from mvl.profiles import default_profile
 
     if not options.profile:
         options.profile, why = default_profile()
         print(f"Profile {options.profile}{why and f': {why}'}")
     outcomes = batch.run(options.profile, options.only, options.start, options.force).values()
-    page = batch.ROOT / "results" / options.profile / "report" / "index.html"
+    page = REPOSITORY / "results" / options.profile / "report" / "index.html"
     # Where nothing was run, the report that is there says it all, and takes seconds to make.
     if any(outcome.seconds for outcome in outcomes) or not page.is_file():
         try:

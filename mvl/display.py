@@ -10,11 +10,11 @@ import pandas as pd
 from mvl import figures, tables
 from mvl.data.sources import read_label, read_volume
 from mvl.evaluation import segment
-from mvl.files import read_json
+from mvl.files import REPOSITORY, read_json
 from mvl.mechanism import MEASURES, SHOWN_STAGES, by_stage, defined, image_voxels, stage_auroc
 from mvl.models.activations import activations, to_volume
 from mvl.models.tokens import token_grid
-from mvl.reference import CONTRASTS, REFERENCE, REPOSITORY, read_table, study_contrasts
+from mvl.reference import CONTRASTS, REFERENCE, read_table, study_contrasts
 from mvl.statistics import contrasts_table, sentence, summary_table
 
 
@@ -258,7 +258,7 @@ def paper_numbers(models, metric="dice", task=None):
     Returns:
         A table, a number a row.
     """
-    table = pd.read_csv(REPOSITORY / "mvl" / "paper.csv")
+    table = pd.read_csv(tables.PAPER)
     table = table[table["model"].isin(models)]
     if metric:
         table = table[table["metric"] == metric]

@@ -19,9 +19,10 @@ from mvl.data.loading import open_task
 from mvl.data.obtain import at_hand
 from mvl.errors import DataError
 from mvl.experiments import Run, load_predictor, run_folder
+from mvl.files import REPOSITORY
 from mvl.metrics import METRICS, dice_per_case
 from mvl.models.segmenter import build_segmenter
-from mvl.profiles import ROOT, load_profile
+from mvl.profiles import load_profile
 from mvl.reference import BEST, read_table
 from mvl.results import (
     HEADLINE,
@@ -110,7 +111,7 @@ class Exhibits:
         ConfigError: there is no such profile.
     """
 
-    def __init__(self, profile, root=ROOT):
+    def __init__(self, profile, root=REPOSITORY):
         self.profile = profile
         self.folder = root / "results" / profile
         self._parameters = load_profile(profile, root)

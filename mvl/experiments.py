@@ -39,6 +39,7 @@ from mvl.data.splits import Split
 from mvl.errors import ConfigError, DataError, MvlError, RunError, in_words, out_of_memory
 from mvl.evaluation import evaluate
 from mvl.files import (
+    REPOSITORY,
     is_locked,
     locked,
     read_json,
@@ -60,7 +61,7 @@ TRAINED, DONE, FAILED, CASES = "trained.json", "done.json", "failed.json", "case
 
 def results_folder(profile):
     """Where a profile's results belong: results/<profile> of the repository."""
-    return Path(__file__).resolve().parents[1] / "results" / profile
+    return REPOSITORY / "results" / profile
 
 
 def run_folder(config, data, runs):
@@ -391,10 +392,9 @@ def _cpu():
 
 def _commit():
     """The repository's commit, with "+" where files differ from it; None outside a checkout."""
-    repository = Path(__file__).resolve().parents[1]
 
     def git(*arguments):
-        command = ["git", "-C", os.fspath(repository), *arguments]
+        command = ["git", "-C", os.fspath(REPOSITORY), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:

@@ -16,6 +16,9 @@ from pathlib import Path
 from mvl.config import PROTOCOL_VERSION
 from mvl.errors import MvlError, RunError
 
+#: The checkout that this package is in: profiles, notebooks and results stand beside it.
+REPOSITORY = Path(__file__).resolve().parents[1]
+
 #: How the names of files and folders begin that are being written.
 _UNFINISHED = ".mvl-writing-"
 #: No JSON file and no table of ours or of a data set comes near this size.

@@ -16,8 +16,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from mvl.errors import ConfigError, MvlError
-from mvl.files import with_section, write_text
-from mvl.profiles import ROOT
+from mvl.files import REPOSITORY, with_section, write_text
 
 BEGIN, END = "<!-- links: begin, written by `mvl links` -->", "<!-- links: end -->"
 
@@ -29,7 +28,7 @@ _SLUG = re.compile(r"[\w.-]+/[\w.-]+")
 _SETTING = re.compile(r'^repository = ".*"$', re.MULTILINE)
 
 
-def repository(root=ROOT):
+def repository(root=REPOSITORY):
     """Where the repository is hosted, as "owner/name".
 
     Raises:
@@ -72,7 +71,7 @@ def colab_cell(slug):
     )
 
 
-def linked(slug, root=ROOT):
+def linked(slug, root=REPOSITORY):
     """What the files that hold links should be.
 
     Args:
@@ -99,7 +98,7 @@ def linked(slug, root=ROOT):
     return texts | {path: _with_links(notebooks[path], slug, path.name) for path in notebooks}
 
 
-def write_links(slug=None, root=ROOT):
+def write_links(slug=None, root=REPOSITORY):
     """Bring every link up to date.
 
     Args:

@@ -22,6 +22,8 @@ class Metric:
     """What a reader of a column of `cases.csv` has to know."""
 
     name: str
+    #: The name in words.
+    title: str
     #: "" for a pure number, else "mm".
     unit: str
     #: Smallest and largest possible value. HD95's largest is the volume's diagonal.
@@ -29,26 +31,35 @@ class Metric:
     high: float
     larger_is_better: bool
 
+    @property
+    def heading(self):
+        """The name in words with the unit, for the head of a column or an axis."""
+        return f"{self.title} ({self.unit})" if self.unit else self.title
+
 
 #: Name -> Metric, in the order of the tables' columns.
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("dice", "", 0.0, 1.0, True),
-        Metric("jaccard", "", 0.0, 1.0, True),
-        Metric("accuracy", "", 0.0, 1.0, True),
-        Metric("precision", "", 0.0, 1.0, True),
-        Metric("sensitivity", "", 0.0, 1.0, True),
-        Metric("specificity", "", 0.0, 1.0, True),
-        Metric("hd95_mm", "mm", 0.0, math.inf, False),
-        Metric("nsd", "", 0.0, 1.0, True),
+        Metric("dice", "Dice", "", 0.0, 1.0, True),
+        Metric("jaccard", "Jaccard", "", 0.0, 1.0, True),
+        Metric("accuracy", "Accuracy", "", 0.0, 1.0, True),
+        Metric("precision", "Precision", "", 0.0, 1.0, True),
+        Metric("sensitivity", "Sensitivity", "", 0.0, 1.0, True),
+        Metric("specificity", "Specificity", "", 0.0, 1.0, True),
+        Metric("hd95_mm", "HD95", "mm", 0.0, math.inf, False),
+        Metric("nsd", "NSD", "", 0.0, 1.0, True),
     )
 }
 
 #: What `mvl.mechanism` measures of a case: no metric of a segmentation, but compared likewise.
 MECHANISM = {
-    name: Metric(name, "", 0.0, 1.0, True)
-    for name in ("auroc_update", "auroc_change", "auroc_stream")
+    metric.name: metric
+    for metric in (
+        Metric("auroc_update", "AUROC of the block's update", "", 0.0, 1.0, True),
+        Metric("auroc_change", "AUROC of the stream's change", "", 0.0, 1.0, True),
+        Metric("auroc_stream", "AUROC of the tokens' norm", "", 0.0, 1.0, True),
+    )
 }
 
 #: Stands in `EMPTY_SIDES` for the physical diagonal of the case's volume, in mm.

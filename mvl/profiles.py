@@ -6,10 +6,8 @@ from pathlib import Path
 import yaml
 
 from mvl.errors import ConfigError, MvlError
-from mvl.files import read_small
+from mvl.files import REPOSITORY, read_small
 from mvl.machine import GIB, memory_limit
-
-ROOT = Path(__file__).resolve().parents[1]
 
 #: What a profile says: the parameters that a notebook may declare, and their types.
 PROFILE_KEYS = {
@@ -64,7 +62,7 @@ COMMITTED = "quick"
 ENOUGH_MEMORY = 3 * GIB
 
 
-def load_profile(name, root=ROOT):
+def load_profile(name, root=REPOSITORY):
     """The parameters of a profile.
 
     Args:

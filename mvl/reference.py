@@ -29,7 +29,7 @@ from mvl.config import PROTOCOL_VERSION
 from mvl.errors import MvlError, RunError
 from mvl.experiments import Run, collect
 from mvl.figures import paired_differences, save
-from mvl.files import read_json, with_section, write_json, write_table, write_text
+from mvl.files import REPOSITORY, read_json, with_section, write_json, write_table, write_text
 from mvl.mechanism import patch_auroc
 from mvl.metrics import METRICS
 from mvl.statistics import (
@@ -48,7 +48,6 @@ from mvl.statistics import (
 from mvl.suites import QUESTIONS, SUITES, TUNING_COLUMNS
 from mvl.tables import p_value
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 REFERENCE = REPOSITORY / "results" / "reference"
 #: The one trained model that is committed: the preset `best`, seed 0.
 BEST = REFERENCE / "best"

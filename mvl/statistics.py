@@ -348,12 +348,11 @@ def sentence(row) -> str:
         row: one row of `contrasts_table`, as a Series or a mapping.
     """
     facts = COMPARED[row["metric"]]
-    name = _IN_WORDS.get(facts.name, facts.name.capitalize())
     digits, unit = (2, " mm") if facts.unit else (4, "")
     where = f"{row['task']}, {row['structure']}"
     size = f"{count(row['n_subjects'], 'subject')}, {count(row['n_seeds'], 'seed')}"
     difference = f"{row['arm_a']} minus {row['arm_b']} is {row['difference']:+.{digits}f}{unit}"
-    text = f"{where} ({size}): in {name}, {difference}"
+    text = f"{where} ({size}): in {facts.title}, {difference}"
     if np.isnan(row["ci_low"]):
         text += ", with no interval, since one subject gives none"
     else:
@@ -371,15 +370,6 @@ def sentence(row) -> str:
     else:
         text += " No language block is involved."
     return f"Synthetic data: {text}" if row["synthetic"] else text
-
-
-_IN_WORDS = {
-    "hd95_mm": "HD95",
-    "nsd": "NSD",
-    "auroc_update": "AUROC of the block's update",
-    "auroc_change": "AUROC of the stream's change",
-    "auroc_stream": "AUROC of the tokens' norm",
-}
 
 
 def verdict_in_words(row):

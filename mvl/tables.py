@@ -14,10 +14,10 @@ import pandas as pd
 from mvl.files import write_table, write_text
 from mvl.metrics import METRICS
 
-NOTHING = "–"
+#: The paper's own numbers, each with its source.
+PAPER = Path(__file__).with_name("paper.csv")
 
-#: Metric -> its heading; any other is capitalised.
-_HEADINGS = {"hd95_mm": "HD95 (mm)", "nsd": "NSD"}
+NOTHING = "–"
 
 
 def means(summary, metrics=("dice", "nsd", "hd95_mm")):
@@ -38,10 +38,10 @@ def means(summary, metrics=("dice", "nsd", "hd95_mm")):
         first, by_metric = own.iloc[0], own.drop_duplicates("metric").set_index("metric")
         row = dict(zip(keys, values, strict=True))
         row |= {name: first[f"n_{name}"] for name in ("subjects", "cases", "seeds")}
-        row |= {heading(metric): _spread(by_metric, metric) for metric in metrics}
+        row |= {METRICS[metric].heading: _spread(by_metric, metric) for metric in metrics}
         rows.append({name: str(value) for name, value in row.items()})
     columns = ["task", "structure", "arm", "subjects", "cases", "seeds", "epochs"]
-    table = pd.DataFrame(rows, columns=columns + [heading(metric) for metric in metrics])
+    table = pd.DataFrame(rows, columns=columns + [METRICS[metric].heading for metric in metrics])
     alike = [name for name in ("task", "structure") if table[name].nunique() < 2]
     return table.drop(columns=alike)
 
@@ -62,7 +62,7 @@ def differences(contrasts):
             "task": row.task,
             "structure": row.structure,
             "comparison": f"{row.arm_a} minus {row.arm_b}",
-            "metric": heading(row.metric),
+            "metric": METRICS[row.metric].heading,
             "subjects": str(row.n_subjects),
             "seeds": str(row.n_seeds),
             "difference": f"{row.difference:+.4f}",
@@ -151,11 +151,6 @@ def _right(shown):
     return [
         name != "arm" and all(number.fullmatch(str(cell)) for cell in shown[name]) for name in shown
     ]
-
-
-def heading(metric):
-    """A metric's name as the head of a column."""
-    return _HEADINGS.get(metric, metric.capitalize())
 
 
 def _spread(by_metric, metric):

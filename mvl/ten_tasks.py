@@ -12,7 +12,7 @@ from mvl import tables
 from mvl.config import DataConfig, task_data
 from mvl.data.obtain import obtain
 from mvl.errors import MvlError
-from mvl.reference import REPOSITORY
+from mvl.metrics import METRICS
 from mvl.results import part_of
 from mvl.suites import run_suite, suite_configs
 from mvl.tasks import TASKS
@@ -145,7 +145,7 @@ def table(sources):
 
 def _paper_numbers():
     """mvl/paper.csv, its metrics named as ours."""
-    paper = pd.read_csv(REPOSITORY / "mvl" / "paper.csv")
+    paper = pd.read_csv(tables.PAPER)
     return paper.assign(metric=paper["metric"].replace("hd95", "hd95_mm"))
 
 
@@ -202,6 +202,6 @@ def _paper_rows(paper):
         row = {"task": "mean of 10 tasks", "data": "the paper", "arm": f"{model} ({version})"}
         for number in own.itertuples():
             spread = "" if pd.isna(number.sd) else f" ± {number.sd:g}"
-            row[tables.heading(number.metric)] = f"{number.value:g}{spread}"
+            row[METRICS[number.metric].heading] = f"{number.value:g}{spread}"
         rows.append(row)
     return rows

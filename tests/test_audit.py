@@ -33,8 +33,9 @@ from mvl.data.loading import Preparation, open_task
 from mvl.data.sources import Case
 from mvl.errors import ConfigError, MvlError, RunError
 from mvl.evaluation import evaluate
+from mvl.files import REPOSITORY
 from mvl.models.segmenter import build_segmenter
-from mvl.reference import REFERENCE, REPOSITORY, read_table
+from mvl.reference import REFERENCE, read_table
 from mvl.released import draw_copies
 from mvl.statistics import contrast
 from mvl.suites import run_suite, status, suite_configs

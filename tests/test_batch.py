@@ -16,9 +16,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 import mvl
 from mvl import batch, kernels
 from mvl.errors import ConfigError, RunError
-from mvl.files import write_json
+from mvl.files import REPOSITORY, write_json
 from mvl.machine import GIB
-from mvl.profiles import ROOT
 
 PROFILE = """\
 profile: smoke
@@ -166,20 +165,23 @@ def test_what_is_not_watched_is_out_of_every_notebooks_reach():
                 yield f"mvl.{mvl._HOME.get(node.attr, node.attr)}"
 
     todo, reached = [], set()
-    for path in (ROOT / "notebooks").glob("*.ipynb"):
+    for path in (REPOSITORY / "notebooks").glob("*.ipynb"):
         cells = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
         todo += [cell.source for cell in cells if "google.colab" not in cell.source]
     while todo:
         for name in imported(ast.parse(todo.pop())):
             for path in (
-                ROOT / (name.replace(".", "/") + ".py"),
-                ROOT / name.replace(".", "/") / "__init__.py",
+                REPOSITORY / (name.replace(".", "/") + ".py"),
+                REPOSITORY / name.replace(".", "/") / "__init__.py",
             ):
                 if name.startswith("mvl") and path.is_file() and path not in reached:
                     reached.add(path)
                     todo.append(path.read_text())
-    assert ROOT / "mvl/training.py" in reached and ROOT / "mvl/models/attention.py" in reached
-    beside = {ROOT / "mvl" / name for name in batch.BESIDE}
+    assert (
+        REPOSITORY / "mvl/training.py" in reached
+        and REPOSITORY / "mvl/models/attention.py" in reached
+    )
+    beside = {REPOSITORY / "mvl" / name for name in batch.BESIDE}
     assert all(path.exists() for path in beside)
     assert all(beside.isdisjoint((path, *path.parents)) for path in reached)
 
@@ -401,7 +403,7 @@ def fit(config, on_epoch=None):
 def test_after_a_kernel_has_died_a_rerun_goes_on_from_what_was_trained(
     repository, phantom, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     runs, killed = tmp_path / "runs", tmp_path / "killed"
     code = EXPERIMENTS.format(killed=str(killed), data=str(phantom), runs=str(runs))
     repository.notebook("00_a", code, "fit(first)", "fit(second, die_once)")

@@ -10,10 +10,11 @@ import pytest
 from mvl import display, figures
 from mvl.config import DataConfig, LanguageConfig, ModelConfig
 from mvl.data.loading import Preparation, open_task
+from mvl.files import REPOSITORY
 from mvl.mechanism import SHOWN_STAGES, stage_auroc
 from mvl.models.activations import activations
 from mvl.models.segmenter import build_segmenter
-from mvl.reference import REFERENCE, REPOSITORY, read_table
+from mvl.reference import REFERENCE, read_table
 from mvl.statistics import sentence
 from mvl.suites import SUITES
 

@@ -19,11 +19,12 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from mvl.profiles import PROFILE_KEYS, ROOT, load_profile
+from mvl.files import REPOSITORY
+from mvl.profiles import PROFILE_KEYS, load_profile
 
 #: This interpreter as a word of a shell's command line.
 PYTHON = shlex.quote(sys.executable)
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 WANTED = {
     canonicalize_name(requirement.name): requirement
     for requirement in map(
@@ -34,7 +35,7 @@ LOCK = {
     canonicalize_name(requirement.name): requirement
     for requirement in map(
         Requirement,
-        re.findall(r"^[^#\n]+", (ROOT / "requirements.lock").read_text(), flags=re.MULTILINE),
+        re.findall(r"^[^#\n]+", (REPOSITORY / "requirements.lock").read_text(), flags=re.MULTILINE),
     )
 }
 #: It names sentence-transformers, which is left out on purpose.
@@ -49,7 +50,7 @@ def pinned(name):
 
 def conda_requirements():
     """environment.yml as name -> Requirement, under PyPI's names."""
-    entries = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    entries = yaml.safe_load((REPOSITORY / "environment.yml").read_text())["dependencies"]
     (pip,) = (entry["pip"] for entry in entries if isinstance(entry, dict))
     lines = [entry for entry in entries if isinstance(entry, str)]
     lines += [line for line in pip if not line.startswith("-")]
@@ -133,8 +134,8 @@ def test_environment_yml_says_the_same_as_pyproject():
 def test_environment_yml_is_what_binders_builder_takes():
     """Held against repo2docker's conda build pack (jupyterhub/repo2docker, buildpacks/conda)."""
     # Where one of these is there, environment.yml is not looked at.
-    assert not any((ROOT / name).exists() for name in ("Dockerfile", "binder", ".binder"))
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert not any((REPOSITORY / name).exists() for name in ("Dockerfile", "binder", ".binder"))
+    environment = yaml.safe_load((REPOSITORY / "environment.yml").read_text())
     assert environment["channels"] == ["conda-forge"]
     *lines, last = environment["dependencies"]
     # It reads the version by this expression, and has a locked base for these.
@@ -154,7 +155,7 @@ def test_satisfies_says_what_is_missing(tmp_path):
             f"[project]\ndependencies = {list(dependencies)!r}\n"
             "optional-dependencies = {dev = ['no-such-package-at-all']}\n"
         )
-        script = [sys.executable, ROOT / "scripts/satisfies.py", path]
+        script = [sys.executable, REPOSITORY / "scripts/satisfies.py", path]
         return lambda *extras: subprocess.run(
             [*script, *extras], capture_output=True, text=True, check=False
         )
@@ -181,9 +182,9 @@ def script(path, *arguments, cwd, **environment):
 
 @pytest.mark.parametrize("name", ["run_all.sh", "run_tests.sh"])
 def test_help_and_unknown_options(name, tmp_path):
-    helped = script(ROOT / name, "--help", cwd=tmp_path)
+    helped = script(REPOSITORY / name, "--help", cwd=tmp_path)
     assert helped.returncode == 0 and helped.stdout.startswith(f"Usage: ./{name}")
-    unknown = script(ROOT / name, "--faster", cwd=tmp_path)
+    unknown = script(REPOSITORY / name, "--faster", cwd=tmp_path)
     assert unknown.returncode == 2 and unknown.stdout == ""
     assert "Unknown option: --faster" in unknown.stderr and "Usage:" in unknown.stderr
 
@@ -199,7 +200,7 @@ def test_help_and_unknown_options(name, tmp_path):
     ],
 )
 def test_wrong_use_of_run_all_is_status_2(arguments, message, tmp_path):
-    result = script(ROOT / "run_all.sh", *arguments, cwd=tmp_path)
+    result = script(REPOSITORY / "run_all.sh", *arguments, cwd=tmp_path)
     assert result.returncode == 2 and message in result.stderr and "Usage:" in result.stderr
 
 
@@ -212,8 +213,8 @@ def test_wrong_use_of_run_all_is_status_2(arguments, message, tmp_path):
     ],
 )
 def test_run_all_names_a_profile_only_where_one_is_asked_for(given, passed, checkout, tmp_path):
-    shutil.copy(ROOT / "run_all.sh", checkout)
-    shutil.copytree(ROOT / "profiles", checkout / "profiles")
+    shutil.copy(REPOSITORY / "run_all.sh", checkout)
+    shutil.copytree(REPOSITORY / "profiles", checkout / "profiles")
     wrapper = tmp_path / "bin" / "python3"
     wrapper.parent.mkdir()
     wrapper.write_text(
@@ -230,7 +231,7 @@ def test_run_all_names_a_profile_only_where_one_is_asked_for(given, passed, chec
 def checkout(tmp_path):
     """A copy of the set-up under a path with a space, with dependencies that are easy to have."""
     folder = tmp_path / "a folder"
-    shutil.copytree(ROOT / "scripts", folder / "scripts")
+    shutil.copytree(REPOSITORY / "scripts", folder / "scripts")
     (folder / "pyproject.toml").write_text("[project]\ndependencies = ['numpy>=1']\n")
     (folder / "requirements.lock").write_text("torch==2.13.0\n")
     return folder
@@ -327,17 +328,17 @@ def test_the_lock_is_installed_once_and_again_when_it_changes(checkout, tmp_path
 
 
 def test_profiles_have_the_same_keys_and_are_valid():
-    names = [path.stem for path in sorted((ROOT / "profiles").glob("*.yaml"))]
+    names = [path.stem for path in sorted((REPOSITORY / "profiles").glob("*.yaml"))]
     assert names == ["gpu", "paper", "quick", "smoke"]
     for name in names:
         assert list(load_profile(name)) == list(PROFILE_KEYS)
 
 
-@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
+@pytest.mark.skipif(not (REPOSITORY / ".git").exists(), reason="not a git checkout")
 def test_gitignore_keeps_the_package_and_drops_what_is_made():
     def ignored(path):
         result = subprocess.run(
-            ["git", "check-ignore", "--no-index", "-q", path], cwd=ROOT, check=False
+            ["git", "check-ignore", "--no-index", "-q", path], cwd=REPOSITORY, check=False
         )
         return result.returncode == 0
 
@@ -350,7 +351,7 @@ def test_gitignore_keeps_the_package_and_drops_what_is_made():
 
 
 def test_the_licence_is_apache_2():
-    text = (ROOT / "LICENSE").read_bytes()
+    text = (REPOSITORY / "LICENSE").read_bytes()
     # The text as the Apache Software Foundation publishes it.
     known = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
     assert sha256(text).hexdigest() == known

@@ -9,9 +9,9 @@ import yaml
 
 from mvl import exhibits
 from mvl.exhibits import EXHIBITS, Exhibits
-from mvl.files import write_table
+from mvl.files import REPOSITORY, write_table
 from mvl.metrics import METRICS
-from mvl.reference import CONTRASTS, MACHINE, REPOSITORY, read_table
+from mvl.reference import CONTRASTS, MACHINE, read_table
 from mvl.statistics import contrasts_table, summary_table
 from mvl.suites import SUITES
 from mvl.ten_tasks import SIX

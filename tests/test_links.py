@@ -14,18 +14,18 @@ import pytest
 
 from mvl.cli import main
 from mvl.errors import ConfigError, MvlError
+from mvl.files import REPOSITORY
 from mvl.links import colab_cell, linked, repository, write_links
-from mvl.profiles import ROOT
 
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 
 
 @pytest.fixture
 def copy(tmp_path):
     """The files that hold links, in a folder of their own."""
-    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
+    shutil.copytree(REPOSITORY / "notebooks", tmp_path / "notebooks")
     for name in ("pyproject.toml", "README.md"):
-        shutil.copy(ROOT / name, tmp_path)
+        shutil.copy(REPOSITORY / name, tmp_path)
     return tmp_path
 
 
@@ -45,7 +45,7 @@ def test_a_notebooks_badges_open_itself(path):
     slug = repository()
     binder, colab = addresses(nbformat.read(path, 4).cells[0].source)
     assert [binder, colab] == [
-        a for a in addresses((ROOT / "README.md").read_text()) if path.stem in a
+        a for a in addresses((REPOSITORY / "README.md").read_text()) if path.stem in a
     ]
 
     where = urlsplit(binder)
@@ -70,7 +70,7 @@ def test_one_command_moves_everything_to_another_host(copy, monkeypatch, capsys)
     # There and back again: nothing but links was touched.
     write_links(old, copy)
     for path in changed:
-        assert path.read_bytes() == (ROOT / path.relative_to(copy)).read_bytes()
+        assert path.read_bytes() == (REPOSITORY / path.relative_to(copy)).read_bytes()
 
     monkeypatch.setattr("mvl.links.write_links", lambda slug: [Path("x.ipynb")])
     assert main(["links"]) == 0 and capsys.readouterr().out == "x.ipynb\n"
@@ -156,7 +156,7 @@ class Colab:
     def __init__(self, folder):
         self.home, self.log = folder / "home", folder / "log"
         remote = folder / "remote"
-        shutil.copytree(ROOT / "scripts", remote / "scripts")
+        shutil.copytree(REPOSITORY / "scripts", remote / "scripts")
         (remote / "mvl").mkdir()
         (remote / "mvl" / "__init__.py").touch()
         self.pyproject = remote / "pyproject.toml"

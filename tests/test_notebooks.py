@@ -8,11 +8,11 @@ import pytest
 import yaml
 from IPython.core.inputtransformer2 import TransformerManager
 
+from mvl.files import REPOSITORY
 from mvl.links import colab_cell, repository
-from mvl.profiles import ROOT
 
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-QUICK = yaml.safe_load((ROOT / "profiles" / "quick.yaml").read_text())
+NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
+QUICK = yaml.safe_load((REPOSITORY / "profiles" / "quick.yaml").read_text())
 
 
 def parsed(cell):

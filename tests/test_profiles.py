@@ -9,10 +9,11 @@ import pytest
 from mvl import profiles
 from mvl.cli import main
 from mvl.errors import ConfigError
+from mvl.files import REPOSITORY
 from mvl.machine import GIB
-from mvl.profiles import ROOT, choose_profile, default_profile, load_profile
+from mvl.profiles import choose_profile, default_profile, load_profile
 
-TEXT = (ROOT / "profiles" / "smoke.yaml").read_text()
+TEXT = (REPOSITORY / "profiles" / "smoke.yaml").read_text()
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,13 @@ import pytest
 
 from mvl.cli import main
 from mvl.errors import MvlError, RunError
+from mvl.files import REPOSITORY
 from mvl.metrics import METRICS
 from mvl.reference import (
     BEGIN,
     BEST,
     END,
     REFERENCE,
-    REPOSITORY,
     STUDY,
     curves_table,
     read_table,

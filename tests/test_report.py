@@ -24,8 +24,8 @@ from mvl import batch
 from mvl.config import DataConfig, ExperimentConfig
 from mvl.errors import ConfigError
 from mvl.experiments import collect
-from mvl.files import sha256_of, write_json, write_table
-from mvl.reference import REFERENCE, REPOSITORY, read_table
+from mvl.files import REPOSITORY, sha256_of, write_json, write_table
+from mvl.reference import REFERENCE, read_table
 from mvl.report import write_report
 from mvl.report.notebook import read_page
 from mvl.statistics import contrasts_table, sentence, summary_table

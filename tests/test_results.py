@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from mvl.files import REPOSITORY
 from mvl.metrics import METRICS
-from mvl.reference import REFERENCE, REPOSITORY, read_table
+from mvl.reference import REFERENCE, read_table
 from mvl.results import CURVES, Source, distinct, part_of, rows_of_tasks, sources_of, tasks_of
 
 RUNS = pd.DataFrame(

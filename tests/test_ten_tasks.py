@@ -11,7 +11,8 @@ from mvl import exhibits, ten_tasks
 from mvl.cli import _data_config, _parser
 from mvl.config import DataConfig
 from mvl.exhibits import Exhibits
-from mvl.profiles import ROOT, load_profile
+from mvl.files import REPOSITORY
+from mvl.profiles import load_profile
 from mvl.tasks import TASKS
 
 OWN, OTHER, BROKEN = "Task04_Hippocampus", "Task05_Prostate", "Task09_Spleen"
@@ -25,7 +26,7 @@ def ran(tmp_path_factory):
     parameters = load_profile("smoke") | {"tasks": [OWN, OTHER, BROKEN], "epochs": 1}
     parameters |= {"tasks_arms": ["vit", "v1"], "tasks_phantom_cases": 8, "grid": [16, 16, 16]}
     (root / "profiles" / "smoke.yaml").write_text(yaml.safe_dump(parameters))
-    shutil.copytree(ROOT / "results" / "reference", root / "results" / "reference")
+    shutil.copytree(REPOSITORY / "results" / "reference", root / "results" / "reference")
     (root / "data" / "smoke" / BROKEN).mkdir(parents=True)
     (root / "data" / "smoke" / BROKEN / "precious").write_text("no phantom")
     with pytest.MonkeyPatch.context() as patch:

@@ -12,8 +12,8 @@ from mvl.audit.words import section, waterfall_of
 from mvl.data.loading import open_task
 from mvl.experiments import TRAINED, Run, collect, load_predictor, run_folder, test
 from mvl.figures import save
-from mvl.files import read_json, sha256_of, with_section, write_table, write_text
-from mvl.reference import BEST, REFERENCE, REPOSITORY, SEEDS, read_table
+from mvl.files import REPOSITORY, read_json, sha256_of, with_section, write_table, write_text
+from mvl.reference import BEST, REFERENCE, SEEDS, read_table
 
 CASES, READ, TABLE = "audit_cases.csv.gz", "audit_readings.csv.gz", "audit.csv"
 PICTURE = Path("figures") / "audit_waterfall.png"

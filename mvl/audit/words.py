@@ -7,6 +7,7 @@ from mvl.audit.splits import DRAWS
 from mvl.audit.switches import SWITCHES
 from mvl.errors import RunError
 from mvl.figures import waterfall
+from mvl.metrics import METRICS
 from mvl.tables import count
 
 
@@ -89,7 +90,8 @@ def sentences(table):
     """
     found = []
     for row in table.to_dict("records"):
-        metric = {"nsd": "NSD", "dice": "Dice"}.get(row["metric"], row["metric"].capitalize())
+        metric = row["metric"]  # of a split it is a share of something, in words
+        metric = METRICS[metric].title if metric in METRICS else metric.capitalize()
         said = f"{metric} {row['before']:.3f} becomes {row['after']:.3f}, {row['difference']:+.3f}"
         if not np.isnan(row["low"]):
             said += f" ({row['interval']}: {row['low']:+.3f} to {row['high']:+.3f})"

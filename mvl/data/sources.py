@@ -28,11 +28,11 @@ import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
 from mvl.errors import DataError, MvlError
-from mvl.files import read_json, read_small
+from mvl.files import REPOSITORY, read_json, read_small
 from mvl.tasks import TASKS, read_task
 
 #: The repository's own folder for downloads and phantoms.
-REPOSITORY_DATA = Path(__file__).resolve().parents[2] / "data"
+REPOSITORY_DATA = REPOSITORY / "data"
 
 
 @dataclass(frozen=True)

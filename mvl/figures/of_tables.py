@@ -236,13 +236,12 @@ def paired_differences(cases, arm_a, arm_b, metric="dice"):
         zorder=3,
         color=[colour_of(arm_a) if gain >= 0 else colour_of(arm_b) for gain in gains],
     )
-    unit = f" ({facts.unit})" if facts.unit else ""
     axes.set_xticks([])
     axes.grid(axis="x", visible=False)
     axes.set(
-        title=f"{_name(metric)}, {arm_a} minus {arm_b}, subject by subject",
+        title=f"{METRICS[metric].title}, {arm_a} minus {arm_b}, subject by subject",
         xlabel=f"{len(values)} test subjects, by difference; {_seeds([row['n_seeds']])}",
-        ylabel=f"difference in {_name(metric)}{unit}",
+        ylabel=f"difference in {METRICS[metric].heading}",
     )
     handles, _ = axes.get_legend_handles_labels()
     dots = [
@@ -279,10 +278,9 @@ def arm_means(cases, metric="dice"):
     axes.set_yticks(range(len(arms)), arms)
     axes.set_ylim(len(arms) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
-    unit = f" ({METRICS[metric].unit})" if METRICS[metric].unit else ""
     axes.set(
-        title=f"{_name(metric)}, mean and 95 % interval: {_size(cases)}",
-        xlabel=f"{_name(metric)}{unit}",
+        title=f"{METRICS[metric].title}, mean and 95 % interval: {_size(cases)}",
+        xlabel=METRICS[metric].heading,
     )
     note_synthetic(figure, bool(cases["synthetic"].iloc[0]))
     return figure
@@ -400,8 +398,7 @@ def metric_by_task(summary, paper=None, metrics=("dice", "nsd", "hd95_mm")):
                     axis.plot(row.mean, y, "o", color=colour)
                 for row in _of(paper, arm, task, metric).itertuples():
                     axis.plot(row.value, y, "D", color=colour, markerfacecolor="white", zorder=3)
-        unit = f" ({METRICS[metric].unit})" if METRICS[metric].unit else ""
-        axis.set_xlabel(f"{_name(metric)}{unit}")
+        axis.set_xlabel(METRICS[metric].heading)
         axis.grid(axis="y", visible=False)
     sizes = summary.groupby("task")["n_subjects"].max().to_dict()
     names = [task.partition("_")[2] or task for task in tasks]
@@ -454,7 +451,7 @@ def part_effects(cases, metric="dice"):
     axes.grid(axis="x", visible=False)
     axes.set(
         title=f"A dot is a subject; mean and 95 % interval: {_size(sides)}",
-        ylabel=f"{_name(metric)}, on - off",
+        ylabel=f"{METRICS[metric].title}, on - off",
     )
     note_synthetic(figure, bool(cases["synthetic"].iloc[0]))
     return figure
@@ -483,7 +480,7 @@ def metric_differences(contrasts):
             colour = colour_of(first["arm_a"] if gain >= 0 else first["arm_b"])
             axis.plot([row.ci_low, row.ci_high], [place, place], color=colour, linewidth=2)
             axis.plot(row.difference, place, "o", color=colour)
-        axis.set_yticks(places, [_name(m) for m in rows["metric"]])
+        axis.set_yticks(places, [METRICS[m].title for m in rows["metric"]])
         axis.set_ylim(len(rows) - 0.4, -0.6)
         axis.grid(axis="y", visible=False)
         # Symmetric, so that zero stands in the middle of both panels.
@@ -513,10 +510,6 @@ def best_median_worst(cases, metric="dice"):
     )
     places = {"best": 0, "median": len(ordered) // 2, "worst": -1}
     return {name: ordered.iloc[place] for name, place in places.items()}
-
-
-def _name(metric):
-    return {"hd95_mm": "HD95", "nsd": "NSD"}.get(metric, metric.capitalize())
 
 
 @drawn
@@ -686,7 +679,8 @@ def waterfall(steps, metric, size, synthetic):
     axes.use_sticky_edges = False  # bars would end at the frame
     axes.margins(x=0.03)
     axes.grid(axis="y", visible=False)
-    axes.set(title=f"What is reported: {_name(metric)}, {size}", xlabel=_name(metric))
+    title = METRICS[metric].title
+    axes.set(title=f"What is reported: {title}, {size}", xlabel=title)
     kinds = [kind for kind in looks if kind in set(steps["kind"])]
     labels = dict(looks[kind] for kind in kinds)
     handles = [

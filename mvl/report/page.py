@@ -22,8 +22,9 @@ from markupsafe import Markup, escape
 
 from mvl import batch, figures, ten_tasks
 from mvl.errors import MvlError
-from mvl.files import read_json, sha256_of, write_text
-from mvl.profiles import ROOT, load_profile
+from mvl.files import REPOSITORY, read_json, sha256_of, write_text
+from mvl.metrics import METRICS
+from mvl.profiles import load_profile
 from mvl.reference import CONTRASTS, PICTURE
 from mvl.report.notebook import Page, read_page
 from mvl.results import (
@@ -39,20 +40,19 @@ from mvl.results import (
 )
 from mvl.statistics import sentence
 from mvl.suites import QUESTIONS, SUITES
-from mvl.tables import NOTHING, count, p_value
+from mvl.tables import NOTHING, PAPER, count, p_value
 from mvl.verify import conclusion, name_of_check, verify
 
 TEMPLATES = Path(__file__).with_name("templates")
-PAPER = Path(__file__).parents[1] / "paper.csv"
 
 #: The comparisons of the summary: the primary one, then what the paper compares.
 ANSWERS = (CONTRASTS[0], *(pair[:3] for pair in HEADLINE))
 
-#: The metrics of the tables of arms: (column, heading, digits).
-SHOWN = (("dice", "Dice", 3), ("nsd", "NSD", 3), ("hd95_mm", "HD95 (mm)", 2))
+#: The metrics of the tables of arms, and their digits.
+SHOWN = {"dice": 3, "nsd": 3, "hd95_mm": 2}
 
 
-def write_report(profile, root=ROOT):
+def write_report(profile, root=REPOSITORY):
     """Write the report of a profile; pages that an earlier report had are written anew or removed.
 
     Args:
@@ -345,7 +345,7 @@ def _questions(sources):
 
 _ARM_COLUMNS = [
     *(("arm", "code"), ("seeds", "n"), ("epochs", "n")),
-    *((heading, "n") for _, heading, _ in SHOWN),
+    *((METRICS[metric].heading, "n") for metric in SHOWN),
     *(("validation Dice", "n"), ("trained weights", "n"), ("learning rate", "n")),
 ]
 _COMPARED_COLUMNS = [
@@ -358,11 +358,10 @@ def _compared(source, suite, task, structure):
     """A row of cells per contrast of a suite."""
     rows = source.contrasts
     rows = rows[(rows["suite"] == suite) & (rows["task"] == task)]
-    names = {metric: heading for metric, heading, _ in SHOWN}
     return [
         [
             f"{row.arm_a} minus {row.arm_b}",
-            names.get(row.metric, row.metric),
+            METRICS[row.metric].heading,
             f"{row.difference:+.4f}",
             NOTHING if np.isnan(row.ci_low) else f"{row.ci_low:+.4f} to {row.ci_high:+.4f}",
             p_value(row.p_holm),
@@ -404,7 +403,7 @@ def _arms(source, suite, rows):
             if len(runs):
                 weights, rates = runs["trained_parameters"].iloc[0], runs["learning_rate"].iloc[0]
                 more = [f"{runs['validation_dice'].mean():.3f}", f"{weights:,}", f"{rates:g}"]
-            values = [_spread(of_arm.loc[metric], digits) for metric, _, digits in SHOWN]
+            values = [_spread(of_arm.loc[metric], digits) for metric, digits in SHOWN.items()]
             cells.append([arm, f"{of_arm['n_seeds'].iloc[0]}", f"{epochs}", *values, *more])
     return cells
 
