@@ -439,6 +439,7 @@ _IN_SHORT = (
     ("Hybrid attention", "fusion", "010", "000"),
     ("Multi-scale fusion", "fusion", "001", "000"),
     ("Block, hybrid attention and fusion together", "fusion", "111", "000"),
+    ("The pre-trained block beside a convolutional head", "head", "conv-111", "conv-011"),
 )
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from mvl.cli import main
+from mvl.config import PRESETS
 from mvl.errors import MvlError, RunError
 from mvl.files import REPOSITORY
 from mvl.metrics import METRICS
@@ -25,7 +26,7 @@ from mvl.reference import (
     study_page,
 )
 from mvl.statistics import CONTRAST_COLUMNS, SUMMARY_COLUMNS, summary_table
-from mvl.suites import SUITES
+from mvl.suites import SUITES, Arm
 
 
 def test_the_readmes_results_are_those_of_the_files():
@@ -143,6 +144,13 @@ def test_the_committed_model_is_the_runs_whose_results_stand_in_the_tables():
     assert f"| test dice | {own.groupby('subject')['dice'].mean().mean():.4g} |" in card
     assert "CC-BY-SA 4.0" in card
     assert sum(p.stat().st_size for p in BEST.iterdir()) < 5e6
+
+
+def test_best_is_what_validation_chose_of_the_suites_fusion_and_head():
+    runs = read_table(REFERENCE / "validation.csv")
+    runs = runs[runs["suite"].isin(["fusion", "head"]) & (runs["seed"] == 0)]  # on one fold
+    chosen = runs.loc[runs["validation_dice"].idxmax()]
+    assert SUITES[chosen["suite"]][chosen["arm"]] == Arm(*PRESETS["best"])
 
 
 def test_every_arm_has_the_learning_rate_that_was_best_on_validation():

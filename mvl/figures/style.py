@@ -43,7 +43,7 @@ ARM_COLOURS = {
     "101": PURPLE,
     "011": YELLOW,
     "111": GREEN,
-    "conv-111": PURPLE,
+    "conv-011": PURPLE,  # which `best` is
     "lora-0": BLUE,
 }
 
