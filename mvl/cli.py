@@ -573,7 +573,7 @@ def _reference(options):
     found = [table for table in measured if table is not None]
     write_reference(trained, expected, pd.concat(tuned), found)
     refresh_readme()
-    print(f"{len(set(trained.values()))} runs added")
+    print(f"results/reference holds the {len(set(trained.values()))} finished runs of {runs}")
 
 
 def _audit_list(options):
