@@ -36,6 +36,11 @@ class Metric:
         """The name in words with the unit, for the head of a column or an axis."""
         return f"{self.title} ({self.unit})" if self.unit else self.title
 
+    @property
+    def digits(self):
+        """After the point, where a person reads it."""
+        return 2 if self.unit else 3
+
 
 #: Name -> Metric, in the order of the tables' columns.
 METRICS = {

@@ -526,7 +526,8 @@ def _budget(runs):
 def _arms_table(suite, summary, validation, tuning, **_):
     """A row per arm, in the suite's order; two where seeds had different budgets."""
     columns = ("arm", "seeds", "epochs", "trained weights", "learning rate, of tried")
-    columns += ("validation Dice", "Dice", "NSD", "HD95 (mm)")
+    metrics = [METRICS[name] for name in ("dice", "nsd", "hd95_mm")]
+    columns += ("validation Dice", *(metric.heading for metric in metrics))
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     own = summary[(summary["suite"] == suite) & (summary["structure"] == "foreground")]
     for arm in SUITES[suite]:
@@ -543,8 +544,9 @@ def _arms_table(suite, summary, validation, tuning, **_):
                 f"{run['learning_rate']:g} of {_rates_tried(runs, tuning)}",
                 f"{runs['validation_dice'].mean():.3f}",
                 *(
-                    f"{of_arm['mean'][name]:.{digits}f} ± {of_arm['sd_subjects'][name]:.{digits}f}"
-                    for name, digits in (("dice", 3), ("nsd", 3), ("hd95_mm", 2))
+                    f"{of_arm['mean'][m.name]:.{m.digits}f} ± "
+                    f"{of_arm['sd_subjects'][m.name]:.{m.digits}f}"
+                    for m in metrics
                 ),
             ]
             lines.append(f"| {' | '.join(cells)} |")

@@ -156,7 +156,7 @@ def _right(shown):
 def _spread(by_metric, metric):
     if metric not in by_metric.index:
         return NOTHING
-    row, digits = by_metric.loc[metric], 2 if METRICS[metric].unit else 3
+    row, digits = by_metric.loc[metric], METRICS[metric].digits
     spread = "" if np.isnan(row["sd_subjects"]) else f" ± {row['sd_subjects']:.{digits}f}"
     return f"{row['mean']:.{digits}f}{spread}"
 

@@ -48,8 +48,8 @@ TEMPLATES = Path(__file__).with_name("templates")
 #: The comparisons of the summary: the primary one, then what the paper compares.
 ANSWERS = (CONTRASTS[0], *(pair[:3] for pair in HEADLINE))
 
-#: The metrics of the tables of arms, and their digits.
-SHOWN = {"dice": 3, "nsd": 3, "hd95_mm": 2}
+#: The metrics of the tables of arms.
+SHOWN = ("dice", "nsd", "hd95_mm")
 
 
 def write_report(profile, root=REPOSITORY):
@@ -403,7 +403,7 @@ def _arms(source, suite, rows):
             if len(runs):
                 weights, rates = runs["trained_parameters"].iloc[0], runs["learning_rate"].iloc[0]
                 more = [f"{runs['validation_dice'].mean():.3f}", f"{weights:,}", f"{rates:g}"]
-            values = [_spread(of_arm.loc[metric], digits) for metric, digits in SHOWN.items()]
+            values = [_spread(of_arm.loc[metric], METRICS[metric].digits) for metric in SHOWN]
             cells.append([arm, f"{of_arm['n_seeds'].iloc[0]}", f"{epochs}", *values, *more])
     return cells
 
