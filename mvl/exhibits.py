@@ -18,12 +18,12 @@ from mvl import config, display, figures, tables, ten_tasks
 from mvl.data.loading import open_task
 from mvl.data.obtain import at_hand
 from mvl.errors import DataError
-from mvl.experiments import Run, load_predictor, run_folder
+from mvl.experiments import Run, load_predictor, read_cases, run_folder
 from mvl.files import REPOSITORY
 from mvl.metrics import METRICS, dice_per_case
 from mvl.models.segmenter import build_segmenter
 from mvl.profiles import load_profile
-from mvl.reference import BEST, read_table
+from mvl.reference import BEST
 from mvl.results import (
     HEADLINE,
     distinct,
@@ -380,7 +380,7 @@ class Exhibits:
             data = open_task(chosen.config.data, chosen.config.seed, root, progress=False)
             if run_folder(chosen.config, data, chosen.folder.parent) != chosen.folder:
                 raise DataError(f"the data in {root} is not what its models were trained on")
-            cases = read_table(chosen.folder / "cases.csv", ("case", "structure"), ("dice",))
+            cases = read_cases(chosen.folder)
             cases = cases[cases["structure"] == "foreground"]
             return data, runs, data.cases[figures.best_median_worst(cases)["median"]["case"]]
         setting = ten_tasks.settings_of(self._parameters)[task]

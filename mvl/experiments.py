@@ -238,10 +238,15 @@ def test(folder, data, show=True):
             read_json(folder / TRAINED, "validation_dice")
             | {"test_cases": len(data.split.test), "cases_sha256": sha256_of(folder / CASES)},
         )
-    return _read_cases(folder)
+    return read_cases(folder)
 
 
-def _read_cases(folder):
+def read_cases(folder):
+    """The table of a tested run's cases, as `test` gives it.
+
+    Raises:
+        MvlError: it is missing or damaged.
+    """
     return read_table(folder / CASES, ("subject", "case", "structure"), METRICS)
 
 
@@ -423,7 +428,7 @@ def collect(folder, suite, arm):
         "device": place["device"],
         "dtype": place["dtype"],
     }
-    cases = _read_cases(folder)
+    cases = read_cases(folder)
     order = ["suite", "arm", "seed", "task", "subject", "case", "structure", *METRICS]
     order += [name for name in facts if name not in order]
     return cases.assign(**facts)[order]

@@ -210,13 +210,22 @@ def read_json(path, *keys):
     return value
 
 
-def read_table(path, texts=(), numbers=(), **options):
+#: Columns that are texts in every table, whatever they look like: "000", "1e5", "NA", "".
+_TEXTS = (
+    *("task", "subject", "case", "structure"),
+    *("arm", "arm_a", "arm_b", "block", "fingerprint", "commit"),
+)
+
+
+def read_table(path, columns=(), numbers=()):
     """Read a CSV file, compressed where its name ends in .gz.
+
+    Names of cases, subjects, arms and the like come as they were written: a case "001" is not 1,
+    a subject "NA" not a missing one.
 
     Args:
         path: the file.
-        texts, numbers: columns that it must have, the latter with numbers alone.
-        options: of `pandas.read_csv`.
+        columns, numbers: columns that it must have, the latter with numbers alone.
 
     Raises:
         MvlError: the file is missing, unreadable or no table, or a column is; or it says that it
@@ -225,12 +234,17 @@ def read_table(path, texts=(), numbers=(), **options):
     import pandas as pd  # `mvl --help` does without
 
     try:
-        table = pd.read_csv(io.BytesIO(read_small(path)), **options)
+        table = pd.read_csv(
+            io.BytesIO(read_small(path)),
+            dtype=dict.fromkeys(_TEXTS, str),
+            na_values=[""],
+            keep_default_na=False,
+        )
     except FileNotFoundError as error:
         raise MvlError(f"{path} does not exist") from error
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise MvlError(f"{path} is not a readable table: {error}") from error
-    for column in (*texts, *numbers):
+    for column in (*columns, *numbers):
         if column not in table:
             raise MvlError(f"{path} lacks the column {column!r}: it is damaged, or another table")
         if column in numbers and table[column].dtype.kind not in "fi":
@@ -241,7 +255,7 @@ def read_table(path, texts=(), numbers=(), **options):
             f"{path} was made under protocol version {', '.join(other)}, this is version "
             f"{PROTOCOL_VERSION}: numbers of the two do not compare; make it anew"
         )
-    return table
+    return table.fillna({name: "" for name in _TEXTS if name in table})
 
 
 def write_tensors(path, tensors, metadata):

@@ -122,22 +122,17 @@ SEEDS = (0, 1, 2, 3, 4)
 #: What a result's last digits depend on besides its configuration.
 MACHINE = ("system", "cpu", "capability", "device", "dtype", "threads", "torch")
 
-#: Columns that pandas would otherwise read as numbers ("000") or as missing ("").
-_TEXT = {
-    name: str
-    for name in ("arm", "arm_a", "arm_b", "subject", "case", "block", "fingerprint", "commit")
-}
 #: What names a trained experiment of the study.
 CELL = ["suite", "arm", "seed"]
 _CURVE_COLUMNS = ["fingerprint", "epoch", "train_loss", "validation_dice"]
 
 
-def read_table(path, texts=(), numbers=()):
-    """Read a table of the reference, or one like it, with its texts as texts.
+def read_table(path, columns=(), numbers=()):
+    """Read a table of the reference, or one like it.
 
     Args:
         path: the table.
-        texts, numbers: columns that it must have, the latter with numbers alone; of the tables
+        columns, numbers: columns that it must have, the latter with numbers alone; of the tables
             that this module writes it knows them.
 
     Raises:
@@ -146,18 +141,15 @@ def read_table(path, texts=(), numbers=()):
     path = Path(path)
     if not path.is_file():
         raise RunError(f"{path} does not exist, or is no file")
-    own_texts, own_numbers = _needed().get(path.name, ((), ()))
-    texts, numbers = (*texts, *own_texts), (*numbers, *own_numbers)
+    own_columns, own_numbers = _needed().get(path.name, ((), ()))
     try:
-        table = files.read_table(path, texts, numbers, dtype=_TEXT)
+        return files.read_table(path, (*columns, *own_columns), (*numbers, *own_numbers))
     except MvlError as error:
         raise RunError(str(error)) from error
-    texts = [name for name in _TEXT if name in table]
-    return table.fillna({name: "" for name in texts})
 
 
 def _needed():
-    """Name of a table of the reference -> (texts, numbers) that whoever reads it relies on."""
+    """Name of a table of the reference -> (columns, numbers) that whoever reads it relies on."""
     return {
         "cases.csv.gz": ((*CELL, "task", "subject", "case", "structure"), ("seed", *METRICS)),
         "summary.csv": (SUMMARY_COLUMNS, ("mean", "sd_subjects", "sd_seeds")),

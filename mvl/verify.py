@@ -27,7 +27,7 @@ import pandas as pd
 from scipy import stats
 
 from mvl.errors import RunError
-from mvl.experiments import DONE, FAILED
+from mvl.experiments import CASES, DONE, FAILED, read_cases
 from mvl.files import read_json, sha256_of
 from mvl.metrics import METRICS
 from mvl.reference import CELL, CONTRASTS, MACHINE, REFERENCE, machine_of, read_table
@@ -71,7 +71,7 @@ def verify(place, reference=REFERENCE):
             continue
         row = known.iloc[0]
         theirs = cases[(cases[CELL] == row[CELL]).all(axis=1)]
-        own = own_cases[folder.name] = _read_cases(folder)
+        own = own_cases[folder.name] = read_cases(folder)
         place_of_run = machine_of(read_json(folder / "environment.json", "versions"))
         differing = [
             key
@@ -138,17 +138,13 @@ def _runs(place):
     return finished, [folder for folder in folders if folder not in finished]
 
 
-def _read_cases(folder):
-    return read_table(folder / "cases.csv", ("subject", "case", "structure"), METRICS)
-
-
 def _file(folder):
     """Is cases.csv what the evaluation wrote?"""
     stored = read_json(folder / DONE, "cases_sha256")["cases_sha256"]
-    own = _read_cases(folder)
+    own = read_cases(folder)
     dice, jaccard = own["dice"].to_numpy(), own["jaccard"].to_numpy()
     wrong = np.flatnonzero(~np.isclose(jaccard, dice / (2 - dice), rtol=0, atol=1e-6))
-    if stored != sha256_of(folder / "cases.csv"):
+    if stored != sha256_of(folder / CASES):
         said = "cases.csv was changed after the evaluation: its SHA-256 is not that of done.json"
     elif len(wrong):
         said = f"case {own['case'].iloc[wrong[0]]}: Dice and Jaccard contradict each other"

@@ -61,6 +61,15 @@ def test_what_cannot_be_written_or_read_is_named(tmp_path):
         read_json(tmp_path / "file")
 
 
+def test_names_in_a_table_come_as_they_were_written(tmp_path):
+    subjects, cases = ["01", "1", "NA"], ["001", "1e5", "None"]
+    path = tmp_path / "cases.csv"
+    write_table(path, pd.DataFrame({"subject": subjects, "case": cases, "dice": [0.5, 0.25, 1]}))
+    table = read_table(path, ("subject", "case"), ("dice",))
+    assert table["subject"].tolist() == subjects and table["case"].tolist() == cases
+    assert table.groupby("subject")["dice"].mean().to_dict() == {"01": 0.5, "1": 0.25, "NA": 1.0}
+
+
 @pytest.mark.parametrize("reader", [read_table, read_json])
 def test_a_pipe_is_not_waited_for(tmp_path, reader):
     os.mkfifo(tmp_path / "table.csv")

@@ -232,7 +232,7 @@ def test_a_table_without_a_column_is_named(mine, column):
     folder = sorted(runs.iterdir())[0]
     table = read_table(folder / "cases.csv").drop(columns=column)
     write_table(folder / "cases.csv", table)
-    with pytest.raises(RunError, match=f"cases.csv lacks the column '{column}'"):
+    with pytest.raises(MvlError, match=f"cases.csv lacks the column '{column}'"):
         verify(folder, reference)
 
 
