@@ -106,7 +106,7 @@ TABLES = {
         ],
         "Wall time on every core; two cases at 64^3, one at 128^3 (the edge in voxels ends the "
         "name); patches of 8, a block of Llama-3.1-8B's size in the number format that the last "
-        "table calls the faster. `released` is the released model in this suite's parts, "
+        "table calls the faster. `released` is the released model in this replication's parts, "
         "`bare_block` the frozen block alone on as many tokens, `released_code` the released "
         "code's own structure. Shares: of the rate of a matrix product, and what preparing a later "
         "epoch's batch takes, both timed between the steps. Ratios: what `released_code` takes "

@@ -318,7 +318,7 @@ def _predict(options):
         from mvl.reference import BEST
 
         options.run = BEST
-        print("with this suite's own model `best`, trained on MSD's Task04_Hippocampus")
+        print("with this replication's own model `best`, trained on MSD's Task04_Hippocampus")
     predictor = load_predictor(options.run)
     if not folder:
         predict_file(options.image, options.output, *predictor)

@@ -75,7 +75,7 @@ def _part_effects(source):
 _PAIR = ("none", "pretrained")
 _LORA = tuple(arm for arm in SUITES["adaptation"] if arm.startswith("lora"))
 
-#: The comparisons that the answer names: what the paper compares, and this suite's own model.
+#: The comparisons that the answer names: what the paper compares, and this replication's own model.
 _HEADLINES = (*(pair[:3] for pair in HEADLINE), ("peers", "best", "vit"))
 
 #: Name -> `Exhibit`.
@@ -234,7 +234,7 @@ class Exhibits:
     def task_grid(self):
         """Show and save a case of every task: image, truth, the profile's models, and `best`.
 
-        `best` is the model that comes with the suite; it knows its own task alone. A model that
+        `best` is the model that comes with `mvl`; it knows its own task alone. A model that
         fewer than half of the tasks have has no row.
         """
         columns, left_out = {}, []
@@ -258,7 +258,7 @@ class Exhibits:
                 f"Rows: {', '.join(kept)}."
             )
             if "best" in kept:
-                said += " `best` is the model that comes with the suite."
+                said += " `best` is the model that comes with `mvl`."
             grid = [(task, [own[name] for name in kept]) for task, own in columns.values()]
             self._save(figures.task_grid(grid), "task_grid", said)
         _show(*left_out)
@@ -277,7 +277,7 @@ class Exhibits:
             figure = figures.activation_maps(
                 {"best": display.activation_row(best, case)}, data.task
             )
-            said = f"`best`, the model that comes with the suite, on the test case {case.name}."
+            said = f"`best`, the model that comes with `mvl`, on the test case {case.name}."
             self._save(figure, "activation_maps_best", said)
         rows = {arm: display.activation_row(runs[arm], case) for arm in _PAIR if arm in runs}
         if rows:

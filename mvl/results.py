@@ -17,7 +17,7 @@ from mvl.reference import curves_table, read_table, study_contrasts
 from mvl.statistics import summary_table
 from mvl.suites import SUITES
 
-#: What the paper compares, in this suite's arms: (suite, arm, against, what it is).
+#: What the paper compares, in this replication's arms: (suite, arm, against, what it is).
 HEADLINE = (
     ("language", "pretrained", "none", "the block alone"),
     ("fusion", "111", "000", "the block, hybrid attention and multi-scale fusion (version 1)"),

@@ -131,7 +131,7 @@ def test_the_committed_model_segments_a_file_before_anything_is_trained(phantom,
     image = sorted((phantom / "Task04_Hippocampus" / "imagesTr").glob("*.nii.gz"))[0]
     output = tmp_path / "mask.nii.gz"
     assert main(["predict", str(image), "-o", str(output)]) == 0
-    assert "this suite's own model" in capsys.readouterr().out
+    assert "this replication's own model" in capsys.readouterr().out
     mask, original = nibabel.load(output), nibabel.load(image)
     assert mask.shape == original.shape and np.allclose(mask.affine, original.affine)
     assert set(np.unique(np.asarray(mask.dataobj))) <= {0, 1}

@@ -21,7 +21,7 @@ from mvl.tasks import TASKS, Task
 
 #: Raised whenever a folder written before can no longer be read as it was meant.
 FORMAT_VERSION = 1
-#: Licences of the sources that come with the suite, as their own model cards say.
+#: Licences of the sources that come with this replication, as their own model cards say.
 LICENCES = {"package:all-minilm-l6-v2": "Apache-2.0"}
 _CONFIG, _WEIGHTS, _CARD = "config.json", "model.safetensors", "README.md"
 _MODEL_TYPE = "medvisionllama"
