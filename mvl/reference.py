@@ -46,7 +46,7 @@ from mvl.statistics import (
     verdict_in_words,
 )
 from mvl.suites import QUESTIONS, SUITES, TUNING_COLUMNS
-from mvl.tables import p_value
+from mvl.tables import mean_and_spread, p_value
 
 REFERENCE = REPOSITORY / "results" / "reference"
 #: The one trained model that is committed: the preset `best`, seed 0.
@@ -518,8 +518,8 @@ def _budget(runs):
 def _arms_table(suite, summary, validation, tuning, **_):
     """A row per arm, in the suite's order; two where seeds had different budgets."""
     columns = ("arm", "seeds", "epochs", "trained weights", "learning rate, of tried")
-    metrics = [METRICS[name] for name in ("dice", "nsd", "hd95_mm")]
-    columns += ("validation Dice", *(metric.heading for metric in metrics))
+    metrics = ("dice", "nsd", "hd95_mm")
+    columns += ("validation Dice", *(METRICS[metric].heading for metric in metrics))
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     own = summary[(summary["suite"] == suite) & (summary["structure"] == "foreground")]
     for arm in SUITES[suite]:
@@ -535,11 +535,7 @@ def _arms_table(suite, summary, validation, tuning, **_):
                 f"{run['trained_parameters']:,}",
                 f"{run['learning_rate']:g} of {_rates_tried(runs, tuning)}",
                 f"{runs['validation_dice'].mean():.3f}",
-                *(
-                    f"{of_arm['mean'][m.name]:.{m.digits}f} ± "
-                    f"{of_arm['sd_subjects'][m.name]:.{m.digits}f}"
-                    for m in metrics
-                ),
+                *(mean_and_spread(of_arm, metric) for metric in metrics),
             ]
             lines.append(f"| {' | '.join(cells)} |")
     return lines

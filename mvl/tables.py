@@ -38,7 +38,7 @@ def means(summary, metrics=("dice", "nsd", "hd95_mm")):
         first, by_metric = own.iloc[0], own.drop_duplicates("metric").set_index("metric")
         row = dict(zip(keys, values, strict=True))
         row |= {name: first[f"n_{name}"] for name in ("subjects", "cases", "seeds")}
-        row |= {METRICS[metric].heading: _spread(by_metric, metric) for metric in metrics}
+        row |= {METRICS[metric].heading: mean_and_spread(by_metric, metric) for metric in metrics}
         rows.append({name: str(value) for name, value in row.items()})
     columns = ["task", "structure", "arm", "subjects", "cases", "seeds", "epochs"]
     table = pd.DataFrame(rows, columns=columns + [METRICS[metric].heading for metric in metrics])
@@ -153,7 +153,16 @@ def _right(shown):
     ]
 
 
-def _spread(by_metric, metric):
+def mean_and_spread(by_metric, metric):
+    """A metric's mean ± standard deviation over subjects, which one subject has not.
+
+    Args:
+        by_metric: rows of `mvl.statistics.summary_table`, of one arm, with the metric as index.
+        metric: one of `mvl.metrics.METRICS`.
+
+    Returns:
+        A text; `NOTHING` where the metric was not measured.
+    """
     if metric not in by_metric.index:
         return NOTHING
     row, digits = by_metric.loc[metric], METRICS[metric].digits

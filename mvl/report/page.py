@@ -40,7 +40,7 @@ from mvl.results import (
 )
 from mvl.statistics import sentence
 from mvl.suites import QUESTIONS, SUITES
-from mvl.tables import NOTHING, PAPER, count, p_value
+from mvl.tables import NOTHING, PAPER, count, mean_and_spread, p_value
 from mvl.verify import conclusion, name_of_check, verify
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -169,12 +169,6 @@ class Figure:
     kind: str = ""
 
 
-def _spread(row, digits, sign="±"):
-    """Mean and standard deviation over subjects; one subject has none."""
-    spread = "" if np.isnan(row["sd_subjects"]) else f" {sign} {row['sd_subjects']:.{digits}f}"
-    return f"{row['mean']:.{digits}f}{spread}"
-
-
 def _sentence(row):
     """`statistics.sentence` with its verdict in bold."""
     text = re.sub(r"(Verdict: .*?\.)(?=\s|$)", r"<strong>\1</strong>", str(escape(sentence(row))))
@@ -241,9 +235,9 @@ def _headline(sources, task):
             pairs = [pair for pair in pairs if pair[0]["arm"].nunique() == 2] or pairs[:1]
             rows = []
             for both, suite, arm, against, what in pairs:
-                by_arm = both.drop_duplicates("arm").set_index("arm")
+                of_arms = both.drop_duplicates("arm").set_index("metric")
                 values = [
-                    _spread(by_arm.loc[name], 3) if name in by_arm.index else NOTHING
+                    mean_and_spread(of_arms[of_arms["arm"] == name], "dice")
                     for name in (against, arm)
                 ]
                 difference = _difference(source, suite, arm, against, of_task, structure)
@@ -403,7 +397,7 @@ def _arms(source, suite, rows):
             if len(runs):
                 weights, rates = runs["trained_parameters"].iloc[0], runs["learning_rate"].iloc[0]
                 more = [f"{runs['validation_dice'].mean():.3f}", f"{weights:,}", f"{rates:g}"]
-            values = [_spread(of_arm.loc[metric], METRICS[metric].digits) for metric in SHOWN]
+            values = [mean_and_spread(of_arm, metric) for metric in SHOWN]
             cells.append([arm, f"{of_arm['n_seeds'].iloc[0]}", f"{epochs}", *values, *more])
     return cells
 
