@@ -231,6 +231,8 @@ class AuditConfig:
     dice: Literal["soft", "hard"] = "soft"
     #: Draw training and validation from one pool of originals and augmented copies.
     copies: bool = False
+    #: Make every third training sample a rotated copy.
+    rotated: bool = _later(False)
     #: Rotate the label of a rotated copy in another plane than its image.
     planes: bool = False
     #: Rotate the label of a rotated copy by cubic splines.
@@ -239,6 +241,8 @@ class AuditConfig:
     linear_labels: bool = False
     #: The epoch that is kept: best on validation, lowest training loss, or the last.
     select: Literal["validation", "loss", "last"] = "validation"
+    #: Train on the siblings of test cases, in place of as many other cases.
+    siblings: bool = _later(False)
 
 
 @dataclass(frozen=True)
@@ -260,6 +264,9 @@ class ExperimentConfig:
             _require(self.data.target == "foreground", "the audit knows the foreground alone")
         if self.audit.linear_labels:
             _require(self.data.fit == "resize", "linear_labels wants fit 'resize'")
+        if self.audit.planes or self.audit.splines:
+            copied = self.audit.rotated or self.audit.copies
+            _require(copied, "planes and splines are about rotated copies: rotated, or copies")
 
     def to_dict(self):
         """The configuration as plain JSON values, `_later` fields only where they are used."""
@@ -429,21 +436,22 @@ PRESETS = {
     "v1": (ModelConfig(attention="hybrid", fusion=True, language=_BLOCK), TrainingConfig()),
     "v3": (ModelConfig(language=_LORA), TrainingConfig()),
     # Order, sizes and training of the released code (dropout, no final norm, the extra unit
-    # norm, a residual around the block and none around the mappers); its loss, data handling and
-    # evaluation are the audit's business.
+    # norm, a residual around the block and none around the mappers, the adapters' scale that is
+    # its LoRA library's default, the learning rate that is its README's default); its loss, data
+    # handling and evaluation are the audit's business.
     "released": (
         ModelConfig(
             encoder_depth=16,
             decoder_depth=0,
             dropout=0.2,
             final_norm=False,
-            language=replace(_LORA, lora_on="mappers", unit_norm=True, skip=False),
+            language=replace(_LORA, lora_alpha=1.0, lora_on="mappers", unit_norm=True, skip=False),
             language_position="before",
         ),
         TrainingConfig(
             optimiser="adam",
             schedule="plateau",
-            learning_rate=1e-3,
+            learning_rate=2e-3,
             weight_decay=0.0,
             warmup_epochs=0,
             clip_norm=0.0,

@@ -8,6 +8,7 @@ code's own structure for the benchmarks.
 The language model's part, its order and its sizes are the preset `released` of `mvl.config`.
 """
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -129,7 +130,7 @@ class CopyAugmentation:
 
     A volume with an entry "copy" becomes that copy. Without one it is augmented as in the study,
     but that every third, drawn at random, is a rotated copy: so many of the released code's
-    samples are.
+    samples are (`AuditConfig.rotated`).
 
     Args:
         config: a `DataConfig`; its angle and its intensity are the released code's, too.
@@ -211,6 +212,43 @@ def released_split(cases, seed):
 def test_size(cases):
     """How many of so many cases the released code tests."""
     return int(TEST_SHARE * cases)
+
+
+def siblings(names, subject_of):
+    """Who of a side's cases has a sibling there.
+
+    Args:
+        names: cases.
+        subject_of: {case: subject}.
+
+    Returns:
+        `(first, others)`, sets of cases: of each subject that has several, the first by name, and
+        the rest.
+    """
+    first, others = {}, set()
+    for name in sorted(names):
+        if first.setdefault(subject_of[name], name) != name:
+            others.add(name)
+    return {first[subject_of[name]] for name in others}, others
+
+
+def sibling_split(split, cases, seed):
+    """A split in which siblings of test cases are trained on, as they are where cases are drawn.
+
+    Args:
+        split: a `Split` by subject.
+        cases: {name: `Case`}.
+        seed: of the draw of the training cases that make room.
+
+    Returns:
+        A `Split`: of each test subject with several cases, all but the first are in training, and
+        as many training cases are in none.
+    """
+    _, moved = siblings(split.test, {name: cases[name].subject for name in split.test})
+    generator = np.random.default_rng(derive_seed("siblings", seed))
+    kept = generator.permutation(split.train)[len(moved) :].tolist()
+    test = tuple(name for name in split.test if name not in moved)
+    return replace(split, train=tuple(sorted([*kept, *moved])), test=test)
 
 
 def on_both_sides(table, side, others):
@@ -359,6 +397,8 @@ class ReleasedProcedure(Procedure):
 
     def volumes(self, preparation, data, show):
         """As `Procedure.volumes`; with `copies`, validation is a function of the epoch."""
+        if self.audit.siblings:
+            data = replace(data, split=sibling_split(data.split, data.cases, self.config.seed))
         cases = [*data.side("train"), *data.side("validation")]
         sides = super().volumes(preparation, data, show)
         if self.audit.linear_labels:
@@ -394,7 +434,7 @@ class ReleasedProcedure(Procedure):
         return released_loss if self.audit.dice == "hard" else super().loss(target)
 
     def augmentation(self, config):
-        if self.audit.copies or self.audit.planes or self.audit.splines:
+        if self.audit.copies or self.audit.rotated:
             return CopyAugmentation(config, self.audit)
         return super().augmentation(config)
 

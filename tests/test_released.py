@@ -150,7 +150,7 @@ def test_every_third_volume_is_a_rotated_copy_and_the_others_are_the_studys():
     config = DataConfig(grid=(8, 8, 8))
     volume = {"name": "x", "image": torch.randn(1, 8, 8, 8), "label": torch.ones(1, 8, 8, 8)}
     volume["image"][:] += torch.arange(8.0)[:, None, None]
-    augment, rotated = CopyAugmentation(config, AuditConfig(planes=True)), 0
+    augment, rotated = CopyAugmentation(config, AuditConfig(rotated=True, planes=True)), 0
     for seed in range(90):
         augment.set_random_state(seed)
         got = augment(volume)
@@ -241,7 +241,7 @@ def test_linear_labels_hold_the_nearest_ones():
 def test_an_audit_has_its_own_fingerprint_and_leaves_the_studys_alone(tiny):
     plain = tiny()
     assert "audit" not in plain.to_dict()
-    audited = replace(plain, audit=AuditConfig(planes=True))
+    audited = replace(plain, audit=AuditConfig(rotated=True, planes=True))
     assert ExperimentConfig.from_dict(audited.to_dict()) == audited
     assert fingerprint(audited, {}, None) != fingerprint(plain, {}, None)
     assert type(procedure_of(plain)).__name__ == "Procedure"
@@ -252,6 +252,8 @@ def test_what_the_audit_cannot_do_is_refused(tiny):
         replace(tiny(), audit=AuditConfig(linear_labels=True))
     with pytest.raises(ConfigError, match="foreground alone"):
         replace(tiny(data={"target": "labels"}), audit=AuditConfig(dice="hard"))
+    with pytest.raises(ConfigError, match="are about rotated copies"):
+        replace(tiny(), audit=AuditConfig(planes=True))
 
 
 def opened(config, root):
@@ -277,6 +279,23 @@ def test_copies_stand_on_both_sides_and_are_drawn_anew_for_validation(tiny, phan
         training, config.data, 4, 0, 0, augment=procedure.augmentation(config.data)
     )
     assert sum(len(images) for images, _ in batches) == len(training)
+
+
+def test_siblings_of_test_cases_are_trained_on_in_place_of_others(tiny, phantom):
+    config = replace(tiny(), audit=AuditConfig(siblings=True))
+    data, preparation = opened(config, phantom)
+    sides = procedure_of(config).volumes(preparation, data, False)
+    train, validation = ({v["name"] for v in side} for side in sides)
+    assert len(train) == len(sides[0]) == len(data.split.train)
+    assert validation == set(data.split.validation)
+    moved = train - set(data.split.train)
+    test = data.side("test")
+    assert moved == {  # who is not the first by name of a subject's test cases
+        case.name for case in test if any(
+            other.subject == case.subject and other.name < case.name for other in test
+        )
+    }  # fmt: skip
+    assert moved
 
 
 def test_linear_labels_are_those_of_the_training_alone(tiny, phantom):

@@ -5,13 +5,12 @@ import pandas as pd
 import torch
 from torch.nn import functional as F
 
-from mvl.audit.splits import DRAWS
 from mvl.audit.switches import COLUMNS, SWITCHES, facts_of
 from mvl.config import PROTOCOL_VERSION
 from mvl.data.sources import read_label, spacing_of
 from mvl.metrics import segmentation_metrics
 from mvl.progress import track
-from mvl.released import BATCH, GRID, dilation_nsd, resize_mask, surface_hits, test_size
+from mvl.released import BATCH, GRID, dilation_nsd, resize_mask, surface_hits
 
 
 @torch.inference_mode()
@@ -116,18 +115,16 @@ READINGS = {
 }
 
 
-def measurement_rows(readings, task_cases, draws=2000, seed=0):
+def measurement_rows(readings, draws=2000, seed=0):
     """What each measurement switch changes about the number that is reported of one model.
 
     Args:
         readings: tables of `read_cases`, with arm, seed, task, protocol_version and synthetic.
-        task_cases: how many cases the task has; the released code's test set is a tenth of them.
         draws: of the bootstrap over subjects and, where there are several, seeds.
-        seed: of the bootstrap and of the draws of test sets.
+        seed: of the bootstrap.
 
     Returns:
-        Rows of audit.csv, those of `unseeded` among them. Its interval is the range of 20 test
-        sets, that of `one-case` holds 95 % of the single cases.
+        Rows of audit.csv. The interval of `one-case` holds 95 % of the single cases.
     """
     rows = []
     for arm, own in readings.groupby("arm", sort=False):
@@ -160,13 +157,6 @@ def measurement_rows(readings, task_cases, draws=2000, seed=0):
                     middle,
                 )
                 | {"interval": "95 % of single cases"}
-            )
-            sets = _test_sets(tables, chain["ours"], test_size(task_cases), seed)
-            span = np.array([min(sets), max(sets)]) - values["ours"]
-            rows.append(
-                facts
-                | _reading_row("unseeded", "ours", metric, values["ours"], np.mean(sets), span)
-                | {"interval": f"range of {len(sets)} draws"}
             )
     return pd.DataFrame(rows, columns=COLUMNS)
 
@@ -215,18 +205,3 @@ def _resampled(tables, chain, draws, seed):
 def _alone(columns, metric):
     """What is reported where a case is the only one."""
     return columns["linear_dice"] if metric == "dice" else _hits(columns)
-
-
-def _test_sets(tables, value, size, seed):
-    """The study's number on `DRAWS` test sets of that many cases, like the test cases there are.
-
-    They are drawn with replacement: of the few cases there are, sets without would be too alike.
-    """
-    generator, found = np.random.default_rng(seed), []
-    count = len(tables[0]["subject"])
-    for _ in range(DRAWS):
-        index = np.sort(generator.integers(count, size=max(1, size)))
-        drawn = [{name: column[index] for name, column in table.items()} for table in tables]
-        drawn = [t | {"subject": np.unique(t["subject"], return_inverse=True)[1]} for t in drawn]
-        found.append(np.mean([value(table) for table in drawn]))
-    return found

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from mvl.audit.readings import described, measurement_rows, read_cases
@@ -9,6 +10,7 @@ from mvl.audit.splits import split_rows
 from mvl.audit.switches import COLUMNS
 from mvl.audit.training import audit_configs, training_rows
 from mvl.audit.words import section, waterfall_of
+from mvl.config import derive_seed
 from mvl.data.loading import open_task
 from mvl.experiments import TRAINED, Run, collect, load_predictor, run_folder, test
 from mvl.figures import save
@@ -88,7 +90,11 @@ def _read(table, arm, seed, fingerprint, model, data):
     known = _known(table, arm, fingerprint)
     if known is not None or model is None:
         return known
-    rows = read_cases(model.model, data.side("test"), model.preparation, model.task)
+    # In no order, as the released code's loader has them: siblings seldom share a batch.
+    generator = np.random.default_rng(derive_seed("reading", seed))
+    cases = data.side("test")
+    cases = [cases[place] for place in generator.permutation(len(cases))]
+    rows = read_cases(model.model, cases, model.preparation, model.task)
     return described(rows, arm, seed, data.task).assign(fingerprint=fingerprint)
 
 
@@ -98,10 +104,10 @@ def audit_table(reference, splits, task_cases):
     Args:
         reference: the folder.
         splits: of `split_rows`.
-        task_cases: as in `measurement_rows`.
+        task_cases: as in `training_rows`.
     """
     cases, readings = (read_table(reference / name) for name in (CASES, READ))
-    tables = [training_rows(cases), measurement_rows(readings, task_cases), splits]
+    tables = [training_rows(cases, task_cases), measurement_rows(readings), splits]
     return pd.concat([table for table in tables if len(table)], ignore_index=True)
 
 

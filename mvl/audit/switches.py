@@ -4,6 +4,8 @@ from dataclasses import asdict, dataclass
 
 import pandas as pd
 
+from mvl.config import PRESETS
+
 #: Columns of audit.csv, of which every row is about one switch.
 COLUMNS = (
     *("switch", "kind", "arm", "against", "metric", "before", "after", "difference", "low"),
@@ -27,6 +29,8 @@ class Switch:
     changes: str
 
 
+_RATES = [PRESETS[name][1].learning_rate for name in ("released", "vit")]
+
 #: Name -> Switch, in the order of the waterfall.
 SWITCHES = {
     switch.name: switch
@@ -41,7 +45,8 @@ SWITCHES = {
         Switch(
             "mappers",
             "training",
-            "The mappers to and from the block stay random; factors of rank 4 and biases train.",
+            "The mappers to and from the block stay random; biases and factors of rank 4 train, "
+            "and the factors' product counts a quarter.",
             "The mappers are trained whole.",
             "How much of a token reaches the block, and how.",
         ),
@@ -76,8 +81,9 @@ SWITCHES = {
         Switch(
             "optimiser",
             "training",
-            "Adam; the rate is halved when the training loss has not fallen for 10 epochs.",
-            "AdamW with decay, warm-up, cosine and clipping.",
+            f"Adam at a rate of {_RATES[0]:g}, halved when the training loss has not fallen for 10 "
+            "epochs.",
+            f"AdamW at {_RATES[1]:g} with decay, warm-up, cosine and clipping.",
             "How far training gets in its budget.",
         ),
         Switch(
@@ -102,18 +108,25 @@ SWITCHES = {
             "The foreground that is learned is larger than the labelled one.",
         ),
         Switch(
-            "planes",
+            "rotated",
             "training",
-            "A rotated copy's image and label turn in different planes, its label by splines.",
-            "Image and label turn alike.",
-            "A third of the samples is misaligned, more so away from the centre.",
+            "A third of the samples are copies that are rotated about one axis, and no more.",
+            "Every sample is rotated about all axes, and its intensities are changed.",
+            "How much a training sample is augmented.",
         ),
         Switch(
             "splines",
             "training",
-            "A third of the samples are rotated copies, labels by cubic splines, cut at one half.",
-            "Every sample is augmented alike; the nearest voxel's label.",
-            "The augmentation, and where the edge of a rotated label falls.",
+            "The label of a rotated copy is turned by cubic splines and cut at one half.",
+            "It takes the nearest voxel's label.",
+            "Where the edge of a rotated label falls.",
+        ),
+        Switch(
+            "planes",
+            "training",
+            "A rotated copy's image and label turn in different planes.",
+            "Image and label turn alike.",
+            "A third of the samples is misaligned, more so away from the centre.",
         ),
         Switch(
             "copies",

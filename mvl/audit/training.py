@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import pandas as pd
 
+from mvl.audit.splits import DRAWS
 from mvl.audit.switches import COLUMNS, facts_of
 from mvl.config import PRESETS, ExperimentConfig
 from mvl.errors import ConfigError
-from mvl.released import COPIES
+from mvl.released import COPIES, siblings, test_size
 from mvl.statistics import contrast
 from mvl.suites import SUITES
 
@@ -55,7 +57,7 @@ def _of(source, *names):
 
 _SINGLE = {
     "before": Change(model=_of(_MODEL, "language_position")),
-    "mappers": Change(language=_of(_MODEL.language, "lora_rank", "lora_on")),
+    "mappers": Change(language=_of(_MODEL.language, "lora_rank", "lora_alpha", "lora_on")),
     "no-skip": Change(language=_of(_MODEL.language, "skip")),
     "unit-norm": Change(language=_of(_MODEL.language, "unit_norm")),
     "dropout": Change(model=_of(_MODEL, "dropout", "final_norm")),
@@ -69,16 +71,17 @@ _SINGLE = {
     "linear-labels": Change(
         data={"fit": "resize"}, audit={"linear_labels": True}, against="resize"
     ),
-    # Copies that turn in one plane alone come with the splines; on top of them stand the planes.
-    "planes": Change(audit={"planes": True, "splines": True}, against="splines"),
-    "splines": Change(audit={"splines": True}),
+    "rotated": Change(audit={"rotated": True}),
+    "splines": Change(audit={"rotated": True, "splines": True}, against="rotated"),
+    "planes": Change(audit={"rotated": True, "splines": True, "planes": True}, against="splines"),
     "copies": Change(audit={"copies": True}),
     "train-loss": Change(audit={"select": "loss"}),
     "last-epoch": Change(audit={"select": "last"}),
 }
 
 #: Arm -> `Change`. `ours` is the study's vit with the block, which every arm changes in one thing;
-#: `released` does all of them at once.
+#: `released` does all of them at once. `siblings` stands apart from them: its training has seen
+#: siblings of test cases, so that only these can be compared.
 ARMS = {
     "ours": Change(),
     **_SINGLE,
@@ -93,6 +96,7 @@ ARMS = {
         model={key: v for change in _SINGLE.values() for key, v in change.model.items()}
         | _of(_MODEL, "encoder_depth", "decoder_depth"),
     ),
+    "siblings": Change(audit={"siblings": True}),
 }
 
 
@@ -127,14 +131,15 @@ def audit_configs(data, seeds, block=None, epochs=None, arms=None):
     }
 
 
-def training_rows(cases):
+def training_rows(cases, task_cases):
     """What each training switch changes, by the study's evaluation.
 
-    Beside them stands, as the switch `validation`, how far the validation Dice of the arms with
-    copies and of `ours` lies from the test Dice of the same models.
+    Beside them stand, as the switch `validation`, how far the validation Dice of the arms with
+    copies and of `ours` lies from the test Dice of the same models, and `unseeded`.
 
     Args:
         cases: the table of audit_cases.csv.gz.
+        task_cases: how many cases the task has; the released code's test set is a tenth of them.
 
     Returns:
         Rows of audit.csv; none for an arm that is not there together with what it is held against.
@@ -142,8 +147,10 @@ def training_rows(cases):
     rows, arms = [], set(cases["arm"])
     for arm, change in ARMS.items():
         if arm != "ours" and {arm, change.against} <= arms:
-            for metric in ("dice", "nsd"):
-                rows.append(_contrast_row(cases, arm, arm, change.against, metric))
+            own = _beside_siblings(cases) if arm == "siblings" else cases
+            if len(own):
+                for metric in ("dice", "nsd"):
+                    rows.append(_contrast_row(own, arm, arm, change.against, metric))
     for arm in ("ours", "copies", "released"):
         own = cases[cases["arm"] == arm]
         if len(own):
@@ -151,7 +158,56 @@ def training_rows(cases):
             both = pd.concat([said, own.assign(arm="test")])
             row = _contrast_row(both, "validation", "validation", "test", "dice")
             rows.append(row | {"kind": "measurement", "arm": arm})
+    if "ours" in arms:
+        rows += _unseeded_rows(cases[cases["arm"] == "ours"], test_size(task_cases))
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _unseeded_rows(cases, size):
+    """Twice the same arm, each time of another seed and on a test set of its own.
+
+    Test sets are drawn from the test cases there are, with replacement: of so few, sets without
+    would be too alike.
+    """
+    generator, seeds = np.random.default_rng(0), sorted(cases["seed"].unique())
+    of_seed = {seed: own.set_index("case") for seed, own in cases.groupby("seed")}
+    names, rows = sorted(cases["case"].unique()), []
+    pairs = []
+    for _ in range(DRAWS):
+        both = generator.choice(seeds, 2, replace=len(seeds) < 2)
+        pairs.append([of_seed[seed].loc[generator.choice(names, max(1, size))] for seed in both])
+    for metric in ("dice", "nsd"):
+        mean = cases.groupby(["seed", "subject"])[metric].mean().mean()
+        found = [
+            np.subtract(*(own.groupby("subject")[metric].mean().mean() for own in pair))
+            for pair in pairs
+        ]
+        rows.append(
+            {
+                "switch": "unseeded",
+                "kind": "measurement",
+                "arm": "ours",
+                "against": "ours",
+                "metric": metric,
+                "before": mean,
+                "after": mean + np.mean(found),
+                "difference": np.mean(found),
+                "low": min(found),
+                "high": max(found),
+                "interval": f"range of {DRAWS} draws",
+                "n_subjects": cases["subject"].nunique(),
+                "n_cases": len(names),
+                "n_seeds": len(seeds),
+                **facts_of(cases.iloc[0]),
+            }
+        )
+    return rows
+
+
+def _beside_siblings(cases):
+    """The test cases that `siblings` has not trained on, but on a sibling of theirs."""
+    subject_of = dict(zip(cases["case"], cases["subject"], strict=True))
+    return cases[cases["case"].isin(siblings(subject_of, subject_of)[0])]
 
 
 def _contrast_row(cases, switch, arm, against, metric):

@@ -5,6 +5,7 @@ import pandas as pd
 
 from mvl.audit.splits import DRAWS
 from mvl.audit.switches import SWITCHES
+from mvl.audit.training import ARMS
 from mvl.errors import RunError
 from mvl.figures import waterfall
 from mvl.metrics import METRICS
@@ -14,9 +15,10 @@ from mvl.tables import count
 def waterfall_steps(table, metric="dice"):
     """From the number that the study reports to the one that the released code's curves show.
 
-    With the arm `released` at hand: each training switch by itself, stacked; then what all of them
-    do at once; then the readings of that arm's models, and their validation in place of the test
-    cases. Without it: the readings of the first model that was read.
+    With the arm `released` at hand: each training switch by itself, stacked, but `siblings`, whose
+    test cases are fewer; then what all of them do at once; then the readings of that arm's models,
+    and their validation in place of the test cases. Without it: the readings of the first model
+    that was read.
 
     Args:
         table: audit.csv, or any rows of it.
@@ -52,7 +54,7 @@ def waterfall_steps(table, metric="dice"):
 
     if len(whole):
         start = level
-        for row in training[training["arm"] != "released"].itertuples():
+        for row in training[~training["arm"].isin(("released", "siblings"))].itertuples():
             level = step(row, "training", level)
         level = tested = step(next(whole.itertuples()), "together", start)
     for row in read.itertuples():
@@ -130,23 +132,31 @@ def section(table):
     lines = [
         f"{table['task'].iloc[0]}. A row turns one thing on, and says what is reported without and "
         "with it, and the difference with its 95 % interval. For `one-case` the interval is the "
-        f"central 95 % of single cases; for draws it is the range over {DRAWS}, of one model that "
-        "is not trained anew.",
+        f"central 95 % of single cases, for draws the range over {DRAWS}: those of `unseeded` are "
+        "two runs of one arm, each with a seed and test cases of its own, whose models learned "
+        "from the study's split all the same. For `validation` it resamples test subjects alone: "
+        "the validation Dice is taken as it was.",
     ]
-    switches = [switch.name for switch in SWITCHES.values() if switch.kind == "training"]
-    if missing := [f"`{name}`" for name in (*switches, "released") if name not in trained]:
+    missing = [f"`{name}`" for name in ARMS if name not in trained | {"ours"}]
+    if missing:
         lines += ["", f"Not trained yet: {', '.join(missing)}."]
+    others = [
+        f"`{arm}` against `{change.against}`"
+        for arm, change in ARMS.items()
+        if change.against != "ours"
+    ]
     for kind, title in (
         (
             "training",
             "**Trained with it**, and measured as the study measures; against `ours`, vit with "
-            "the block as the study trains it.",
+            f"the block as the study trains it, but {', '.join(others)}."
+            + " `siblings` is tested on the cases whose sibling it was trained on."
+            * ("siblings" in trained),
         ),
         (
             "measurement",
             "**One model, read as the released code reads it.** Rows are cumulative, except "
-            + "`validation` and " * ("validation" in set(table["switch"]))
-            + "`unseeded`. `best` learned from the labels as they are drawn"
+            "`validation` and `unseeded`. `best` learned from the labels as they are drawn"
             + ", `released` from the larger ones" * ("released" in trained)
             + ".",
         ),
