@@ -254,7 +254,7 @@ def train(
         if on_gpu:
             _leave_out_unless_finite(optimiser.optimizer, outcome)
         else:
-            _require_finite(outcome.tolist(), folder, place, optimiser)
+            _require_finite(outcome.tolist(), folder, place, optimiser, plan)
         optimiser.step()
         return outcome
 
@@ -293,7 +293,8 @@ def train(
                         outcomes.append(update(images, labels, share, place))
             total = 0.0
             for step, outcome in enumerate(torch.stack(outcomes).tolist()):
-                _require_finite(outcome, folder, f"at step {step} of epoch {epoch}", optimiser)
+                place = f"at step {step} of epoch {epoch}"
+                _require_finite(outcome, folder, place, optimiser, plan)
                 total += outcome[0] * sizes[step]
             train_loss = total / len(volumes)
             schedule.step(*[train_loss] * (plan.schedule == "plateau"))
@@ -331,13 +332,14 @@ def _leave_out_unless_finite(optimiser, outcome):
     optimiser.found_inf = (~outcome.isfinite().all()).float()
 
 
-def _require_finite(outcome, folder, place, optimiser):
+def _require_finite(outcome, folder, place, optimiser, plan):
+    clip = "" if plan.clip_norm else ", or clip the gradient's norm (clip_norm is 0)"
     for what, value in zip(("loss", "gradient's norm"), outcome, strict=True):
         if not math.isfinite(value):
             raise RunError(
                 f"{folder}: the {what} became {value} {place} with learning rate "
-                f"{optimiser.param_groups[0]['lr']:.3g}. Choose a lower learning_rate, or switch "
-                "clip_norm on; the run stays resumable from the epoch before."
+                f"{optimiser.param_groups[0]['lr']:.3g}. Choose a lower one (--learning-rate)"
+                f"{clip}; the run stays resumable from the epoch before."
             )
 
 

@@ -98,7 +98,9 @@ def test_the_schedule_warms_up_and_falls_to_zero(phantom, tiny, tmp_path):
 
 def test_a_loss_that_is_no_number_stops_with_a_sentence(phantom, tiny, tmp_path):
     config = tiny(training={"learning_rate": 1e30, "clip_norm": 0.0, "warmup_epochs": 0})
-    with pytest.raises(RunError, match=r"loss became (nan|inf) at step \d+ of epoch \d+.*lower"):
+    with pytest.raises(
+        RunError, match=r"loss became (nan|inf) at step \d+ of epoch \d+.*lower.*clip"
+    ):
         train(build(config), *prepared(config, phantom), config, tmp_path, show=False)
 
 
@@ -117,8 +119,9 @@ def test_a_gradient_that_is_no_number_stops_before_the_step(phantom, tiny, tmp_p
 
     next(model.parameters()).register_hook(explode)
     said = r"gradient's norm became (nan|inf) at step 1 of epoch 1 with learning rate .*lower"
-    with pytest.raises(RunError, match=said):
+    with pytest.raises(RunError, match=said) as stopped:
         train(model, *volumes, config, tmp_path / "again", show=False)
+    assert ("clip_norm" in str(stopped.value)) is (clip_norm == 0)
     train(build(config), *volumes, config, tmp_path / "again", show=False)
     for file in ("curves.csv", "model.safetensors"):
         assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
@@ -192,7 +195,10 @@ def test_every_combination_resumes_to_the_same_curve(arm, phantom, tiny, tmp_pat
 
     with pytest.raises(Stop):
         train(build(config), *volumes, config, tmp_path / "halves", show=False, on_epoch=stop)
-    train(build(config), *volumes, config, tmp_path / "halves", show=False)
+    trained = []
+    went_on = lambda rows: trained.append(len(rows))  # noqa: E731
+    train(build(config), *volumes, config, tmp_path / "halves", show=False, on_epoch=went_on)
+    assert trained == [3, 4]
     for file in ("curves.csv", "model.safetensors"):
         assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "halves" / file).read_bytes()
 

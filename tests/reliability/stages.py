@@ -256,6 +256,16 @@ def _content(path):
     return path.read_bytes()
 
 
+def finished(folder):
+    """Marks of finished work, which is not done again: {path: when it was written}."""
+    marks = [
+        path
+        for name in ("trained.json", "done.json", "*.done.json")
+        for path in (folder / "results").rglob(name)
+    ]
+    return {path: path.stat().st_mtime_ns for path in marks}
+
+
 def size_of(folder):
     """Bytes of all files below a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -80,7 +80,7 @@ def test_another_number_of_threads_gives_the_same_metrics(given, tmp_path, note)
     pd.testing.assert_frame_equal(cases[names], others[names])
     apart = (cases[list(METRICS)] - others[list(METRICS)]).abs().max().max()
     loss = (curves["train_loss"] - other_curves["train_loss"]).abs().max()
-    assert apart <= TOLERANCE
+    assert apart <= TOLERANCE and cases["dice"].nunique() > 2  # nothing constant, nor empty
     found = f"metrics differ by {apart:.1e} at most, the training loss by {loss:.1e}"
     epochs = f"{len(curves)} epochs"
     note("determinism", what=f"trained and tested with one thread and two, {epochs}", found=found)

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 
 from tests.reliability.conftest import SEED
-from tests.reliability.stages import STAGES, call, half_files, outcome, start
+from tests.reliability.stages import STAGES, call, finished, half_files, outcome, start
 
 #: How often a stage is killed in every run of the tests, and in the slow tier.
 FEW, MANY = 3, 50
@@ -29,9 +29,11 @@ def test_a_killed_stage_ends_as_an_undisturbed_one(name, kills, given, undisturb
         killed = start(name, folder, given, partial(call, fatal=fatal), kill=seconds)
         interrupted += killed.status == -9
         assert not half_files(folder, whole.outcome), moment
+        kept = finished(folder)
         again = start(name, folder, given)
         assert again.status == 0 and again.value[0] == 0, f"{moment}: {again.output}"
         assert outcome(folder) == whole.outcome, moment
+        assert finished(folder).items() >= kept.items(), f"{moment}: done again"
         shutil.rmtree(folder)
     assert interrupted
     counts = {"kills": kills, "interrupted": interrupted, "equal": kills}
