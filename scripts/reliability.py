@@ -100,6 +100,9 @@ def page(record):
         "a figure, with tokens and a proxy's password in its environment, while it is watched; so "
         "is every process of a batch run of notebooks, which writes the report.",
         _table(("what", "found"), [(n["what"], n["found"]) for n in notes["secrets"]]),
+        "Several processes are not watched: those that train together (torchrun, by accelerate) "
+        "and Ray's workers pass each other objects, pickled by these libraries. No file holds "
+        "them.",
         "Nothing above asks the network. `mvl data download`, the profile `quick` without data at "
         "hand, and sources that begin with `hub:` do, and say so. Archives and the paths of a "
         "`dataset.json` cannot leave their folder (see above).",
