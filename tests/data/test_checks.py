@@ -139,12 +139,18 @@ FAULTS = {
     "missing label": (lambda f: label_of(f).unlink(), "label: missing"),
     "truncated gzip": (lambda f: cut(image_of(f), 0.6), "image: truncated"),
     "truncated label": (lambda f: cut(label_of(f), 0.8), "label: truncated"),
-    "cut inside the header": (lambda f: cut(image_of(f), 0.01), "image: "),
+    "cut inside the header": (lambda f: cut(image_of(f), 0.01), "image: truncated gzip"),
+    "sound gzip of too little": (
+        lambda f: image_of(f).write_bytes(
+            gzip.compress(gzip.decompress(image_of(f).read_bytes())[:-9])
+        ),
+        "image: truncated: 1,335 of 1,344 bytes of voxels",
+    ),
     "checksum cut off": (
         lambda f: image_of(f).write_bytes(image_of(f).read_bytes()[:-4]),
         "image: truncated",
     ),
-    "a flipped byte": (lambda f: rot(image_of(f)), "image: "),
+    "a flipped byte": (lambda f: rot(image_of(f)), "image: damaged gzip"),
     "truncated plain file": (
         lambda f: image_of(f).write_bytes(gzip.decompress(image_of(f).read_bytes())[:900]),
         "cannot hold them",

@@ -23,7 +23,7 @@ from mvl.data import download
 from mvl.errors import MvlError
 from mvl.experiments import Run
 from mvl.profiles import load_profile
-from mvl.reference import REFERENCE
+from mvl.reference import BEST, REFERENCE
 from tests.data import test_checks as volumes
 from tests.data.test_download import DESCRIPTION, archive, link
 from tests.models.test_checkpoint import COMMIT, _Server
@@ -577,7 +577,26 @@ def _without_task(folder, given):
 _add("A saved model", "saved model: of no task", ("/model does not say how an image",),
      _without_task)  # fmt: skip
 _saved("of another format", ("format version 99",), format_version=99)
-_saved("an unknown key", ("config.json is damaged", "key"), format_version=1, new=1)
+_saved("a missing key", ("config.json is damaged: missing key",), format_version=1)
+
+
+def _committed(name, said, spoil):
+    def recipe(folder, given):
+        volumes.make_task(folder)
+        shutil.copytree(BEST, folder / "model")
+        spoil(folder / "model")
+        image = volumes.image_of(folder)
+        return "predict", image, "--run", folder / "model", "-o", folder / "out.nii.gz"
+
+    _add("A saved model", f"saved model: {name}", said, recipe)
+
+
+_committed("an unknown key", ("config.json is damaged: unknown key new",),
+           _edited("config.json", new=1))  # fmt: skip
+_committed("other weights", (_WEIGHTS, "vouches for"),
+           _replaced(_WEIGHTS, _tensors({"a": _at(0, 16, [4])})))  # fmt: skip
+_committed("weights missing", (_WEIGHTS, "cannot be read"),
+           lambda model: (model / _WEIGHTS).unlink())  # fmt: skip
 
 
 # --- profiles and the command's own values --------------------------------------------------
