@@ -136,7 +136,10 @@ class Preparation:
     def __init__(self, task, config):
         both, values = ("image", "label"), list(task.labels)
         classes = [1] * len(values) if config.target == "foreground" else range(1, len(values) + 1)
+        channels = len(config.channels_of(task))
+        read = channels
         if config.intensities == "min-max":
+            read = len(task.channels)  # the smallest and the largest value are of all of them
             normalise = ScaleIntensityd("image")
         elif task.window_hu:
             low, high = task.window_hu
@@ -152,9 +155,10 @@ class Preparation:
         self.config = config
         self._transform = Compose(
             [
-                _Read(both, len(config.channels_of(task))),
+                _Read(both, read),
                 Orientationd(both, axcodes="RAS", labels=None, allow_missing_keys=True),
                 normalise,
+                *[_First(channels)] * (channels < read),
                 *fit,
                 MapLabelValued("label", values, classes, dtype=np.uint8, allow_missing_keys=True),
             ]
@@ -241,6 +245,17 @@ class _Read(MapTransform):
             tensor = torch.from_numpy(array[: self.channels])
             data[key] = MetaTensor(tensor, affine=torch.from_numpy(affine))
         return data
+
+
+class _First(MapTransform):
+    """The first channels of an image."""
+
+    def __init__(self, channels):
+        super().__init__("image")
+        self.channels = channels
+
+    def __call__(self, data):
+        return data | {"image": data["image"][: self.channels]}
 
 
 class Resampled(MapTransform, InvertibleTransform):

@@ -290,6 +290,21 @@ def test_the_first_channel_alone_is_the_papers_reading(tmp_path):
     assert torch.equal(first["image"].as_tensor()[0], both["image"].as_tensor()[0])
 
 
+def test_the_first_channels_min_max_is_of_all_channels(tmp_path):
+    """The paper's code scales all channels together and then takes the first."""
+    task = replace(MRI, channels=("a", "b"))
+    image = np.random.default_rng(0).uniform(10, 20, (9, 8, 8, 2))
+    image[0, 0, 0, 0], image[1, 1, 1, 1] = 0, 40
+    case = write(tmp_path, "two", image, image[..., 0] > 15)
+    config = DataConfig(grid=(9, 8, 8), intensities="min-max", channels="first")
+    preparation = Preparation(task, config)
+    volume = preparation.load([case], progress=False)[0]
+    assert volume["image"].shape == (1, 9, 8, 8)
+    assert np.allclose(volume["image"][0], image[..., 0] / 40, atol=1e-6)
+    back = preparation.to_native(volume["image"].as_tensor(), volume["image"])
+    assert torch.equal(back, volume["image"].as_tensor())
+
+
 @pytest.mark.parametrize("reader", [read_volume, read_label])
 def test_no_reader_holds_two_copies_of_a_float64_volume(tmp_path, reader):
     array = np.zeros((160, 160, 120))
