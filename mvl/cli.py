@@ -286,6 +286,8 @@ def _train(options):
     from mvl.training import processes
 
     data = open_task(data_config, options.seed, options.root, options.on_bad_case)
+    if processes().is_main_process:
+        _tell_assumptions(data.task)
     folder = fit(config, data, options.runs, track=options.track)
     if not processes().is_main_process:
         return  # one of several that train together says it
@@ -294,15 +296,25 @@ def _train(options):
     print(folder)
 
 
+def _tell_assumptions(task):
+    for said in task.assumptions:
+        print(f"assumed: {said}")
+
+
 def _evaluate(options):
     from mvl.data.loading import open_task
     from mvl.experiments import read_config, test
     from mvl.metrics import METRICS
+    from mvl.tables import count
 
     config = read_config(options.run)
     data = open_task(config.data, config.seed, options.root, options.on_bad_case)
     cases = test(options.run, data)
-    print(cases.groupby("structure")[list(METRICS)].mean().T.to_string(float_format="%.3f"))
+    _tell_assumptions(data.task)
+    subjects = cases.groupby(["structure", "subject"], sort=False)[list(METRICS)].mean()
+    print(f"means over {count(cases['subject'].nunique(), 'test subject')}")
+    means = subjects.groupby("structure", sort=False).mean()
+    print(means.T.to_string(float_format="%.3f"))
 
 
 def _predict(options):
@@ -334,6 +346,7 @@ def _predict(options):
 def _check(options):
     from mvl.data.checks import check_cases, require
     from mvl.data.sources import find_task, list_cases
+    from mvl.tasks import read_task
 
     folder = Path(options.task)
     if not (folder / "dataset.json").is_file():
@@ -341,6 +354,7 @@ def _check(options):
     cases = list_cases(folder)
     require(cases, check_cases(folder, cases), "fail")
     print(f"{folder}: {len(cases)} cases of {len({c.subject for c in cases})} subjects, no fault")
+    _tell_assumptions(read_task(folder))
 
 
 def _download(options):

@@ -222,13 +222,20 @@ def test(folder, data, show=True):
         The table of `cases.csv`.
 
     Raises:
-        RunError: the run is not trained, or the split of `data` is not its own.
+        RunError: the run is not trained, or `data` has another split or other voxels than it was
+            trained on.
     """
     folder = Path(folder)
     if not (folder / DONE).exists():
         run = Run.load(folder)
         if run.split != data.split:
             raise RunError(f"{folder} was trained on another split of {data.task.name}")
+        stored = read_json(folder / "config.json", "fingerprint")["fingerprint"]
+        if run_folder(run.config, data, folder.parent).name != stored:
+            raise RunError(
+                f"{folder} was trained on other voxels of {data.task.name}: an image or a label "
+                "was changed, or this is another folder of the same names"
+            )
         cases = evaluate(
             run.model, data.side("test"), run.preparation, run.task, run.config.data.target, show
         )

@@ -13,6 +13,7 @@ takes the spacing from each file. CT windows are this project's choice.
 """
 
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -175,8 +176,9 @@ def read_task(folder):
     if known:
         modality, tolerance, window = known.modality, known.tolerance_mm, known.window_hu
     else:
-        modality = "CT" if "CT" in next(iter(channels.values())).upper() else "MRI"
-        assumptions.append(f"modality {modality}, from the first channel's name")
+        first = next(iter(channels.values()))
+        modality = "CT" if _CT.search(first.upper()) else "MRI"
+        assumptions.append(f"modality {modality}, from the first channel's name {first!r}")
         tolerance = description.get("tolerance_mm")
         if tolerance is None:
             tolerance = DEFAULT_TOLERANCE_MM
@@ -194,6 +196,10 @@ def read_task(folder):
             and window[0] < window[1]
         ):
             raise DataError(f"{path}: window_hu must be two increasing numbers")
+    regions = known.regions if known else {}
+    if regions and _plain(labels) != _plain(known.labels):
+        regions = {}
+        assumptions.append("no regions but the labels, which are not MSD's")
     return Task(
         name=name,
         modality=modality,
@@ -204,11 +210,20 @@ def read_task(folder):
         spacing_mm=known.spacing_mm if known else (1.0, 1.0, 1.0),
         shape=known.shape if known else (128, 128, 128),
         window_hu=tuple(window) if window else None,
-        regions=known.regions if known else {},
+        regions=regions,
         cases_per_subject=known.cases_per_subject if known else 1,
         synthetic=synthetic,
         assumptions=tuple(assumptions),
     )
+
+
+#: A channel's name that says CT: CT, CTA, CBCT or in full; "structural" and "OCT" do not.
+_CT = re.compile(r"(?<![A-Z])(CB)?CTA?(?![A-Z])|COMPUT\w+ TOMOGRAPHY")
+
+
+def _plain(labels):
+    """Labels whose names can be compared: MSD itself spells tumour in two ways."""
+    return {number: re.sub("tumou?r", "tumour", name.lower()) for number, name in labels.items()}
 
 
 def _is_finite(value):

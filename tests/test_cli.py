@@ -8,10 +8,13 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import pandas as pd
 import pytest
 
 from mvl.cli import main
+from mvl.config import ExperimentConfig
 from mvl.data.phantom import make_phantom
+from mvl.metrics import METRICS
 from mvl.reference import REFERENCE
 
 
@@ -112,6 +115,17 @@ def test_from_a_phantom_to_a_segmentation(tmp_path, capsys):
     assert main(["predict", str(image), "--run", run, "-o", str(target)]) == 0
     assert nibabel.load(target).shape == nibabel.load(image).shape
     assert np.allclose(nibabel.load(target).affine, nibabel.load(image).affine)
+
+
+def test_what_evaluate_prints_are_means_over_subjects(phantom, monkeypatch, capsys):
+    cases = pd.DataFrame({"subject": ["a", "a", "b"], "structure": "foreground"})
+    cases = cases.assign(**dict.fromkeys(METRICS, [0.0, 0.0, 1.0]))
+    monkeypatch.setattr("mvl.experiments.read_config", lambda run: ExperimentConfig())
+    monkeypatch.setattr("mvl.experiments.test", lambda run, data: cases)
+    assert main(["evaluate", "run", "--root", str(phantom)]) == 0
+    out = capsys.readouterr().out
+    assert "means over 2 test subjects" in out
+    assert out.count("0.500") == len(METRICS)
 
 
 def test_bad_cases_are_refused_together_or_left_out_in_writing(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import nibabel
 import numpy as np
@@ -129,11 +130,15 @@ def test_untrained_foreign_and_old_folders_are_refused_by_name(finished, tmp_pat
         Run.load(old)
 
 
-def test_another_split_is_refused(finished, tiny, phantom):
+def test_another_split_and_other_voxels_are_refused(finished, tiny, phantom):
     folder, config, _ = finished
+    data = open_task(config.data, config.seed, phantom, progress=False)
     (folder / "done.json").rename(folder / "kept.json")
     try:
         other = open_task(config.data, 2, phantom, progress=False)
+        changed = replace(data, hashes={name: "0" for name in data.hashes})
+        with pytest.raises(RunError, match="other voxels of Task04_Hippocampus"):
+            open_test_set(folder, changed, show=False)
         with pytest.raises(RunError, match="another split"):
             open_test_set(folder, other, show=False)
     finally:

@@ -9,7 +9,7 @@ from mvl.tasks import TASKS, read_task
 
 def write(folder, **changes):
     description = {"modality": {"0": "MRI"}, "labels": {"0": "background", "2": "b", "1": "a"}}
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "dataset.json").write_text(json.dumps(description | changes))
     return folder
 
@@ -45,6 +45,29 @@ def test_a_users_folder_says_what_was_assumed(tmp_path):
         write(tmp_path / "Told", modality={"0": "CT"}, tolerance_mm=3, window_hu=[0, 80])
     )
     assert (told.tolerance_mm, told.window_hu) == (3.0, (0, 80)) and len(told.assumptions) == 1
+
+
+@pytest.mark.parametrize(
+    ("channel", "modality"),
+    [
+        *(("CT", "CT"), ("ct_portal", "CT"), ("CTA", "CT"), ("CBCT", "CT")),
+        *(("Computed tomography", "CT"), ("CT 120kV", "CT"), ("T1w", "MRI")),
+        *(("structural T1w", "MRI"), ("fractional anisotropy", "MRI"), ("OCT", "MRI")),
+        ("positron emission tomography", "MRI"),
+    ],
+)
+def test_the_first_channels_name_says_whether_it_is_a_ct(tmp_path, channel, modality):
+    task = read_task(write(tmp_path / "Mine", modality={"0": channel}))
+    assert task.modality == modality and (task.window_hu is None) == (modality == "MRI")
+
+
+def test_regions_are_those_of_msds_labels_alone(tmp_path):
+    names = ["background", "Edema", "non-enhancing tumor", "enhancing tumour"]
+    msd = read_task(write(tmp_path / "a" / "Task01_BrainTumour", labels=dict(enumerate(names))))
+    assert msd.regions["tumour core"] == (2, 3) and not msd.assumptions
+    brats = {"0": "background", "1": "necrosis", "2": "edema", "4": "enhancing tumour"}
+    other = read_task(write(tmp_path / "b" / "Task01_BrainTumour", labels=brats))
+    assert not other.regions and "not MSD's" in other.assumptions[0]
 
 
 def test_a_phantom_is_known_as_one(tmp_path):

@@ -44,6 +44,8 @@ def obtain(task, source, cases=60, scale=1.0, name="phantom"):
             used = study_cases(facts, there)
             if len(used) < len(there):
                 what += f": the {len(used)} of {len(there)} cases that the committed study has"
+            if facts.assumptions:
+                what += f" (assumed: {'; '.join(facts.assumptions)})"
             return folder.parent, what
         except DataError as error:
             if source == "msd":
