@@ -117,8 +117,8 @@ def predict_file(image, output, model, preparation, task, target):
 
     Args:
         image: path of a NIfTI image with the task's channels.
-        output: path of the segmentation, .nii or .nii.gz: uint8, the task's label values, or 1
-            for the foreground.
+        output: path of the segmentation, .nii or .nii.gz: the task's label values, or 1 for the
+            foreground; uint8 where they fit and int16 elsewhere.
         model, preparation, task, target: as in `evaluate`.
 
     Raises:
@@ -139,7 +139,7 @@ def predict_file(image, output, model, preparation, task, target):
     case = Case(case_name(image), case_name(image), Path(image), None)
     masks = segment(model, preparation.load([case], False)[0], preparation).numpy()
     values = [1] if target == "foreground" else list(task.labels)
-    segmentation = np.zeros(masks.shape[1:], np.uint8)
+    segmentation = np.zeros(masks.shape[1:], np.uint8 if max(values) <= 255 else np.int16)
     for mask, value in zip(masks, values, strict=True):
         segmentation[mask] = value
     with written(output) as temporary:
@@ -163,7 +163,8 @@ def predict_folder(folder, output, model, preparation, task, target, show=True):
         segmented).
 
     Raises:
-        DataError: there is no image.
+        DataError: there is no image, two would have one segmentation, or a segmentation would
+            take its image's place.
         MvlError: a segmentation cannot be written.
     """
     folder, output = Path(folder), Path(output)
@@ -171,10 +172,16 @@ def predict_folder(folder, output, model, preparation, task, target, show=True):
         output = output / folder.resolve().name
         folder = folder / "imagesTs"
     # What begins with a dot are macOS's shadow files, which some archives carry.
-    images = [p for p in sorted(folder.glob("[!.]*")) if p.name.endswith((".nii", ".nii.gz"))]
+    endings = (".nii", ".nii.gz")
+    images = [p for p in sorted(folder.glob("[!.]*")) if p.name.lower().endswith(endings)]
     if not images:
         raise DataError(f"{folder} has no image, .nii or .nii.gz")
-    todo = {image: output / f"{case_name(image)}.nii.gz" for image in images}
+    todo, image_of = {}, {}
+    for image in images:
+        path = todo[image] = output / f"{case_name(image)}.nii.gz"
+        if (other := image_of.setdefault(path, image)) != image:
+            raise DataError(f"{other} and {image} would both become {path}; rename one of them")
+        require_output(path, image)
     todo = {image: path for image, path in todo.items() if not _is_segmented(image, path)}
     if show and len(todo) < len(images):
         print(f"{len(images) - len(todo)} of {len(images)} are segmented already", flush=True)

@@ -1,7 +1,9 @@
 """The command as a user meets it."""
 
+import gzip
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -193,6 +195,20 @@ def test_a_folder_of_images_becomes_a_submission(tmp_path, capsys):
     (tmp_path / "nothing").mkdir()
     assert main(["predict", str(tmp_path / "nothing"), "-o", str(plain)]) == 1
     assert "has no image" in capsys.readouterr().err
+
+    # In capitals, over itself, and two of one name.
+    other = tmp_path / "other"
+    other.mkdir()
+    capitals = other / "B.NII.GZ"
+    shutil.copy(images[0], capitals)
+    assert main(["predict", str(other), "-o", str(tmp_path / "capitals")]) == 0
+    assert (tmp_path / "capitals" / "B.nii.gz").is_file()
+    capitals.rename(other / "b.nii.gz")
+    assert main(["predict", str(other), "-o", str(other)]) == 1
+    assert "b.nii.gz is the image itself" in capsys.readouterr().err
+    (other / "b.nii").write_bytes(gzip.decompress(images[0].read_bytes()))
+    assert main(["predict", str(other), "-o", str(plain)]) == 1
+    assert "b.nii.gz would both become" in capsys.readouterr().err
 
 
 def test_crops_labels_and_channels_are_asked_for_by_options(tmp_path, capsys):

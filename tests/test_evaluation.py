@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import nibabel
 import numpy as np
@@ -128,19 +129,21 @@ def test_orientation_and_oblique_affines_do_not_change_the_metrics(tmp_path, shi
         assert table[metric].to_numpy() == pytest.approx([table[metric][0]] * 4, abs=1e-6)
 
 
-def test_labels_are_measured_one_by_one_and_together(tmp_path):
-    label = np.zeros(SHAPE)
-    label[10:20, 5:15, 4:10], label[20:26, 5:15, 4:10] = 1, 4
-    image = 50 + 50 * (label == 1) + 100 * (label == 4)
+@pytest.mark.parametrize("rim", [4, 1004])  # FreeSurfer's labels go beyond 255
+def test_labels_are_measured_one_by_one_and_together(tmp_path, rim):
+    task = replace(TASK, labels={1: "core", rim: "rim"})
+    label = np.zeros(SHAPE, np.int16)
+    label[10:20, 5:15, 4:10], label[20:26, 5:15, 4:10] = 1, rim
+    image = 50 + 50 * (label == 1) + 100 * (label == rim)
     case = write(tmp_path, "two", image, label, np.diag([*SPACING, 1.0]))
-    preparation = Preparation(TASK, DataConfig(grid=SHAPE, target="labels"))
-    table = evaluate(ByValue(), [case], preparation, TASK, "labels", show=False)
+    preparation = Preparation(task, DataConfig(grid=SHAPE, target="labels"))
+    table = evaluate(ByValue(), [case], preparation, task, "labels", show=False)
     assert table["structure"].tolist() == ["core", "rim", "foreground"]
     assert (table["dice"] == 1).all() and (table["hd95_mm"] == 0).all()
-    predict_file(case.image, tmp_path / "out.nii.gz", ByValue(), preparation, TASK, "labels")
+    predict_file(case.image, tmp_path / "out.nii.gz", ByValue(), preparation, task, "labels")
     written = nibabel.load(tmp_path / "out.nii.gz")
     assert np.array_equal(np.asarray(written.dataobj), label)
-    assert written.get_data_dtype() == np.uint8
+    assert written.get_data_dtype() == (np.uint8 if rim == 4 else np.int16)
 
 
 class Same(Bright):

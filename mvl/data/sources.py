@@ -18,6 +18,7 @@ import hashlib
 import io
 import math
 import os
+import re
 import stat
 import zlib
 from dataclasses import dataclass
@@ -136,8 +137,8 @@ def list_cases(folder):
 
 
 def case_name(path):
-    """A file's name without .nii.gz or .nii."""
-    return Path(path).name.removesuffix(".gz").removesuffix(".nii")
+    """A file's name without .nii.gz or .nii, which some write in capitals."""
+    return re.sub(r"(\.nii)?(\.gz)?$", "", Path(path).name, count=1, flags=re.IGNORECASE)
 
 
 def require_output(path, image):
