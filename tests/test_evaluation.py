@@ -43,7 +43,7 @@ class ByValue(Bright):
 
 def write(folder, name, image, label, affine):
     paths = [folder / f"{name}_{kind}.nii.gz" for kind in ("image", "label")]
-    for path, array in zip(paths, (image.astype(np.float32), label.astype(np.uint8)), strict=True):
+    for path, array in zip(paths, (image.astype(np.float32), label.astype(np.int16)), strict=True):
         nibabel.save(nibabel.Nifti1Image(array, affine), path)
     return Case(name, name, *paths)
 
