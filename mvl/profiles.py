@@ -5,9 +5,11 @@ from pathlib import Path
 
 import yaml
 
+from mvl.config import DataConfig, task_data
 from mvl.errors import ConfigError, MvlError
 from mvl.files import REPOSITORY, read_small
 from mvl.machine import GIB, memory_limit
+from mvl.tasks import TASKS
 
 #: What a profile says: the parameters that a notebook may declare, and their types.
 PROFILE_KEYS = {
@@ -46,6 +48,10 @@ _RANGES = {
     "grid": (lambda grid: len(grid) == 3 and _all(int, 1)(grid), "three numbers of voxels"),
     "fit": (lambda fit: fit in ("pad", "resize"), "pad or resize"),
     "epochs": (lambda n: n >= 1, "at least 1"),
+    "tasks": (lambda tasks: {*tasks} <= {*TASKS}, "names of the decathlon's ten tasks"),
+    "tasks_grid": (lambda grid: len(grid) == 3 and _all(int, 1)(grid), "three numbers of voxels"),
+    "tasks_phantom_cases": (lambda n: n >= 1, "at least 1"),
+    "tasks_phantom_scale": (lambda scale: 0 < scale <= 2, "above 0 and at most 2"),
     "seeds": (lambda seeds: seeds and _all(int)(seeds), "one whole number or more"),
     **{
         key: (_all(str), "a list of names, those of digits in quotation marks")
@@ -103,6 +109,24 @@ def load_profile(name, root=REPOSITORY):
     if profile["profile"] != name:
         raise ConfigError(f"{path}: profile must be {name}, the file's own name")
     return profile
+
+
+def data_of(task, parameters):
+    """How a profile handles a task.
+
+    Args:
+        task: the task's name.
+        parameters: the profile's, or a notebook's `globals()`.
+
+    Returns:
+        A `DataConfig`: the profile's own grid and fit for its own task; the other nine of MSD's
+        are resized to its `tasks_grid`, and any other task has what `config.task_data` says.
+    """
+    if task == parameters["task"]:
+        return DataConfig(task, grid=tuple(parameters["grid"]), fit=parameters["fit"])
+    if task in TASKS:
+        return DataConfig(task, grid=tuple(parameters["tasks_grid"]), fit="resize")
+    return task_data(task)
 
 
 def default_profile():

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from mvl.config import PROTOCOL_VERSION, AuditConfig, DataConfig, ExperimentConfig, ModelConfig
+from mvl.config import PROTOCOL_VERSION, AuditConfig, ExperimentConfig, ModelConfig
 from mvl.errors import MvlError
-from mvl.experiments import DONE, FAILED, collect, is_running
+from mvl.experiments import DONE, FAILED, collect, is_running, read_cases
 from mvl.files import read_json
+from mvl.profiles import data_of
 from mvl.reference import curves_table, read_table, study_contrasts
 from mvl.statistics import summary_table
 from mvl.suites import SUITES
@@ -42,6 +43,8 @@ class OwnRun:
         facts: what is known of it: seed, task, epochs, learning_rate, synthetic, device, ...
         block: the language block by reference, or None.
         environment: as `experiments.environment` wrote it.
+        config: its `ExperimentConfig`.
+        tested: names of its test cases, if it is done.
     """
 
     folder: Path
@@ -51,6 +54,8 @@ class OwnRun:
     facts: dict | None = None
     block: dict | None = None
     environment: dict | None = None
+    config: ExperimentConfig | None = None
+    tested: frozenset = frozenset()
 
 
 def own_runs(parameters, root):
@@ -89,18 +94,22 @@ def _run(folder, parameters, root):
             "fingerprint": folder.name,
             **{key: environment[key] for key in ("device", "dtype", "commit")},
         }
-        reason = read_json(folder / FAILED)["reason"] if state == "failed" else ""
+        reason, tested = "", frozenset()
+        if state == "failed":
+            reason = read_json(folder / FAILED)["reason"]
         if state == "done":
             done = read_json(folder / DONE)
             keys = ("validation_dice", "trained_parameters", "parameters", "seconds")
             facts |= {key: done[key] for key in keys} | {"sha256": done.get("cases_sha256")}
+            tested = frozenset(read_cases(folder)["case"])
             reason = _other_setting(config, stored["protocol_version"], parameters)
         names = () if reason else _names(config)
         if state == "done" and not names:
             reason = reason or "no arm of a suite"
         block = folder / "block.json"
-        block = read_json(block) if block.is_file() else None
-        return OwnRun(folder, state, str(reason), names, facts, block, environment)
+        block = read_json(block, "sha256") if block.is_file() else None
+        known = (facts, block, environment, config, tested)
+        return OwnRun(folder, state, str(reason), names, *known)
     except UNREADABLE as error:
         return OwnRun(folder, "unreadable", in_words(error, root))
 
@@ -123,13 +132,11 @@ def _other_setting(config, protocol_version, parameters):
         return f"protocol version {protocol_version}"
     if config.audit != AuditConfig():
         return "a training of the audit"
-    # A profile says how its own task is handled; another task needs its own grid and fit.
-    if data.task == parameters["task"]:
-        if list(data.grid) != list(parameters["grid"]):
-            return "another grid than the profile's"
-        wanted = DataConfig(task=data.task, grid=data.grid, fit=parameters["fit"])
-        if data != replace(wanted, fraction=data.fraction):
-            return "another handling of the data than the profile's"
+    wanted = data_of(data.task, parameters)
+    if data.grid != wanted.grid:
+        return "another grid than the profile's"
+    if data != replace(wanted, fraction=data.fraction):
+        return "another handling of the data than the profile's"
     if language and language.source != parameters["block"]:
         return f"another language block, {language.source}"
     # A fraction of the data has more epochs, for as many steps.
@@ -214,14 +221,12 @@ def sources_of(runs, root):
     """
     found, faults = [], []
     comparable = {}
-    newest = _newest(runs)
+    newest, left_out = _newest(runs)
     for run in newest:
         key = tuple(run.facts[name] for name in ("synthetic", "device", "dtype"))
         comparable.setdefault(key, []).append(run)
-    for run in runs:
-        if run.state == "done" and run.names and run not in newest:
-            why = "is left out: the same arm and seed were tested again since, on other data"
-            faults.append(("note", f"Run {run.folder.name} {why}."))
+    for run, why in left_out:
+        faults.append(("note", f"Run {run.folder.name} is left out: {why}."))
     for key, members in sorted(comparable.items(), key=lambda item: tuple(map(str, item[0]))):
         synthetic, device, dtype = key
         label = "This profile" + ", synthetic data" * synthetic
@@ -238,16 +243,48 @@ def sources_of(runs, root):
 
 
 def _newest(runs):
-    """Done runs of arms; where two are one arm, seed and task, that which was tested last."""
-    cells = {}
-    for run in runs:
-        if run.state == "done" and run.names:
-            facts = (run.facts[name] for name in ("seed", "task", "synthetic", "device", "dtype"))
-            cells.setdefault((run.names, *facts), []).append(run)
-    return [
-        max(group, key=lambda run: ((run.folder / DONE).stat().st_mtime_ns, run.folder.name))
-        for group in cells.values()
-    ]
+    """Done runs of arms that can stand in one table.
+
+    Where two are one arm, seed and task, or do not belong together, that which was tested last
+    decides.
+
+    Args:
+        runs: from `own_runs`.
+
+    Returns:
+        (list of `OwnRun`, in the order of `runs`; list of (`OwnRun`, why it is left out)).
+    """
+    done = [run for run in runs if run.state == "done" and run.names]
+    settled, left_out = {}, []
+    for run in sorted(
+        done, key=lambda run: ((run.folder / DONE).stat().st_mtime_ns, run.folder.name)
+    )[::-1]:
+        facts = [*_facts_to_share(run)]
+        odd = [why for why, key, value in facts if settled.get((why, key), value) != value]
+        if odd:
+            left_out.append((run, odd[0]))
+        else:
+            settled |= {(why, key): value for why, key, value in facts}
+    out = [run for run, _ in left_out]
+    return [run for run in done if run not in out], left_out[::-1]
+
+
+def _facts_to_share(run):
+    """What a run settles for those of the same key: (why another is left out, key, value)."""
+    config, place = run.config, ("seed", "task", "synthetic", "device", "dtype")
+    cell = (run.names, *(run.facts[name] for name in place))
+    yield "the same arm and seed were tested again since", cell, run.folder
+    yield "other test cases are there since", cell[2:4], run.tested
+    if language := config.model.language:
+        key = (language.source, language.layer, language.layers)
+        yield "another language block came in its source since", key, run.block["sha256"]
+    if config.data.fraction < 1:
+        share = (config.data.fraction, *cell[1:])
+        yield "its share of the data has other epochs since", share, config.training.epochs
+    matched = {SUITES[suite][arm].matched for suite, arm in run.names} - {None}
+    for by, _ in matched:
+        sizes = tuple(getattr(config.model, name) for name in _MATCHED[by])
+        yield "its arm is matched to another size since", (run.names, run.facts["task"]), sizes
 
 
 def _own_source(label, runs):

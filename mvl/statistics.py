@@ -194,7 +194,8 @@ def contrasts_table(
 
     Args:
         cases: see the module.
-        pairs: (suite, arm_a, arm_b); one whose arms no task has gives no row.
+        pairs: (suite, arm_a, arm_b); one whose arms no task has with a seed in common, such as in
+            a suite that is under way, gives no row.
         metrics: names of `mvl.metrics.METRICS`.
         draws, seed: of the bootstrap.
         family: how many comparisons were planned, where they are more than are here. Those that
@@ -212,7 +213,8 @@ def contrasts_table(
     for suite, arm_a, arm_b in pairs:
         chosen = cases[(cases["suite"] == suite) & cases["arm"].isin([arm_a, arm_b])]
         for (task, structure), group in chosen.groupby(["task", "structure"], sort=True):
-            if set(group["arm"]) != {arm_a, arm_b}:
+            seeds = [set(group.loc[group["arm"] == arm, "seed"]) for arm in (arm_a, arm_b)]
+            if not set.intersection(*seeds):
                 continue
             # A baseline without a block leaves the name to the other arm.
             blocks = sorted({str(b) for b in group["block"].dropna()} - {"", "none"})

@@ -13,6 +13,7 @@ from mvl.config import DataConfig, task_data
 from mvl.data.obtain import obtain
 from mvl.errors import MvlError
 from mvl.metrics import METRICS
+from mvl.profiles import data_of
 from mvl.results import part_of
 from mvl.suites import run_suite, suite_configs
 from mvl.tasks import TASKS
@@ -52,15 +53,11 @@ def settings_of(parameters):
     Args:
         parameters: a profile's, as `profiles.load_profile` gives them, or a notebook's `globals()`.
     """
-    own = Setting(
-        DataConfig(parameters["task"], grid=tuple(parameters["grid"]), fit=parameters["fit"]),
-        parameters["phantom_cases"],
-        parameters["phantom_scale"],
-    )
-    size = (parameters["tasks_phantom_cases"], parameters["tasks_phantom_scale"])
-    grid = tuple(parameters["tasks_grid"])
-    others = {task: Setting(DataConfig(task, grid=grid, fit="resize"), *size) for task in TASKS}
-    return others | {own.data.task: own}
+    own, sizes = parameters["task"], {}
+    for task in {*TASKS, own}:
+        prefix = "" if task == own else "tasks_"
+        sizes[task] = [parameters[f"{prefix}phantom_{size}"] for size in ("cases", "scale")]
+    return {task: Setting(data_of(task, parameters), *size) for task, size in sizes.items()}
 
 
 def run(parameters, results, show=True):

@@ -21,10 +21,11 @@ from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from mvl import batch
-from mvl.config import DataConfig, ExperimentConfig
+from mvl.config import ExperimentConfig
 from mvl.errors import ConfigError
-from mvl.experiments import collect
+from mvl.experiments import collect, read_cases
 from mvl.files import REPOSITORY, sha256_of, write_json, write_table
+from mvl.profiles import data_of
 from mvl.reference import REFERENCE, read_table
 from mvl.report import write_report
 from mvl.report.notebook import read_page
@@ -79,10 +80,11 @@ class Repository:
             model = dataclasses.replace(
                 model, language=dataclasses.replace(model.language, source=source)
             )
-        data = DataConfig(
-            task=cfg.get("task", self.profile["task"]),
-            grid=tuple(cfg.get("grid", self.profile["grid"])),
-            fit=cfg.get("fit", self.profile["fit"]),
+        usual = data_of(cfg.get("task", self.profile["task"]), self.profile)
+        data = dataclasses.replace(
+            usual,
+            grid=tuple(cfg.get("grid", usual.grid)),
+            fit=cfg.get("fit", usual.fit),
             fraction=spec.fraction,
         )
         epochs = cfg.get("epochs", self.profile["epochs"])
@@ -96,7 +98,8 @@ class Repository:
         write_json(folder / "task.json", dataclasses.asdict(task) | {"name": data.task})
         write_json(folder / "environment.json", ENVIRONMENT)
         if model.language:
-            block = {"source": model.language.source, "revision": "1", "layer": 5, "sha256": "ab"}
+            block = {"source": model.language.source, "revision": "1", "layer": 5}
+            block["sha256"] = cfg.get("block", "ab")
             write_json(folder / "block.json", block)
         write_table(folder / "cases.csv", self.cases(seed, gain, len(arm)))
         done = {
@@ -510,7 +513,7 @@ def test_runs_of_another_setting_are_listed_and_left_out(two_arms):
     two_arms.run("none", gain=-0.5, epochs=3, name="short")
     two_arms.run("none", gain=-0.5, grid=[8, 8, 8], name="small")
     two_arms.run("none", gain=-0.5, fit="resize", name="resized")
-    two_arms.run("none", grid=[8, 8, 8], fit="resize", task="Task09_Spleen", name="spleen")
+    two_arms.run("none", grid=[8, 8, 8], task="Task09_Spleen", name="spleen")
     report = two_arms.report()
     reasons = {
         row["run"]: row["why it is in no table"] for row in report.table("Runs of this profile")[""]
@@ -518,7 +521,7 @@ def test_runs_of_another_setting_are_listed_and_left_out(two_arms):
     assert reasons["short"] == "another number of epochs, 3"
     assert reasons["small"] == "another grid than the profile's"
     assert reasons["resized"] == "another handling of the data than the profile's"
-    assert reasons["spleen"] == "", "a profile says nothing of how another task is handled"
+    assert reasons["spleen"] == "another grid than the profile's"
     assert "0.810" in report.text() and "6 subjects, 12 cases, 2 seeds" in report.text()
 
 
@@ -530,6 +533,79 @@ def test_an_arm_that_was_run_on_other_data_gives_way_to_the_newer_run(two_arms):
     rows = report.table("Arms of the suite language")
     (own,) = [rows[label] for label in rows if label.startswith("This profile")]
     assert [row["validation Dice"] for row in own] == ["0.810", "0.830"]
+
+
+def older_and_newer(site, report_of, **runs):
+    """Runs in the order of their tests; what the report says of the older is given back."""
+    for place, (name, (arm, suite, seed, more)) in enumerate(runs.items()):
+        folder = site.run(arm, suite=suite, seed=seed, name=name, **more)
+        os.utime(folder / "done.json", (1 + place, 1 + place))
+    report = site.report()
+    rows = report.table(f"Arms of the suite {report_of}")
+    (own,) = [rows[label] for label in rows if label.startswith("This profile")]
+    return report.text(), {(row["arm"], row["seeds"]) for row in own}
+
+
+def test_seeds_with_another_block_of_the_same_source_are_not_one_arm(empty):
+    text, rows = older_and_newer(
+        empty,
+        "language",
+        old=("pretrained", "language", 0, {"block": "old"}),
+        new=("pretrained", "language", 1, {"block": "new"}),
+        random=("random", "language", 0, {"block": "new"}),
+    )
+    assert "Run old is left out: another language block came in its source since." in text
+    assert rows == {("pretrained", "1"), ("random", "1")}
+
+
+def test_an_arm_under_way_without_a_common_seed_hides_nothing(empty):
+    text, rows = older_and_newer(
+        empty,
+        "language",
+        one=("none", "language", 1, {}),
+        other=("pretrained", "language", 0, {}),
+    )
+    assert "no tables" not in text and rows == {("none", "1"), ("pretrained", "1")}
+
+
+def test_a_run_of_fewer_test_cases_is_left_out(empty):
+    folder = empty.run("none", name="old")
+    table = read_cases(folder)
+    write_table(folder / "cases.csv", table.iloc[:-2])
+    done = json.loads((folder / "done.json").read_text())
+    write_json(folder / "done.json", done | {"cases_sha256": sha256_of(folder / "cases.csv")})
+    os.utime(folder / "done.json", (1, 1))
+    empty.run("pretrained")
+    report = empty.report()
+    assert "Run old is left out: other test cases are there since." in report.text()
+    assert "no tables" not in report.text()
+
+
+def test_a_share_of_the_data_is_compared_at_equal_epochs_alone(empty):
+    text, rows = older_and_newer(
+        empty,
+        "data",
+        old=("vit-30", "data", 0, {"epochs": 200}),
+        new=("v1-30", "data", 0, {"epochs": 400}),
+    )
+    assert "Run old is left out: its share of the data has other epochs since." in text
+    assert rows == {("v1-30", "1")}
+
+
+def test_an_arm_that_was_matched_anew_is_not_one_with_the_old(empty):
+    sizes = [
+        dataclasses.replace(SUITES["language"]["none"].model, mlp_ratio=ratio)
+        for ratio in (9.5, 4.5)
+    ]
+    text, rows = older_and_newer(
+        empty,
+        "size",
+        old=("vit-mlp", "language", 0, {"model": sizes[0]}),
+        new=("vit-mlp", "language", 1, {"model": sizes[1]}),
+        vit=("none", "language", 0, {}),
+    )
+    assert "Run old is left out: its arm is matched to another size since." in text
+    assert rows == {("vit", "1"), ("vit-mlp", "1")}
 
 
 def test_seeds_of_one_arm_with_different_budgets_stand_in_rows_of_their_own(empty):
