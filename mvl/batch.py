@@ -152,7 +152,7 @@ class Job:
         return digest.hexdigest()
 
     def _inputs_hash(self):
-        """SHA-256 of the names, sizes and times of the files of the tasks that it is about.
+        """SHA-256 of names, sizes and times of the files of its tasks and of a local block.
 
         The files themselves may be many gigabytes; `mvl.fit` reads them anyway. Only a notebook
         with the parameter `tasks` is about more than the profile's task: the phantoms that it
@@ -165,9 +165,12 @@ class Job:
         if self.profile["source"] != "phantom":
             roots.append(data_root())
         folders = [root / task for root in roots for task in tasks]
+        kind, _, place = self.profile["block"].partition(":")
+        if kind == "path" or place.endswith(".json"):
+            folders.append(Path(place))
         digest = hashlib.sha256()
         for folder in folders:
-            for path in sorted(folder.rglob("*")):
+            for path in sorted([folder, *folder.rglob("*")]):
                 if path.is_file():
                     facts = path.stat()
                     said = f"{path.relative_to(folder.parent)}\0{facts.st_size}"

@@ -210,8 +210,8 @@ def released_split(cases, seed):
 
 
 def test_size(cases):
-    """How many of so many cases the released code tests."""
-    return int(TEST_SHARE * cases)
+    """How many of so many cases the released code tests; at least one, where its share is none."""
+    return max(1, int(TEST_SHARE * cases))
 
 
 def siblings(names, subject_of):

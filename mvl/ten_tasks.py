@@ -14,7 +14,7 @@ from mvl.data.obtain import obtain
 from mvl.errors import MvlError
 from mvl.metrics import METRICS
 from mvl.profiles import data_of
-from mvl.results import part_of
+from mvl.results import part_of, rows_of_tasks
 from mvl.suites import run_suite, suite_configs
 from mvl.tasks import TASKS
 
@@ -110,8 +110,9 @@ def command(task, parameters):
 
 
 def part(source):
-    """What a `results.Source` has of the table's models: the foreground, in the table's order."""
-    return part_of(source, [(suite, arm) for arm, (suite, *_) in MODELS.items()])
+    """What a `results.Source` has of the table's models and the ten tasks: the foreground."""
+    models = part_of(source, [(suite, arm) for arm, (suite, *_) in MODELS.items()])
+    return rows_of_tasks(models, list(TASKS))
 
 
 def table(sources):

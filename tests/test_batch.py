@@ -139,12 +139,19 @@ def test_each_thing_that_a_result_depends_on_makes_it_run_again(repository, tmp_
     assert changes(Path.write_text, dataset, "{}")
     assert changes(Path.write_text, label, "voxels")
     assert changes(Path.write_text, label, "others")
+    weights = tmp_path / "language model" / "model.safetensors"
+    weights.parent.mkdir()
+    own = PROFILE.replace("package:all-minilm-l6-v2", f"path:{weights.parent}")
+    assert changes(repository.write, "profiles/smoke.yaml", own)
+    assert changes(Path.write_text, weights, "weights")
+    assert changes(Path.write_text, weights, "others' weights")
     # The report and the command line come after, whatever a notebook shows.
     assert not changes(repository.write, "mvl/report/page.py", "x = 2\n")
     assert not changes(repository.write, "mvl/report/index.html", "<p>")
     assert not changes(repository.write, "profiles/quick.yaml", "")
     assert not changes(repository.write, "mvl/.code.py.swp", "x = 3\n")
 
+    assert changes(repository.write, "profiles/smoke.yaml", PROFILE)
     assert repository.run() == 0
     assert repository.logged() == ["ran"]
     job().copy.unlink()

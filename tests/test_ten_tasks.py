@@ -1,6 +1,7 @@
 """The table of ten tasks: what a profile runs of it, its rows and its picture."""
 
 import shutil
+from dataclasses import replace
 
 import matplotlib.figure
 import pandas as pd
@@ -71,6 +72,16 @@ def test_the_table_has_a_row_for_every_task_and_the_papers_numbers(ran):
         "ViT (v3)": "0.74 ± 0.05",
         "MedVisionLlama (v3)": "0.87 ± 0.04",
     }
+
+
+def test_a_task_of_the_users_own_is_in_no_mean_of_the_ten(ran):
+    root, _ = ran
+    own, *others = Exhibits("smoke", root).sources
+    names = ("cases", "summary", "runs", "curves")
+    moved = {name: getattr(own, name).replace({"task": {OTHER: "MyTask"}}) for name in names}
+    shown = ten_tasks.table([replace(own, **moved), *others])
+    shown = shown[shown["data"].str.startswith("This profile")]
+    assert set(shown["task"]) == {OWN}
 
 
 def test_the_exhibits_call_synthetic_rows_so_and_name_the_commands(ran, monkeypatch):

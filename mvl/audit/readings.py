@@ -143,6 +143,8 @@ def measurement_rows(readings, draws=2000, seed=0):
             names = list(chain)
             for against, name in zip(names, names[1:], strict=False):
                 between = np.quantile(spread[name] - spread[against], (0.025, 0.975))
+                if facts["n_subjects"] == len(tables) == 1:
+                    between = (np.nan, np.nan)  # there is nothing to resample
                 rows.append(
                     facts
                     | _reading_row(name, against, metric, values[against], values[name], between)

@@ -175,7 +175,7 @@ def _unseeded_rows(cases, size):
     pairs = []
     for _ in range(DRAWS):
         both = generator.choice(seeds, 2, replace=len(seeds) < 2)
-        pairs.append([of_seed[seed].loc[generator.choice(names, max(1, size))] for seed in both])
+        pairs.append([of_seed[seed].loc[generator.choice(names, size)] for seed in both])
     for metric in ("dice", "nsd"):
         mean = cases.groupby(["seed", "subject"])[metric].mean().mean()
         found = [

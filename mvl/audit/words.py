@@ -187,7 +187,6 @@ def _two_metrics(rows):
 
 
 def _change(row):
-    return (
-        f"{row['before']:.3f} → {row['after']:.3f}, {row['difference']:+.3f} "
-        f"({row['low']:+.3f} to {row['high']:+.3f})"
-    )
+    said = f"{row['before']:.3f} → {row['after']:.3f}, {row['difference']:+.3f}"
+    interval = f" ({row['low']:+.3f} to {row['high']:+.3f})"
+    return said + interval * (not np.isnan(row["low"]))

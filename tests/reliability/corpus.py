@@ -618,6 +618,8 @@ _profile("a missing key", ("lacks epochs",), lambda text: text.replace("epochs: 
 _profile(
     "a value of another type", ("epochs must be",), lambda t: t.replace("epochs: 2", "epochs: two")
 )
+_profile("a task that is none", ("tasks must be names of the decathlon's",),
+         lambda t: t.replace("tasks: [", "tasks: [Task9_Spleen, "))  # fmt: skip
 _profile("no epoch", ("epochs must be at least 1",), lambda t: t.replace("epochs: 2", "epochs: 0"))
 for _key, _value, _wanted in (
     ("grid", "[16, 24]", "three numbers"),
