@@ -29,6 +29,7 @@ from mvl.profiles import data_of
 from mvl.reference import REFERENCE, read_table
 from mvl.report import write_report
 from mvl.report.notebook import read_page
+from mvl.results import own_runs, sources_of
 from mvl.statistics import contrasts_table, sentence, summary_table
 from mvl.suites import SUITES
 from mvl.tasks import TASKS
@@ -535,37 +536,36 @@ def test_an_arm_that_was_run_on_other_data_gives_way_to_the_newer_run(two_arms):
     assert [row["validation Dice"] for row in own] == ["0.810", "0.830"]
 
 
-def older_and_newer(site, report_of, **runs):
-    """Runs in the order of their tests; what the report says of the older is given back."""
-    for place, (name, (arm, suite, seed, more)) in enumerate(runs.items()):
-        folder = site.run(arm, suite=suite, seed=seed, name=name, **more)
+def older_and_newer(site, suite, **runs):
+    """Runs in the order of their tests -> (what is said of them, {(arm, seeds)} of a suite)."""
+    for place, (name, (arm, of, seed, more)) in enumerate(runs.items()):
+        folder = site.run(arm, suite=of, seed=seed, name=name, **more)
         os.utime(folder / "done.json", (1 + place, 1 + place))
-    report = site.report()
-    rows = report.table(f"Arms of the suite {report_of}")
-    (own,) = [rows[label] for label in rows if label.startswith("This profile")]
-    return report.text(), {(row["arm"], row["seeds"]) for row in own}
+    sources, faults = sources_of(own_runs(site.profile, site.root), site.root)
+    rows = sources[0].summary.query("suite == @suite")
+    return [text for _, text in faults], {*zip(rows["arm"], rows["n_seeds"], strict=True)}
 
 
 def test_seeds_with_another_block_of_the_same_source_are_not_one_arm(empty):
-    text, rows = older_and_newer(
+    said, rows = older_and_newer(
         empty,
         "language",
         old=("pretrained", "language", 0, {"block": "old"}),
         new=("pretrained", "language", 1, {"block": "new"}),
         random=("random", "language", 0, {"block": "new"}),
     )
-    assert "Run old is left out: another language block came in its source since." in text
-    assert rows == {("pretrained", "1"), ("random", "1")}
+    assert said == ["Run old is left out: another language block came in its source since."]
+    assert rows == {("pretrained", 1), ("random", 1)}
 
 
 def test_an_arm_under_way_without_a_common_seed_hides_nothing(empty):
-    text, rows = older_and_newer(
+    said, rows = older_and_newer(
         empty,
         "language",
         one=("none", "language", 1, {}),
         other=("pretrained", "language", 0, {}),
     )
-    assert "no tables" not in text and rows == {("none", "1"), ("pretrained", "1")}
+    assert said == [] and rows == {("none", 1), ("pretrained", 1)}
 
 
 def test_a_run_of_fewer_test_cases_is_left_out(empty):
@@ -574,22 +574,21 @@ def test_a_run_of_fewer_test_cases_is_left_out(empty):
     write_table(folder / "cases.csv", table.iloc[:-2])
     done = json.loads((folder / "done.json").read_text())
     write_json(folder / "done.json", done | {"cases_sha256": sha256_of(folder / "cases.csv")})
-    os.utime(folder / "done.json", (1, 1))
-    empty.run("pretrained")
-    report = empty.report()
-    assert "Run old is left out: other test cases are there since." in report.text()
-    assert "no tables" not in report.text()
+    os.utime(folder / "done.json", (0, 0))
+    said, rows = older_and_newer(empty, "language", new=("pretrained", "language", 0, {}))
+    assert said == ["Run old is left out: other test cases are there since."]
+    assert rows == {("pretrained", 1)}
 
 
 def test_a_share_of_the_data_is_compared_at_equal_epochs_alone(empty):
-    text, rows = older_and_newer(
+    said, rows = older_and_newer(
         empty,
         "data",
         old=("vit-30", "data", 0, {"epochs": 200}),
         new=("v1-30", "data", 0, {"epochs": 400}),
     )
-    assert "Run old is left out: its share of the data has other epochs since." in text
-    assert rows == {("v1-30", "1")}
+    assert said == ["Run old is left out: its share of the data has other epochs since."]
+    assert rows == {("v1-30", 1)}
 
 
 def test_an_arm_that_was_matched_anew_is_not_one_with_the_old(empty):
@@ -597,15 +596,15 @@ def test_an_arm_that_was_matched_anew_is_not_one_with_the_old(empty):
         dataclasses.replace(SUITES["language"]["none"].model, mlp_ratio=ratio)
         for ratio in (9.5, 4.5)
     ]
-    text, rows = older_and_newer(
+    said, rows = older_and_newer(
         empty,
         "size",
         old=("vit-mlp", "language", 0, {"model": sizes[0]}),
         new=("vit-mlp", "language", 1, {"model": sizes[1]}),
         vit=("none", "language", 0, {}),
     )
-    assert "Run old is left out: its arm is matched to another size since." in text
-    assert rows == {("vit", "1"), ("vit-mlp", "1")}
+    assert said == ["Run old is left out: its arm is matched to another size since."]
+    assert rows == {("vit", 1), ("vit-mlp", 1)}
 
 
 def test_seeds_of_one_arm_with_different_budgets_stand_in_rows_of_their_own(empty):

@@ -6,6 +6,7 @@ import sys
 from functools import partial
 
 import pandas as pd
+import pytest
 import torch
 
 from mvl import figures
@@ -42,6 +43,7 @@ def test_two_processes_draw_the_same_bytes(undisturbed, tmp_path, note):
     note("determinism", what="a figure, drawn twice: PNG, PDF, SVG", found="the same bytes")
 
 
+@pytest.mark.slow
 def test_another_hash_seed_leaves_the_same_bytes(given, tmp_path, note):
     """Neither a suite nor any figure depends on the order of a set."""
     processes = []
