@@ -165,8 +165,8 @@ class Job:
         if self.profile["source"] != "phantom":
             roots.append(data_root())
         folders = [root / task for root in roots for task in tasks]
-        kind, _, place = self.profile["block"].partition(":")
-        if kind == "path" or place.endswith(".json"):
+        _, _, place = self.profile["block"].partition(":")
+        if place.startswith("/"):  # `load_profile` has made a file's or folder's name absolute
             folders.append(Path(place))
         digest = hashlib.sha256()
         for folder in folders:

@@ -129,6 +129,10 @@ class LanguageConfig:
     def __post_init__(self):
         _require(self.lora_rank >= 0, f"lora_rank {self.lora_rank} is negative")
         _require(self.layers >= 1, f"layers {self.layers} is below 1")
+        _require(
+            self.control != "trainable" or self.dtype == "float32",
+            "a trainable block wants dtype float32: small steps would be rounded away",
+        )
 
 
 @dataclass(frozen=True)
@@ -167,9 +171,9 @@ class ModelConfig:
     head_channels: int = 8
 
     def __post_init__(self):
-        for name in ("width", "heads", "window", "head_channels"):
+        for name in ("width", "encoder_depth", "heads", "window", "head_channels"):
             _require(getattr(self, name) >= 1, f"{name} {getattr(self, name)} is below 1")
-        for name in ("encoder_depth", "decoder_depth", "mlp_ratio"):
+        for name in ("decoder_depth", "mlp_ratio"):
             _require(getattr(self, name) >= 0, f"{name} {getattr(self, name)} is negative")
         _require(all(n > 0 for n in self.patch), f"patch {self.patch} has an axis below 1")
         _require(

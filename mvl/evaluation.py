@@ -1,5 +1,6 @@
 """Predictions back in native space, and one row of metrics a case and structure."""
 
+import hashlib
 from pathlib import Path
 
 import nibabel
@@ -20,6 +21,7 @@ from mvl.data.sources import (
 from mvl.errors import DataError
 from mvl.files import written
 from mvl.metrics import segmentation_metrics
+from mvl.models.checkpoint import hash_tensors
 from mvl.progress import track
 from mvl.training import decide, infer
 
@@ -118,7 +120,8 @@ def predict_file(image, output, model, preparation, task, target):
     Args:
         image: path of a NIfTI image with the task's channels.
         output: path of the segmentation, .nii or .nii.gz: the task's label values, or 1 for the
-            foreground; uint8 where they fit and int16 elsewhere.
+            foreground; uint8 where they fit and int16 elsewhere. Its header's description tells
+            one model's segmentations from another's.
         model, preparation, task, target: as in `evaluate`.
 
     Raises:
@@ -142,12 +145,21 @@ def predict_file(image, output, model, preparation, task, target):
     segmentation = np.zeros(masks.shape[1:], np.uint8 if max(values) <= 255 else np.int16)
     for mask, value in zip(masks, values, strict=True):
         segmentation[mask] = value
+    nifti = nibabel.Nifti1Image(segmentation, affine)
+    nifti.header["descrip"] = _mark(model, preparation, target)
     with written(output) as temporary:
-        nibabel.save(nibabel.Nifti1Image(segmentation, affine), temporary)
+        nibabel.save(nifti, temporary)
+
+
+def _mark(model, preparation, target):
+    """What a segmentation's header says of what made it; 79 characters are the most it holds."""
+    weights = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+    made_by = f"{hash_tensors(weights)} {preparation.config} {target}"
+    return f"mvl predict {hashlib.sha256(made_by.encode()).hexdigest()[:32]}"
 
 
 def predict_folder(folder, output, model, preparation, task, target, show=True):
-    """Segment the images of a folder; what is there already and whole is left as it is.
+    """Segment the images of a folder; what the same model has segmented is left as it is.
 
     The decathlon wants its test images' segmentations under their own names, in a folder named
     like the task.
@@ -182,7 +194,8 @@ def predict_folder(folder, output, model, preparation, task, target, show=True):
         if (other := image_of.setdefault(path, image)) != image:
             raise DataError(f"{other} and {image} would both become {path}; rename one of them")
         require_output(path, image)
-    todo = {image: path for image, path in todo.items() if not _is_segmented(image, path)}
+    mark = _mark(model, preparation, target)
+    todo = {image: path for image, path in todo.items() if not _is_segmented(image, path, mark)}
     if show and len(todo) < len(images):
         print(f"{len(images) - len(todo)} of {len(images)} are segmented already", flush=True)
     failures = {}
@@ -194,9 +207,14 @@ def predict_folder(folder, output, model, preparation, task, target, show=True):
     return output, failures
 
 
-def _is_segmented(image, path):
-    """Whether `path` is a whole segmentation on the grid of an image."""
+def _is_segmented(image, path, mark):
+    """Whether `path` is a whole segmentation of an image as it is, by the model of the mark."""
+    if not path.exists() or path.stat().st_mtime_ns < image.stat().st_mtime_ns:
+        return False
     try:
-        return path.exists() and read_label(path).shape == read_header(image).shape[:3]
+        own, wanted = read_header(path), read_header(image)
+        alike = read_label(path).shape == wanted.shape[:3]
     except DataError:
         return False
+    made_by = nibabel.load(path).header["descrip"].item().decode(errors="replace")
+    return alike and made_by == mark and np.allclose(own.affine, wanted.affine, atol=1e-4)

@@ -589,8 +589,7 @@ class _Plane:
 
     def dress(self, state):
         """Set what does not depend on the slice: window, contours and crosshair."""
-        for image in self.axes.images:
-            image.set_clim(*state["window"])
+        self.axes.images[0].set_clim(*state["window"])  # a heat map above it has a scale of its own
         for contour in self.axes.collections:
             contour.set_visible(state[contour.get_label()])
         vertical, horizontal = self._cross

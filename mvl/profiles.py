@@ -108,7 +108,18 @@ def load_profile(name, root=REPOSITORY):
             raise ConfigError(f"{path}: {key} must be {wanted}, not {profile[key]!r}")
     if profile["profile"] != name:
         raise ConfigError(f"{path}: profile must be {name}, the file's own name")
-    return profile
+    return profile | {"block": _absolute(profile["block"], Path(root))}
+
+
+def _absolute(source, root):
+    """A source of a language block; a file or folder is named from the repository's root on.
+
+    Kernels run in notebooks/, where a relative name would be another one.
+    """
+    kind, _, place = source.partition(":")
+    if kind == "path" or kind == "random" and not place.lstrip().startswith("{"):
+        return f"{kind}:{root / Path(place).expanduser()}"
+    return source
 
 
 def data_of(task, parameters):

@@ -276,7 +276,8 @@ def _facts_to_share(run):
     yield "the same arm and seed were tested again since", cell, run.folder
     yield "other test cases are there since", cell[2:4], run.tested
     if language := config.model.language:
-        key = (language.source, language.layer, language.layers)
+        # Of a block whose weights are not read the hash is another thing's.
+        key = (language.source, language.layer, language.layers, language.control, language.dtype)
         yield "another language block came in its source since", key, run.block["sha256"]
     if config.data.fraction < 1:
         share = (config.data.fraction, *cell[1:])

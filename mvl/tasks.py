@@ -177,7 +177,7 @@ def read_task(folder):
         modality, tolerance, window = known.modality, known.tolerance_mm, known.window_hu
     else:
         first = next(iter(channels.values()))
-        modality = "CT" if _CT.search(first.upper()) else "MRI"
+        modality = "CT" if is_ct(first) else "MRI"
         assumptions.append(f"modality {modality}, from the first channel's name {first!r}")
         tolerance = description.get("tolerance_mm")
         if tolerance is None:
@@ -187,6 +187,9 @@ def read_task(folder):
         if window is None and modality == "CT":
             window = DEFAULT_WINDOW_HU
             assumptions.append(f"CT window {window} HU (set window_hu)")
+        others = [channel for channel in channels.values() if not is_ct(channel)]
+        if window is not None and 0 < len(others) < len(channels):
+            assumptions.append(f"z-scores and no CT window for {', '.join(others)}")
         if not _is_finite(tolerance) or tolerance <= 0:
             raise DataError(f"{path}: tolerance_mm must be a number of millimetres above 0")
         if window is not None and not (
@@ -217,8 +220,9 @@ def read_task(folder):
     )
 
 
-#: A channel's name that says CT: CT, CTA, CBCT or in full; "structural" and "OCT" do not.
-_CT = re.compile(r"(?<![A-Z])(CB)?CTA?(?![A-Z])|COMPUT\w+ TOMOGRAPHY")
+def is_ct(channel):
+    """Whether a channel's name says CT: CT, CTA, CBCT or in full; "structural" does not."""
+    return bool(re.search(r"(?<![A-Z])(CB)?CTA?(?![A-Z])|COMPUT\w+ TOMOGRAPHY", channel.upper()))
 
 
 def _plain(labels):

@@ -500,7 +500,12 @@ def _restore(path, model, optimiser, schedule):
             if key.startswith("optimiser."):
                 _, index, name = key.split(".")
                 moments.setdefault(int(index), {})[name] = tensor
-        optimiser.load_state_dict({"state": moments, "param_groups": progress["groups"]})
+        # How a step is computed is this device's business, not that of the device before.
+        groups = [
+            stored | {way: own[way] for way in ("foreach", "fused")}
+            for stored, own in zip(progress["groups"], optimiser.param_groups, strict=True)
+        ]
+        optimiser.load_state_dict({"state": moments, "param_groups": groups})
         schedule.load_state_dict(progress["schedule"])
         reached = progress["rows"], progress["best"], progress["spent"]
     except (KeyError, TypeError, ValueError) as error:

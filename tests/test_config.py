@@ -50,6 +50,11 @@ def test_a_configuration_survives_json(name):
         ({"seed": 10**400}, "seed: expected a finite number"),
         ({"training": {"warmup_epochs": -1}}, "warmup_epochs -1 is negative"),
         ({"model": {"width": 0}}, "width 0 is below 1"),
+        ({"model": {"encoder_depth": 0}}, "encoder_depth 0 is below 1"),
+        (
+            {"model": {"language": {"control": "trainable", "dtype": "bfloat16"}}},
+            "a trainable block wants dtype float32",
+        ),
         ({"model": {"patch": [8, 0, 8]}}, "an axis below 1"),
         ({"model": {"fusion_kernels": [-1]}}, "has to be odd and above 0"),
         ({"model": {"width": 10}}, "width 10 / heads 4 is not whole"),

@@ -1,5 +1,6 @@
 """Evaluation in native space, with models whose answer is known."""
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,7 +14,7 @@ from mvl.config import DataConfig
 from mvl.data.loading import Preparation
 from mvl.data.sources import Case
 from mvl.errors import DataError
-from mvl.evaluation import evaluate, predict_file, segment
+from mvl.evaluation import evaluate, predict_file, predict_folder, segment
 from mvl.metrics import segmentation_metrics
 from mvl.tasks import TASKS, Task
 from mvl.training import decide
@@ -283,6 +284,36 @@ def test_a_prediction_has_the_images_grid_and_affine(tmp_path, shifted):
     written = nibabel.load(tmp_path / "out.nii.gz")
     assert np.allclose(written.affine, affine, atol=1e-5)
     assert np.array_equal(np.asarray(written.dataobj), label)
+
+
+def test_a_folder_keeps_the_same_models_segmentations_alone(tmp_path, shifted):
+    _, label = shifted
+    case = write(tmp_path, "one", 100 + 100 * label, label, np.eye(4))
+    images, out = tmp_path / "images", tmp_path / "out"
+    images.mkdir()
+    image = case.image.rename(images / "one.nii.gz")
+    path, first = out / "one.nii.gz", Bright()
+    preparation = Preparation(TASK, DataConfig(grid=(48, 32, 16)))
+
+    def predicted(model, preparation=preparation):
+        before = path.stat().st_mtime_ns if path.exists() else 0
+        predict_folder(images, out, model, preparation, TASK, "foreground", show=False)
+        return path.stat().st_mtime_ns != before
+
+    assert predicted(first) and not predicted(first) and not predicted(Bright())
+    other = Bright()
+    torch.nn.init.constant_(other.nothing, 9)
+    assert predicted(other) and (np.asarray(nibabel.load(path).dataobj) == 1).all()
+    assert predicted(other, Preparation(TASK, DataConfig(grid=(40, 32, 16))))
+    assert predicted(first)
+    # Another image in its place: moved by a millimetre, or newer.
+    moved = nibabel.load(image)
+    moved.affine[0, 3] += 1
+    nibabel.save(nibabel.Nifti1Image(moved.get_fdata(), moved.affine), image)
+    os.utime(image, (1, 1))
+    assert predicted(first) and not predicted(first)
+    os.utime(image)
+    assert predicted(first)
 
 
 def test_an_image_that_does_not_fit_the_model_is_named(tmp_path):

@@ -123,6 +123,15 @@ def test_it_opens_where_the_figures_do_and_draws_as_they_do(view):
         assert lines[0] == lines[1]
 
 
+def test_the_window_is_the_images_and_not_that_of_a_heat_map_upon_it(view):
+    heat = 1000 * np.random.default_rng(1).random(view.image.shape)
+    plain, hot = mvl.explore(view), mvl.explore(replace(view, heat=heat))
+    for plane, other in zip(plain._picture._planes, hot._picture._planes, strict=True):
+        grey, colour = other.axes.images
+        assert grey.get_clim() == plane.axes.images[0].get_clim()
+        assert colour.get_clim()[1] > 900
+
+
 def test_the_crosshair_is_in_the_middle_of_the_other_planes_voxels(view):
     explorer = mvl.explore(view).show(sagittal=3, coronal=7, axial=10)
     vertical, horizontal = explorer._picture._planes[0]._cross

@@ -34,6 +34,25 @@ def test_a_wrong_profile_is_one_sentence(tmp_path, text, message):
         load_profile("smoke", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("block", "found"),
+    [
+        ("path:models/llama", "path:ROOT/models/llama"),
+        ("path:/models/llama", "path:/models/llama"),
+        ("path:~/llama", "path:HOME/llama"),
+        ("random:config.json", "random:ROOT/config.json"),
+        *[(same, same) for same in ("package:all-minilm-l6-v2", "hub:a/b@c", 'random:{"a": "b"}')],
+    ],
+)
+def test_a_local_block_is_named_from_the_repositorys_root_on(tmp_path, monkeypatch, block, found):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "profiles").mkdir()
+    text = TEXT.replace("package:all-minilm-l6-v2", f"'{block}'")
+    (tmp_path / "profiles" / "smoke.yaml").write_text(text)
+    found = found.replace("ROOT", str(tmp_path)).replace("HOME", str(tmp_path / "home"))
+    assert load_profile("smoke", tmp_path)["block"] == found
+
+
 def test_an_unknown_profile_names_the_known_ones():
     with pytest.raises(ConfigError, match="gpu, paper, quick, smoke"):
         load_profile("fast")

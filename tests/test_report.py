@@ -552,7 +552,7 @@ def test_seeds_with_another_block_of_the_same_source_are_not_one_arm(empty):
         "language",
         old=("pretrained", "language", 0, {"block": "old"}),
         new=("pretrained", "language", 1, {"block": "new"}),
-        random=("random", "language", 0, {"block": "new"}),
+        random=("random", "language", 0, {"block": "its configuration's"}),
     )
     assert said == ["Run old is left out: another language block came in its source since."]
     assert rows == {("pretrained", 1), ("random", 1)}

@@ -61,6 +61,11 @@ def test_the_first_channels_name_says_whether_it_is_a_ct(tmp_path, channel, moda
     assert task.modality == modality and (task.window_hu is None) == (modality == "MRI")
 
 
+def test_channels_beside_a_ct_are_named(tmp_path):
+    task = read_task(write(tmp_path / "Mine", modality={"0": "CT", "1": "PET"}))
+    assert "z-scores and no CT window for PET" in task.assumptions
+
+
 def test_regions_are_those_of_msds_labels_alone(tmp_path):
     names = ["background", "Edema", "non-enhancing tumor", "enhancing tumour"]
     msd = read_task(write(tmp_path / "a" / "Task01_BrainTumour", labels=dict(enumerate(names))))

@@ -20,6 +20,7 @@ from monai.transforms import (
     InvertibleTransform,
     MapLabelValued,
     MapTransform,
+    NormalizeIntensity,
     NormalizeIntensityd,
     Orientationd,
     RandAffined,
@@ -30,6 +31,7 @@ from monai.transforms import (
     Resize,
     ResizeWithPadOrCropd,
     ScaleIntensityd,
+    ScaleIntensityRange,
     ScaleIntensityRanged,
     SpatialPadd,
     allow_missing_keys_mode,
@@ -41,7 +43,7 @@ from mvl.data.checks import check_cases, require
 from mvl.data.sources import find_task, list_cases, read_header, read_label, read_volume
 from mvl.data.splits import FOLDS, Split, check_split, make_split, study_cases
 from mvl.progress import Progress
-from mvl.tasks import Task, read_task
+from mvl.tasks import Task, is_ct, read_task
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,11 @@ class Preparation:
             normalise = ScaleIntensityd("image")
         elif task.window_hu:
             low, high = task.window_hu
-            normalise = ScaleIntensityRanged("image", low, high, 0.0, 1.0, clip=True)
+            ct = [is_ct(channel) for channel in config.channels_of(task)]
+            if any(ct) and not all(ct):
+                normalise = _ByModality(ct, task.window_hu)
+            else:
+                normalise = ScaleIntensityRanged("image", low, high, 0.0, 1.0, clip=True)
         else:
             normalise = NormalizeIntensityd("image", nonzero=True, channel_wise=True)
         if config.fit == "pad":
@@ -245,6 +251,23 @@ class _Read(MapTransform):
             tensor = torch.from_numpy(array[: self.channels])
             data[key] = MetaTensor(tensor, affine=torch.from_numpy(affine))
         return data
+
+
+class _ByModality(MapTransform):
+    """A window for the channels that are CT, z-scores over nonzero voxels for the others."""
+
+    def __init__(self, ct, window_hu):
+        super().__init__("image")
+        self.ct = ct
+        self.window = ScaleIntensityRange(*window_hu, 0.0, 1.0, clip=True)
+        self.z_scores = NormalizeIntensity(nonzero=True)
+
+    def __call__(self, data):
+        image = data["image"].clone()
+        for channel, ct in enumerate(self.ct):
+            scale = self.window if ct else self.z_scores
+            image[channel] = scale(image[channel])
+        return data | {"image": image}
 
 
 class _First(MapTransform):

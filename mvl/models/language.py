@@ -277,11 +277,16 @@ def extract_block(config, folder):
         The block's SHA-256, as in `block_reference`.
 
     Raises:
-        BlockError: the block cannot be had, the folder holds another one, or it is random.
+        BlockError: the block cannot be had, the folder holds another one or a whole model, or it
+            is random.
     """
     checkpoint, architecture = _open(config)
     if checkpoint.files is None:
         raise BlockError(f"{config.source} has no weights to extract")
+    kind, _, place = config.source.partition(":")
+    own = kind == "path" and Path(place).expanduser().resolve() == Path(folder).resolve()
+    if own or (Path(folder) / "model.safetensors.index.json").exists():
+        raise BlockError(f"{folder} holds a model, which the block would displace; choose another")
     return _stored(checkpoint, architecture, config.dtype, folder)[1]
 
 

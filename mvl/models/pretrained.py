@@ -265,9 +265,18 @@ def _block_text(block):
         f"Layer {block['layer']}"
         + (f" and the {block['layers'] - 1} after it" if block["layers"] > 1 else "")
         + f" of {origin} (family {block['family']}, width {block['hidden_size']}, "
-        f"{block['parameters']:,} weights), control: {block['control']}, "
-        f"SHA-256 `{block['sha256']}`. "
+        f"{block['parameters']:,} weights), control: {block['control']}, SHA-256 "
     )
+    drawn = block["control"] == "random" or block["source"].startswith("random:")
+    if drawn or block["control"] == "identity":
+        text += f"of its configuration `{block['sha256']}`. "
+        if drawn:
+            return text + (
+                "No weight of the source is in it: the block has the source's architecture, and "
+                "its weights are drawn from the experiment's seed whenever the model is loaded."
+            )
+        return text + "No weight of the source is in it: tokens pass the mappers alone."
+    text += f"`{block['sha256']}`. "
     if block["control"] == "trainable":
         return text + (
             "The block was trained too, so its weights are in this file: they derive from the "

@@ -92,6 +92,18 @@ def test_ct_is_scaled_from_the_window(tmp_path):
     assert values[:4].tolist() == pytest.approx([1.0, 0.5, 1.0, 0.0])
 
 
+def test_a_window_is_for_the_channels_that_are_ct(tmp_path):
+    task = replace(CT, channels=("CT", "PET"))
+    rng = np.random.default_rng(0)
+    image = np.stack([rng.uniform(-1000, 1000, (8, 8, 8)), rng.uniform(1, 20, (8, 8, 8))], axis=-1)
+    case = write(tmp_path, "two", image, image[..., 1] > 10)
+    volume = Preparation(task, DataConfig(grid=(8, 8, 8))).load([case], progress=False)[0]
+    low, high = task.window_hu
+    ct, pet = image[..., 0], image[..., 1]
+    assert np.allclose(volume["image"][0], np.clip((ct - low) / (high - low), 0, 1), atol=1e-5)
+    assert np.allclose(volume["image"][1], (pet - pet.mean()) / pet.std(), atol=1e-4)
+
+
 def test_min_max_is_of_all_channels_together(tmp_path):
     task = replace(MRI, channels=("a", "b"))
     image = np.random.default_rng(0).uniform(10, 20, (8, 8, 8, 2))

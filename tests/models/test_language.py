@@ -603,5 +603,11 @@ def test_extracted_block_is_a_source_of_its_own(models, tmp_path):
             LanguageConfig(source=models["gemma2"][1], layer=1, dtype="bfloat16"),
             tmp_path / "block",
         )
+    with pytest.raises(BlockError, match="holds a model, which the block would displace"):
+        extract_block(extracted, tmp_path / "block")
+    (tmp_path / "sharded").mkdir()
+    (tmp_path / "sharded" / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(BlockError, match="sharded holds a model"):
+        extract_block(config, tmp_path / "sharded")
     with pytest.raises(BlockError, match="no weights"):
         extract_block(LanguageConfig(source='random:{"model_type": "bert"}'), tmp_path / "none")

@@ -15,7 +15,7 @@ from mvl.config import PRESETS, DataConfig, LanguageConfig
 from mvl.errors import BlockError, RunError
 from mvl.files import sha256_of
 from mvl.models import pretrained
-from mvl.models.language import extract_block, merge_lora
+from mvl.models.language import block_reference, extract_block, merge_lora
 from mvl.models.segmenter import MedVisionLlama, build_segmenter
 from mvl.models.sizes import LLAMA_3_1_8B, PAPER_GRID
 from mvl.tasks import TASKS
@@ -316,9 +316,13 @@ def test_the_card_of_other_blocks_and_data(tmp_path):
     own = card(small("vit"), replace(TASK, name="Mine"))
     assert "the user's own" in own and "Decathlon" not in own
     assert "derive from the source's" in card(small("v1", control="trainable"))
-    llama = '{"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, '
-    llama += '"num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 40}'
-    assert "Meta's Llama" in card(small("v1", source=f"random:{llama}"))
+    for control, said in (("random", "drawn from the experiment's seed"), ("identity", "pass")):
+        text = card(small("v1", control=control))
+        assert said in text and "No weight of the source" in text and "of its configuration" in text
+        assert "licence" not in text.partition("## Training data")[0]
+    llama = block_reference(LanguageConfig()) | {"family": "llama", "source": "path:/llama"}
+    description = trained(small("v1")).description
+    assert "Meta's Llama" in pretrained.model_card(description, llama)
 
 
 # ---------------------------------------------------------------- the hub, on this machine
