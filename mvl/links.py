@@ -7,7 +7,7 @@ All are made from one setting, where the repository is hosted:
 
 of pyproject.toml. `mvl links` writes them wherever they belong, `mvl links OWNER/NAME` changes
 the setting first; a new notebook gets its own by the same command. A notebook gets two things:
-the badges below its title, and a first code cell that fetches the suite on Colab.
+the badges below its title, and a first code cell that fetches the repository on Colab.
 """
 
 import re
@@ -20,7 +20,7 @@ from mvl.files import REPOSITORY, with_section, write_text
 
 BEGIN, END = "<!-- links: begin, written by `mvl links` -->", "<!-- links: end -->"
 
-#: How a paragraph of badges begins, and the id of the cell that fetches the suite: by these,
+#: How a paragraph of badges begins, and the id of the cell that fetches the repository: by these,
 #: older ones are found and replaced.
 _BADGES, _CELL = "[![Open in Binder]", "colab"
 
@@ -59,10 +59,10 @@ def badges(slug, name):
 
 
 def colab_cell(slug):
-    """Source of the first code cell: on Colab it fetches the suite, elsewhere it does nothing."""
+    """Source of the first code cell: on Colab it fetches the repository, elsewhere nothing."""
     name = slug.partition("/")[2]
     return (
-        "# On Colab, this fetches the suite. Everywhere else it is here, and nothing happens.\n"
+        "# On Colab, this fetches the repository. Elsewhere it is here, and nothing happens.\n"
         "import sys\n"
         "\n"
         'if "google.colab" in sys.modules:\n'

@@ -275,7 +275,7 @@ def _facts_to_share(run):
     cell = (run.names, *(run.facts[name] for name in place))
     yield "the same arm and seed were tested again since", cell, run.folder
     yield "other test cases are there since", cell[2:4], run.tested
-    if language := config.model.language:
+    if (language := config.model.language) and run.block:
         # Of a block whose weights are not read the hash is another thing's.
         key = (language.source, language.layer, language.layers, language.control, language.dtype)
         yield "another language block came in its source since", key, run.block["sha256"]

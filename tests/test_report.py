@@ -558,6 +558,12 @@ def test_seeds_with_another_block_of_the_same_source_are_not_one_arm(empty):
     assert rows == {("pretrained", 1), ("random", 1)}
 
 
+def test_a_run_without_its_blocks_reference_breaks_nothing(empty):
+    (empty.run("pretrained", seed=3) / "block.json").unlink()
+    said, rows = older_and_newer(empty, "language", one=("pretrained", "language", 0, {}))
+    assert said == [] and rows == {("pretrained", 2)}
+
+
 def test_an_arm_under_way_without_a_common_seed_hides_nothing(empty):
     said, rows = older_and_newer(
         empty,

@@ -134,8 +134,8 @@ def section(table):
         "with it, and the difference with its 95 % interval. For `one-case` the interval is the "
         f"central 95 % of single cases, for draws the range over {DRAWS}: those of `unseeded` are "
         "two runs of one arm, each with a seed and test cases of its own, whose models learned "
-        "from the study's split all the same. For `validation` it resamples test subjects alone: "
-        "the validation Dice is taken as it was. With one seed, no interval knows how far two "
+        "from the study's split all the same. For `validation` it resamples the test side: each "
+        "seed's validation Dice is taken as it was. With one seed, no interval knows how far two "
         "seeds of one arm lie apart: see the noise floor above.",
     ]
     missing = [f"`{name}`" for name in ARMS if name not in trained | {"ours"}]
