@@ -495,11 +495,14 @@ def _restore(path, model, optimiser, schedule):
     weights = {k.removeprefix("model."): t for k, t in tensors.items() if k.startswith("model.")}
     try:
         progress = json.loads((metadata or {})["progress"])
+        weights_of = dict(enumerate(p for group in optimiser.param_groups for p in group["params"]))
         moments = {}
         for key, tensor in tensors.items():
             if key.startswith("optimiser."):
                 _, index, name = key.split(".")
-                moments.setdefault(int(index), {})[name] = tensor
+                weight = weights_of[int(index)]
+                kept = tensor if name == "step" else _laid_out(tensor, weight)
+                moments.setdefault(int(index), {})[name] = kept
         # How a step is computed is this device's business, not that of the device before.
         groups = [
             stored | {way: own[way] for way in ("foreach", "fused")}
@@ -512,6 +515,14 @@ def _restore(path, model, optimiser, schedule):
         raise RunError(f"{path} is damaged, or of another version ({error!r}); {way}") from error
     model.load_trained_state(weights, path)
     return reached
+
+
+def _laid_out(moment, weight):
+    """A moment in its weight's order of memory, such as channels last: a file knows no order, and
+    a fused optimiser goes through both as they lie (a GPU refuses to where they differ)."""
+    if moment.shape != weight.shape:
+        raise ValueError(f"a moment of shape {tuple(moment.shape)} of {tuple(weight.shape)}")
+    return torch.empty_like(weight, requires_grad=False).copy_(moment)
 
 
 def _read_tensors(path, way):

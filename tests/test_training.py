@@ -138,33 +138,55 @@ def test_a_fused_optimiser_leaves_out_a_step_on_what_is_no_number():
         assert bool((weight != 1).all()) is moves
 
 
-@pytest.mark.parametrize(("before", "now"), [(False, True), (True, False)])
-def test_a_run_goes_on_where_the_optimiser_has_another_way(tmp_path, before, now):
-    """From a CPU to a GPU, or back: torch refuses a GPU's left-out step in any but its own way."""
+@pytest.mark.parametrize(
+    ("before", "now"), [(False, False), (False, True), (True, False), (True, True)]
+)
+def test_a_run_goes_on_whatever_way_the_optimiser_has(tmp_path, before, now):
+    """From a CPU to a GPU, or back: torch refuses a GPU's left-out step in any but its own way.
+
+    Kernels in channels-last order as the peers': a fused optimiser takes moments as they lie.
+    """
     plan, results = TrainingConfig(warmup_epochs=0), []
 
-    def step(model, optimiser, gradient):
+    def step(model, optimiser, place):
+        draws = torch.Generator().manual_seed(place)
         for weight in model.parameters():
-            weight.grad = torch.full_like(weight, gradient)
+            weight.grad = torch.empty_like(weight).copy_(torch.randn(weight.shape, generator=draws))
         if optimiser.param_groups[0]["fused"]:
             _leave_out_unless_finite(optimiser, torch.ones(2))
         optimiser.step()
 
-    for ways in ((before, now), (before, before)):
-        model = torch.nn.Linear(3, 2)
+    for interrupted in (True, False):
+        model = torch.nn.Conv3d(3, 2, 2).to(memory_format=torch.channels_last_3d)
         torch.nn.init.constant_(model.weight, 0.5)
         torch.nn.init.zeros_(model.bias)
         model.trained_state = model.state_dict
         model.load_trained_state = lambda state, place, model=model: model.load_state_dict(state)
-        for place, fused in enumerate(ways):
-            optimiser = training._optimiser(model, plan, fused)
-            schedule = training._schedule(optimiser, plan)
-            if place:
+        for place, fused in enumerate((before, now)):
+            if interrupted or not place:
+                optimiser = training._optimiser(model, plan, fused)
+                schedule = training._schedule(optimiser, plan)
+            if interrupted and place:
                 training._restore(tmp_path / "state", model, optimiser, schedule)
-            step(model, optimiser, 0.3 + place)
+            step(model, optimiser, place)
             training._save_state(tmp_path / "state", model, optimiser, schedule, [], 0.0, 0.0)
         results.append(model.weight.detach())
     assert torch.allclose(*results, atol=1e-6)
+
+
+def test_a_state_whose_moments_fit_no_weight_is_refused(tmp_path):
+    wide, narrow = torch.nn.Linear(3, 2), torch.nn.Linear(3, 1)
+    for model, name in ((wide, "saved"), (narrow, "asked")):
+        model.trained_state = model.state_dict
+        optimiser = training._optimiser(model, TrainingConfig())
+        schedule = training._schedule(optimiser, TrainingConfig())
+        if name == "saved":
+            for weight in model.parameters():
+                weight.grad = torch.ones_like(weight)
+            optimiser.step()
+            training._save_state(tmp_path / "state", model, optimiser, schedule, [], 0.0, 0.0)
+    with pytest.raises(RunError, match="damaged, or of another version.*moment of shape"):
+        training._restore(tmp_path / "state", narrow, optimiser, schedule)
 
 
 @pytest.mark.parametrize(
