@@ -566,12 +566,18 @@ def _reference(options):
     from mvl.config import LEARNING_RATES
     from mvl.data.loading import open_task
     from mvl.experiments import TRAINED, run_folder, test
-    from mvl.reference import SEEDS, measure_mechanism, refresh_readme, write_reference
+    from mvl.reference import (
+        SEEDS,
+        measure_mechanism,
+        reference_of,
+        refresh_readme,
+        write_reference,
+    )
     from mvl.suites import SUITES, suite_configs, tuning_table
 
     # One table, one task: the study's.
     data, runs = _studys_data(options), options.results / "runs"
-    trained, expected, tuned, measured = {}, {}, [], []
+    trained, expected, tuned = {}, {}, []
     for suite in SUITES:
         for (arm, seed), config in suite_configs(suite, data, SEEDS, root=options.root).items():
             task = open_task(config.data, seed, options.root, progress=False)
@@ -580,14 +586,16 @@ def _reference(options):
             chosen = not options.suites or suite in options.suites
             if chosen and (folder / TRAINED).exists():
                 test(folder, task)
-                trained[suite, arm, seed] = folder
-                measured.append(measure_mechanism(suite, folder, task))
+                trained[suite, arm, seed] = folder, task
         rates = suite_configs(suite, data, [0], rates=LEARNING_RATES, root=options.root)
         tuned.append(tuning_table(suite, rates, runs, options.root))
+    folders = {cell: folder for cell, (folder, _) in trained.items()}
+    reference = reference_of(set(folders.values()))
+    measured = [measure_mechanism(cell[0], *run, reference) for cell, run in trained.items()]
     found = [table for table in measured if table is not None]
-    write_reference(trained, expected, pd.concat(tuned), found)
+    write_reference(folders, expected, pd.concat(tuned), found, reference)
     refresh_readme()
-    print(f"results/reference holds the {len(set(trained.values()))} finished runs of {runs}")
+    print(f"{reference} holds the {len(set(folders.values()))} finished runs of {runs}")
 
 
 def _audit_list(options):

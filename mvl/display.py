@@ -14,7 +14,7 @@ from mvl.files import REPOSITORY, read_json
 from mvl.mechanism import MEASURES, SHOWN_STAGES, by_stage, defined, image_voxels, stage_auroc
 from mvl.models.activations import activations, to_volume
 from mvl.models.tokens import token_grid
-from mvl.reference import CONTRASTS, REFERENCE, read_table, study_contrasts
+from mvl.reference import CONTRASTS, GPU, REFERENCE, read_table, study_contrasts
 from mvl.statistics import contrasts_table, sentence, summary_table
 
 
@@ -268,9 +268,14 @@ def paper_numbers(models, metric="dice", task=None):
     return table[shown].reset_index(drop=True)
 
 
-def reference_cases(suite):
-    """The committed reference's rows of a suite, of the foreground; empty where it has none."""
-    path = REFERENCE / "cases.csv.gz"
+def reference_cases(suite, gpu=False):
+    """The committed reference's rows of a suite, of the foreground; empty where it has none.
+
+    Args:
+        suite: a name of `suites.SUITES`.
+        gpu: those that were trained on a GPU, which stand apart.
+    """
+    path = (REFERENCE / GPU if gpu else REFERENCE) / "cases.csv.gz"
     table = read_table(path) if path.is_file() else pd.DataFrame({"suite": [], "structure": []})
     return table[(table["suite"] == suite) & (table["structure"] == "foreground")]
 

@@ -13,6 +13,7 @@
     README.md         every suite's results, made of these tables
     figures/          drawn from cases.csv.gz
     best/             the preset best, trained with seed 0, as `save_pretrained` writes it
+    gpu/              the same tables of what was trained on a GPU, since no table mixes devices
 
 A study is longer than a machine's patience: the reference grows by the runs that are at hand and
 keeps the others' rows, as long as the suite would still train them just so (same fingerprint).
@@ -27,7 +28,7 @@ import pandas as pd
 from mvl import files
 from mvl.config import PROTOCOL_VERSION
 from mvl.errors import MvlError, RunError
-from mvl.experiments import Run, collect
+from mvl.experiments import Run, collect, read_config
 from mvl.figures import paired_differences, save
 from mvl.files import REPOSITORY, read_json, with_section, write_json, write_table, write_text
 from mvl.mechanism import patch_auroc
@@ -51,6 +52,8 @@ from mvl.tables import mean_and_spread, p_value
 REFERENCE = REPOSITORY / "results" / "reference"
 #: The one trained model that is committed: the preset `best`, seed 0.
 BEST = REFERENCE / "best"
+#: Where what was trained on a GPU belongs, below the reference.
+GPU = "gpu"
 BEGIN, END = "<!-- results: begin, written by `mvl reference` -->", "<!-- results: end -->"
 
 #: The contrasts that the study reports: (suite, arm, against). The first is the primary one, named
@@ -167,6 +170,18 @@ def machine_of(environment):
     return {key: known.get(key, "unknown") for key in MACHINE}
 
 
+def reference_of(folders):
+    """The reference that runs belong to: `REFERENCE`, or of a GPU's runs the folder in it.
+
+    Raises:
+        RunError: they were not all trained on one device.
+    """
+    devices = {read_json(folder / "environment.json", "device")["device"] for folder in folders}
+    if len(devices) > 1:
+        raise RunError(f"no table mixes devices; these runs have {', '.join(sorted(devices))}")
+    return REFERENCE if devices <= {"cpu"} else REFERENCE / GPU
+
+
 def measure_mechanism(suite, folder, data, reference=REFERENCE):
     """What `mvl.mechanism` finds in a tested run, for `write_reference`.
 
@@ -183,9 +198,9 @@ def measure_mechanism(suite, folder, data, reference=REFERENCE):
     known = set(read_table(path)["fingerprint"]) if path.is_file() else set()
     if suite != "language" or Path(folder).name in known:
         return None
-    run = Run.load(folder)
-    if run.config.model.language is None:
+    if read_config(folder).model.language is None:
         return None
+    run = Run.load(folder)
     found = patch_auroc(run.model, data.side("test"), run.preparation, show=False)
     return found.assign(fingerprint=Path(folder).name)
 
@@ -252,10 +267,11 @@ def write_reference(trained, expected, tuned, measured=(), reference=REFERENCE):
         table = table[table["fingerprint"].isin(runs["fingerprint"])]
         table = table.sort_values(["fingerprint", "case"])
         write_table(reference / "mechanism.csv.gz", table)
-    if folder := trained.get(("presets", "best", 0)):
-        _publish(folder, cases, reference / BEST.name)
-    language = cases[(cases["suite"] == "language") & (cases["structure"] == "foreground")]
-    save(paired_differences(language, "pretrained", "none"), reference / PICTURE)
+    if reference.name != GPU:
+        if folder := trained.get(("presets", "best", 0)):
+            _publish(folder, cases, reference / BEST.name)
+        language = cases[(cases["suite"] == "language") & (cases["structure"] == "foreground")]
+        save(paired_differences(language, "pretrained", "none"), reference / PICTURE)
     write_text(reference / STUDY, study_page(reference))
     single = runs.drop_duplicates("fingerprint")
     write_json(
@@ -367,15 +383,24 @@ def _grown_tuning(tuned, runs, path):
 def results_section(reference=REFERENCE):
     """The README's results as Markdown: the questions that the paper raises."""
     tables = _tables(reference)
-    lines = [*_size(tables["summary"]), "", *_in_short(**tables)]
+    gpu = _tables(reference / GPU) if (reference / GPU).is_dir() else None
+    lines = [*_size(**tables), "", *_in_short(**tables)]
+    if gpu:
+        lines += _reached(**gpu)
     for suite in _shown(tables):
         if suite in _README_SUITES:
             lines += _suite_section(suite, tables)
+            if gpu and suite in _shown(gpu):
+                lines += ["", f"**{_place(gpu['validation'])}**, in comparisons of their own."]
+                lines += ["", *_suite_body(suite, gpu)]
         if suite == "language":
             picture = (REFERENCE / PICTURE).relative_to(REPOSITORY).as_posix()
             lines += ["", f"![{_PICTURE_TEXT}]({picture})"]
     more = (REFERENCE / STUDY).relative_to(REPOSITORY).as_posix()
     lines += ["", f"Every suite that was run: [{more}]({more})."]
+    if gpu:
+        more = (REFERENCE / GPU / STUDY).relative_to(REPOSITORY).as_posix()
+        lines[-1] += f" On a GPU: [{more}]({more})."
     return "\n".join(lines)
 
 
@@ -383,7 +408,7 @@ def study_page(reference=REFERENCE):
     """Every suite that has something to compare, as a Markdown page."""
     tables = _tables(reference)
     lines = ["# The study, suite by suite", "", "Written by `mvl reference`.", ""]
-    lines += _size(tables["summary"])
+    lines += _size(**tables)
     for suite in _shown(tables):
         lines += _suite_section(suite, tables)
     return "\n".join(lines) + "\n"
@@ -406,17 +431,30 @@ def _tables(reference):
     return {name.partition(".")[0]: read_table(reference / name) for name in names}
 
 
-def _size(summary):
+def _place(runs):
+    """On what a reference's runs were trained, in words."""
+    found = runs[["device", "dtype", "torch"]].drop_duplicates()
+    return "Trained on " + " and ".join(
+        ("a CPU" if row.device == "cpu" else f"an {row.device}")
+        + f" in {row.dtype}, PyTorch {row.torch}"
+        for row in found.itertuples()
+    )
+
+
+def _size(summary, validation, **_):
     first = summary.iloc[0]
+    blocks = [f"`{block}`" for block in sorted(set(summary["block"].dropna()) - {""})]
+    about = (
+        f"The language block is {', '.join(blocks)}: nothing here decides anything about another. "
+    )
     return [
         f"{first['task']}, {first['structure']}, native space: {first['n_cases']} test cases of "
         f"{first['n_subjects']} subjects. Means over seeds and subjects ± standard deviation over "
         "subjects; validation Dice is on the model's grid and over seeds; a learning rate is the "
         "best on validation, with seed 0, of as many as the table says, some of them tried on an "
         "earlier grid (results/reference/tuning.csv); one that is the lowest or the highest of "
-        "them may not be the best there is. The language block is "
-        f"`{summary.loc[summary['suite'] == 'language', 'block'].max()}`: nothing here decides "
-        "anything about another. Intervals resample subjects, and seeds where there are several. "
+        f"them may not be the best there is. {about * bool(blocks)}{_place(validation)}. "
+        "Intervals resample subjects, and seeds where there are several. "
         "`better` and `worse` need the 95 % interval and a p that is adjusted for all planned "
         "comparisons (Holm) but the primary one; `equivalent` needs the 90 % interval within ±0.01 "
         "(two one-sided tests, not adjusted), whatever its side of zero."
@@ -435,7 +473,7 @@ _IN_SHORT = (
 )
 
 
-def _in_short(summary, contrasts, **_):
+def _in_short(summary, contrasts, validation, **_):
     """The answers before the tables: a line a question, and one of the models beside the peers."""
     chosen = contrasts[(contrasts["metric"] == "dice") & (contrasts["structure"] == "foreground")]
     chosen = chosen.set_index(["suite", "arm_a", "arm_b"])
@@ -447,10 +485,15 @@ def _in_short(summary, contrasts, **_):
                 f"- {question}: {row['difference']:+.4f} ({row['ci_low']:+.4f} to "
                 f"{row['ci_high']:+.4f}), {verdict_in_words(row)}."
             )
+    return ["In short, in Dice:", "", *lines, *_reached(summary, validation)]
+
+
+def _reached(summary, validation, **_):
+    """A line of the models beside the peers."""
     dice = summary[(summary["metric"] == "dice") & (summary["structure"] == "foreground")]
     dice = dice[dice["suite"] == "peers"].sort_values("mean", ascending=False)
     reached = [f"`{row.arm}` {row.mean:.3f}" for row in dice.itertuples()]
-    return ["In short, in Dice:", "", *lines, f"- Means, the highest first: {', '.join(reached)}."]
+    return [f"- {_place(validation)}, means, the highest first: {', '.join(reached)}."]
 
 
 def _shown(tables):
@@ -470,7 +513,11 @@ def _shown(tables):
 
 def _suite_section(suite, tables):
     """Question, arms, comparisons, and what is not there yet."""
-    lines = ["", f"### {QUESTIONS[suite]}", "", *_arms_table(suite, **tables)]
+    return ["", f"### {QUESTIONS[suite]}", "", *_suite_body(suite, tables)]
+
+
+def _suite_body(suite, tables):
+    lines = [*_arms_table(suite, **tables)]
     there = set(tables["summary"].loc[tables["summary"]["suite"] == suite, "arm"])
     if missing := [f"`{arm}`" for arm in SUITES[suite] if arm not in there]:
         lines += ["", f"Not run yet: {', '.join(missing)}."]

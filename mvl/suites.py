@@ -49,8 +49,8 @@ _BLOCK = PRESETS["v1"][0].language
 
 
 # An arm's learning rate is the one of `LEARNING_RATES` with the highest validation Dice on Task04
-# with seed 0, of those that were tried (results/reference/tuning.csv); where none is given here it
-# is vit's.
+# with seed 0, of those that were tried (results/reference/tuning.csv; SegResNet's and DynUNet's on
+# a GPU, results/reference/gpu/tuning.csv); where none is given here it is vit's.
 
 
 def _block(rate=_OURS.learning_rate, **changes):
@@ -73,6 +73,10 @@ def _combination(language, hybrid, fusion, head="linear"):
 
 def _vit(rate=_OURS.learning_rate, **changes):
     return Arm(_VIT, replace(_OURS, learning_rate=rate), **changes)
+
+
+def _peer(architecture, rate=_OURS.learning_rate):
+    return Arm(PeerConfig(architecture=architecture), replace(_OURS, learning_rate=rate))
 
 
 #: Suite -> arm -> `Arm`.
@@ -121,10 +125,9 @@ SUITES = {
         "vit": _vit(),
         "v1": _combination(1, 1, 1),
         "best": Arm(*PRESETS["best"]),
-        **{
-            name: Arm(PeerConfig(architecture=name), _OURS)
-            for name in ("unet", "unet++", "unetr", "swin-unetr", "segresnet", "dynunet")
-        },
+        **{name: _peer(name) for name in ("unet", "unet++", "unetr", "swin-unetr")},
+        "segresnet": _peer("segresnet", 1e-3),
+        "dynunet": _peer("dynunet", 1e-2),
     },
     # vit made as large as vit with the block, frozen weights included.
     "size": {

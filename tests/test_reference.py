@@ -1,6 +1,7 @@
 """The committed reference and the README's results made of it."""
 
 import gzip
+import json
 import shutil
 
 import nibabel
@@ -17,16 +18,21 @@ from mvl.reference import (
     BEGIN,
     BEST,
     END,
+    GPU,
     REFERENCE,
     STUDY,
     curves_table,
     read_table,
+    reference_of,
     refresh_readme,
     results_section,
     study_page,
 )
 from mvl.statistics import CONTRAST_COLUMNS, SUMMARY_COLUMNS, summary_table
 from mvl.suites import SUITES, Arm
+
+REFERENCES = (REFERENCE, REFERENCE / GPU)
+NAMES = [folder.name for folder in REFERENCES]
 
 
 def test_the_readmes_results_are_those_of_the_files():
@@ -48,11 +54,40 @@ def test_the_readme_begins_with_the_answers():
             f": {row['difference']:+.4f} ({row['ci_low']:+.4f} to {row['ci_high']:+.4f}), " in line
         )
         assert row["verdict"].split()[0] in line
-    assert f"`vit` {summary.loc[('peers', 'vit', 'dice'), 'mean']:.3f}" in short[-2]
+    (line,) = [line for line in short if line.startswith("- Trained on a CPU")]
+    assert f"`vit` {summary.loc[('peers', 'vit', 'dice'), 'mean']:.3f}" in line
 
 
-def test_the_studys_page_is_made_of_the_same_files():
-    assert (REFERENCE / STUDY).read_text() == study_page()
+def test_what_a_gpu_trained_stands_apart():
+    """A GPU's runs have tables of their own, and the README names the place of each."""
+    places = {}
+    for folder in REFERENCES:
+        (device,) = read_table(folder / "cases.csv.gz")["device"].unique()
+        (again,) = read_table(folder / "validation.csv")["device"].unique()
+        assert device == again
+        places[folder.name] = device
+    assert places.pop(REFERENCE.name) == "cpu" and "cpu" not in places.values()
+    summary = read_table(REFERENCE / GPU / "summary.csv").set_index(["suite", "arm", "metric"])
+    lines = results_section().splitlines()
+    (line,) = [line for line in lines if line.startswith(f"- Trained on an {places[GPU]}")]
+    assert f"`dynunet` {summary.loc[('peers', 'dynunet', 'dice'), 'mean']:.3f}" in line
+    assert len([line for line in lines if line.startswith("| `dynunet` |")]) == 1
+
+
+def test_runs_of_two_devices_have_no_common_reference(tmp_path):
+    for name, device in (("a", "cpu"), ("b", "cpu"), ("c", "NVIDIA H100")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "environment.json").write_text(json.dumps({"device": device}))
+    a, b, c = sorted(tmp_path.iterdir())
+    assert reference_of([a, b]) == reference_of([]) == REFERENCE
+    assert reference_of([c]) == REFERENCE / GPU
+    with pytest.raises(RunError, match="no table mixes devices; .* NVIDIA H100, cpu"):
+        reference_of([a, c])
+
+
+@pytest.mark.parametrize("folder", REFERENCES, ids=NAMES)
+def test_the_studys_page_is_made_of_the_same_files(folder):
+    assert (folder / STUDY).read_text() == study_page(folder)
 
 
 def test_a_rate_that_was_tried_under_another_name_counts(tmp_path):
@@ -72,17 +107,19 @@ def test_a_rate_that_was_tried_under_another_name_counts(tmp_path):
     assert len(lines) == 1 and f"| {run['learning_rate']:g} of 4 |" in lines[0]
 
 
-def test_tables_keep_the_contract():
-    assert list(read_table(REFERENCE / "summary.csv").columns) == SUMMARY_COLUMNS
-    assert list(read_table(REFERENCE / "contrasts.csv").columns) == CONTRAST_COLUMNS
-    cases = read_table(REFERENCE / "cases.csv.gz")
+@pytest.mark.parametrize("folder", REFERENCES, ids=NAMES)
+def test_tables_keep_the_contract(folder):
+    assert list(read_table(folder / "summary.csv").columns) == SUMMARY_COLUMNS
+    assert list(read_table(folder / "contrasts.csv").columns) == CONTRAST_COLUMNS
+    cases = read_table(folder / "cases.csv.gz")
     assert {"suite", "arm", "seed", "task", "subject", "case", "structure", *METRICS} <= set(cases)
     assert not cases["synthetic"].any() and cases["protocol_version"].nunique() == 1
 
 
-def test_the_summary_is_the_cases_own():
-    again = summary_table(read_table(REFERENCE / "cases.csv.gz"))
-    stored = read_table(REFERENCE / "summary.csv")
+@pytest.mark.parametrize("folder", REFERENCES, ids=NAMES)
+def test_the_summary_is_the_cases_own(folder):
+    again = summary_table(read_table(folder / "cases.csv.gz"))
+    stored = read_table(folder / "summary.csv")
     pd.testing.assert_frame_equal(stored, again, check_dtype=False, rtol=1e-6)
 
 
@@ -155,8 +192,9 @@ def test_best_is_what_validation_chose_of_the_suites_fusion_and_head():
     assert f"`best` the arm `{chosen['arm']}` of the suite `{chosen['suite']}`" in said
 
 
-def test_every_arm_has_the_learning_rate_that_was_best_on_validation():
-    tuning = read_table(REFERENCE / "tuning.csv")
+@pytest.mark.parametrize("folder", REFERENCES, ids=NAMES)
+def test_every_arm_has_the_learning_rate_that_was_best_on_validation(folder):
+    tuning = read_table(folder / "tuning.csv")
     of_arm = tuning.groupby(["suite", "arm", "grid"])  # rates are compared on one grid
     best = tuning.loc[of_arm["validation_dice"].idxmax()]
     for row in best.itertuples():
