@@ -257,10 +257,13 @@ def _content(path):
 
 
 def finished(folder):
-    """Marks of finished work, which is not done again: {path: when it was written}."""
+    """Marks of finished work, which is not done again: {path: when it was written}.
+
+    One that was being written when the process was killed is none; its name begins with a dot.
+    """
     marks = [
         path
-        for name in ("trained.json", "done.json", "*.done.json")
+        for name in ("trained.json", "done.json", "[!.]*.done.json")
         for path in (folder / "results").rglob(name)
     ]
     return {path: path.stat().st_mtime_ns for path in marks}
