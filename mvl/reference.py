@@ -76,7 +76,7 @@ CONTRASTS = (
     *(("data", f"v1-{percent}", f"vit-{percent}") for percent in (10, 30, 100)),
     *(("peers", arm, "vit") for arm in SUITES["peers"] if arm != "vit"),
     *(("size", arm, "vit") for arm in SUITES["size"] if arm != "vit"),
-    ("presets", "best", "vit"),
+    *(("presets", arm, "vit") for arm in SUITES["presets"] if arm != "vit"),
     ("budget", "vit-2x", "vit"),
 )
 
@@ -117,7 +117,7 @@ PICTURE = Path("figures") / "language_differences.png"
 STUDY = "README.md"
 
 #: The suites that the README shows, of those that have something to show.
-_README_SUITES = ("language", "fusion", "head", "peers", "budget")
+_README_SUITES = ("language", "fusion", "head", "peers", "presets", "budget")
 
 #: The seeds, and with them the validation folds, of the study.
 SEEDS = (0, 1, 2, 3, 4)
@@ -470,6 +470,7 @@ _IN_SHORT = (
     ("Multi-scale fusion", "fusion", "001", "000"),
     ("Block, hybrid attention and fusion together", "fusion", "111", "000"),
     ("The pre-trained block beside a convolutional head", "head", "conv-111", "conv-011"),
+    ("The paper's version 3, block with LoRA, against the plain vit", "presets", "v3", "vit"),
 )
 
 
