@@ -267,7 +267,7 @@ def write_reference(trained, expected, tuned, measured=(), reference=REFERENCE):
         table = table[table["fingerprint"].isin(runs["fingerprint"])]
         table = table.sort_values(["fingerprint", "case"])
         write_table(reference / "mechanism.csv.gz", table)
-    if reference.name != GPU:
+    if reference.name != GPU:  # picture and model are the study's
         if folder := trained.get(("presets", "best", 0)):
             _publish(folder, cases, reference / BEST.name)
         language = cases[(cases["suite"] == "language") & (cases["structure"] == "foreground")]
@@ -435,7 +435,7 @@ def _place(runs):
     """On what a reference's runs were trained, in words."""
     found = runs[["device", "dtype", "torch"]].drop_duplicates()
     return "Trained on " + " and ".join(
-        ("a CPU" if row.device == "cpu" else f"an {row.device}")
+        ("a CPU" if row.device == "cpu" else f"a GPU ({row.device})")
         + f" in {row.dtype}, PyTorch {row.torch}"
         for row in found.itertuples()
     )

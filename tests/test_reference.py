@@ -69,7 +69,7 @@ def test_what_a_gpu_trained_stands_apart():
     assert places.pop(REFERENCE.name) == "cpu" and "cpu" not in places.values()
     summary = read_table(REFERENCE / GPU / "summary.csv").set_index(["suite", "arm", "metric"])
     lines = results_section().splitlines()
-    (line,) = [line for line in lines if line.startswith(f"- Trained on an {places[GPU]}")]
+    (line,) = [line for line in lines if line.startswith(f"- Trained on a GPU ({places[GPU]})")]
     assert f"`dynunet` {summary.loc[('peers', 'dynunet', 'dice'), 'mean']:.3f}" in line
     assert len([line for line in lines if line.startswith("| `dynunet` |")]) == 1
 
