@@ -309,20 +309,25 @@ def suite_answer(suite, own=None):
     Args:
         suite: a name of `suites.SUITES`.
         own: its rows of this profile. None: what the committed reference says, as its own tables
-            do, or nothing where it has no such suite.
+            do, those of a GPU after those of a CPU, or nothing where it has no such suite.
 
     Returns:
         An IPython Markdown object.
     """
+    lines = []
     if own is None:
-        table = read_table(REFERENCE / "contrasts.csv")
-        table = table[(table["suite"] == suite) & (table["structure"] == "foreground")]
-    else:
-        table = study_contrasts(own, suite) if len(own) else own
-    if table.empty:
-        return markdown("No two arms to compare are there.")
-    table = table[table["metric"] == "dice"]
-    return markdown("\n".join(f"- {sentence(row)}" for _, row in table.iterrows()))
+        for folder, where in ((REFERENCE, ""), (REFERENCE / GPU, "On a GPU: ")):
+            table = read_table(folder / "contrasts.csv")
+            table = table[(table["suite"] == suite) & (table["structure"] == "foreground")]
+            lines += _sentences(table, where)
+    elif len(own):
+        lines = _sentences(study_contrasts(own, suite))
+    return markdown("\n".join(lines) or "No two arms to compare are there.")
+
+
+def _sentences(contrasts, where=""):
+    own = contrasts[contrasts["metric"] == "dice"]
+    return [f"- {where}{sentence(row)}" for _, row in own.iterrows()]
 
 
 def mechanism(table):

@@ -47,7 +47,7 @@ from mvl.statistics import (
     verdict_in_words,
 )
 from mvl.suites import QUESTIONS, SUITES, TUNING_COLUMNS
-from mvl.tables import mean_and_spread, p_value
+from mvl.tables import count, mean_and_spread, p_value
 
 REFERENCE = REPOSITORY / "results" / "reference"
 #: The one trained model that is committed: the preset `best`, seed 0.
@@ -65,6 +65,7 @@ CONTRASTS = (
     ("language", "pretrained", "identity"),
     ("language", "pretrained", "vit-mlp"),
     ("language", "identity", "none"),
+    ("language", "vit-mlp", "none"),
     ("language", "trainable", "none"),
     ("fusion", "010", "000"),
     ("fusion", "001", "000"),
@@ -391,13 +392,13 @@ def results_section(reference=REFERENCE):
         if suite in _README_SUITES:
             lines += _suite_section(suite, tables)
             if gpu and suite in _shown(gpu):
-                lines += ["", f"**{_place(gpu['validation'])}**, in comparisons of their own."]
+                lines += ["", f"In comparisons of their own, {_place(gpu['validation'])}:"]
                 lines += ["", *_suite_body(suite, gpu)]
         if suite == "language":
             picture = (REFERENCE / PICTURE).relative_to(REPOSITORY).as_posix()
             lines += ["", f"![{_PICTURE_TEXT}]({picture})"]
     more = (REFERENCE / STUDY).relative_to(REPOSITORY).as_posix()
-    lines += ["", f"Every suite that was run: [{more}]({more})."]
+    lines += ["", f"Every suite with comparisons of its own: [{more}]({more})."]
     if gpu:
         more = (REFERENCE / GPU / STUDY).relative_to(REPOSITORY).as_posix()
         lines[-1] += f" On a GPU: [{more}]({more})."
@@ -434,31 +435,46 @@ def _tables(reference):
 def _place(runs):
     """On what a reference's runs were trained, in words."""
     found = runs[["device", "dtype", "torch"]].drop_duplicates()
-    return "Trained on " + " and ".join(
+    return "trained on " + " and ".join(
         ("a CPU" if row.device == "cpu" else f"a GPU ({row.device})")
         + f" in {row.dtype}, PyTorch {row.torch}"
         for row in found.itertuples()
     )
 
 
-def _size(summary, validation, **_):
+def _size(summary, validation, tuning, **_):
     first = summary.iloc[0]
     blocks = [f"`{block}`" for block in sorted(set(summary["block"].dropna()) - {""})]
     about = (
-        f"The language block is {', '.join(blocks)}: nothing here decides anything about another. "
+        f"The language block is {', '.join(blocks)}: nothing here decides anything about another, "
+        "such as the paper's. "
     )
     return [
         f"{first['task']}, {first['structure']}, native space: {first['n_cases']} test cases of "
         f"{first['n_subjects']} subjects. Means over seeds and subjects ± standard deviation over "
         "subjects; validation Dice is on the model's grid and over seeds; a learning rate is the "
-        "best on validation, with seed 0, of as many as the table says, some of them tried on an "
-        "earlier grid (results/reference/tuning.csv); one that is the lowest or the highest of "
-        f"them may not be the best there is. {about * bool(blocks)}{_place(validation)}. "
-        "Intervals resample subjects, and seeds where there are several. "
-        "`better` and `worse` need the 95 % interval and a p that is adjusted for all planned "
-        "comparisons (Holm) but the primary one; `equivalent` needs the 90 % interval within ±0.01 "
-        "(two one-sided tests, not adjusted), whatever its side of zero."
+        "best on validation, with seed 0, of as many as the table says (tuning.csv"
+        f"{_earlier_grid(validation, tuning)}); one that is the lowest or the highest of "
+        f"them may not be the best there is. {about * bool(blocks)}All were {_place(validation)}.",
+        "",
+        "A comparison takes the seeds that both arms have, a row all seeds of its arm: the "
+        "difference of two rows is not always that of the comparison. Intervals resample subjects, "
+        "and seeds where there are several; they are not adjusted. `better` and `worse` need the "
+        f"95 % interval and a p that is adjusted (Holm) for the study's {_FAMILY} comparisons in "
+        "Dice and NSD, run or not. The primary one is none of them: it was named before anything "
+        "was run, some of the others when test results were known. `equivalent` needs the 90 % "
+        "interval within ±0.01 (two one-sided tests, not adjusted), whatever its side of zero, and "
+        "several seeds.",
     ]
+
+
+def _earlier_grid(validation, tuning):
+    """Where learning rates were compared, if not on the grid of the runs."""
+    tried = tuning.groupby(["suite", "arm", "grid"])["learning_rate"].nunique()
+    grids = set(tried[tried > 1].index.get_level_values("grid"))
+    if grids <= set(validation["grid"]):
+        return ""
+    return ", compared on an earlier grid of " + " and ".join(sorted(grids)).replace("x", " x ")
 
 
 #: What a reader wants to know first: question, and the contrast that answers it.
@@ -466,15 +482,15 @@ _IN_SHORT = (
     ("The pre-trained block against none", "language", "pretrained", "none"),
     ("The pre-trained block against random weights", "language", "pretrained", "random"),
     ("The pre-trained block against its mappers alone", "language", "pretrained", "identity"),
-    ("Hybrid attention", "fusion", "010", "000"),
-    ("Multi-scale fusion", "fusion", "001", "000"),
+    ("Hybrid attention alone", "fusion", "010", "000"),
+    ("Multi-scale fusion alone", "fusion", "001", "000"),
     ("Block, hybrid attention and fusion together", "fusion", "111", "000"),
     ("The pre-trained block beside a convolutional head", "head", "conv-111", "conv-011"),
-    ("The paper's version 3, block with LoRA, against the plain vit", "presets", "v3", "vit"),
+    ("Version 3's layout, this block with LoRA, against the plain vit", "presets", "v3", "vit"),
 )
 
 
-def _in_short(summary, contrasts, validation, **_):
+def _in_short(cases, summary, contrasts, validation, **_):
     """The answers before the tables: a line a question, and one of the models beside the peers."""
     chosen = contrasts[(contrasts["metric"] == "dice") & (contrasts["structure"] == "foreground")]
     chosen = chosen.set_index(["suite", "arm_a", "arm_b"])
@@ -482,10 +498,14 @@ def _in_short(summary, contrasts, validation, **_):
     for question, *pair in _IN_SHORT:
         if tuple(pair) in chosen.index:
             row = chosen.loc[[tuple(pair)]].reset_index().iloc[0]
+            adjusted = "adjusted " * (tuple(pair) != CONTRASTS[0])
             lines.append(
                 f"- {question}: {row['difference']:+.4f} ({row['ci_low']:+.4f} to "
-                f"{row['ci_high']:+.4f}), {verdict_in_words(row)}."
+                f"{row['ci_high']:+.4f}; {adjusted}p {p_value(row['p_holm'])}), "
+                f"{verdict_in_words(row)}."
             )
+    if effects := [f"{part} {size} ({interval})" for part, _, size, interval in _effects(cases)]:
+        lines.append(f"- On average over the other two parts, not adjusted: {', '.join(effects)}.")
     return ["In short, in Dice:", "", *lines, *_reached(summary, validation)]
 
 
@@ -493,8 +513,10 @@ def _reached(summary, validation, **_):
     """A line of the models beside the peers."""
     dice = summary[(summary["metric"] == "dice") & (summary["structure"] == "foreground")]
     dice = dice[dice["suite"] == "peers"].sort_values("mean", ascending=False)
-    reached = [f"`{row.arm}` {row.mean:.3f}" for row in dice.itertuples()]
-    return [f"- {_place(validation)}, means, the highest first: {', '.join(reached)}."]
+    reached = [
+        f"`{row.arm}` {row.mean:.3f} ({count(row.n_seeds, 'seed')})" for row in dice.itertuples()
+    ]
+    return [f"- Means, the highest first, {_place(validation)}: {', '.join(reached)}."]
 
 
 def _shown(tables):
@@ -521,7 +543,8 @@ def _suite_body(suite, tables):
     lines = [*_arms_table(suite, **tables)]
     there = set(tables["summary"].loc[tables["summary"]["suite"] == suite, "arm"])
     if missing := [f"`{arm}`" for arm in SUITES[suite] if arm not in there]:
-        lines += ["", f"Not run yet: {', '.join(missing)}."]
+        where = "a CPU" if set(tables["validation"]["device"]) == {"cpu"} else "a GPU"
+        lines += ["", f"Not run on {where} yet: {', '.join(missing)}."]
     lines += ["", *_answers(suite, **tables)]
     if suite == "language":
         lines += ["", _noise_floor(tables["cases"])]
@@ -553,13 +576,14 @@ def _budget(runs):
     dice = own.pivot(index="seed", columns="arm", values="validation_dice").dropna()
     if dice.empty:
         return []
-    gain = (dice["vit-2x"] - dice["vit"]).mean()
+    once, twice = dice[["vit", "vit-2x"]].mean()
+    gain = twice - once
     met = "met" if gain < BUDGET_TARGET else "missed"
     return [
         "",
         f"The budget was to be long enough for twice the epochs to gain less than {BUDGET_TARGET} "
-        f"in validation Dice. They gain {gain:+.4f} ({len(dice)} seed{'s' * (len(dice) != 1)}): "
-        f"{met}.",
+        f"in validation Dice. They gain {gain:+.4f}, from {once:.3f} to {twice:.3f} "
+        f"({count(len(dice), 'seed')}): {met}.",
     ]
 
 
@@ -603,7 +627,8 @@ def _answers(suite, contrasts, **_):
         return []
     primary = chosen[is_primary(chosen)]
     lines = [f"**The primary comparison.** {sentence(row)}" for _, row in primary.iterrows()]
-    columns = ("comparison", "seeds", "difference in Dice", "95 % interval", "p", "verdict")
+    columns = ("comparison", "seeds", "difference in Dice", "95 % interval", "p, adjusted")
+    columns += ("verdict",)
     lines += [""] * bool(lines) + [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for _, row in chosen.iterrows():
         cells = [
@@ -618,13 +643,20 @@ def _answers(suite, contrasts, **_):
     return lines
 
 
-def _part_effects(cases):
-    """What each of the paper's parts does to the test Dice; nothing without a whole factorial."""
+def _effects(cases):
+    """What each of the paper's parts does to the test Dice; nothing without a whole factorial.
+
+    Yields:
+        (part, seeds, difference and interval in words).
+    """
     cases = cases[(cases["suite"] == "fusion") & (cases["structure"] == "foreground")]
-    lines = []
     for part, sides in by_part(cases).items():
         row = contrast(sides, "on", "off")
         interval = f"{row['ci_low']:+.4f} to {row['ci_high']:+.4f}"
-        lines.append(f"| {part} | {row['n_seeds']} | {row['difference']:+.4f} | {interval} |")
+        yield part, row["n_seeds"], f"{row['difference']:+.4f}", interval
+
+
+def _part_effects(cases):
+    lines = [f"| {' | '.join(map(str, effect))} |" for effect in _effects(cases)]
     head = "part, averaged over the other two", "seeds", "difference in Dice", "95 % interval"
     return ["", f"| {' | '.join(head)} |", "|---" * len(head) + "|", *lines] if lines else []

@@ -104,7 +104,8 @@ def contrast(
         `n_subjects`, `n_seeds`, `resampled` ("subjects and seeds"; with one seed "subjects"
         alone, so that nothing is said about other seeds), `difference`, `ci_low` and `ci_high`
         (95 %), `ci90_low` and `ci90_high`, `p` (two-sided, by the same distribution), `p_tost`
-        (largest of the two one-sided tests against `bound`; NaN for a metric in mm), `p_seeds`
+        (largest of the two one-sided tests against `bound`; NaN for a metric in mm, and with one
+        seed, which shows no equivalence), `p_seeds`
         (a paired t test on the per-seed means, NaN with one seed: it stands beside, since it
         speaks of these very subjects; where subjects vary most it calls three of four null
         effects significant for others), and `verdict` (see `verdict`). With one subject there is no
@@ -138,7 +139,8 @@ def contrast(
         names = ("ci_low", "ci_high", "ci90_low", "ci90_high")
         row.update(zip(names, np.quantile(means, quantiles).tolist(), strict=True))
         row["p"] = min(1.0, 2 * min(_share(means <= 0), _share(means >= 0)))
-        if margin is not None:
+        # Seeds of one arm may lie further apart than the bound: one of them shows no equivalence.
+        if margin is not None and n_seeds > 1:
             row["p_tost"] = max(_share(means <= -margin), _share(means >= margin))
     row["verdict"] = verdict(metric, row["ci_low"], row["ci_high"], row["p"], row["p_tost"], bound)
     return row

@@ -124,6 +124,10 @@ def test_the_references_answer_is_that_of_its_tables():
     rows = rows[(rows["suite"] == "language") & (rows["metric"] == "dice")]
     said = display.suite_answer("language").data.split("\n")
     assert said == [f"- {sentence(row)}" for _, row in rows.iterrows()] and len(said) > 3
+    peers = display.suite_answer("peers").data.split("\n")
+    on_gpu = [line for line in peers if line.startswith("- On a GPU: ")]
+    assert 0 < len(on_gpu) < len(peers) and any("dynunet minus vit" in line for line in on_gpu)
+    assert display.suite_answer("no such suite").data == "No two arms to compare are there."
 
 
 def test_means_are_those_of_the_summary_in_the_suites_order():

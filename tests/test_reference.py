@@ -46,15 +46,15 @@ def test_the_readme_begins_with_the_answers():
     short = results_section().split("### ")[0].splitlines()
     for named, *pair in (
         ("The pre-trained block against none", "language", "pretrained", "none"),
-        ("Multi-scale fusion", "fusion", "001", "000"),
+        ("Multi-scale fusion alone", "fusion", "001", "000"),
     ):
         row = table.loc[(*pair, "dice")]
         (line,) = [line for line in short if line.startswith(f"- {named}: ")]
         assert (
-            f": {row['difference']:+.4f} ({row['ci_low']:+.4f} to {row['ci_high']:+.4f}), " in line
+            f": {row['difference']:+.4f} ({row['ci_low']:+.4f} to {row['ci_high']:+.4f}; " in line
         )
         assert row["verdict"].split()[0] in line
-    (line,) = [line for line in short if line.startswith("- Trained on a CPU")]
+    (line,) = [line for line in short if line.startswith("- Means") and "on a CPU" in line]
     assert f"`vit` {summary.loc[('peers', 'vit', 'dice'), 'mean']:.3f}" in line
 
 
@@ -69,7 +69,7 @@ def test_what_a_gpu_trained_stands_apart():
     assert places.pop(REFERENCE.name) == "cpu" and "cpu" not in places.values()
     summary = read_table(REFERENCE / GPU / "summary.csv").set_index(["suite", "arm", "metric"])
     lines = results_section().splitlines()
-    (line,) = [line for line in lines if line.startswith(f"- Trained on a GPU ({places[GPU]})")]
+    (line,) = [line for line in lines if line.startswith("- Means") and places[GPU] in line]
     assert f"`dynunet` {summary.loc[('peers', 'dynunet', 'dice'), 'mean']:.3f}" in line
     assert len([line for line in lines if line.startswith("| `dynunet` |")]) == 1
 

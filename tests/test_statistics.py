@@ -226,6 +226,16 @@ def test_equal_arms_are_equivalent():
     assert row["p_seeds"] == 1
 
 
+def test_one_seed_shows_no_equivalence():
+    """Seeds may lie further apart than the bound; better or worse one seed may show."""
+    same = table({"a": np.full((1, 9), 0.8), "b": np.full((1, 9), 0.8)})
+    row = contrast(same, "a", "b")
+    assert (row["ci_low"], row["ci_high"], row["verdict"]) == (0, 0, "undecided")
+    assert math.isnan(row["p_tost"])
+    less = table({"a": np.full((1, 9), 0.805), "b": np.full((1, 9), 0.8)})
+    assert contrast(less, "a", "b")["verdict"] == "better"
+
+
 def test_one_subject_gives_no_interval():
     row = contrast(table({"a": [[0.9], [0.8]], "b": [[0.7], [0.7]]}), "a", "b")
     assert row["difference"] == pytest.approx(0.15)
