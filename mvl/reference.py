@@ -487,6 +487,12 @@ _IN_SHORT = (
     ("Block, hybrid attention and fusion together", "fusion", "111", "000"),
     ("The pre-trained block beside a convolutional head", "head", "conv-111", "conv-011"),
     ("Version 3's layout, this block with LoRA, against the plain vit", "presets", "v3", "vit"),
+    (
+        "Version 1's layout, a tenth of the training subjects, against vit",
+        "data",
+        "v1-10",
+        "vit-10",
+    ),
 )
 
 
