@@ -75,6 +75,7 @@ CONTRASTS = (
     ("head", "conv-111", "conv-011"),
     *(("adaptation", arm, "lora-0") for arm in SUITES["adaptation"] if arm != "lora-0"),
     *(("data", f"v1-{percent}", f"vit-{percent}") for percent in (10, 30, 100)),
+    *(("data", f"v1-{percent}", f"011-{percent}") for percent in (10, 30, 100)),
     *(("peers", arm, "vit") for arm in SUITES["peers"] if arm != "vit"),
     *(("size", arm, "vit") for arm in SUITES["size"] if arm != "vit"),
     *(("presets", arm, "vit") for arm in SUITES["presets"] if arm != "vit"),
@@ -487,12 +488,8 @@ _IN_SHORT = (
     ("Block, hybrid attention and fusion together", "fusion", "111", "000"),
     ("The pre-trained block beside a convolutional head", "head", "conv-111", "conv-011"),
     ("Version 3's layout, this block with LoRA, against the plain vit", "presets", "v3", "vit"),
-    (
-        "Version 1's layout, a tenth of the training subjects, against vit",
-        "data",
-        "v1-10",
-        "vit-10",
-    ),
+    ("Version 1's layout with a tenth of the subjects, against vit", "data", "v1-10", "vit-10"),
+    ("With a tenth of the subjects, the block's part in that", "data", "v1-10", "011-10"),
 )
 
 

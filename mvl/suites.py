@@ -114,10 +114,15 @@ SUITES = {
         "rotary": _block(rotary=True),
         "before": Arm(replace(_VIT, language=_BLOCK, language_position="before"), _OURS),
     },
-    # Shares of the training subjects in percent, at equal numbers of optimiser steps.
+    # Shares of the training subjects in percent, at equal numbers of optimiser steps; 011 is
+    # version 1 without the block.
     "data": {
         f"{name}-{percent}": replace(arm, fraction=percent / 100)
-        for name, arm in (("vit", _vit()), ("v1", _combination(1, 1, 1)))
+        for name, arm in (
+            ("vit", _vit()),
+            ("011", _combination(0, 1, 1)),
+            ("v1", _combination(1, 1, 1)),
+        )
         for percent in (10, 30, 100)
     },
     # Other architectures with the same data, augmentation, budget and evaluation.
@@ -148,7 +153,7 @@ QUESTIONS = {
     "fusion": "Do hybrid attention and multi-scale fusion help?",
     "head": "Does the block help a model with a convolutional head?",
     "adaptation": "Does it matter how the block is adapted, and where it stands?",
-    "data": "Does MedVisionLlama, version 1, help where data is scarce?",
+    "data": "Does MedVisionLlama, version 1, help where data is scarce, and is it the block?",
     "peers": "How do other architectures do?",
     "size": "Is it size?",
     "presets": "How do the named models do?",

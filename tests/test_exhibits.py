@@ -133,7 +133,7 @@ def test_curves_are_drawn_where_the_reference_keeps_them(repository, shown):
     Exhibits("quick", root).figure("few_shot")
     _, figure, missing = shown
     assert [line.get_label() for line in figure.axes[0].lines] == ["vit", "v1"]
-    assert "Not there yet: vit-10, vit-30, v1-10, v1-30." in missing
+    assert "Not there yet: vit-10, vit-30, 011-10, 011-30, 011-100, v1-10, v1-30." in missing
 
 
 def test_tables_and_comparisons_hold_the_references_numbers(repository, shown):
