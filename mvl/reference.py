@@ -46,7 +46,7 @@ from mvl.statistics import (
     summary_table,
     verdict_in_words,
 )
-from mvl.suites import QUESTIONS, SUITES, TUNING_COLUMNS
+from mvl.suites import QUESTIONS, SUITES, TUNING_COLUMNS, is_possible
 from mvl.tables import count, mean_and_spread, p_value
 
 REFERENCE = REPOSITORY / "results" / "reference"
@@ -119,7 +119,7 @@ PICTURE = Path("figures") / "language_differences.png"
 STUDY = "README.md"
 
 #: The suites that the README shows, of those that have something to show.
-_README_SUITES = ("language", "fusion", "head", "peers", "presets", "budget")
+_README_SUITES = ("language", "fusion", "head", "data", "peers", "presets", "budget")
 
 #: The seeds, and with them the validation folds, of the study.
 SEEDS = (0, 1, 2, 3, 4)
@@ -488,8 +488,13 @@ _IN_SHORT = (
     ("Block, hybrid attention and fusion together", "fusion", "111", "000"),
     ("The pre-trained block beside a convolutional head", "head", "conv-111", "conv-011"),
     ("Version 3's layout, this block with LoRA, against the plain vit", "presets", "v3", "vit"),
-    ("Version 1's layout with a tenth of the subjects, against vit", "data", "v1-10", "vit-10"),
-    ("With a tenth of the subjects, the block's part in that", "data", "v1-10", "011-10"),
+    ("With a tenth of the subjects, version 1's layout against vit", "data", "v1-10", "vit-10"),
+    (
+        "With a tenth of the subjects, version 1 against itself less the block",
+        "data",
+        "v1-10",
+        "011-10",
+    ),
 )
 
 
@@ -545,9 +550,13 @@ def _suite_section(suite, tables):
 def _suite_body(suite, tables):
     lines = [*_arms_table(suite, **tables)]
     there = set(tables["summary"].loc[tables["summary"]["suite"] == suite, "arm"])
-    if missing := [f"`{arm}`" for arm in SUITES[suite] if arm not in there]:
+    missing = [arm for arm in SUITES[suite] if arm not in there]
+    open_yet = [f"`{arm}`" for arm in missing if is_possible(SUITES[suite][arm].model)]
+    if open_yet:
         where = "a CPU" if set(tables["validation"]["device"]) == {"cpu"} else "a GPU"
-        lines += ["", f"Not run on {where} yet: {', '.join(missing)}."]
+        lines += ["", f"Not run on {where} yet: {', '.join(open_yet)}."]
+    if not_for_it := [f"`{arm}`" for arm in missing if f"`{arm}`" not in open_yet]:
+        lines += ["", f"Not possible with this block: {', '.join(not_for_it)}."]
     lines += ["", *_answers(suite, **tables)]
     if suite == "language":
         lines += ["", _noise_floor(tables["cases"])]

@@ -207,7 +207,7 @@ def suite_configs(
         if arms and name not in arms:
             continue
         model = _with_block(arm.model, block)
-        if model.language and model.language.rotary and not has_rotary(model.language.source):
+        if not is_possible(model):
             continue
         if arm.matched:
             by, other = arm.matched
@@ -223,6 +223,11 @@ def suite_configs(
                 config = _at_equal_steps(config, data, root, on_bad_case)
             configs[f"{name}@{rate:g}" if rates else name, seed] = config
     return configs
+
+
+def is_possible(model):
+    """Whether a model's language block can be had: `rotary` wants a rotary embedding."""
+    return not (model.language and model.language.rotary) or has_rotary(model.language.source)
 
 
 def _with_block(model, block):
