@@ -567,6 +567,8 @@ def _reference(options):
     from mvl.data.loading import open_task
     from mvl.experiments import TRAINED, run_folder, test
     from mvl.reference import (
+        GPU,
+        REFERENCE,
         SEEDS,
         measure_mechanism,
         reference_of,
@@ -594,6 +596,9 @@ def _reference(options):
     measured = [measure_mechanism(cell[0], *run, reference) for cell, run in trained.items()]
     found = [table for table in measured if table is not None]
     write_reference(folders, expected, pd.concat(tuned), found, reference)
+    # The other device's tables have no new run, but are adjusted for the same comparisons.
+    for other in {REFERENCE, REFERENCE / GPU} - {reference}:
+        write_reference({}, expected, pd.DataFrame(), reference=other)
     refresh_readme()
     print(f"{reference} holds the {len(set(folders.values()))} finished runs of {runs}")
 
