@@ -464,5 +464,8 @@ PRESETS = {
     # The arm of the suites `fusion` and `head` with the highest validation Dice with seed 0
     # (results/reference/validation.csv): the paper's parts without the language block, and the
     # convolutional head, to which it owes most.
-    "best": (ModelConfig(attention="hybrid", fusion=True, head="conv"), TrainingConfig()),
+    "best": (
+        ModelConfig(attention="hybrid", fusion=True, head="conv"),
+        TrainingConfig(learning_rate=1e-2),
+    ),
 }

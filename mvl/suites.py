@@ -49,8 +49,8 @@ _BLOCK = PRESETS["v1"][0].language
 
 
 # An arm's learning rate is the one of `LEARNING_RATES` with the highest validation Dice on Task04
-# with seed 0, of those that were tried (results/reference/tuning.csv; SegResNet's and DynUNet's on
-# a GPU, results/reference/gpu/tuning.csv); where none is given here it is vit's.
+# with seed 0, of those that were tried (tuning.csv in results/reference, for what was tried on a
+# GPU in results/reference/gpu); where none is given here it is vit's.
 
 
 def _block(rate=_OURS.learning_rate, **changes):
@@ -59,7 +59,7 @@ def _block(rate=_OURS.learning_rate, **changes):
     return Arm(model, replace(_OURS, learning_rate=rate))
 
 
-def _combination(language, hybrid, fusion, head="linear"):
+def _combination(language, hybrid, fusion, head="linear", rate=_OURS.learning_rate):
     """The paper's parts, each on or off."""
     model = replace(
         _VIT,
@@ -68,7 +68,7 @@ def _combination(language, hybrid, fusion, head="linear"):
         fusion=bool(fusion),
         head=head,
     )
-    return Arm(model, _OURS)
+    return Arm(model, replace(_OURS, learning_rate=rate))
 
 
 def _vit(rate=_OURS.learning_rate, **changes):
@@ -89,7 +89,7 @@ SUITES = {
         "shuffled": _block(control="shuffled"),
         "identity": _block(control="identity"),
         "trainable": _block(control="trainable"),
-        "vit-mlp": _vit(1e-3, matched=("mlp", "pretrained")),
+        "vit-mlp": _vit(1e-2, matched=("mlp", "pretrained")),
     },
     # The paper's ablation; the digits are language block, hybrid attention, multi-scale fusion.
     "fusion": {
@@ -98,8 +98,8 @@ SUITES = {
     },
     # The convolutional head, without the paper's parts, without the block alone, and with all.
     "head": {
-        f"conv-{language}{hybrid}{fusion}": _combination(language, hybrid, fusion, "conv")
-        for language, hybrid, fusion in ((0, 0, 0), (0, 1, 1), (1, 1, 1))
+        f"conv-{language}{hybrid}{fusion}": _combination(language, hybrid, fusion, "conv", rate)
+        for language, hybrid, fusion, rate in ((0, 0, 0, 1e-2), (0, 1, 1, 1e-2), (1, 1, 1, 3e-3))
     },
     # Each arm changes one thing about lora-0, which is the suite language's pretrained.
     "adaptation": {
@@ -130,7 +130,10 @@ SUITES = {
         "vit": _vit(),
         "v1": _combination(1, 1, 1),
         "best": Arm(*PRESETS["best"]),
-        **{name: _peer(name) for name in ("unet", "unet++", "unetr", "swin-unetr")},
+        "unet": _peer("unet", 1e-2),
+        "unet++": _peer("unet++"),
+        "unetr": _peer("unetr", 1e-2),
+        "swin-unetr": _peer("swin-unetr"),
         "segresnet": _peer("segresnet", 1e-3),
         "dynunet": _peer("dynunet", 1e-2),
     },
@@ -138,7 +141,7 @@ SUITES = {
     "size": {
         "vit": _vit(),
         "vit-depth": _vit(matched=("depth", "pretrained")),
-        "vit-mlp": _vit(1e-3, matched=("mlp", "pretrained")),
+        "vit-mlp": _vit(1e-2, matched=("mlp", "pretrained")),
         "pretrained": _block(),
     },
     "presets": {name: Arm(*PRESETS[name]) for name in PRESETS},
