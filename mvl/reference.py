@@ -429,8 +429,12 @@ _PICTURE_TEXT = "Difference in Dice between vit with the block and vit, subject 
 
 
 def _tables(reference):
-    names = ("cases.csv.gz", "summary.csv", "contrasts.csv", "validation.csv", "tuning.csv")
-    return {name.partition(".")[0]: read_table(reference / name) for name in names}
+    names = ("cases.csv.gz", "summary.csv", "contrasts.csv", "validation.csv")
+    tables = {name.partition(".")[0]: read_table(reference / name) for name in names}
+    # What an arm's rate was chosen from may have been trained on the other device.
+    study = reference.parent if reference.name == GPU else reference
+    tried = [folder / "tuning.csv" for folder in (study, study / GPU) if folder.is_dir()]
+    return tables | {"tuning": pd.concat(map(read_table, tried), ignore_index=True)}
 
 
 def _place(runs):
@@ -443,7 +447,7 @@ def _place(runs):
     )
 
 
-def _size(summary, validation, tuning, **_):
+def _size(summary, validation, **_):
     first = summary.iloc[0]
     blocks = [f"`{block}`" for block in sorted(set(summary["block"].dropna()) - {""})]
     about = (
@@ -454,9 +458,9 @@ def _size(summary, validation, tuning, **_):
         f"{first['task']}, {first['structure']}, native space: {first['n_cases']} test cases of "
         f"{first['n_subjects']} subjects. Means over seeds and subjects ± standard deviation over "
         "subjects; validation Dice is on the model's grid and over seeds; a learning rate is the "
-        "best on validation, with seed 0, of as many as the table says (tuning.csv"
-        f"{_earlier_grid(validation, tuning)}); one that is the lowest or the highest of "
-        f"them may not be the best there is. {about * bool(blocks)}All were {_place(validation)}.",
+        "best on validation, with seed 0, of as many as the table says (tuning.csv, here or of the "
+        "other device); one that is the lowest or the highest of them may not be the best there "
+        f"is. {about * bool(blocks)}All were {_place(validation)}.",
         "",
         "A comparison takes the seeds that both arms have, a row all seeds of its arm: the "
         "difference of two rows is not always that of the comparison. Intervals resample subjects, "
@@ -467,15 +471,6 @@ def _size(summary, validation, tuning, **_):
         "interval within ±0.01 (two one-sided tests, not adjusted), whatever its side of zero, and "
         "several seeds.",
     ]
-
-
-def _earlier_grid(validation, tuning):
-    """Where learning rates were compared, if not on the grid of the runs."""
-    tried = tuning.groupby(["suite", "arm", "grid"])["learning_rate"].nunique()
-    grids = set(tried[tried > 1].index.get_level_values("grid"))
-    if grids <= set(validation["grid"]):
-        return ""
-    return ", compared on an earlier grid of " + " and ".join(sorted(grids)).replace("x", " x ")
 
 
 #: What a reader wants to know first: question, and the contrast that answers it.
@@ -559,7 +554,7 @@ def _suite_body(suite, tables):
         lines += ["", f"Not possible with this block: {', '.join(not_for_it)}."]
     lines += ["", *_answers(suite, **tables)]
     if suite == "language":
-        lines += ["", _noise_floor(tables["cases"])]
+        lines += _noise_floor(tables["cases"])
     if suite == "fusion":
         lines += _part_effects(tables["cases"])
     if suite == "budget":
@@ -571,11 +566,14 @@ def _noise_floor(cases):
     """How far apart two trainings of one arm lie that differ in their seed, and so fold, alone."""
     own = cases[(cases["suite"] == "language") & (cases["structure"] == "foreground")]
     found = noise_floor(own, "none")
-    return (
+    if found["n_seeds"] < 2:
+        return []
+    return [
+        "",
         "**The noise floor.** Two trainings of `none` that differ in seed, and with it in "
         f"validation fold, differ in test Dice by {found['mean_difference']:.4f} on average and "
-        f"{found['largest_difference']:.4f} at most ({found['n_seeds']} seeds)."
-    )
+        f"{found['largest_difference']:.4f} at most ({found['n_seeds']} seeds).",
+    ]
 
 
 #: What the study's budget was meant to leave on the table: less than this in validation Dice.
@@ -626,8 +624,9 @@ def _arms_table(suite, summary, validation, tuning, **_):
 
 
 def _rates_tried(runs, tuning):
-    """How many learning rates an arm's was chosen from, under whichever of its names."""
-    names = tuning.loc[tuning["fingerprint"].isin(runs["fingerprint"]), ["suite", "arm"]]
+    """How many learning rates an arm's was chosen from, under whichever of its names; those of an
+    earlier grid, which tuning.csv has, too, do not count."""
+    names = tuning.loc[tuning["fingerprint"].isin(runs["fingerprint"]), ["suite", "arm", "grid"]]
     return names.drop_duplicates().merge(tuning)["learning_rate"].nunique()
 
 

@@ -88,6 +88,20 @@ def test_the_best_epoch_by_validation_is_kept(phantom, tiny, tmp_path):
     assert score == pytest.approx(curves["validation_dice"].max(), abs=1e-6)
 
 
+def test_float32_is_float32_on_a_gpu_too(phantom, tiny, tmp_path):
+    """PyTorch's default for a GPU's convolutions is TF32, whatever a run's records say."""
+    from mvl.training import infer
+
+    config, seen = tiny(), []
+    model = build(config)
+    model.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    assert torch.backends.cudnn.allow_tf32
+    train(model, *prepared(config, phantom), config, tmp_path, show=False)
+    infer(model.eval(), torch.zeros(1, 1, *config.data.grid))
+    assert len(seen) > 2 and not any(seen)
+    assert torch.backends.cudnn.allow_tf32
+
+
 def test_the_schedule_warms_up_and_falls_to_zero(phantom, tiny, tmp_path):
     config = tiny(training={"epochs": 6, "warmup_epochs": 2, "learning_rate": 0.03})
     train(build(config), *prepared(config, phantom), config, tmp_path, show=False)
