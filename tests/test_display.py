@@ -14,7 +14,7 @@ from mvl.files import REPOSITORY
 from mvl.mechanism import SHOWN_STAGES, stage_auroc
 from mvl.models.activations import activations
 from mvl.models.segmenter import build_segmenter
-from mvl.reference import REFERENCE, read_table
+from mvl.reference import GPU, REFERENCE, read_table
 from mvl.statistics import sentence
 from mvl.suites import SUITES
 
@@ -120,13 +120,15 @@ def test_a_dataflow_counts_every_weight_once(monkeypatch):
 
 
 def test_the_references_answer_is_that_of_its_tables():
-    rows = read_table(REFERENCE / "contrasts.csv")
-    rows = rows[(rows["suite"] == "language") & (rows["metric"] == "dice")]
-    said = display.suite_answer("language").data.split("\n")
-    assert said == [f"- {sentence(row)}" for _, row in rows.iterrows()] and len(said) > 3
-    peers = display.suite_answer("peers").data.split("\n")
-    on_gpu = [line for line in peers if line.startswith("- On a GPU: ")]
-    assert 0 < len(on_gpu) < len(peers) and any("dynunet minus vit" in line for line in on_gpu)
+    for suite in ("language", "peers", "fusion"):
+        expected = []
+        for folder, where in ((REFERENCE, "- "), (REFERENCE / GPU, "- On a GPU: ")):
+            rows = read_table(folder / "contrasts.csv")
+            rows = rows[(rows["suite"] == suite) & (rows["metric"] == "dice")]
+            expected += [where + sentence(row) for _, row in rows.iterrows()]
+        assert display.suite_answer(suite).data.split("\n") == expected and len(expected) > 3
+    peers = display.suite_answer("peers").data
+    assert "\n- On a GPU: " in peers and peers.count("dynunet minus vit") == 2
     assert display.suite_answer("no such suite").data == "No two arms to compare are there."
 
 
