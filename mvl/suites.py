@@ -50,8 +50,7 @@ _BLOCK = PRESETS["v1"][0].language
 
 # An arm's learning rate is the one of `LEARNING_RATES` with the highest validation Dice on Task04
 # with seed 0, of those that were tried (tuning.csv in results/reference, for what was tried on a
-# GPU in results/reference/gpu; of unet++ and swin-unetr the highest when three quarters of their
-# epochs were over); where none is given here it is vit's.
+# GPU in results/reference/gpu); where none is given here it is vit's.
 
 
 def _block(rate=_OURS.learning_rate, **changes):
