@@ -487,13 +487,18 @@ def _suite_tune(options):
 
 
 def _suite_status(options):
-    _print_status(*_suite_cells(options))
-
-
-def _print_status(configs, place):
+    from mvl.reference import held
     from mvl.suites import status
 
+    configs, place = _suite_cells(options)
     table = status(configs, **place)
+    table["reference"] = table["folder"].map(held()).fillna("-")
+    _print_status(table)
+    known = (table["reference"] != "-").sum()
+    print(f"results/reference has {known} of these {len(table)} cells, trained on what its column says")
+
+
+def _print_status(table):
     print(table.to_string(index=False, float_format="%.0f", na_rep="?"))
     counts = table["state"].value_counts()
     left = table["seconds_left"].sum(skipna=False) / 3600
@@ -634,7 +639,10 @@ def _audit_run(options):
 
 
 def _audit_status(options):
-    _print_status(*_audit_cells(options))
+    from mvl.suites import status
+
+    configs, place = _audit_cells(options)
+    _print_status(status(configs, **place))
 
 
 def _audit_table(options):

@@ -184,6 +184,23 @@ def reference_of(folders):
     return REFERENCE if devices <= {"cpu"} else REFERENCE / GPU
 
 
+def held(reference=REFERENCE):
+    """Which experiments the reference has, and on what they were trained there.
+
+    Args:
+        reference: its folder.
+
+    Returns:
+        {fingerprint: "CPU", "GPU" or "CPU, GPU"}.
+    """
+    devices = {}
+    for device, folder in (("CPU", reference), ("GPU", reference / GPU)):
+        if (folder / "validation.csv").is_file():
+            for fingerprint in set(read_table(folder / "validation.csv")["fingerprint"]):
+                devices.setdefault(fingerprint, []).append(device)
+    return {fingerprint: ", ".join(found) for fingerprint, found in devices.items()}
+
+
 def measure_mechanism(suite, folder, data, reference=REFERENCE):
     """What `mvl.mechanism` finds in a tested run, for `write_reference`.
 

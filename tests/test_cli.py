@@ -152,6 +152,20 @@ def test_bad_cases_are_refused_together_or_left_out_in_writing(tmp_path, capsys)
     assert "vit-10" in capsys.readouterr().out
 
 
+def test_status_says_which_cells_the_reference_has(tmp_path, capsys, monkeypatch):
+    task = "Task04_Hippocampus"
+    make_phantom(task, tmp_path, cases=12, scale=0.4)
+    status = ["suite", "status", "language", "--arms", "none", "random", "--root", str(tmp_path)]
+    assert main([*status, "--results", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "has 0 of these 2 cells" in said  # a phantom's cells are none of the study's
+    fingerprint = next(line.split()[-2] for line in said.splitlines() if " none " in f" {line} ")
+    monkeypatch.setattr("mvl.reference.held", lambda: {fingerprint: "GPU"})
+    assert main([*status, "--results", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert f"{fingerprint}       GPU" in said and "has 1 of these 2 cells" in said
+
+
 @pytest.mark.parametrize("command", [["reference"], ["audit", "table"]])
 def test_the_reference_takes_no_phantom(command, tmp_path, capsys):
     make_phantom("Task04_Hippocampus", tmp_path, cases=12, scale=0.4)

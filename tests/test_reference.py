@@ -22,6 +22,7 @@ from mvl.reference import (
     REFERENCE,
     STUDY,
     curves_table,
+    held,
     read_table,
     reference_of,
     refresh_readme,
@@ -203,3 +204,15 @@ def test_every_arm_has_the_learning_rate_that_was_best_on_validation():
         most = max(own, key=len)
         best = most.loc[most["validation_dice"].idxmax()]
         assert SUITES[suite][arm].training.learning_rate == best["learning_rate"], (suite, arm)
+
+
+def test_what_is_held_says_on_what_it_was_trained():
+    places = held()
+    runs = {
+        name: set(read_table(folder / "validation.csv")["fingerprint"])
+        for name, folder in {"CPU": REFERENCE, "GPU": REFERENCE / GPU}.items()
+    }
+    assert places.keys() == runs["CPU"] | runs["GPU"]
+    for fingerprint, said in places.items():
+        assert said.split(", ") == [name for name in runs if fingerprint in runs[name]]
+    assert held(REFERENCE / GPU).keys() == runs["GPU"]  # a folder without gpu/ is enough
