@@ -495,7 +495,7 @@ def _suite_status(options):
     table["reference"] = table["folder"].map(held()).fillna("-")
     _print_status(table)
     known = (table["reference"] != "-").sum()
-    print(f"results/reference has {known} of these {len(table)} cells, trained on what its column says")
+    print(f"results/reference has {known} of these {len(table)} cells, trained as its column says")
 
 
 def _print_status(table):
