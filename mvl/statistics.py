@@ -152,7 +152,8 @@ def verdict(metric, ci_low, ci_high, p, p_tost, bound=BOUND):
     A verdict claims no more than the data show, the first that applies is given:
 
     - "better by at least <bound>": p < 0.05 and the whole 95 % interval is at or beyond the bound;
-    - "better but negligible": p < 0.05 in favour, and equivalent;
+    - "better but negligible", "worse but negligible": p < 0.05 in favour or against, and
+      equivalent;
     - "equivalent": p_tost < 0.05, that is, the 90 % interval lies within the bound;
     - "better" or "worse": p < 0.05 in favour or against, by nobody knows how much;
     - "undecided": all else.
@@ -172,12 +173,13 @@ def verdict(metric, ci_low, ci_high, p, p_tost, bound=BOUND):
     gain_high = ci_high if facts.larger_is_better else -ci_low
     better = p < ALPHA and gain_low >= 0
     worse = p < ALPHA and gain_high <= 0
+    side = "better" if better else "worse" if worse else ""
     if not facts.unit:
         if better and gain_low >= bound:
             return f"better by at least {bound:g}"
         if p_tost < ALPHA:
-            return "better but negligible" if better else "equivalent"
-    return "better" if better else "worse" if worse else "undecided"
+            return f"{side} but negligible" if side else "equivalent"
+    return side or "undecided"
 
 
 def contrasts_table(
@@ -387,6 +389,8 @@ def _verdict_in_words(row):
         return f"equivalent, {a} and {b} differ by less than {BOUND:g}"
     if said == "better but negligible":
         return f"better but negligible, {a} beats {b} by less than {BOUND:g}"
+    if said == "worse but negligible":
+        return f"worse but negligible, {a} trails {b} by less than {BOUND:g}"
     if said == "undecided":
         return f"undecided between {a} and {b}"
     if said in ("better", "worse") and not COMPARED[row["metric"]].unit:

@@ -101,7 +101,8 @@ SUITES = {
         f"conv-{language}{hybrid}{fusion}": _combination(language, hybrid, fusion, "conv", rate)
         for language, hybrid, fusion, rate in ((0, 0, 0, 1e-2), (0, 1, 1, 1e-2), (1, 1, 1, 3e-3))
     },
-    # Each arm changes one thing about lora-0, which is the suite language's pretrained.
+    # Each arm changes one thing about lora-0, which is the suite language's pretrained; what has
+    # adapters trains them in place of its own weights.
     "adaptation": {
         "lora-0": _block(),
         "lora-4": _block(lora_rank=4),

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import shutil
 
 import nibabel
@@ -216,3 +217,20 @@ def test_what_is_held_says_on_what_it_was_trained():
     for fingerprint, said in places.items():
         assert said.split(", ") == [name for name in runs if fingerprint in runs[name]]
     assert held(REFERENCE / GPU).keys() == runs["GPU"]  # a folder without gpu/ is enough
+
+
+def test_an_answer_in_short_is_of_the_device_with_more_seeds():
+    pair, tables = ["suite", "arm_a", "arm_b"], {}
+    for name, folder in zip(("CPU", "GPU"), REFERENCES, strict=True):
+        table = read_table(folder / "contrasts.csv")
+        tables[name] = table[table["metric"] == "dice"].set_index(pair)
+    text = results_section().partition("### ")[0]
+    said = re.findall(r": ([+-][\d.]+) \(.*; (\d) seeds? on a (.PU)\), ", text)
+    assert {place for *_, place in said} == {"CPU", "GPU"}
+    for difference, seeds, place in said:
+        own = tables[place]
+        own = own[own["difference"].map("{:+.4f}".format) == difference]
+        assert set(own["n_seeds"]) == {int(seeds)}
+        other = tables["GPU" if place == "CPU" else "CPU"]
+        rivals = other[other.index.isin(own.index)]["n_seeds"]
+        assert not (rivals > int(seeds)).any()

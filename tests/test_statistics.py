@@ -297,7 +297,8 @@ def test_only_runs_of_one_protocol_device_and_dtype_share_a_table():
         ("dice", 0.004, 0.030, 0.010, 0.90, "better"),
         ("dice", 0.001, 0.007, 0.010, 0.001, "better but negligible"),
         ("dice", -0.003, 0.004, 0.700, 0.001, "equivalent"),
-        ("dice", -0.007, -0.001, 0.010, 0.001, "equivalent"),  # worse, but negligibly
+        ("dice", -0.007, -0.001, 0.010, 0.001, "worse but negligible"),
+        ("dice", -0.007, -0.001, 0.060, 0.001, "equivalent"),  # not after adjustment
         ("dice", -0.030, -0.004, 0.010, 0.90, "worse"),
         ("dice", -0.020, 0.030, 0.600, 0.40, "undecided"),
         ("nsd", 0.012, 0.030, 0.001, 0.99, "better by at least 0.01"),
@@ -317,6 +318,7 @@ def test_verdicts(metric, ci_low, ci_high, p, p_tost, said):
         (0.05, 0.005, "better by at least 0.01", "better"),
         (0.005, 0.001, "better but negligible", "better"),
         (0.0, 0.002, "equivalent", "undecided"),
+        (-0.005, 0.001, "worse but negligible", "worse"),
         (-0.05, 0.005, "worse", "worse"),
         (0.0, 0.1, "undecided", "undecided"),
     ],
@@ -537,6 +539,7 @@ def test_a_sentence_says_it_all():
         ({"metric": "nsd"}, "in NSD"),
         ({"verdict": "better by at least 0.01"}, "pretrained is better than random by at least"),
         ({"verdict": "better but negligible"}, "beats random by less than 0.01"),
+        ({"verdict": "worse but negligible"}, "trails random by less than 0.01"),
         ({"verdict": "worse"}, "pretrained is worse than random, maybe by less than 0.01."),
         ({"verdict": "worse", "ci_low": -0.03, "ci_high": -0.01}, "than random, by at least 0.01."),
         ({"verdict": "worse", "metric": "hd95_mm"}, "pretrained is worse than random."),
