@@ -95,7 +95,8 @@ SUITES = {
     "fusion": {
         f"{language}{hybrid}{fusion}": _combination(language, hybrid, fusion)
         for language, hybrid, fusion in itertools.product((0, 1), repeat=3)
-    },
+    }
+    | {"011": _combination(0, 1, 1, rate=1e-2)},
     # The convolutional head, without the paper's parts, without the block alone, and with all.
     "head": {
         f"conv-{language}{hybrid}{fusion}": _combination(language, hybrid, fusion, "conv", rate)
@@ -121,7 +122,7 @@ SUITES = {
         f"{name}-{percent}": replace(arm, fraction=percent / 100)
         for name, arm in (
             ("vit", _vit()),
-            ("011", _combination(0, 1, 1)),
+            ("011", _combination(0, 1, 1, rate=1e-2)),
             ("v1", _combination(1, 1, 1)),
         )
         for percent in (10, 30, 100)
