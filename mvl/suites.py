@@ -126,7 +126,8 @@ SUITES = {
             ("v1", _combination(1, 1, 1)),
         )
         for percent in (10, 30, 100)
-    },
+    }
+    | {"011-10": replace(_combination(0, 1, 1), fraction=0.1)},
     # Other architectures with the same data, augmentation, budget and evaluation.
     "peers": {
         "vit": _vit(),
