@@ -84,9 +84,6 @@ CONTRASTS = (
 
 #: The metrics that they are reported in.
 _COMPARED = ("dice", "nsd")
-#: Bootstrap draws: so many that a p, which the adjustment multiplies by up to the size of the
-#: family, is known to within a seventh of itself where it decides.
-_DRAWS = 100_000
 
 
 def _planned():
@@ -112,7 +109,7 @@ def study_contrasts(cases, suite=None):
         As `contrasts_table`.
     """
     pairs = [pair for pair in CONTRASTS if suite in (None, pair[0])]
-    return contrasts_table(cases, pairs, _COMPARED, draws=_DRAWS, family=_FAMILY)
+    return contrasts_table(cases, pairs, _COMPARED, family=_FAMILY)
 
 
 #: The README's picture, below the reference's folder: the second contrast, subject by subject.
