@@ -425,8 +425,9 @@ def study_page(reference=REFERENCE):
     """Every suite that has something to compare, as a Markdown page."""
     tables = _tables(reference)
     up = "../" * (3 if reference.name == GPU else 2)
-    lines = ["# The study, suite by suite", ""]
-    lines += [
+    lines = [
+        "# The study, suite by suite",
+        "",
         "Written by `mvl reference`. What the arms are, and what to bear in mind, is in the "
         f"[README]({up}README.md#results-so-far) of the repository.",
         "",
@@ -539,13 +540,14 @@ def _in_short(tables, gpu=None):
             f"- With and without {part}, averaged over the other two parts: {size} ({interval}; "
             f"not adjusted; {count(seeds, 'seed')} on a CPU)."
         )
-    once, twice, seeds = _budget_gain(tables["validation"]) or (0, 0, "")
-    if twice - once >= BUDGET_TARGET:
-        lines.append(
-            f"- Twice the epochs bring `vit` {twice - once:+.4f} in validation Dice ({seeds} on a "
-            f"CPU), where less than {BUDGET_TARGET} was wanted: what looks better here may only "
-            "train faster."
-        )
+    if gained := _budget_gain(tables["validation"]):
+        once, twice, seeds = gained
+        if twice - once >= BUDGET_TARGET:
+            lines.append(
+                f"- Twice the epochs bring `vit` {twice - once:+.4f} in validation Dice ({seeds} "
+                f"on a CPU), where less than {BUDGET_TARGET} was wanted: what looks better here "
+                "may only train faster."
+            )
     for one in known.values():
         lines += _reached(**one)
     return ["In short, in Dice:", "", *lines]
@@ -676,8 +678,9 @@ def _rates_tried(runs, tuning):
     return names.drop_duplicates().merge(tuning)["learning_rate"].nunique()
 
 
-def _answers(suite, contrasts, **_):
-    """The primary contrast as a sentence, and a row per contrast in Dice."""
+def _answers(suite, contrasts, validation, **_):
+    """The primary contrast as a sentence, a row per contrast in Dice, and which of them compare
+    what was trained on different kinds of processor."""
     chosen = contrasts[(contrasts["suite"] == suite) & (contrasts["metric"] == "dice")]
     chosen = chosen[chosen["structure"] == "foreground"]
     if chosen.empty:
@@ -687,9 +690,14 @@ def _answers(suite, contrasts, **_):
     columns = ("comparison", "seeds", "difference in Dice", "95 % interval", "p, adjusted")
     columns += ("verdict",)
     lines += [""] * bool(lines) + [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    cpus = validation[validation["suite"] == suite].groupby("arm")["cpu"].agg(set)
+    across = []
     for _, row in chosen.iterrows():
+        pair = f"`{row['arm_a']}` minus `{row['arm_b']}`"
+        if cpus[row["arm_a"]] != cpus[row["arm_b"]]:
+            across.append(pair)
         cells = [
-            f"`{row['arm_a']}` minus `{row['arm_b']}`",
+            pair,
             str(row["n_seeds"]),
             f"{row['difference']:+.4f}",
             f"{row['ci_low']:+.4f} to {row['ci_high']:+.4f}",
@@ -697,6 +705,8 @@ def _answers(suite, contrasts, **_):
             verdict_in_words(row),
         ]
         lines.append(f"| {' | '.join(cells)} |")
+    if across:
+        lines += ["", f"Across different kinds of processor: {', '.join(across)}."]
     return lines
 
 

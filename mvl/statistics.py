@@ -43,7 +43,7 @@ BOUND = 0.01
 ALPHA = 0.05
 
 #: Bootstrap draws: so many that a p, which an adjustment multiplies by up to its family's size, is
-#: known to within a seventh of itself where it decides.
+#: known to about a sixth of itself (a standard error) where it decides.
 DRAWS = 100_000
 
 #: The contrast that decides, named before anything was run; it stays out of the family of the

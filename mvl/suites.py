@@ -9,6 +9,7 @@ is over for every cell that was asked for.
 import itertools
 import traceback
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pandas as pd
 
@@ -93,10 +94,13 @@ SUITES = {
     },
     # The paper's ablation; the digits are language block, hybrid attention, multi-scale fusion.
     "fusion": {
-        f"{language}{hybrid}{fusion}": _combination(language, hybrid, fusion)
-        for language, hybrid, fusion in itertools.product((0, 1), repeat=3)
-    }
-    | {"011": _combination(0, 1, 1, rate=1e-2)},
+        "".join(map(str, parts)): _combination(*parts, rate=rate)
+        for parts, rate in zip(
+            itertools.product((0, 1), repeat=3),
+            (3e-3, 3e-3, 3e-3, 1e-2, 3e-3, 3e-3, 3e-3, 3e-3),
+            strict=True,
+        )
+    },
     # The convolutional head, without the paper's parts, without the block alone, and with all.
     "head": {
         f"conv-{language}{hybrid}{fusion}": _combination(language, hybrid, fusion, "conv", rate)
@@ -119,15 +123,14 @@ SUITES = {
     # Shares of the training subjects in percent, at equal numbers of optimiser steps; 011 is
     # version 1 without the block.
     "data": {
-        f"{name}-{percent}": replace(arm, fraction=percent / 100)
-        for name, arm in (
-            ("vit", _vit()),
-            ("011", _combination(0, 1, 1, rate=1e-2)),
-            ("v1", _combination(1, 1, 1)),
+        f"{name}-{percent}": replace(arm(rate=rate), fraction=percent / 100)
+        for name, arm, rates in (
+            ("vit", _vit, (3e-3, 3e-3, 3e-3)),
+            ("011", partial(_combination, 0, 1, 1), (3e-3, 1e-2, 1e-2)),
+            ("v1", partial(_combination, 1, 1, 1), (3e-3, 3e-3, 3e-3)),
         )
-        for percent in (10, 30, 100)
-    }
-    | {"011-10": replace(_combination(0, 1, 1), fraction=0.1)},
+        for percent, rate in zip((10, 30, 100), rates, strict=True)
+    },
     # Other architectures with the same data, augmentation, budget and evaluation.
     "peers": {
         "vit": _vit(),

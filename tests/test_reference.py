@@ -31,7 +31,7 @@ from mvl.reference import (
     study_page,
 )
 from mvl.statistics import CONTRAST_COLUMNS, SUMMARY_COLUMNS, summary_table
-from mvl.suites import SUITES, Arm
+from mvl.suites import QUESTIONS, SUITES, Arm
 
 REFERENCES = (REFERENCE, REFERENCE / GPU)
 NAMES = [folder.name for folder in REFERENCES]
@@ -234,3 +234,25 @@ def test_an_answer_in_short_is_of_the_device_with_more_seeds():
         other = tables["GPU" if place == "CPU" else "CPU"]
         rivals = other[other.index.isin(own.index)]["n_seeds"]
         assert not (rivals > int(seeds)).any()
+
+
+@pytest.mark.parametrize("reference", REFERENCES, ids=NAMES)
+def test_comparisons_across_kinds_of_processor_are_named(reference):
+    runs, rows = (read_table(reference / f"{name}.csv") for name in ("validation", "contrasts"))
+    kinds = {key: set(group["cpu"]) for key, group in runs.groupby(["suite", "arm"])}
+    named = {
+        (suite, pair)
+        for suite, question in QUESTIONS.items()
+        for said in re.findall(
+            r"Across different kinds[^:]*: (.*)\.",
+            study_page(reference).partition(f"### {question}\n")[2].partition("\n### ")[0],
+        )
+        for pair in re.findall(r"`(\S+)` minus `(\S+)`", said)
+    }
+    shown = {suite for suite, q in QUESTIONS.items() if f"### {q}\n" in study_page(reference)}
+    assert named == {
+        (row.suite, (row.arm_a, row.arm_b))
+        for row in rows.itertuples()
+        if row.suite in shown and kinds[row.suite, row.arm_a] != kinds[row.suite, row.arm_b]
+    }
+    assert bool(named) == (reference == REFERENCE)  # one GPU machine, two kinds of CPU
