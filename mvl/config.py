@@ -23,6 +23,8 @@ from mvl.errors import ConfigError
 
 #: The learning rates from which every arm's is chosen, by validation Dice.
 LEARNING_RATES = (1e-3, 3e-3, 1e-2)
+#: The factors from which the mappers' is chosen with it.
+MAPPER_RATES = (1.0, 0.3, 0.1, 0.03)
 
 #: Raised whenever a change to the code alters numbers. Tables refuse to mix versions: the runs of
 #: an earlier one are trained anew, and results/reference/ is emptied and made anew with them.
@@ -59,6 +61,9 @@ class DataConfig:
     flips: bool = False
     #: The seed from which test subjects and folds are drawn; one for a whole study.
     split_seed: int = 0
+    #: "held-out": a fifth of the subjects is the test set of every seed. "crossed": seed s tests
+    #: fold s mod 5 and validates on the next one, so that five seeds test every subject once.
+    testing: Literal["held-out", "crossed"] = _later("held-out")
     #: Voxel edges in mm, along R, A and S, to which "crop" resamples; None with any other `fit`.
     spacing_mm: tuple[float, float, float] | None = _later(None)
     #: "all" of an image's channels, or the "first" alone, as the paper's code reads it.
@@ -105,7 +110,18 @@ class LanguageConfig:
     #: How many consecutive layers, from `layer` on.
     layers: int = 1
     #: "pretrained", or a control of the same shape and path.
-    control: Literal["pretrained", "random", "shuffled", "identity", "trainable"] = "pretrained"
+    control: Literal[
+        "pretrained", "random", "matched", "shuffled", "identity", "trainable"
+    ] = "pretrained"
+    #: What is added before D2. "sum": the block's output and, with `residual`, D1's (the paper).
+    #: "output": the same two, each divided by its root mean square. "contribution": the block's
+    #: output less its input, and D1's output, each divided by its root mean square.
+    terms: Literal["sum", "output", "contribution"] = _later("sum")
+    #: Root mean square to which D1's output is brought for the block; None leaves it as it is.
+    scale: float | None = _later(None)
+    #: First weights of the mappers: "default" is PyTorch's; "identity": D1 has orthonormal columns
+    #: and D2 is its transpose, so that D2(D1(x)) = x.
+    start: Literal["default", "identity"] = _later("default")
     #: Add D1's output to the block's, as in the paper.
     residual: bool = True
     #: Add the part's input to its output, past both mappers: ours, neither the paper's nor its
@@ -129,6 +145,7 @@ class LanguageConfig:
     def __post_init__(self):
         _require(self.lora_rank >= 0, f"lora_rank {self.lora_rank} is negative")
         _require(self.layers >= 1, f"layers {self.layers} is below 1")
+        _require(self.scale is None or self.scale > 0, f"scale {self.scale} is not above 0")
         _require(
             self.control != "trainable" or self.dtype == "float32",
             "a trainable block wants dtype float32: small steps would be rounded away",
@@ -212,6 +229,10 @@ class TrainingConfig:
     warmup_epochs: int = 3
     #: Largest gradient norm; 0 switches clipping off.
     clip_norm: float = 1.0
+    #: Weight decay holds down the position embedding, too.
+    decay_position: bool = _later(True)
+    #: The mappers' learning rate, in multiples of `learning_rate`.
+    mapper_rate: float = _later(1.0)
     #: Number format of the forward pass outside the language block.
     precision: Literal["float32", "bfloat16"] = "float32"
 
@@ -220,6 +241,7 @@ class TrainingConfig:
         _require(self.batch_size >= 1, f"batch_size {self.batch_size} is below 1")
         rate = self.learning_rate
         _require(0 < rate < math.inf, f"learning_rate {rate} is not above 0 and finite")
+        _require(self.mapper_rate > 0, f"mapper_rate {self.mapper_rate} is not above 0")
         for name in ("weight_decay", "warmup_epochs", "clip_norm"):
             _require(getattr(self, name) >= 0, f"{name} {getattr(self, name)} is negative")
 

@@ -464,12 +464,24 @@ def load_weights(model, path):
 
 
 def _optimiser(model, plan, fused=False):
-    """Weight decay on matrices and kernels alone: norms and biases have no size to hold down."""
+    """Weight decay on matrices and kernels alone: norms and biases have no size to hold down.
+
+    The mappers of the language part have a rate of their own.
+    """
+    part = getattr(model, "language", None)
+    mappers = {p for d in (part.d1, part.d2) for p in d.parameters()} if part else set()
+    position = None if plan.decay_position else getattr(model, "position", None)
     trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": plan.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    groups = []
+    for rate in dict.fromkeys((1.0, plan.mapper_rate)):
+        own = [p for p in trained if (plan.mapper_rate if p in mappers else 1.0) == rate]
+        for decay, weights in (
+            (plan.weight_decay, [p for p in own if p.ndim >= 2 and p is not position]),
+            (0.0, [p for p in own if p.ndim < 2 or p is position]),
+        ):
+            groups.append(
+                {"params": weights, "weight_decay": decay, "lr": rate * plan.learning_rate}
+            )
     kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[plan.optimiser]
     # On a CPU the same numbers as weight by weight, in two thirds of the time.
     way = {"fused": True} if fused else {"foreach": True}

@@ -85,7 +85,7 @@ def open_task(config, seed, root=None, on_bad_case="fail", progress=True):
     listed = study_cases(task, list_cases(folder))
     checked = _checked(folder, listed, progress)
     cases = require(listed, checked, on_bad_case)
-    split = make_split(cases, config.split_seed, seed % FOLDS, config.fraction)
+    split = make_split(cases, config.split_seed, seed % FOLDS, config.fraction, config.testing)
     check_split(split, cases, checked.image_hashes)
     return TaskData(
         task=task,

