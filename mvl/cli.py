@@ -132,6 +132,9 @@ def _parser():
         "--shard", metavar="I/N", help="train the i-th of n parts, for job arrays; tests nothing"
     )
     running.add_argument(
+        "--jobs", type=int, metavar="N", help="train N cells at once, one thread each"
+    )
+    running.add_argument(
         "--on", metavar="CLUSTER", help="train on Ray: ray (here), HOST:PORT or ray://HOST:PORT"
     )
     _track_option(running)
@@ -433,10 +436,13 @@ def _suite_run(options):
     more, failures = place | {"track": options.track}, {}
     if options.shard:
         configs = shard(configs, *_shard_of(options.shard))
-    if options.on:
-        from mvl.cluster import fit_on_ray
+    if options.on or options.jobs:
+        from mvl.cluster import fit_at_once, fit_on_ray
 
-        trained, failures = fit_on_ray(configs, on=options.on, **more)
+        if options.on:
+            trained, failures = fit_on_ray(configs, on=options.on, **more)
+        else:
+            trained, failures = fit_at_once(configs, jobs=options.jobs, **more)
         configs = {key: configs[key] for key in trained}  # what follows finds them trained
     if options.fit_only or options.shard:
         trained, failed = fit_suite(options.suite, configs, **more)

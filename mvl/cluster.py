@@ -1,6 +1,6 @@
-"""A suite's experiments on a Ray cluster: a task an experiment, trained wherever there is room.
+"""A suite's experiments, many at once: in processes of this machine, or on a Ray cluster.
 
-Ray (https://docs.ray.io) decides where and when, and starts the tasks of a lost worker anew; what
+A process trains one experiment with one thread. Ray (https://docs.ray.io) decides where and when, and starts the tasks of a lost worker anew; what
 a task does is `experiments.fit`, as everywhere. Every node needs this package, and sees the data,
 the language block and the folder of runs under the same paths: then a task that is started anew
 goes on from its last epoch. Numbers depend on the number of threads, and a task has one: they
@@ -8,9 +8,11 @@ are those of a run on one machine of the same kind with OMP_NUM_THREADS=1.
 """
 
 import contextlib
+import multiprocessing
 import os
 import socket
 import time
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import torch
@@ -18,7 +20,7 @@ import torch
 from mvl.config import ExperimentConfig
 from mvl.data.loading import open_task
 from mvl.data.sources import data_root
-from mvl.errors import ConfigError, MvlError
+from mvl.errors import ConfigError, MvlError, in_words
 from mvl.experiments import fit, run_folder
 from mvl.files import is_locked
 
@@ -29,6 +31,77 @@ RETRIES = 3
 PATIENCE_S = 120
 #: Seconds within which a cluster has to answer.
 ANSWER_S = 10
+
+
+def fit_at_once(
+    configs: dict,
+    runs: Path,
+    jobs: int,
+    root: Path | None = None,
+    show: bool = True,
+    on_bad_case: str = "fail",
+    track: bool = False,
+) -> tuple[dict, dict]:
+    """Train every cell of a suite that is not trained yet, several at once on this machine.
+
+    A GPU is shared by all of them. The test set stays closed.
+
+    Args:
+        configs, runs, root, show, on_bad_case, track: as in `fit_on_ray`.
+        jobs: how many cells are trained at once.
+
+    Returns:
+        As `fit_on_ray`.
+
+    Raises:
+        ConfigError: `jobs` is below 1.
+    """
+    if jobs < 1:
+        raise ConfigError(f"--jobs {jobs} is below 1")
+    place, outcomes = (os.path.abspath(runs), os.path.abspath(data_root(root))), _Outcomes(configs)
+    # A forked process would inherit the threads of PyTorch in an unknown state.
+    spawned = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, spawned) as pool:
+        pending = {
+            pool.submit(fit_cell, config.to_dict(), *place, on_bad_case, track, 0): key
+            for key, config in configs.items()
+        }
+        try:
+            for ended in as_completed(pending):
+                try:
+                    outcomes.add(pending[ended], *ended.result(), show)
+                except BrokenExecutor:
+                    said = "a process was killed, perhaps for its memory; run the command again"
+                    outcomes.add(pending[ended], None, said, show)
+                except Exception as error:  # a cell's defect is no reason to lose the others
+                    outcomes.add(pending[ended], None, in_words(error), show)
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return outcomes.sorted()
+
+
+class _Outcomes:
+    """What became of each cell of `configs`."""
+
+    def __init__(self, configs):
+        self.configs, self.trained, self.failures = configs, {}, {}
+
+    def add(self, key, folder, failure, show):
+        """Note one cell that ended, and print it."""
+        if failure is None:
+            self.trained[key] = Path(folder)
+        else:
+            self.failures[key] = failure
+        if show:
+            said = "trained" if failure is None else f"failed: {failure}"
+            left = len(self.configs) - len(self.trained) - len(self.failures)
+            print(f"arm {key[0]}, seed {key[1]} {said}; {left} left", flush=True)
+
+    def sorted(self):
+        """({key: run folder}, {key: message}), in the order of the cells."""
+        parts = (self.trained, self.failures)
+        return tuple({key: part[key] for key in self.configs if key in part} for part in parts)
 
 
 def fit_on_ray(
@@ -67,7 +140,7 @@ def fit_on_ray(
     address = _address(on)
     ray = _ray()
     place = (os.path.abspath(runs), os.path.abspath(data_root(root)))
-    trained, failures = {}, {}
+    outcomes = _Outcomes(configs)
     with _connected(ray, address):
         gpus = int(ray.cluster_resources().get("GPU", 0) > 0)
         task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(fit_cell)
@@ -77,19 +150,12 @@ def fit_on_ray(
         }
         while pending:
             (ended,), _ = ray.wait(list(pending), num_returns=1)
-            arm, seed = key = pending.pop(ended)
             try:
                 folder, failure = ray.get(ended)
             except ray.exceptions.RayError as error:
                 folder, failure = None, str(error).strip().splitlines()[-1]
-            if failure is None:
-                trained[key] = Path(folder)
-            else:
-                failures[key] = failure
-            if show:
-                said = "trained" if failure is None else f"failed: {failure}"
-                print(f"arm {arm}, seed {seed} {said}; {len(pending)} left", flush=True)
-    return tuple({key: part[key] for key in configs if key in part} for part in (trained, failures))
+            outcomes.add(pending.pop(ended), folder, failure, show)
+    return outcomes.sorted()
 
 
 def fit_cell(config, runs, root, on_bad_case, track, patience):

@@ -110,9 +110,9 @@ class LanguageConfig:
     #: How many consecutive layers, from `layer` on.
     layers: int = 1
     #: "pretrained", or a control of the same shape and path.
-    control: Literal[
-        "pretrained", "random", "matched", "shuffled", "identity", "trainable"
-    ] = "pretrained"
+    control: Literal["pretrained", "random", "matched", "shuffled", "identity", "trainable"] = (
+        "pretrained"
+    )
     #: What is added before D2. "sum": the block's output and, with `residual`, D1's (the paper).
     #: "output": the same two, each divided by its root mean square. "contribution": the block's
     #: output less its input, and D1's output, each divided by its root mean square.

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mvl.cluster import fit_cell, fit_on_ray
+from mvl.cluster import fit_at_once, fit_cell, fit_on_ray
 from mvl.data.loading import open_task
 from mvl.errors import ConfigError
 from mvl.experiments import fit, run_folder, test
@@ -139,3 +139,21 @@ def test_a_lost_node_changes_no_byte(tiny, phantom, tmp_path, monkeypatch):
             open_test_set(place, data[seed], show=False)
         for file in ("curves.csv", "model.safetensors", "cases.csv"):
             assert (folder / file).read_bytes() == (whole / file).read_bytes()
+
+
+def test_processes_train_as_one_does_and_a_failure_is_told(tiny, phantom, tmp_path):
+    configs = {("plain", seed): tiny(seed=seed) for seed in (0, 1)}
+    configs["wild", 0] = hopeless(tiny())
+    trained, failures = fit_at_once(configs, tmp_path / "jobs", 2, phantom, show=False)
+    assert list(trained) == [("plain", 0), ("plain", 1)]
+    assert list(failures) == [("wild", 0)] and "learning rate" in failures["wild", 0]
+    for (_, seed), folder in trained.items():
+        data = open_task(configs["plain", seed].data, seed, phantom, progress=False)
+        own = fit(configs["plain", seed], data, tmp_path / "own", show=False)
+        for name in ("model.safetensors", "curves.csv"):
+            assert (folder / name).read_bytes() == (own / name).read_bytes()
+
+
+def test_no_job_at_all_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="below 1"):
+        fit_at_once({}, tmp_path, 0)

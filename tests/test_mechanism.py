@@ -84,7 +84,7 @@ def by_hand(part, grid=GRID, patch=PATCH):
 
 def passing():
     """A part that writes the token itself: its update's norm is the patch's mean."""
-    return LanguagePart(nn.Identity(), nn.Identity(), nn.Identity())
+    return LanguagePart(nn.Identity(), nn.Identity(), nn.Identity(), LanguageConfig())
 
 
 def write(folder, name, image, label):
@@ -148,24 +148,26 @@ def test_an_update_as_large_as_the_foregrounds_share_is_perfect(graded):
 
 
 def test_an_update_that_is_larger_in_the_background_is_the_opposite(graded):
-    inverted = LanguagePart(nn.Identity(), Scaled(-1.0, 2.0), nn.Identity(), residual=False)
+    inverted = LanguagePart(
+        nn.Identity(), Scaled(-1.0, 2.0), nn.Identity(), LanguageConfig(residual=False)
+    )
     row = measured(by_hand(inverted), [graded]).iloc[0]
     assert (row["auroc_update"], row["auroc_change"]) == (0, 0)
 
 
 def test_a_constant_update_is_chance(graded):
-    constant = LanguagePart(nn.Identity(), nn.Identity(), Scaled(0.0, 3.0))
+    constant = LanguagePart(nn.Identity(), nn.Identity(), Scaled(0.0, 3.0), LanguageConfig())
     row = measured(by_hand(constant), [graded]).iloc[0]
     assert (row["auroc_update"], row["auroc_change"]) == (0.5, 0.5)
 
 
 def test_update_and_change_are_two_measures(graded):
     """The block takes back what the residual adds: it writes, but the stream stays as it was."""
-    part = LanguagePart(nn.Identity(), Scaled(-1.0), nn.Identity())
+    part = LanguagePart(nn.Identity(), Scaled(-1.0), nn.Identity(), LanguageConfig())
     row = measured(by_hand(part), [graded]).iloc[0]
     assert (row["auroc_update"], row["auroc_change"]) == (1, 0.5)
     # And without the block's own writing, the change is the residual's.
-    part = LanguagePart(nn.Identity(), Scaled(0.0), nn.Identity())
+    part = LanguagePart(nn.Identity(), Scaled(0.0), nn.Identity(), LanguageConfig())
     row = measured(by_hand(part), [graded]).iloc[0]
     assert (row["auroc_update"], row["auroc_change"]) == (0.5, 1)
 
@@ -232,7 +234,9 @@ def test_a_resized_volume_has_no_padding(tmp_path):
 
 def test_each_stage_has_the_auroc_of_its_own_norm(tmp_path, graded):
     """The part turns the stream around: what was large on the foreground is small after it."""
-    turned = LanguagePart(nn.Identity(), nn.Identity(), Scaled(-1.0, 1.0), residual=False)
+    turned = LanguagePart(
+        nn.Identity(), nn.Identity(), Scaled(-1.0, 1.0), LanguageConfig(residual=False)
+    )
     preparation = Preparation(CT, DataConfig(grid=GRID))
     table = stage_auroc(by_hand(turned), [graded], preparation, show=False)
     # x, then 1 - x, then x + (1 - x).
@@ -274,7 +278,9 @@ def test_a_case_without_a_label_and_a_model_without_a_part_are_refused(tmp_path,
     unlabelled = Case("graded", "graded", graded.image, None)
     with pytest.raises(DataError, match="graded has no label"):
         measured(by_hand(passing()), [unlabelled])
-    broken = by_hand(LanguagePart(nn.Identity(), Scaled(float("inf")), nn.Identity()))
+    broken = by_hand(
+        LanguagePart(nn.Identity(), Scaled(float("inf")), nn.Identity(), LanguageConfig())
+    )
     with pytest.raises(RunError, match="not finite"):
         measured(broken, [graded])
 

@@ -1,6 +1,7 @@
 """The language part, held against whole Hugging Face models, hand-written formulas, properties."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -347,6 +348,57 @@ def test_formula(models, residual, unit_norm, skip):
         expected = part.d2(h + z if residual else h) + (x if skip else 0)
         torch.testing.assert_close(part(x), expected)
         torch.testing.assert_close(part.update(x), part.d2(h))
+
+
+def unit(x):
+    return x / (x.square().mean(-1, keepdim=True) + language.UNIT_NORM_EPS).sqrt()
+
+
+@pytest.mark.parametrize("terms", ["sum", "output", "contribution"])
+@pytest.mark.parametrize("scale", [None, 3.0])
+def test_terms(models, terms, scale):
+    config = LanguageConfig(models["llama"][1], terms=terms, scale=scale, skip=False)
+    part = build_language(config, WIDTH, seed=0)
+    x = states(2, TOKENS, WIDTH)
+    with torch.no_grad():
+        z = part.d1(x)
+        z = 3 * unit(z) if scale else z
+        h = part.block(z)
+        h = {"sum": h, "output": unit(h), "contribution": unit(h - z)}[terms]
+        expected = part.d2(h + (z if terms == "sum" else unit(z)))
+        torch.testing.assert_close(part(x), expected)
+        part.edit = torch.zeros_like
+        torch.testing.assert_close(part(x), part.d2(z if terms == "sum" else unit(z)))
+
+
+def test_a_part_that_starts_as_the_identity_keeps_the_direction_of_every_token(models):
+    config = LanguageConfig(
+        models["llama"][1], terms="contribution", scale=3.0, start="identity", skip=False
+    )
+    x = states(2, TOKENS, WIDTH)
+    bare = build_language(replace(config, control="identity"), WIDTH, seed=0)
+    torch.testing.assert_close(unit(bare(x)), unit(x), rtol=1e-4, atol=1e-4)
+    whole = build_language(config, WIDTH, seed=0)(x)
+    assert nn.functional.cosine_similarity(whole, x, dim=-1).min() > 0.5
+
+
+def test_matched_control_has_each_matrix_mean_and_deviation_and_the_norms_themselves(models):
+    source = models["llama"][1]
+    pretrained = build_language(LanguageConfig(source), WIDTH, seed=0).block
+    first, second = (
+        build_language(LanguageConfig(source, control="matched"), WIDTH, seed).block
+        for seed in (0, 1)
+    )
+    for (name, own), other, drawn in zip(
+        pretrained.named_parameters(), second.parameters(), first.parameters(), strict=True
+    ):
+        if own.ndim < 2:
+            assert torch.equal(own, drawn)
+            continue
+        assert not torch.equal(drawn, other), name
+        spread = own.std() / own.numel() ** 0.5  # of a mean of as many draws
+        assert abs(drawn.mean() - own.mean()) < 5 * spread
+        assert drawn.std() == pytest.approx(own.std().item(), rel=5 / (2 * own.numel()) ** 0.5)
 
 
 def test_identity_control(models):
