@@ -116,8 +116,11 @@ def _parser():
     extract = block.add_parser("extract", help="copy a block out, for a machine without network")
     extract.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER")
     extract.set_defaults(call=_block_extract)
-    for verb in (show, extract):
+    scale = block.add_parser("scale", help="how large the states are that each layer is used to")
+    scale.set_defaults(call=_block_scale)
+    for verb in (show, extract, scale):
         verb.add_argument("source", metavar="SOURCE", help="such as hub:OWNER/NAME, path:FOLDER")
+    for verb in (show, extract):
         verb.add_argument(
             "--layer", type=int, default=-1, metavar="K", help="default: -1, the last"
         )
@@ -140,12 +143,21 @@ def _parser():
     _track_option(running)
     running.set_defaults(call=_suite_run)
     tuning = suite.add_parser("tune", help="train every arm with each learning rate, on validation")
+    tuning.add_argument("--rates", type=float, nargs="+", help="default: the study's three")
+    tuning.add_argument(
+        "--mapper-rates", type=float, nargs="+", help="also the mappers', in multiples of it"
+    )
     tuning.set_defaults(call=_suite_tune)
+    use = suite.add_parser("use", help="do trained cells use their block? Dice without it")
+    use.add_argument(
+        "--side", choices=("validation", "test"), default="validation", help="default: validation"
+    )
+    use.set_defaults(call=_suite_use)
     state = suite.add_parser("status", help="what is done, running, failed; time left")
     state.set_defaults(call=_suite_status)
     table = suite.add_parser("table", help="summary and answers of what is done")
     table.set_defaults(call=_suite_table)
-    for verb in (running, tuning, state, table):
+    for verb in (running, tuning, use, state, table):
         verb.add_argument("suite", metavar="NAME")
         verb.add_argument("--seeds", type=int, nargs="+", default=[0], help="default: 0")
         verb.add_argument("--arms", nargs="+", metavar="ARM", help="default: all")
@@ -389,6 +401,12 @@ def _block_show(options):
         print(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}")
 
 
+def _block_scale(options):
+    from mvl.models.scale import hidden_scale
+
+    print(hidden_scale(options.source).to_string(index=False, float_format="%.3f"))
+
+
 def _block_extract(options):
     from mvl.config import LanguageConfig
     from mvl.models.language import extract_block
@@ -484,12 +502,35 @@ def _suite_tune(options):
     from mvl.files import write_table
     from mvl.suites import fit_suite, tuning_table
 
-    configs, place = _suite_cells(options, rates=LEARNING_RATES)
+    rates = options.rates or LEARNING_RATES
+    configs, place = _suite_cells(options, rates=rates, mapper_rates=options.mapper_rates)
     _, failures = fit_suite(options.suite, configs, **place)
     table = tuning_table(options.suite, configs, **place)
     write_table(options.results / "suites" / f"{options.suite}-tuning.csv", table)
     print(table.to_string(index=False, float_format="%.4f"))
     return _report(failures)
+
+
+def _suite_use(options):
+    import pandas as pd
+
+    from mvl.data.loading import open_task
+    from mvl.deletion import block_use
+    from mvl.errors import RunError
+    from mvl.experiments import TRAINED, Run, run_folder
+
+    configs, place = _suite_cells(options)
+    tables = []
+    for (arm, seed), config in configs.items():
+        data = open_task(config.data, seed, options.root, options.on_bad_case)
+        folder = run_folder(config, data, place["runs"])
+        if config.model.language and (folder / TRAINED).exists():
+            used = block_use(Run.load(folder), data.side(options.side))
+            tables.append(used.assign(arm=arm, seed=seed))
+    if not tables:
+        raise RunError(f"no trained cell of suite {options.suite} has a language part")
+    used = pd.concat(tables).groupby(["arm", "seed", "structure", "edit"], sort=False)["dice"]
+    print(used.mean().unstack("edit").to_string(float_format="%.4f"))
 
 
 def _suite_status(options):

@@ -1,10 +1,12 @@
 """A suite's experiments, many at once: in processes of this machine, or on a Ray cluster.
 
-A process trains one experiment with one thread. Ray (https://docs.ray.io) decides where and when, and starts the tasks of a lost worker anew; what
+Each process trains one experiment with one thread: numbers depend on the number of threads, and
+those of a cluster are those of one machine of the same kind with OMP_NUM_THREADS=1.
+
+Ray (https://docs.ray.io) decides where and when, and starts the tasks of a lost worker again; what
 a task does is `experiments.fit`, as everywhere. Every node needs this package, and sees the data,
-the language block and the folder of runs under the same paths: then a task that is started anew
-goes on from its last epoch. Numbers depend on the number of threads, and a task has one: they
-are those of a run on one machine of the same kind with OMP_NUM_THREADS=1.
+the language block and the folder of runs under the same paths: then a task that is started again
+goes on from its last epoch.
 """
 
 import contextlib

@@ -41,6 +41,8 @@ class Arm:
     fraction: float = 1.0
     #: Epochs in multiples of the suite's.
     budget: int = 1
+    #: `DataConfig.testing`.
+    testing: str = "held-out"
     #: Make the model as large as this arm's, frozen weights included: ("depth" or "mlp", arm).
     matched: tuple[str, str] | None = None
 
@@ -58,6 +60,25 @@ def _block(rate=_OURS.learning_rate, **changes):
     """vit with the frozen block, changed."""
     model = replace(_VIT, language=replace(_BLOCK, **changes))
     return Arm(model, replace(_OURS, learning_rate=rate))
+
+
+#: The language part in which the block cannot drown, between encoder and decoder; the scale is
+#: what `mvl block scale` measures before that layer.
+_HEARD = replace(
+    _BLOCK,
+    source="package:smollm2-135m",
+    terms="contribution",
+    scale=29.3,
+    start="identity",
+    skip=False,
+)
+
+
+def _heard(control="pretrained", rate=_OURS.learning_rate, mapper_rate=0.3, **changes):
+    """vit with the block of `_HEARD`, changed; or without it."""
+    language = replace(_HEARD, control=control, **changes) if control != "none" else None
+    plan = replace(_OURS, learning_rate=rate, mapper_rate=mapper_rate, decay_position=False)
+    return Arm(replace(_VIT, language=language), plan, testing="crossed")
 
 
 def _combination(language, hybrid, fusion, head="linear", rate=_OURS.learning_rate):
@@ -91,6 +112,31 @@ SUITES = {
         "identity": _block(control="identity"),
         "trainable": _block(control="trainable"),
         "vit-mlp": _vit(1e-2, matched=("mlp", "pretrained")),
+    },
+    # The second protocol's primary comparison (docs/protocol.md); random has the pre-trained
+    # matrices' means and standard deviations.
+    "llama": {
+        "none": _heard("none", mapper_rate=1.0),
+        "identity": _heard("identity"),
+        "shuffled": _heard("shuffled"),
+        "random": _heard("matched"),
+        "pretrained": _heard(),
+    },
+    # What the second protocol chose its language part from, on validation.
+    "settling": {
+        "none": _heard("none", mapper_rate=1.0),
+        **{
+            f"{name}-{control}": _heard(control, **changes)
+            for name, changes in {
+                "contribution": {},
+                "contribution-default": {"start": "default"},
+                "output": {"terms": "output"},
+                "through": {"terms": "output", "residual": False},
+                "sum": {"terms": "sum", "scale": None, "start": "default"},
+                "sum-skip": {"terms": "sum", "scale": None, "start": "default", "skip": True},
+            }.items()
+            for control in ("pretrained", "shuffled", "matched", "identity")
+        },
     },
     # The paper's ablation; the digits are language block, hybrid attention, multi-scale fusion.
     "fusion": {
@@ -156,6 +202,8 @@ SUITES = {
 #: Suite -> the question that it answers.
 QUESTIONS = {
     "language": "Does the language block help, and is it the pre-training that helps?",
+    "llama": "Does a block of a Llama-type model help, and does the model use it?",
+    "settling": "In which language part is the block used?",
     "fusion": "Do hybrid attention and multi-scale fusion help?",
     "head": "Does the block help a model with a convolutional head?",
     "adaptation": "Does it matter how the block is adapted, and where it stands?",
@@ -175,6 +223,7 @@ def suite_configs(
     epochs=None,
     arms=None,
     rates=None,
+    mapper_rates=None,
     root=None,
     on_bad_case="fail",
 ):
@@ -192,6 +241,8 @@ def suite_configs(
         arms: names of some of its arms; all if None.
         rates: learning rates to train every arm with, in place of the chosen one; the arms'
             names then end in "@rate".
+        mapper_rates: factors to train the mappers of every arm with a language part with, in place
+            of the chosen one; the arms' names then end in "x" and the factor.
         root, on_bad_case: see `open_task`, which arms with a fraction of the data alone need.
 
     Returns:
@@ -221,13 +272,18 @@ def suite_configs(
                 count_parameters(_with_block(SUITES["language"][other].model, block), data.grid)
             )
             model = match_size(model, larger, by, data.grid)
-        for rate, seed in itertools.product(rates or (arm.training.learning_rate,), seeds):
-            budget = arm.budget * (arm.training.epochs if epochs is None else epochs)
-            training = replace(arm.training, learning_rate=rate, epochs=budget)
-            config = ExperimentConfig(replace(data, fraction=arm.fraction), model, training, seed)
+        plan = arm.training
+        factors = mapper_rates if mapper_rates and model.language else (plan.mapper_rate,)
+        tried = itertools.product(rates or (plan.learning_rate,), factors, seeds)
+        for rate, factor, seed in tried:
+            budget = arm.budget * (plan.epochs if epochs is None else epochs)
+            training = replace(plan, learning_rate=rate, mapper_rate=factor, epochs=budget)
+            own = replace(data, fraction=arm.fraction, testing=arm.testing)
+            config = ExperimentConfig(own, model, training, seed)
             if arm.fraction < 1:
                 config = _at_equal_steps(config, data, root, on_bad_case)
-            configs[f"{name}@{rate:g}" if rates else name, seed] = config
+            label = name + f"@{rate:g}" * bool(rates) + f"x{factor:g}" * (len(factors) > 1)
+            configs[label, seed] = config
     return configs
 
 
@@ -247,7 +303,7 @@ def _at_equal_steps(config, data, root, on_bad_case):
     """The experiment with the steps of all the data, and of its warm-up, to the nearest epoch."""
 
     def steps(fraction):
-        part = replace(data, fraction=fraction)
+        part = replace(config.data, fraction=fraction)
         part = open_task(part, config.seed, root, on_bad_case, progress=False)
         return -(-len(part.split.train) // config.training.batch_size)
 
@@ -399,7 +455,7 @@ def status(configs, runs, root=None, on_bad_case="fail"):
 
 
 TUNING_COLUMNS = (
-    *("suite", "arm", "seed", "grid", "learning_rate"),
+    *("suite", "arm", "seed", "grid", "learning_rate", "mapper_rate"),
     *("validation_dice", "best_epoch", "epochs", "fingerprint"),
 )
 
@@ -429,6 +485,7 @@ def tuning_table(suite, configs, runs, root=None, on_bad_case="fail"):
                     "seed": seed,
                     "grid": "x".join(map(str, config.data.grid)),
                     "learning_rate": config.training.learning_rate,
+                    "mapper_rate": config.training.mapper_rate,
                     "validation_dice": trained["validation_dice"],
                     "best_epoch": trained["best_epoch"],
                     "epochs": config.training.epochs,

@@ -5,8 +5,9 @@ read by reading config.json, the index of a sharded checkpoint, the header, and 
 byte ranges. A local folder and the hub offer the same three operations (a whole small file, a
 file's size, a range of bytes) and everything else here is written once, on top of them.
 
-What comes from the hub or a GGUF file is kept below `cache_folder()`, in the layout of a small checkpoint of
-its own, and is held against its SHA-256 at every later load. Nothing is read by pickle.
+What comes from the hub or a GGUF file is kept below `cache_folder()`, in the layout of a small
+checkpoint of its own, and is held against its SHA-256 at every later load. Nothing is read by
+pickle.
 """
 
 import contextlib
