@@ -303,7 +303,8 @@ def _tell_assumptions(task):
 
 def _evaluate(options):
     from mvl.data.loading import open_task
-    from mvl.experiments import read_config, test
+    from mvl.experiments import HEALTHY, read_config, test
+    from mvl.files import read_table
     from mvl.metrics import METRICS
     from mvl.tables import count
 
@@ -315,6 +316,10 @@ def _evaluate(options):
     print(f"means over {count(cases['subject'].nunique(), 'test subject')}")
     means = subjects.groupby("structure", sort=False).mean()
     print(means.T.to_string(float_format="%.3f"))
+    if (options.run / HEALTHY).exists():
+        healthy = read_table(options.run / HEALTHY, ("subject", "case", "structure"))
+        print("healthy test cases, in which nothing should be found")
+        print(healthy.to_string(index=False, float_format="%.3f"))
 
 
 def _predict(options):

@@ -1,6 +1,7 @@
 """Predictions back in native space, and one row of metrics a case and structure."""
 
 import hashlib
+import math
 from pathlib import Path
 
 import nibabel
@@ -55,7 +56,9 @@ def segment(model, volume, preparation):
             return decide(native(logits[0])[None])[0]
         # As `decide` has it, a class at a time: all of a large CT at once take gigabytes.
         highest = native(logits[0])
-        likeliest = torch.zeros(highest.shape[1:], dtype=torch.uint8)
+        likeliest = torch.zeros(
+            highest.shape[1:], dtype=torch.uint8 if len(logits) <= 256 else torch.int16
+        )
         for index, channel in enumerate(logits[1:], start=1):
             values = native(channel)
             likeliest[(values > highest)[0]] = index
@@ -93,25 +96,52 @@ def evaluate(model, cases, preparation, task, target, show=True):
     Returns:
         A table with columns subject, case, structure and `metrics.METRICS`.
     """
+    rows = []
+    for case in track(cases, "evaluating", show=show):
+        truth, spacing = read_label(case.label), spacing_of(case.label)
+        ignored = None if task.ignore is None else truth == task.ignore
+        known = {}
+        for structure, region, mask in _measured(model, case, preparation, task, target):
+            if region not in known:  # the whole tumour is the foreground by another name
+                inside = np.isin(truth, list(region))
+                known[region] = segmentation_metrics(
+                    mask, inside, spacing, task.tolerance_mm, ignored
+                )
+            facts = {"subject": case.subject, "case": case.name, "structure": structure}
+            rows.append(facts | known[region])
+    return pd.DataFrame(rows)
+
+
+def false_positives(model, cases, preparation, task, target, show=True):
+    """What is found in cases that have no structure (`Task.healthy`): all of it is wrong.
+
+    Args: as `evaluate`.
+
+    Returns:
+        A table with columns subject, case, structure and false_positive_ml, in native space.
+    """
+    rows = []
+    for case in track(cases, "evaluating healthy cases", show=show):
+        counts = ~np.isin(read_label(case.label), [task.ignore] * (task.ignore is not None))
+        voxel_ml = math.prod(spacing_of(case.label)) / 1000
+        for structure, _, mask in _measured(model, case, preparation, task, target):
+            facts = {"subject": case.subject, "case": case.name, "structure": structure}
+            rows.append(facts | {"false_positive_ml": float((mask & counts).sum() * voxel_ml)})
+    return pd.DataFrame(rows)
+
+
+def _measured(model, case, preparation, task, target):
+    """Yield (name, label values, predicted mask) of all that is measured of a case."""
     predicted = structures_of(task, target)
     measured = predicted
     if target == "labels":
         measured = predicted | {"foreground": list(task.labels)} | task.regions
-    rows = []
-    for case in track(cases, "evaluating", show=show):
-        masks = segment(model, preparation.load([case], False)[0], preparation).numpy()
-        truth, spacing = read_label(case.label), spacing_of(case.label)
-        known = {}
-        for structure, values in measured.items():
-            region = frozenset(values)
-            if region not in known:  # the whole tumour is the foreground by another name
-                inside = np.logical_or.reduce([truth == value for value in region])
-                parts = zip(masks, predicted.values(), strict=True)
-                mask = np.logical_or.reduce([part for part, own in parts if region.issuperset(own)])
-                known[region] = segmentation_metrics(mask, inside, spacing, task.tolerance_mm)
-            facts = {"subject": case.subject, "case": case.name, "structure": structure}
-            rows.append(facts | known[region])
-    return pd.DataFrame(rows)
+    masks = segment(model, preparation.load([case], False)[0], preparation).numpy()
+    for structure, values in measured.items():
+        region = frozenset(values)
+        parts = zip(masks, predicted.values(), strict=True)
+        mask = np.logical_or.reduce([part for part, own in parts if region.issuperset(own)])
+        yield structure, region, mask
 
 
 def predict_file(image, output, model, preparation, task, target):

@@ -6,6 +6,8 @@ A run folder is named by its experiment's fingerprint and holds
     task.json           the task's facts, so that a run predicts without its data set
     split.json          names of the training, validation and test cases
     skipped.csv         cases left out because of a fault, where there are any
+    lost.csv            what the model's grid does not show of the training and validation labels:
+                        a structure of a case a row, where there are any
     block.json          the language block by reference: source, revision, layer, SHA-256
     environment.json    versions, device, number format, threads, commit; "a, then b" where they
                         changed before training ended
@@ -13,6 +15,7 @@ A run folder is named by its experiment's fingerprint and holds
     model.safetensors   trained weights alone
     trained.json        written when training ends
     cases.csv           a test case and structure a row, every metric, in native space
+    healthy.csv         healthy test cases: what is found there, in ml; where there are any
     done.json           written last
     failed.json         why training stopped, where it did; the next attempt removes it
     .lock               held by the process that is training
@@ -34,10 +37,16 @@ import pandas as pd
 import torch
 
 from mvl.config import PROTOCOL_VERSION, ExperimentConfig, fingerprint
+from mvl.data.coverage import (
+    coverage_told,
+    grid_coverage,
+    lost_on_grid,
+    require_coverage,
+)
 from mvl.data.loading import Preparation, classes_of
 from mvl.data.splits import Split
 from mvl.errors import ConfigError, DataError, MvlError, RunError, in_words, out_of_memory
-from mvl.evaluation import evaluate
+from mvl.evaluation import evaluate, false_positives, structures_of
 from mvl.files import (
     REPOSITORY,
     is_locked,
@@ -57,6 +66,7 @@ from mvl.tasks import Task
 from mvl.training import CURVES, STATE, WEIGHTS, agreed, load_weights, processes, train
 
 TRAINED, DONE, FAILED, CASES = "trained.json", "done.json", "failed.json", "cases.csv"
+LOST, HEALTHY = "lost.csv", "healthy.csv"
 
 
 def results_folder(profile):
@@ -192,6 +202,8 @@ def _then(before, now):
 def _fit(config, data, folder, show, on_epoch, track):
     preparation, procedure = Preparation(data.task, config.data), procedure_of(config)
     volumes, validation = procedure.volumes(preparation, data, show)
+    sides = {"train": volumes} | ({} if callable(validation) else {"validation": validation})
+    _tell_coverage(sides, config.data, data.task, folder, show)
     model = _build(config, data.task)
     seconds = train(model, volumes, validation, config, folder, show, on_epoch, track, procedure)
     if not processes().is_main_process:
@@ -210,8 +222,23 @@ def _fit(config, data, folder, show, on_epoch, track):
     )
 
 
+def _tell_coverage(sides, config, task, folder, show):
+    """Say, write down and, where nothing is left, refuse what the model's grid does not show."""
+    names = list(structures_of(task, config.target))
+    coverage = grid_coverage(sides, names)
+    require_coverage(coverage, config)
+    if not processes().is_main_process:
+        return
+    if len(lost := lost_on_grid(coverage, config)):
+        write_table(folder / LOST, lost)
+    for said in coverage_told(coverage, names, config) if show else ():
+        print(said, flush=True)
+
+
 def test(folder, data, show=True):
     """Open the test set for a trained run: metrics of every test case, in native space.
+
+    Healthy cases are measured in a table of their own, healthy.csv.
 
     Args:
         folder: a run folder that `fit` has finished.
@@ -236,10 +263,13 @@ def test(folder, data, show=True):
                 f"{folder} was trained on other voxels of {data.task.name}: an image or a label "
                 "was changed, or this is another folder of the same names"
             )
-        cases = evaluate(
-            run.model, data.side("test"), run.preparation, run.task, run.config.data.target, show
-        )
-        write_table(folder / CASES, cases)
+        given = (run.preparation, run.task, run.config.data.target, show)
+        test_cases = data.side("test")
+        healthy = [case for case in test_cases if case.name in run.task.healthy]
+        if healthy:
+            write_table(folder / HEALTHY, false_positives(run.model, healthy, *given))
+        others = [case for case in test_cases if case not in healthy]
+        write_table(folder / CASES, evaluate(run.model, others, *given))
         write_json(
             folder / DONE,
             read_json(folder / TRAINED, "validation_dice")

@@ -14,16 +14,19 @@ from mvl.data.sources import (
 )
 from mvl.errors import DataError
 from mvl.progress import track
-from mvl.tasks import read_task
+from mvl.tasks import Task, read_task
 
 #: Image and label are in one place if no corner of theirs is further apart than this share of
 #: the smallest voxel edge; headers written by different tools agree no better than rounding.
 _CORNER_TOLERANCE = 0.1
 
+#: Stands for a case's name in a fault that is no case's, but the task's.
+OF_THE_TASK = "dataset.json"
+
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is wrong with one case."""
+    """One thing that is wrong with one case, or with the task (`OF_THE_TASK`)."""
 
     case: str
     fault: str
@@ -35,27 +38,28 @@ class CheckResult:
     """What one pass over the cases found.
 
     Attributes:
+        task: whose cases they are.
         hashes: {case: `voxel_hash`} of each case whose image and label could be read.
         image_hashes: {case: SHA-256 of its image's voxels} of each image that could be read;
             equal ones are one volume under two names.
-        faults: every fault of every case, in the order of the cases.
+        faults: every fault of every case, in the order of the cases, then those of the task.
+        labels: {case: label values in it} of each case whose label could be read.
     """
 
+    task: Task
     hashes: dict[str, str] = field(default_factory=dict)
     image_hashes: dict[str, str] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
+    labels: dict[str, set[int]] = field(default_factory=dict)
 
     @property
     def bad_cases(self):
         """Names of the cases with at least one fault."""
-        return sorted({fault.case for fault in self.faults})
+        return sorted({fault.case for fault in self.faults} - {OF_THE_TASK})
 
     def table(self):
         """The faults as text, a line each: case, what is wrong, what to do."""
-        rows = [("case", "what is wrong", "what to do")]
-        rows += [(f.case, f.fault, f.remedy) for f in self.faults]
-        case, fault = (max(len(row[k]) for row in rows) for k in (0, 1))
-        return "\n".join(f"  {a:<{case}}  {b:<{fault}}  {c}" for a, b, c in rows)
+        return _table(self.faults)
 
 
 def check_cases(folder, cases, progress=True):
@@ -64,7 +68,9 @@ def check_cases(folder, cases, progress=True):
     Looked for: a missing or unreadable file, a truncated or damaged one, one that is not NIfTI
     or lies about its size; a wrong number of axes or channels; spacing that is not above 0;
     image and label of different shape or affine; NaN or infinite voxels; label values that are
-    not whole or not the task's; an empty label; one image under two names.
+    not whole or not the task's; an empty label of a case that is not declared healthy, or
+    another of one that is; one image under two names. And of the task: a label that no case has,
+    a healthy case that is not there.
 
     Args:
         folder: the task folder, for its channels and labels.
@@ -79,7 +85,7 @@ def check_cases(folder, cases, progress=True):
             returned, not raised: see `require`.
     """
     task = read_task(folder)
-    result = CheckResult()
+    result = CheckResult(task)
     first_with = {}
     for case in track(cases, "checking cases", show=progress):
         _check_case(task, case, result)
@@ -87,7 +93,30 @@ def check_cases(folder, cases, progress=True):
         if content and first_with.setdefault(content, case.name) != case.name:
             fault = f"image: the same voxels as {first_with[content]}'s"
             result.faults.append(Fault(case.name, fault, "keep one of the two in dataset.json"))
+    for name in sorted(set(task.healthy) - {case.name for case in cases}):
+        report = f"'healthy' names {name}, which is no case"
+        result.faults.append(Fault(OF_THE_TASK, report, "write the case's name, as listed here"))
+    # An unreadable label may be the one that has it; once it is mended or left out, this is asked.
+    if len(result.labels) == len(cases):
+        result.faults += _absent_labels(cases, result)
     return result
+
+
+def _absent_labels(cases, result):
+    """The faults of a task of which these cases are all: the labels that none of them has.
+
+    Such a label is nowhere missed: every case would count as a perfect one.
+    """
+    found = set().union(*(result.labels.get(case.name, ()) for case in cases))
+    return [
+        Fault(
+            OF_THE_TASK,
+            f"label {value} ({name}): in none of {len(cases)} cases",
+            f"take \"{value}\" out of 'labels', or draw it in the cases that have it",
+        )
+        for value, name in result.task.labels.items()
+        if value not in found
+    ]
 
 
 def require(cases, result, on_bad_case="fail"):
@@ -103,19 +132,30 @@ def require(cases, result, on_bad_case="fail"):
         list of `Case` without faults.
 
     Raises:
-        DataError: a fault and "fail", with the whole table as its message; or no case is left.
+        DataError: a fault and "fail", with the whole table as its message; or no case is left; or
+            a fault of the task, which no case can be left out for.
     """
     bad = set(result.bad_cases)
-    summary = f"{len(result.faults)} faults in {len(bad)} of {len(cases)} cases"
-    if bad and on_bad_case == "fail":
-        raise DataError(
-            f"{summary}; mend them, or leave these cases out with --on-bad-case skip:\n"
-            f"{result.table()}"
-        )
     good = [case for case in cases if case.name not in bad]
+    summary = f"{len(result.faults)} faults in {len(bad)} of {len(cases)} cases"
+    if result.faults and on_bad_case == "fail":
+        way = ", or leave these cases out with --on-bad-case skip" if bad else ""
+        raise DataError(f"{summary}; mend them{way}:\n{result.table()}")
     if not good:
         raise DataError(f"no case is left to use: {summary}\n{result.table()}")
+    of_task = [fault for fault in result.faults if fault.case == OF_THE_TASK]
+    if faults := of_task or _absent_labels(good, result):
+        raise DataError(
+            f"{result.task.name} has faults that leaving cases out does not mend:\n{_table(faults)}"
+        )
     return good
+
+
+def _table(faults):
+    rows = [("case", "what is wrong", "what to do")]
+    rows += [(f.case, f.fault, f.remedy) for f in faults]
+    case, fault = (max(len(row[k]) for row in rows) for k in (0, 1))
+    return "\n".join(f"  {a:<{case}}  {b:<{fault}}  {c}" for a, b, c in rows)
 
 
 def _check_case(task, case, result):
@@ -142,7 +182,7 @@ def _check_case(task, case, result):
         result.image_hashes[case.name] = content_hash(image)
         _check_image(task, image, report)
     if label is not None:
-        _check_label(task, label, report)
+        result.labels[case.name] = _check_label(task, case, label, report)
     if image is not None and label is not None:
         contents = (result.image_hashes[case.name], content_hash(label))
         result.hashes[case.name] = joint_hash(contents, (affine, label_affine))
@@ -165,19 +205,33 @@ def _check_image(task, image, report):
         report(f"image: {broken} voxels are NaN or infinite", "replace them, by 0 for instance")
 
 
-def _check_label(task, label, report):
+def _check_label(task, case, label, report):
+    """Report the faults of a label; returns its values."""
     if label.ndim != 3:
         report(f"label: {label.ndim}D of shape {label.shape}", "save it as one 3D volume")
     values = set(np.unique(label).tolist())
-    foreign = sorted(values - {0} - set(task.labels))
+    foreign = sorted(values - {0, task.ignore} - set(task.labels))
     if foreign:
         shown = ", ".join(map(str, foreign[:5])) + (", ..." if len(foreign) > 5 else "")
         report(
             f"label: values {shown} that the task does not have",
             "correct the label or name them in dataset.json; is it swapped with its image?",
         )
-    if values == {0}:
-        report("label: empty, background alone", "label the structure or take the case out")
+    healthy = case.name in task.healthy
+    if values == {task.ignore}:
+        report("label: ignore alone, nothing to learn or to measure", "label its other voxels")
+    elif values <= {0, task.ignore} and not healthy:
+        report(
+            "label: empty, no voxel of a structure",
+            f'label the structure; if there is none, add "{case.name}" to a list "healthy" in '
+            "dataset.json",
+        )
+    elif healthy and values & set(task.labels):
+        report(
+            "label: not empty, but the case is declared healthy",
+            "take it out of 'healthy' in dataset.json, or correct the label",
+        )
+    return values
 
 
 def _check_pair(image, affine, label, label_affine, report):

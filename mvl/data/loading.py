@@ -9,7 +9,7 @@ import copy
 import math
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing.pool import ThreadPool
 
 import numpy as np
@@ -42,6 +42,7 @@ from mvl.config import DataConfig, derive_seed
 from mvl.data.checks import check_cases, require
 from mvl.data.sources import find_task, list_cases, read_header, read_label, read_volume
 from mvl.data.splits import FOLDS, Split, check_split, make_split, study_cases
+from mvl.errors import DataError
 from mvl.progress import Progress
 from mvl.tasks import Task, is_ct, read_task
 
@@ -87,6 +88,7 @@ def open_task(config, seed, root=None, on_bad_case="fail", progress=True):
     cases = require(listed, checked, on_bad_case)
     split = make_split(cases, config.split_seed, seed % FOLDS, config.fraction)
     check_split(split, cases, checked.image_hashes)
+    _require_structures(task, split)
     return TaskData(
         task=task,
         config=config,
@@ -95,6 +97,20 @@ def open_task(config, seed, root=None, on_bad_case="fail", progress=True):
         split=split,
         skipped=checked.faults,
     )
+
+
+def _require_structures(task, split):
+    """Hold that each side has a case with a structure: of healthy cases alone there is no Dice."""
+    for side, names in asdict(split).items():
+        if set(names) <= set(task.healthy):
+            shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            way = (
+                "" if side == "test" else ", or choose another --seed: its validation fold differs"
+            )
+            raise DataError(
+                f"{task.name}: the {side} side has healthy cases alone ({shown}), of which there "
+                f"is no Dice; add cases that have a structure{way}"
+            )
 
 
 _CHECKED = {}
@@ -114,6 +130,10 @@ def _checked(folder, cases, progress):
     return _CHECKED[key]
 
 
+#: What an ignored voxel is in a prepared label: no class index, and not padding.
+IGNORED = -1
+
+
 def classes_of(task, config):
     """Channels of the logits: 1 for the foreground, else the labels and the background."""
     return 1 if config.target == "foreground" else len(task.labels) + 1
@@ -128,7 +148,8 @@ class Preparation:
         with anti-aliasing; or padded and cropped about the centre (with zeros: the mean of
         z-scores, the low end of a scale); or resampled to a voxel size and, where it is smaller
         than a crop, padded.
-    label, where there is one: uint8, (1, H, W, D), 0/1 or class indices, nearest voxel.
+    label, where there is one: (1, H, W, D), 0/1 or class indices, nearest voxel; uint8, or int16
+        where there are more than 255 classes, or ignored voxels, which are `IGNORED`.
 
     Args:
         task: a `Task`.
@@ -137,7 +158,11 @@ class Preparation:
 
     def __init__(self, task, config):
         both, values = ("image", "label"), list(task.labels)
-        classes = [1] * len(values) if config.target == "foreground" else range(1, len(values) + 1)
+        many = range(1, len(values) + 1)
+        classes = [1] * len(values) if config.target == "foreground" else [*many]
+        kind = np.uint8 if len(values) <= 255 else np.int16
+        if task.ignore is not None:
+            values, classes, kind = [*values, task.ignore], [*classes, IGNORED], np.int16
         channels = len(config.channels_of(task))
         read = channels
         if config.intensities == "min-max":
@@ -162,11 +187,12 @@ class Preparation:
         self._transform = Compose(
             [
                 _Read(both, read),
+                _Measured(values, classes),
                 Orientationd(both, axcodes="RAS", labels=None, allow_missing_keys=True),
                 normalise,
                 *[_First(channels)] * (channels < read),
                 *fit,
-                MapLabelValued("label", values, classes, dtype=np.uint8, allow_missing_keys=True),
+                MapLabelValued("label", values, classes, dtype=kind, allow_missing_keys=True),
             ]
         )
 
@@ -180,7 +206,8 @@ class Preparation:
         Returns:
             List of {"name", "image": MetaTensor (C, H, W, D), "label": tensor (1, H, W, D)}, in
             the order of `cases`; the image remembers how it came to the grid (see `to_native`),
-            and "label" is missing where the case has none. With crops, "foreground" and
+            and "label" is missing where the case has none. With a label comes "ml", the volume of
+            each structure in the label's own file, (K,); with crops, "foreground" and
             "background" are places of the label from which a crop's centre may be drawn.
         """
         files = [
@@ -199,9 +226,16 @@ class Preparation:
     def _with_places(self, volume):
         if not (self.config.window and "label" in volume):
             return volume
+        # An ignored voxel is neither.
         background, foreground = map_classes_to_indices(
-            volume["label"] > 0, num_classes=2, max_samples_per_class=_PLACES
+            volume["label"].clamp(max=1), num_classes=2, max_samples_per_class=_PLACES
         )
+        # MONAI warns at every crop where one of the two is empty, as in a healthy case, and fails
+        # where both are.
+        if not len(background):
+            background = foreground if len(foreground) else torch.zeros(1, dtype=torch.long)
+        if not len(foreground):
+            foreground = background
         return volume | {"foreground": foreground, "background": background}
 
     def to_native(self, logits, image):
@@ -250,6 +284,25 @@ class _Read(MapTransform):
             array = array[None] if array.ndim == 3 else np.moveaxis(array, 3, 0)
             tensor = torch.from_numpy(array[: self.channels])
             data[key] = MetaTensor(tensor, affine=torch.from_numpy(affine))
+        return data
+
+
+class _Measured(MapTransform):
+    """A label's structures in millilitres, before it comes to a grid that may not show them all."""
+
+    def __init__(self, values, classes):
+        super().__init__("label", allow_missing_keys=True)
+        self.classes = dict(zip(values, classes, strict=True))
+
+    def __call__(self, data):
+        data = dict(data)
+        for key in self.key_iterator(data):
+            ml = np.zeros(max(self.classes.values()))
+            found = np.unique(data[key].numpy(), return_counts=True)
+            for value, voxels in zip(*(part.tolist() for part in found), strict=True):
+                if (index := self.classes.get(value, 0)) > 0:
+                    ml[index - 1] += voxels * data[key].pixdim.prod().item() / 1000
+            data["ml"] = ml
         return data
 
 
