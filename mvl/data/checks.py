@@ -137,7 +137,8 @@ def require(cases, result, on_bad_case="fail"):
     """
     bad = set(result.bad_cases)
     good = [case for case in cases if case.name not in bad]
-    summary = f"{len(result.faults)} faults in {len(bad)} of {len(cases)} cases"
+    where = f"{len(bad)} of {len(cases)} cases" if bad else f"the task {result.task.name}"
+    summary = f"{len(result.faults)} fault{'s' * (len(result.faults) != 1)} in {where}"
     if result.faults and on_bad_case == "fail":
         way = ", or leave these cases out with --on-bad-case skip" if bad else ""
         raise DataError(f"{summary}; mend them{way}:\n{result.table()}")

@@ -82,11 +82,12 @@ def coverage_told(coverage, names, config):
         by_case = coverage.assign(missing=(lost["lost"] * lost["file_ml"])).groupby("case")
         share = by_case["missing"].sum() / by_case["file_ml"].sum()
         much = max(whole / len(coverage), volume) > _MUCH
+        structures = f"{whole} of {len(coverage)} structures, and " if whole else ""
         told.append(
-            f"{'warning' if much else 'note'}: {_grid(config)} does not show {whole} of "
-            f"{len(coverage)} structures, and {volume:.1%} of their volume; affected are "
-            f"{lost['case'].nunique()} of {len(share)} training and validation cases, most of all "
-            f"{share.idxmax()} ({share.max():.0%} of its volume). {_WAYS[config.fit].capitalize()}"
+            f"{'warning' if much else 'note'}: {_grid(config)} does not show {structures}"
+            f"{volume:.1%} of the structures' volume, in {lost['case'].nunique()} of {len(share)} "
+            f"training and validation cases; most is lost of {share.idxmax()}, {share.max():.0%}. "
+            f"To keep it, {_WAYS[config.fit]}"
         )
     shown = coverage[coverage["grid_ml"] > 0]
     for side, rows in shown.groupby("side", sort=False):

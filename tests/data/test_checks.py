@@ -352,3 +352,73 @@ def test_no_header_ends_in_a_traceback(tmp_path, suffix):
                 refused += 1
                 assert str(path) in str(error)
     assert 50 < refused < 550
+
+
+def describe(folder, **facts):
+    path = folder / "dataset.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | facts))
+
+
+def test_a_label_that_no_case_has_is_the_tasks_fault(folder):
+    labels = {"0": "background", "1": "anterior", "2": "posterior", "7": "never"}
+    describe(folder, labels=labels)
+    result, cases = check(folder), list_cases(folder)
+    assert [(fault.case, fault.fault) for fault in result.faults] == [
+        ("dataset.json", "label 7 (never): in none of 3 cases")
+    ]
+    for on_bad_case in ("fail", "skip"):  # no case is at fault
+        with pytest.raises(DataError, match="label 7"):
+            require(cases, result, on_bad_case)
+    del labels["7"]  # the remedy
+    describe(folder, labels=labels)
+    assert require(cases, check(folder)) == cases
+
+
+def test_a_label_that_skipped_cases_alone_have_is_the_tasks_fault(folder):
+    for name in ("a", "c"):
+        edit(label_of(folder, name), lambda array: np.minimum(array, 1))
+    edit(image_of(folder, "b"), put(np.nan))
+    result = check(folder)
+    assert {fault.case for fault in result.faults} == {"b"}
+    with pytest.raises(DataError, match="label 2 .posterior.: in none of 2 cases"):
+        require(list_cases(folder), result, "skip")
+
+
+def test_an_empty_label_may_be_declared(folder):
+    sound = label_of(folder).read_bytes()
+    edit(label_of(folder), np.zeros_like)
+    (fault,) = check(folder).faults
+    assert fault.case == "b" and '"b" to a list "healthy"' in fault.remedy
+    describe(folder, healthy=["b"])  # the remedy
+    assert check(folder).faults == []
+    label_of(folder).write_bytes(sound)
+    (fault,) = check(folder).faults
+    assert fault.case == "b" and "declared healthy" in fault.fault
+    describe(folder, healthy=["B"])
+    (fault,) = check(folder).faults
+    assert fault.case == "dataset.json" and "B, which is no case" in fault.fault
+
+
+def test_ignored_voxels_are_no_structure_and_no_fault(folder):
+    names = {"0": "background", "1": "anterior", "2": "posterior", "255": "ignore"}
+    describe(folder, labels=names)
+    edit(label_of(folder), put(255))
+    assert check(folder).faults == []
+    edit(label_of(folder), lambda array: np.where(array == 255, array, 0).astype(np.uint8))
+    assert "no voxel of a structure" in check(folder).faults[0].fault
+    edit(label_of(folder), lambda array: np.full_like(array, 255))
+    describe(folder, healthy=["b"])
+    assert "ignore alone" in check(folder).faults[0].fault
+
+
+def test_the_remedy_for_a_background_of_one_is_sound(folder):
+    """Every voxel of the labels is above 0, as where 0 is not used."""
+    for name in NAMES:
+        edit(label_of(folder, name), lambda array: array + 1)
+    describe(folder, labels={"1": "background", "2": "anterior", "3": "posterior"})
+    with pytest.raises(DataError, match='change 1 to 0 in every label, and "1" to "0"'):
+        check(folder)
+    for name in NAMES:
+        edit(label_of(folder, name), lambda array: np.where(array == 1, 0, array))
+    describe(folder, labels={"0": "background", "2": "anterior", "3": "posterior"})
+    assert check(folder).faults == []
