@@ -86,7 +86,7 @@ def view_of(run, case, caption, title=None):
     return figures.View(
         image,
         affine,
-        truth=read_label(case.label) > 0,
+        truth=np.isin(read_label(case.label), list(run.task.labels)),
         prediction=segment(run.model, volume, run.preparation).any(0).numpy(),
         title=f"{title}: {case.name}" if title else case.name,
         caption=caption,

@@ -184,6 +184,16 @@ def read_small(path):
     return bytes(content)
 
 
+def _each_once(pairs):
+    """A JSON object; of a key that stands twice Python would keep the last value without a word."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"{twice!r} stands twice in one object; keep one of them")
+    return value
+
+
 def read_json(path, *keys):
     """Read a JSON file.
 
@@ -197,7 +207,8 @@ def read_json(path, *keys):
     path = Path(path)
     try:
         # Editors on Windows begin a file with a byte order mark.
-        value = json.loads(read_small(path).decode("utf-8-sig"))
+        text = read_small(path).decode("utf-8-sig")
+        value = json.loads(text, object_pairs_hook=_each_once)
     except FileNotFoundError as error:
         raise MvlError(f"{path} does not exist") from error
     except OSError as error:

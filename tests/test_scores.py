@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -11,13 +12,22 @@ import torch
 from monai.losses import DiceCELoss
 
 from mvl.cli import main
-from mvl.config import DataConfig
+from mvl.config import AuditConfig, DataConfig, ExperimentConfig
 from mvl.data.coverage import coverage_told, grid_coverage, lost_on_grid, require_coverage
-from mvl.data.loading import IGNORED, Preparation, augmentation, open_task, training_batches
+from mvl.data.loading import (
+    IGNORED,
+    Preparation,
+    TaskData,
+    augmentation,
+    open_task,
+    training_batches,
+)
 from mvl.data.sources import Case
+from mvl.data.splits import Split
 from mvl.errors import DataError
 from mvl.evaluation import evaluate, false_positives, predict_file
 from mvl.metrics import METRICS, segmentation_metrics
+from mvl.released import procedure_of
 from mvl.tasks import Task
 from mvl.training import segmentation_loss, validate
 
@@ -161,6 +171,13 @@ def test_evaluation_counts_no_ignored_voxel(tmp_path):
     assert rows[0] == rows[1] and rows[0]["dice"] == 1 and rows[0]["hd95_mm"] == 0
 
 
+def test_the_audits_released_procedure_refuses_ignored_voxels(tmp_path):
+    config = ExperimentConfig(GRID, audit=AuditConfig(dice="hard"))
+    data = TaskData(IGNORING, GRID, {}, {}, Split((), (), ()), [])
+    with pytest.raises(DataError, match="ignored voxels"):
+        procedure_of(config).volumes(Preparation(IGNORING, GRID), data, False)
+
+
 # --- structures that the grid loses --------------------------------------------------------
 
 
@@ -300,13 +317,14 @@ def test_crops_of_a_case_of_one_kind_are_drawn(tmp_path, label):
     assert crop["label"].shape == (1, 4, 4, 4)
 
 
-def make_task(folder, healthy=(), empty=(), count=10, **facts):
-    """A task of boxes; the cases of `empty` have none."""
+def make_task(folder, healthy=(), label=None):
+    """A task of boxes; healthy cases have none."""
+    sick = box(1) if label is None else label
     (folder / "imagesTr").mkdir(parents=True)
     (folder / "labelsTr").mkdir()
     entries, rng = [], np.random.default_rng(0)
-    for n in range(count):
-        label = box(0 if f"c{n}" in empty else 1)
+    for n in range(10):
+        label = sick * (f"c{n}" not in healthy)
         image = 100 + rng.normal(size=label.shape) + 50 * label
         paths = [f"{kind}Tr/c{n}.nii.gz" for kind in ("images", "labels")]
         for path, array in zip(paths, (image.astype(np.float32), label), strict=True):
@@ -318,8 +336,7 @@ def make_task(folder, healthy=(), empty=(), count=10, **facts):
         "training": entries,
         "healthy": list(healthy),
     }
-    (folder / "dataset.json").write_text(json.dumps(description | facts))
-    return folder
+    (folder / "dataset.json").write_text(json.dumps(description))
 
 
 def test_healthy_cases_are_trained_with_and_measured_by_themselves(tmp_path, capsys):
@@ -328,7 +345,7 @@ def test_healthy_cases_are_trained_with_and_measured_by_themselves(tmp_path, cap
     split = open_task(config, 0, tmp_path, progress=False).split
     healthy = [split.train[0], split.test[0]]
     root = tmp_path / "with"
-    make_task(root / "Mine", healthy, healthy)
+    make_task(root / "Mine", healthy)
     runs = ["--runs", str(tmp_path / "runs"), "--root", str(root)]
     command = ["train", "--task", "Mine", "--grid", "8", "8", "8", "--fit", "pad", "--epochs", "1"]
     assert main(command + runs) == 0
@@ -342,12 +359,23 @@ def test_healthy_cases_are_trained_with_and_measured_by_themselves(tmp_path, cap
     assert table["case"].tolist() == [split.test[0]]
 
 
+def test_a_grid_that_shows_nothing_is_refused_and_its_remedy_works(tmp_path, capsys):
+    make_task(tmp_path / "Mine", label=box(1, 0, 1))
+    command = ["train", "--task", "Mine", "--epochs", "1", "--preset", "vit"]
+    command += ["--root", str(tmp_path), "--runs", str(tmp_path / "runs")]
+    assert main([*command, "--grid", "4", "4", "4", "--fit", "resize"]) == 1
+    assert "shows none of the" in (said := capsys.readouterr().err) and "finer --grid" in said
+    assert main([*command, "--grid", "8", "8", "8", "--fit", "resize"]) == 0
+    run = Path(capsys.readouterr().out.strip().splitlines()[-1])
+    assert not (run / "lost.csv").exists()
+
+
 @pytest.mark.parametrize("side", ["train", "validation", "test"])
 def test_a_side_of_healthy_cases_alone_is_refused(tmp_path, side):
     config = DataConfig(task="Mine", grid=(8, 8, 8))
     make_task(tmp_path / "Mine")
     split = open_task(config, 0, tmp_path, progress=False).split
     names = getattr(split, side)
-    make_task(tmp_path / "with" / "Mine", names, names)
+    make_task(tmp_path / "with" / "Mine", names)
     with pytest.raises(DataError, match=f"the {side} side has healthy cases alone"):
         open_task(config, 0, tmp_path / "with", progress=False)

@@ -119,6 +119,12 @@ def test_a_description_that_cannot_be_used_is_named(tmp_path, changes, said):
         read_task(write(tmp_path / "Mine", **changes))
 
 
+def test_a_value_that_stands_twice_is_named(tmp_path):
+    (tmp_path / "dataset.json").write_text('{"labels": {"1": "a", "1": "b"}}')
+    with pytest.raises(MvlError, match="'1' stands twice"):
+        read_task(tmp_path)
+
+
 def test_what_is_called_ignore_is_no_structure(tmp_path):
     names = {"0": "Background", "1": "a", "4": "b", "255": " IGNORE "}
     task = read_task(write(tmp_path / "Mine", labels=names, healthy=["c2", "c1"]))

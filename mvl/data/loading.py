@@ -102,7 +102,7 @@ def open_task(config, seed, root=None, on_bad_case="fail", progress=True):
 def _require_structures(task, split):
     """Hold that each side has a case with a structure: of healthy cases alone there is no Dice."""
     for side, names in asdict(split).items():
-        if set(names) <= set(task.healthy):
+        if names and set(names) <= set(task.healthy):
             shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
             way = (
                 "" if side == "test" else ", or choose another --seed: its validation fold differs"
