@@ -53,8 +53,8 @@ def check_cases(folder, cases, progress=True):
     """Read every case once and collect everything that is wrong.
 
     Looked for: a missing or unreadable file, a truncated or damaged one, one that is not NIfTI
-    or lies about its size; a wrong number of axes or channels; spacing that is not above 0;
-    image and label of different shape or affine; NaN or infinite voxels; label values that are
+    or lies about its size; a wrong number of axes or channels; a place of its voxels that is not
+    certain (see `mvl.data.nifti`); image and label of different shape or place; NaN or infinite voxels; label values that are
     not whole or not the task's; an empty label; one image under two names.
 
     Args:

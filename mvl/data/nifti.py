@@ -318,12 +318,9 @@ def _require_edges(path, name, form, spacing, microscopic, both):
     skew = np.abs(cosines - np.eye(3)).max()
     if skew > _RIGHT_ANGLE:
         angle = np.degrees(np.arccos(min(skew, 1)))
-        raise BadFile(
-            path,
-            f"sheared: two of its axes meet at {angle:.1f} degrees, as of a tilted gantry",
-            "resample it to right angles, as nibabel.processing.resample_to_output does (with "
-            "order=0 for a label)",
-        )
+        fault = f"sheared: two of its axes meet at {angle:.1f} degrees, as of a tilted gantry"
+        remedy = "resample it to right angles with nibabel.processing.resample_to_output (with "
+        raise BadFile(path, fault, remedy + "order=0 where it is a label)")
     if (np.abs(edges - spacing) > _SAME_EDGE * edges).any():
         by_pixdim = " x ".join(f"{edge:.4g}" for edge in spacing)
         fault = f"voxels of {shown} mm by the sform, of {by_pixdim} mm by pixdim"

@@ -162,9 +162,12 @@ def _inside(folder, relative, source):
     except (OSError, RuntimeError) as error:
         raise DataError(f"{source}: {relative!r} cannot be followed: {error}") from error
     if not confined:
+        remedy = "put the file itself there"
+        if "annex/objects" in str(path.resolve()):
+            remedy = f"run 'git annex get' and 'git annex unlock' on {path}"
         raise DataError(
             f"{source}: {relative!r} is a link to {path.resolve()}, outside the task folder; "
-            "put the file itself there"
+            f"{remedy}"
         )
     return path
 

@@ -115,6 +115,14 @@ def test_paths_stay_in_the_folder(tmp_path, image):
     str(caught.value).encode()  # a terminal can print it
 
 
+def test_a_link_into_an_annex_outside_says_how_to_get_the_file(tmp_path):
+    folder = make_task(tmp_path / "t", ["x"])
+    (folder / "imagesTr").mkdir()
+    (folder / "imagesTr/x.nii.gz").symlink_to(tmp_path / ".git/annex/objects/a/b/SHA256E-s1")
+    with pytest.raises(DataError, match="git annex unlock"):
+        list_cases(folder)
+
+
 def test_the_folder_itself_may_be_a_link(tmp_path):
     make_task(tmp_path / "store" / "t", ["x"])
     (tmp_path / "t").symlink_to(tmp_path / "store" / "t")
