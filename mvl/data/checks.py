@@ -54,8 +54,9 @@ def check_cases(folder, cases, progress=True):
 
     Looked for: a missing or unreadable file, a truncated or damaged one, one that is not NIfTI
     or lies about its size; a wrong number of axes or channels; a place of its voxels that is not
-    certain (see `mvl.data.nifti`); image and label of different shape or place; NaN or infinite voxels; label values that are
-    not whole or not the task's; an empty label; one image under two names.
+    certain (see `mvl.data.nifti`); image and label of different shape or place; NaN or infinite
+    voxels; label values that are not whole or not the task's; an empty label; one image under two
+    names.
 
     Args:
         folder: the task folder, for its channels and labels.
