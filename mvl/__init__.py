@@ -24,7 +24,7 @@ _HOME = {
     "data_root": "data.sources",
     "describe_cases": "data.describe",
     "find_task": "data.sources",
-    "read_volume": "data.sources",
+    "read_volume": "data.nifti",
     "list_cases": "data.sources",
     "make_phantom": "data.phantom",
     "Preparation": "data.loading",

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from mvl import figures, tables
-from mvl.data.sources import read_label, read_volume
+from mvl.data.nifti import read_label, read_volume
 from mvl.evaluation import segment
 from mvl.files import REPOSITORY, read_json
 from mvl.mechanism import MEASURES, SHOWN_STAGES, by_stage, defined, image_voxels, stage_auroc

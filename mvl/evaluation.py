@@ -4,23 +4,14 @@ import hashlib
 import math
 from pathlib import Path
 
-import nibabel
 import numpy as np
 import pandas as pd
 import torch
 from monai.data import MetaTensor
 
-from mvl.data.sources import (
-    Case,
-    case_name,
-    read_header,
-    read_label,
-    read_volume,
-    require_output,
-    spacing_of,
-)
+from mvl.data.nifti import read_header, read_label, read_volume, spacing_of, write_segmentation
+from mvl.data.sources import Case, case_name, require_output
 from mvl.errors import DataError
-from mvl.files import written
 from mvl.metrics import segmentation_metrics
 from mvl.models.checkpoint import hash_tensors
 from mvl.progress import track
@@ -145,7 +136,7 @@ def _measured(model, case, preparation, task, target):
 
 
 def predict_file(image, output, model, preparation, task, target):
-    """Segment an image file and write the result on the image's own grid and affine.
+    """Segment an image file and write the result on the image's own grid and place.
 
     Args:
         image: path of a NIfTI image with the task's channels.
@@ -159,7 +150,7 @@ def predict_file(image, output, model, preparation, task, target):
             output is not named as a NIfTI file, or is the image.
     """
     require_output(output, image)
-    voxels, affine = read_volume(image)
+    header, voxels = read_header(image), read_volume(image)[0]
     channels = 1 if voxels.ndim == 3 else voxels.shape[3]
     if channels != len(task.channels) and preparation.config.channels == "all":
         raise DataError(
@@ -175,10 +166,7 @@ def predict_file(image, output, model, preparation, task, target):
     segmentation = np.zeros(masks.shape[1:], np.uint8 if max(values) <= 255 else np.int16)
     for mask, value in zip(masks, values, strict=True):
         segmentation[mask] = value
-    nifti = nibabel.Nifti1Image(segmentation, affine)
-    nifti.header["descrip"] = _mark(model, preparation, target)
-    with written(output) as temporary:
-        nibabel.save(nifti, temporary)
+    write_segmentation(output, segmentation, header, _mark(model, preparation, target))
 
 
 def _mark(model, preparation, target):
@@ -246,5 +234,10 @@ def _is_segmented(image, path, mark):
         alike = read_label(path).shape == wanted.shape[:3]
     except DataError:
         return False
-    made_by = nibabel.load(path).header["descrip"].item().decode(errors="replace")
-    return alike and made_by == mark and np.allclose(own.affine, wanted.affine, atol=1e-4)
+    made_by = own.fields["descrip"].item().decode(errors="replace")
+    alike = alike and own.forms.keys() == wanted.forms.keys()
+    return (
+        alike
+        and made_by == mark
+        and all(np.allclose(own.forms[name], wanted.forms[name], atol=1e-4) for name in own.forms)
+    )

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from mvl.config import PRESETS, AuditConfig, derive_seed
 from mvl.data.loading import augmentation
-from mvl.data.sources import read_header, read_label
+from mvl.data.nifti import read_header, read_label
 from mvl.errors import DataError
 from mvl.models.language import UNIT_NORM_EPS
 from mvl.models.sizes import ARCHITECTURES

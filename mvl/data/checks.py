@@ -4,21 +4,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mvl.data.sources import (
-    BadFile,
-    content_hash,
-    joint_hash,
-    read_header,
-    read_label,
-    read_volume,
-)
+from mvl.data.nifti import place_fault, read_header, read_label, read_volume
+from mvl.data.packed import BadFile
+from mvl.data.sources import content_hash, joint_hash
 from mvl.errors import DataError
 from mvl.progress import track
 from mvl.tasks import Task, read_task
-
-#: Image and label are in one place if no corner of theirs is further apart than this share of
-#: the smallest voxel edge; headers written by different tools agree no better than rounding.
-_CORNER_TOLERANCE = 0.1
 
 #: Stands for a case's name in a fault that is no case's, but the task's.
 OF_THE_TASK = "dataset.json"
@@ -66,11 +57,11 @@ def check_cases(folder, cases, progress=True):
     """Read every case once and collect everything that is wrong.
 
     Looked for: a missing or unreadable file, a truncated or damaged one, one that is not NIfTI
-    or lies about its size; a wrong number of axes or channels; spacing that is not above 0;
-    image and label of different shape or affine; NaN or infinite voxels; label values that are
-    not whole or not the task's; an empty label of a case that is not declared healthy, or
-    another of one that is; one image under two names. And of the task: a label that no case has,
-    a healthy case that is not there.
+    or lies about its size; a wrong number of axes or channels; a place of its voxels that is not
+    certain (see `mvl.data.nifti`); image and label of different shape or place; NaN or infinite
+    voxels; label values that are not whole or not the task's; an empty label of a case that is
+    not declared healthy, or another of one that is; one image under two names. And of the task: a
+    label that no case has, a healthy case that is not there.
 
     Args:
         folder: the task folder, for its channels and labels.
@@ -187,7 +178,7 @@ def _check_case(task, case, result):
     if image is not None and label is not None:
         contents = (result.image_hashes[case.name], content_hash(label))
         result.hashes[case.name] = joint_hash(contents, (affine, label_affine))
-        _check_pair(image, affine, label, label_affine, report)
+        _check_pair(read_header(case.image), read_header(case.label), report)
 
 
 def _read_label(path):
@@ -235,19 +226,13 @@ def _check_label(task, case, label, report):
     return values
 
 
-def _check_pair(image, affine, label, label_affine, report):
-    if image.shape[:3] != label.shape[:3]:
+def _check_pair(image, label, report):
+    """Hold the headers of image and label against each other."""
+    shapes = image.shape[:3], label.shape[:3]
+    if shapes[0] != shapes[1]:
         report(
-            f"image of shape {image.shape[:3]}, label of {label.shape[:3]}",
+            f"image of shape {shapes[0]}, label of {shapes[1]}",
             "resample the label to its image's grid",
         )
-        return
-    corners = np.array([*np.ndindex(2, 2, 2)]) * (np.array(label.shape[:3]) - 1)
-    difference = affine - label_affine
-    apart = np.linalg.norm(corners @ difference[:3, :3].T + difference[:3, 3], axis=1).max()
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    if apart > _CORNER_TOLERANCE * spacing.min():
-        report(
-            f"image and label lie up to {apart:.3g} mm apart",
-            "copy the image's header to the label if their voxels correspond",
-        )
+    elif fault := place_fault(image.forms, label.forms, shapes[0]):
+        report(*fault)

@@ -40,7 +40,8 @@ from monai.transforms.utils import map_classes_to_indices, scale_affine
 
 from mvl.config import DataConfig, derive_seed
 from mvl.data.checks import check_cases, require
-from mvl.data.sources import find_task, list_cases, read_header, read_label, read_volume
+from mvl.data.nifti import read_header, read_label, read_volume
+from mvl.data.sources import find_task, list_cases
 from mvl.data.splits import FOLDS, Split, check_split, make_split, study_cases
 from mvl.errors import DataError
 from mvl.progress import Progress
@@ -276,11 +277,10 @@ class _Read(MapTransform):
 
     def __call__(self, data):
         data = dict(data)
+        # The label's place is its image's: they were held against each other, up to rounding.
+        affine = read_header(data["image"]).affine
         for key in self.key_iterator(data):
-            if key == "image":
-                array, affine = read_volume(data[key])
-            else:
-                array, affine = read_label(data[key]), read_header(data[key]).affine
+            array = read_volume(data[key])[0] if key == "image" else read_label(data[key])
             array = array[None] if array.ndim == 3 else np.moveaxis(array, 3, 0)
             tensor = torch.from_numpy(array[: self.channels])
             data[key] = MetaTensor(tensor, affine=torch.from_numpy(affine))
@@ -369,7 +369,11 @@ class Resampled(MapTransform, InvertibleTransform):
         data = dict(data)
         for key in self.key_iterator(data):
             size = self.pop_transform(data[key])["orig_size"]
-            data[key].set_array(_resized(data[key].as_tensor(), size, mode="trilinear"))
+            resized = _resized(data[key].as_tensor(), size, mode="trilinear")
+            # Its `set_array` would spread one slice over as many as there were before.
+            data[key] = MetaTensor(
+                resized, meta=data[key].meta, applied_operations=data[key].applied_operations
+            )
         return data
 
     def _size(self, volume):

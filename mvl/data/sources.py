@@ -4,30 +4,19 @@ A task folder holds `dataset.json`, whose "training" list names image and label 
 relative to the folder, and beside it may hold `subjects.csv` (columns case, subject). The
 folder itself is the user's and may be a symbolic link; what `dataset.json` names must lie
 inside it.
-
-NIfTI files are read here rather than by `nibabel.load`, whose header classes do the parsing:
-a header is held against the file's size before a byte of voxels is read, extensions are never
-looked at, and the checksum at the end of a gzip stream is reached, so that a file that lies or
-was cut off costs little and never passes for whole.
 """
 
-import contextlib
 import csv
-import gzip
 import hashlib
 import io
-import math
 import os
 import re
-import stat
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel
 import numpy as np
-from nibabel.spatialimages import HeaderDataError
 
+from mvl.data.nifti import read_header, read_label, read_volume
 from mvl.errors import DataError, MvlError
 from mvl.files import REPOSITORY, read_json, read_small
 from mvl.tasks import TASKS, read_task
@@ -173,9 +162,12 @@ def _inside(folder, relative, source):
     except (OSError, RuntimeError) as error:
         raise DataError(f"{source}: {relative!r} cannot be followed: {error}") from error
     if not confined:
+        remedy = "put the file itself there"
+        if "annex/objects" in str(path.resolve()):
+            remedy = f"run 'git annex get' and 'git annex unlock' on {path}"
         raise DataError(
             f"{source}: {relative!r} is a link to {path.resolve()}, outside the task folder; "
-            "put the file itself there"
+            f"{remedy}"
         )
     return path
 
@@ -208,148 +200,6 @@ def _read_subjects(path, cases):
     return subjects
 
 
-class BadFile(DataError):
-    """A file that cannot be used: what is wrong with it, and what to do."""
-
-    def __init__(self, path, fault, remedy):
-        super().__init__(f"{path}: {fault}; {remedy}")
-        self.fault, self.remedy = fault, remedy
-
-
-_COPY_AGAIN = "copy or download the file again"
-_CONVERT = "save it as a single-file 3D NIfTI (.nii or .nii.gz)"
-
-#: Voxels of this many bytes are read without asking; above it, a file that unpacks to more than
-#: `_MAX_RATIO` times its size is taken for a decompression bomb. Images pack about twofold, a
-#: label of one small lesion up to a thousandfold, but few of those are this large.
-_MODEST_BYTES = 512 << 20
-_MAX_RATIO = 200
-#: Deflate cannot pack more tightly than this (1032 to 1, rounded up).
-_DEFLATE_RATIO = 1040
-#: Extensions between header and voxels are skipped, up to this many bytes.
-_MAX_OFFSET = 16 << 20
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a NIfTI file says of itself, checked for sense and against the file's size.
-
-    Attributes:
-        shape: voxels along each axis, trailing axes of one voxel after the third left out.
-        affine: voxel index -> millimetres, (4, 4) float64.
-        dtype: of the stored voxels, with their byte order.
-        offset: bytes before the voxels.
-        slope, intercept: stored value -> intensity.
-    """
-
-    shape: tuple[int, ...]
-    affine: np.ndarray
-    dtype: np.dtype
-    offset: int
-    slope: float
-    intercept: float
-
-
-def read_header(path):
-    """The `Header` of a NIfTI file (.nii or .nii.gz, versions 1 and 2).
-
-    Raises:
-        BadFile: missing, unreadable or not single-file NIfTI; a number of axes other than 3 or 4;
-            sizes, spacing, affine or voxel type without sense; or more voxels than fit the file.
-    """
-    with _opened(path) as file:
-        block = file.read(540)
-        packed = isinstance(file, gzip.GzipFile)
-    header = _parsed(path, block)
-    axes = int(header["dim"][0])
-    shape = [int(n) for n in header["dim"][1 : 1 + axes]]
-    while len(shape) > 3 and shape[-1] == 1:
-        shape.pop()
-    if not 1 <= axes <= 7 or min(shape) < 1:
-        raise BadFile(path, f"header with sizes {header['dim'].tolist()}", _COPY_AGAIN)
-    if len(shape) not in (3, 4):
-        raise BadFile(path, f"{len(shape)}D data of shape {tuple(shape)}", _CONVERT)
-    spacing = header["pixdim"][1:4]
-    if not (np.isfinite(spacing).all() and (spacing > 0).all()):
-        raise BadFile(
-            path, f"voxel spacing {spacing.tolist()} mm", "set the header's pixdim above 0"
-        )
-    try:
-        affine = np.asarray(header.get_best_affine(), float)
-        dtype = header.get_data_dtype()
-        slope, intercept = header.get_slope_inter()
-    except (HeaderDataError, KeyError, ValueError) as error:
-        reason = f"voxel type {error}" if isinstance(error, KeyError) else error
-        raise BadFile(path, f"header without sense ({reason})", _CONVERT) from error
-    with np.errstate(over="ignore", invalid="ignore"):  # double precision goes to 1e308 mm
-        volume = abs(np.linalg.det(affine[:3, :3]))
-    if not np.isfinite(affine).all() or not 1e-9 <= volume < np.inf:
-        raise BadFile(path, "affine that is not invertible", "set the header's sform and qform")
-    if dtype.kind not in "iuf":
-        raise BadFile(path, f"voxels of type {dtype}, not numbers", _CONVERT)
-    # 0 means right after the header, as nibabel reads it.
-    offset = float(header["vox_offset"]) or header.single_vox_offset
-    if not header.sizeof_hdr <= offset <= _MAX_OFFSET:
-        raise BadFile(path, f"header with voxels at byte {offset:g}", _COPY_AGAIN)
-    offset = int(offset)
-    _require_plausible_size(path, offset + math.prod(shape) * dtype.itemsize, packed)
-    return Header(
-        tuple(shape),
-        affine,
-        dtype,
-        offset,
-        1.0 if slope is None else float(slope),
-        0.0 if intercept is None else float(intercept),
-    )
-
-
-def read_volume(path):
-    """Intensities of a NIfTI file, whole in memory once, as float32.
-
-    Returns:
-        `(array, affine)`: (H, W, D) or (H, W, D, C) float32 in the file's own axes, and the
-        (4, 4) affine from voxel index to millimetres.
-
-    Raises:
-        BadFile: as for `read_header`, or truncated or damaged.
-    """
-    header = read_header(path)
-    return _scaled(_stored(path, header), header), header.affine
-
-
-def read_label(path):
-    """Label values of a NIfTI file, (H, W, D), as uint8 where they fit and int16 elsewhere.
-
-    Float files of whole numbers are fine: the decathlon has some.
-
-    Raises:
-        BadFile: as for `read_volume`, or values that are not whole or not within int16.
-    """
-    header = read_header(path)
-    array = _stored(path, header)
-    if array.dtype.kind == "f" or (header.slope, header.intercept) != (1, 0):
-        array = _scaled(array, header)
-    remedy = "check that it is a label, not swapped with its image"
-    if array.dtype.kind == "f":
-        broken = array != np.rint(array)  # NaN differs from everything
-        if broken.any():
-            first = array[np.unravel_index(np.argmax(broken), array.shape)]
-            raise BadFile(path, f"values that are not whole numbers, such as {first:g}", remedy)
-    low, high = array.min(), array.max()
-    if low < -32768 or high > 32767:
-        raise BadFile(path, f"values from {low:g} to {high:g}", remedy)
-    return array.astype(np.uint8 if low >= 0 and high <= 255 else np.int16)
-
-
-def spacing_of(path):
-    """Edge lengths of a NIfTI file's voxels in millimetres, along the file's axes.
-
-    Raises:
-        BadFile: as for `read_header`.
-    """
-    return tuple(np.linalg.norm(read_header(path).affine[:3, :3], axis=0).tolist())
-
-
 def content_hash(array):
     """SHA-256 (hex) of an array's values and shape, whatever type they were stored in."""
     digest = hashlib.sha256(repr(array.shape).encode())
@@ -379,73 +229,3 @@ def joint_hash(contents, affines):
     digest = hashlib.sha256("".join(contents).encode())
     digest.update(np.stack(affines).astype("<f8").tobytes())
     return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def _opened(path):
-    """Yield the file's bytes, unpacked where they are gzip's; its faults become `BadFile`."""
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise BadFile(path, "not a regular file", "put the NIfTI file itself there")
-        with open(path, "rb") as file:
-            packed = file.read(2) == b"\x1f\x8b"
-            file.seek(0)
-            yield gzip.GzipFile(fileobj=file) if packed else file
-    except FileNotFoundError as error:
-        raise BadFile(path, "missing", "add the file, or take the case out") from error
-    except EOFError as error:
-        raise BadFile(path, "truncated gzip", _COPY_AGAIN) from error
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raise BadFile(path, f"damaged gzip ({error})", _COPY_AGAIN) from error
-    except OSError as error:
-        raise BadFile(
-            path, f"unreadable ({error.strerror or error})", "make it readable"
-        ) from error
-
-
-def _parsed(path, block):
-    """nibabel's header object of a file's first bytes."""
-    for kind, magic, place in (
-        (nibabel.Nifti1Header, b"n+1\0", 344),
-        (nibabel.Nifti2Header, b"n+2\0", 4),
-    ):
-        if block[place : place + 4] == magic and len(block) >= kind.sizeof_hdr:
-            # check=False: nibabel would mend some faults without a word; they are judged here.
-            return kind(block[: kind.sizeof_hdr], check=False)
-    raise BadFile(path, "not NIfTI" if block else "empty file", _CONVERT)
-
-
-def _require_plausible_size(path, promised, packed):
-    """Hold the bytes that a header promises against the file's size, before memory is asked for."""
-    size = os.path.getsize(path)
-    most = size * (_DEFLATE_RATIO if packed else 1)
-    if promised > most:
-        fault = f"header promises {promised:,} bytes, the file of {size:,} cannot hold them"
-        raise BadFile(path, f"truncated, or {fault}", _COPY_AGAIN)
-    if promised > max(_MODEST_BYTES, size * _MAX_RATIO):
-        fault = f"{size:,} bytes that unpack to {promised:,}, as a decompression bomb does"
-        raise BadFile(path, fault, "save it in a smaller voxel type, such as uint8 for labels")
-
-
-def _stored(path, header):
-    """The voxels as they are stored, unscaled, in the shape of the header."""
-    count = math.prod(header.shape) * header.dtype.itemsize
-    with _opened(path) as file:
-        file.seek(header.offset)
-        voxels = file.read(count)
-        # A gzip stream's checksum stands at its end: reading on is what verifies it.
-        file.read(_MAX_OFFSET)
-    if len(voxels) < count:
-        raise BadFile(path, f"truncated: {len(voxels):,} of {count:,} bytes of voxels", _COPY_AGAIN)
-    return np.frombuffer(voxels, header.dtype).reshape(header.shape, order="F")
-
-
-def _scaled(array, header):
-    """Stored values as intensities, float32, whatever they were stored in."""
-    # What lies beyond float32 becomes infinite, which the checks report.
-    with np.errstate(over="ignore", invalid="ignore"):
-        array = array.astype(np.float32)
-        if (header.slope, header.intercept) != (1, 0):
-            array *= np.float32(header.slope)
-            array += np.float32(header.intercept)
-    return array

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from mvl.data.checks import check_cases, require
-from mvl.data.sources import list_cases, read_label, read_volume
+from mvl.data.nifti import read_label, read_volume
+from mvl.data.sources import list_cases
 from mvl.errors import DataError
 
 AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])
@@ -117,7 +118,7 @@ def bomb(path):
     header = nibabel.Nifti1Header()
     header.set_data_dtype(np.float32)
     header.set_data_shape((2048, 1024, 80))
-    header["vox_offset"] = 352
+    header["vox_offset"], header["qform_code"] = 352, 1
     member = gzip.compress(bytes(16 << 20))
     path.write_bytes(gzip.compress(header.binaryblock + bytes(4)) + member * 40)
 
@@ -334,7 +335,7 @@ def test_no_header_ends_in_a_traceback(tmp_path, suffix):
     header = nibabel.Nifti1Header()
     header.set_data_dtype(np.int16)
     header.set_data_shape(SHAPE)
-    header["vox_offset"] = 352
+    header["vox_offset"], header["qform_code"] = 352, 1
     sound = header.binaryblock + bytes(4) + bytes(2 * int(np.prod(SHAPE)))
     rng = np.random.default_rng(0)
     path = tmp_path / f"x{suffix}"
