@@ -17,9 +17,10 @@ from mvl.data.sources import find_task
 from mvl.errors import RunError
 from mvl.experiments import Run, collect, fit, is_running, run_folder, test
 from mvl.files import locked, read_json
-from mvl.identity import changed_since
+from mvl.identity import changed_since, facts_changed
 from mvl.reference import machine_of
 from mvl.suites import status
+from mvl.tasks import Task
 from mvl.verify import verify
 
 open_test_set = test  # pytest would take the name `test` for a test
@@ -236,6 +237,9 @@ def test_a_run_whose_task_has_changed_since_is_another_and_says_what_changed(
     data = open_task(config.data, 0, tmp_path, progress=False)
     assert run_folder(config, data, runs) != old
     assert re.search(said, changed_since(old))
+    known = Task.from_dict(read_json(old / "task.json"))
+    told = facts_changed(old, known)  # as `mvl predict` says it
+    assert re.search(said, told) if data.task.facts() != known.facts() else told == ""
     with pytest.raises(RunError, match=said):  # as `mvl evaluate` does
         open_test_set(old, data, show=False)
     (told,) = verify(old).query("check == 'task'").itertuples()
