@@ -330,6 +330,7 @@ def _predict(options):
         require_output(options.output, options.image)  # before what takes seconds to load
     from mvl.evaluation import predict_file, predict_folder
     from mvl.experiments import load_predictor
+    from mvl.identity import facts_changed
 
     if options.run is None:
         from mvl.reference import BEST
@@ -337,6 +338,8 @@ def _predict(options):
         options.run = BEST
         print("with this replication's own model `best`, trained on MSD's Task04_Hippocampus")
     predictor = load_predictor(options.run)
+    if said := facts_changed(options.run, predictor.task):
+        print(f"with the model's own facts, since {predictor.task.name} has others now: {said}")
     if not folder:
         predict_file(options.image, options.output, *predictor)
         print(options.output)
@@ -350,16 +353,15 @@ def _predict(options):
 
 def _check(options):
     from mvl.data.checks import check_cases, require
-    from mvl.data.sources import find_task, list_cases
-    from mvl.tasks import read_task
+    from mvl.data.sources import find_task, task_and_cases
 
     folder = Path(options.task)
     if not (folder / "dataset.json").is_file():
         folder = find_task(options.task, options.root)
-    cases = list_cases(folder)
+    task, cases = task_and_cases(folder)
     require(cases, check_cases(folder, cases), "fail")
     print(f"{folder}: {len(cases)} cases of {len({c.subject for c in cases})} subjects, no fault")
-    _tell_assumptions(read_task(folder))
+    _tell_assumptions(task)
 
 
 def _download(options):
@@ -523,6 +525,8 @@ def _suite_table(options):
     configs, place = _suite_cells(options)
     cells = status(configs, **place)
     done = cells[cells["state"] == "done"]
+    for cell in cells[(cells["state"] != "done") & (cells["reason"] != "")].itertuples():
+        print(f"{cell.state}: {cell.arm}, seed {cell.seed}: {cell.reason}", file=sys.stderr)
     if done.empty:
         raise RunError(f"no cell of suite {options.suite} is done; 'mvl suite run' runs it")
     tables = [

@@ -15,6 +15,7 @@ from mvl.errors import DataError
 from mvl.metrics import segmentation_metrics
 from mvl.models.checkpoint import hash_tensors
 from mvl.progress import track
+from mvl.tasks import folder_name
 from mvl.training import decide, infer
 
 
@@ -199,7 +200,7 @@ def predict_folder(folder, output, model, preparation, task, target, show=True):
     """
     folder, output = Path(folder), Path(output)
     if (folder / "dataset.json").is_file():
-        output = output / folder.resolve().name
+        output = output / folder_name(folder)
         folder = folder / "imagesTs"
     # What begins with a dot are macOS's shadow files, which some archives carry.
     endings = (".nii", ".nii.gz")

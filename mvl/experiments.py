@@ -5,6 +5,7 @@ A run folder is named by its experiment's fingerprint and holds
     config.json         the configuration, its fingerprint and the protocol's version
     task.json           the task's facts, so that a run predicts without its data set
     split.json          names of the training, validation and test cases
+    identity.json       what else its name is made of: see `mvl.identity`
     skipped.csv         cases left out because of a fault, where there are any
     lost.csv            what the model's grid does not show of the training and validation labels:
                         a structure of a case a row, where there are any
@@ -57,6 +58,14 @@ from mvl.files import (
     write_json,
     write_table,
 )
+from mvl.identity import (
+    SPLIT,
+    describe,
+    differences,
+    identity_of,
+    read_identity,
+    require_same,
+)
 from mvl.metrics import METRICS
 from mvl.models.language import block_reference
 from mvl.models.peers import build_model
@@ -82,11 +91,30 @@ def run_folder(config, data, runs):
         data: its `TaskData`.
         runs: the folder of all runs, such as results/quick/runs.
     """
-    used = {case.name for side in ("train", "validation", "test") for case in data.side(side)}
-    voxels = {name: data.hashes[name] for name in sorted(used)}
-    language = config.model.language
-    block = block_reference(language)["sha256"] if language else None
-    return Path(runs) / fingerprint(config, voxels, block)
+    return Path(runs) / fingerprint(config, identity_of(config, data))
+
+
+def runs_of_other_data(config, data, runs):
+    """Trained runs of the same configuration whose task, or block, was another then.
+
+    Args:
+        config, data, runs: as for `run_folder`.
+
+    Returns:
+        [(run folder, what has changed, as `identity.differences`)].
+    """
+    own, wanted, found = identity_of(config, data), config.to_dict(), []
+    for path in sorted(Path(runs).glob("*/config.json")):
+        folder = path.parent
+        try:
+            if not (folder / TRAINED).exists() or read_json(path, "config")["config"] != wanted:
+                continue
+            said = differences(read_identity(folder), own)
+        except MvlError as error:
+            said = str(error)
+        if said:
+            found.append((folder, said))
+    return found
 
 
 def is_running(folder):
@@ -116,9 +144,12 @@ def fit(config, data, runs, show=True, on_epoch=None, track=False):
         BlockError: the language block cannot be found, read or trusted.
     """
     folder = run_folder(config, data, runs)
+    main = processes().is_main_process
+    if show and main:
+        for other, said in runs_of_other_data(config, data, runs):
+            print(f"not used: {other}, of the same configuration: {said}", flush=True)
     if agreed((folder / TRAINED).exists() and not (folder / STATE).exists()):
         return folder
-    main = processes().is_main_process
     with _claimed(folder):
         if not agreed((folder / TRAINED).exists()):
             if main:
@@ -178,7 +209,7 @@ def _describe(config, data, folder):
         },
     )
     write_json(folder / "task.json", dataclasses.asdict(data.task))
-    data.split.save(folder / "split.json")
+    describe(data, folder)
     if data.skipped:
         write_table(folder / "skipped.csv", pd.DataFrame(data.skipped))
     if config.model.language:
@@ -249,20 +280,14 @@ def test(folder, data, show=True):
         The table of `cases.csv`.
 
     Raises:
-        RunError: the run is not trained, or `data` has another split or other voxels than it was
-            trained on.
+        RunError: the run is not trained, or `data` is another than it was trained on.
     """
     folder = Path(folder)
-    if not (folder / DONE).exists():
+    if (folder / DONE).exists():
+        require_same(folder, read_config(folder), data)
+    else:
         run = Run.load(folder)
-        if run.split != data.split:
-            raise RunError(f"{folder} was trained on another split of {data.task.name}")
-        stored = read_json(folder / "config.json", "fingerprint")["fingerprint"]
-        if run_folder(run.config, data, folder.parent).name != stored:
-            raise RunError(
-                f"{folder} was trained on other voxels of {data.task.name}: an image or a label "
-                "was changed, or this is another folder of the same names"
-            )
+        require_same(folder, run.config, data)
         given = (run.preparation, run.task, run.config.data.target, show)
         test_cases = data.side("test")
         healthy = [case for case in test_cases if case.name in run.task.healthy]
@@ -349,7 +374,7 @@ class Run:
             folder=folder,
             config=config,
             task=task,
-            split=Split.load(folder / "split.json"),
+            split=Split.load(folder / SPLIT),
             model=model.eval(),
             preparation=Preparation(task, config.data),
         )

@@ -12,8 +12,10 @@ labelled cases) as commonly cited; they shape the phantom and nothing else, sinc
 takes the spacing from each file. CT windows are this project's choice.
 """
 
+import dataclasses
 import json
 import math
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +59,23 @@ class Task:
     #: Sentences on what was assumed because the folder does not say it.
     assumptions: tuple[str, ...] = ()
 
+    def facts(self):
+        """What numbers, or their names in a table, depend on: a part of a run's name.
+
+        A fact at its default is left out. So a fact that joins later changes no run's name.
+
+        Returns:
+            The fields but for `NO_FACTS`, as plain JSON values.
+        """
+        found = {}
+        for known in dataclasses.fields(self):
+            value, default = getattr(self, known.name), known.default
+            if known.default_factory is not dataclasses.MISSING:
+                default = known.default_factory()
+            if known.name not in NO_FACTS and value != default:
+                found[known.name] = value
+        return json.loads(json.dumps(found))
+
     @classmethod
     def from_dict(cls, facts):
         """The inverse of `dataclasses.asdict`, from JSON, where tuples are lists and keys texts.
@@ -91,6 +110,16 @@ class Task:
         if not number.isdecimal():
             return case
         return f"{stem}_{(int(number) - 1) // self.cases_per_subject + 1:03d}"
+
+
+#: Fields of `Task` that no number depends on, or not by themselves.
+NO_FACTS = (
+    "name",  # the configuration has it
+    "cases",  # how many there should be; the voxels say which there are
+    *("spacing_mm", "shape"),  # of the phantom, whose voxels say it
+    "cases_per_subject",  # the subjects say it
+    "assumptions",  # sentences about the other facts, the subjects and the split
+)
 
 
 def _task(name, modality, channels, labels, tolerance, cases, spacing, shape, window=None, **more):
@@ -157,6 +186,21 @@ _LARGEST = 32767
 _NUMBER = re.compile(r"\s*-?[0-9]{1,9}\s*")
 
 
+def folder_name(folder):
+    """The name that the user gave to a folder: of a link its own, never its target's.
+
+    Args:
+        folder: may be relative, end in a slash, or be "."; then the shell knows by which name the
+            user came there (`PWD`, as POSIX's `pwd -L` has it).
+    """
+    if Path(folder) == Path():
+        here = os.environ.get("PWD", "")
+        known = os.path.isabs(here) and os.path.exists(here) and os.path.samefile(here, os.curdir)
+        return Path(here if known else os.getcwd()).name
+    name = Path(folder).name
+    return Path(folder).resolve().name if name == ".." else name
+
+
 def read_task(folder):
     """The task that a folder holds.
 
@@ -190,7 +234,7 @@ def read_task(folder):
     if not isinstance(synthetic, bool):
         raise DataError(f"{path}: 'synthetic' must be true or false")
 
-    name = folder.resolve().name
+    name = folder_name(folder)
     known = TASKS.get(name)
     assumptions = []
     if known:
@@ -234,7 +278,7 @@ def read_task(folder):
         cases=known.cases if known else None,
         spacing_mm=known.spacing_mm if known else (1.0, 1.0, 1.0),
         shape=known.shape if known else (128, 128, 128),
-        window_hu=tuple(window) if window else None,
+        window_hu=tuple(map(float, window)) if window else None,
         regions=regions,
         cases_per_subject=known.cases_per_subject if known else 1,
         ignore=ignore,

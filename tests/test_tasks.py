@@ -165,3 +165,46 @@ def test_nnunets_format_is_named(tmp_path, description, said):
 def test_a_folder_without_a_description_is_no_task(tmp_path):
     with pytest.raises(MvlError, match="has no dataset.json"):
         read_task(tmp_path)
+
+
+def test_a_task_bears_the_name_that_the_user_gave_it(tmp_path, monkeypatch):
+    """A link Task04_Hippocampus -> hippo_v1 is MSD's task: tolerance 1 mm, two cases a subject."""
+    store = write(tmp_path / "store/hippo_v1")
+    link = tmp_path / "linked/Task04_Hippocampus"
+    link.parent.mkdir()
+    link.symlink_to(store)
+    plain = read_task(write(tmp_path / "plain/Task04_Hippocampus"))
+    assert read_task(link) == plain and plain.tolerance_mm == 1 and plain.cases_per_subject == 2
+    assert read_task(f"{link}/") == plain
+    monkeypatch.chdir(link.parent)
+    assert read_task("Task04_Hippocampus/") == read_task("./Task04_Hippocampus") == plain
+    monkeypatch.chdir(link)
+    monkeypatch.setenv("PWD", str(link))  # as a shell has it
+    assert read_task(".") == plain
+    monkeypatch.setenv("PWD", str(tmp_path))
+    assert read_task(".").name == "hippo_v1" and read_task(store).name == "hippo_v1"
+    (plain_folder := tmp_path / "plain/Task04_Hippocampus/imagesTr").mkdir()
+    monkeypatch.chdir(plain_folder)
+    assert read_task("..") == plain
+
+
+def test_facts_are_what_numbers_depend_on(tmp_path):
+    ct = {"modality": {"0": "CT"}}
+    plain = read_task(write(tmp_path / "a", **ct))
+    said = read_task(write(tmp_path / "b", **ct, tolerance_mm=2, window_hu=[-160, 240]))
+    assert plain.facts() == said.facts() and plain != said  # name and assumptions are no facts
+    assert plain.facts() == {
+        "modality": "CT",
+        "channels": ["CT"],
+        "labels": {"1": "a", "2": "b"},
+        "tolerance_mm": 2.0,
+        "window_hu": [-160.0, 240.0],
+    }
+    for changes in (
+        {"tolerance_mm": 1},
+        {"window_hu": [0, 80]},
+        {"modality": {"0": "CTA"}},
+        {"labels": {"1": "c", "2": "b"}},
+        {"synthetic": True},
+    ):
+        assert read_task(write(tmp_path / "c", **ct | changes)).facts() != plain.facts()

@@ -6,11 +6,13 @@ a function of (seed, epoch, case) alone.
 
 import contextlib
 import copy
+import hashlib
 import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing.pool import ThreadPool
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -41,11 +43,11 @@ from monai.transforms.utils import map_classes_to_indices, scale_affine
 from mvl.config import DataConfig, derive_seed
 from mvl.data.checks import check_cases, require
 from mvl.data.nifti import read_header, read_label, read_volume
-from mvl.data.sources import find_task, list_cases
+from mvl.data.sources import find_task, task_and_cases
 from mvl.data.splits import FOLDS, Split, check_split, make_split, study_cases
 from mvl.errors import DataError
 from mvl.progress import Progress
-from mvl.tasks import Task, is_ct, read_task
+from mvl.tasks import Task, is_ct
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,10 @@ class TaskData:
     split: Split
     #: Faults of the cases that were left out.
     skipped: list
+    #: The task's folder.
+    folder: Path
+    #: `files_of` the folder, when it was read.
+    files: str
 
     def side(self, name):
         """The cases of "train", "validation" or "test"."""
@@ -83,10 +89,13 @@ def open_task(config, seed, root=None, on_bad_case="fail", progress=True):
         DataError: no such task, a faulty case, too few subjects, or a leak.
     """
     folder = find_task(config.task, root)
-    task = read_task(folder)
-    listed = study_cases(task, list_cases(folder))
-    checked = _checked(folder, listed, progress)
+    task, listed = task_and_cases(folder)
+    listed = study_cases(task, listed)
+    files = files_of(folder, listed)
+    checked = _checked(folder, listed, files, progress)
     cases = require(listed, checked, on_bad_case)
+    if lost := {case.side for case in listed} - {case.side for case in cases}:
+        raise DataError(f"{folder}: every case that the task puts in {lost.pop()} has a fault")
     split = make_split(cases, config.split_seed, seed % FOLDS, config.fraction)
     check_split(split, cases, checked.image_hashes)
     _require_structures(task, split)
@@ -97,6 +106,8 @@ def open_task(config, seed, root=None, on_bad_case="fail", progress=True):
         hashes={case.name: checked.hashes[case.name] for case in cases},
         split=split,
         skipped=checked.faults,
+        folder=folder,
+        files=files,
     )
 
 
@@ -117,18 +128,29 @@ def _require_structures(task, split):
 _CHECKED = {}
 
 
-def _checked(folder, cases, progress):
+def _checked(folder, cases, files, progress):
     """`check_cases`, once a process for files of unchanged size and time of writing.
 
     A suite opens its task once a cell, and reading every voxel takes seconds.
     """
-    paths = [folder / "dataset.json", folder / "subjects.csv"]
-    paths += [path for case in cases for path in (case.image, case.label) if path]
-    found = [(str(path), os.stat(path)) for path in paths if os.path.exists(path)]
-    key = tuple((path, facts.st_size, facts.st_mtime_ns) for path, facts in found)
+    key = folder.absolute(), files
     if key not in _CHECKED:
         _CHECKED[key] = check_cases(folder, cases, progress=progress)
     return _CHECKED[key]
+
+
+def files_of(folder, cases):
+    """A hash of names, sizes and times of writing of the files that a task is read from.
+
+    Args:
+        folder: the task's folder.
+        cases: list of its `Case`.
+    """
+    paths = [folder / name for name in ("dataset.json", "subjects.csv", "splits.json")]
+    paths += [path for case in cases for path in (case.image, case.label) if path]
+    found = [(path.relative_to(folder), os.stat(path)) for path in paths if os.path.exists(path)]
+    facts = [(str(name), facts.st_size, facts.st_mtime_ns) for name, facts in found]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
 #: What an ignored voxel is in a prepared label: no class index, and not padding.

@@ -532,7 +532,9 @@ _run("task.json without labels", ("task.json", "labels"), _edited("task.json", l
 _run("task.json of another version", ("task.json", "another version"), _edited("task.json", new=1))
 _run("split.json without test", ("split.json", "lacks 'test'"), _edited("split.json", test=None))
 _run("split.json with a number", ("split.json", "no split"), _edited("split.json", test=7))
-_run("another split", ("another split",), _edited("split.json", test=["x"]))
+_run("another split", ("split:", "now in test"), _edited("split.json", test=["x"]))
+_run("identity.json without subjects", ("identity.json", "lacks 'subjects'"),
+     _edited("identity.json", subjects=None))  # fmt: skip
 _run("weights missing", (_WEIGHTS, "cannot be read"), lambda run: (run / _WEIGHTS).unlink())
 _run("weights cut off", (_WEIGHTS, "cannot be read"), _cut(_WEIGHTS))
 _run("weights with a lying header", (_WEIGHTS, "cannot be read"),
