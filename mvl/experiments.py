@@ -40,14 +40,13 @@ from mvl.errors import ConfigError, DataError, MvlError, RunError, in_words, out
 from mvl.evaluation import evaluate
 from mvl.files import (
     REPOSITORY,
-    is_locked,
-    locked,
     read_json,
     read_table,
     sha256_of,
     write_json,
     write_table,
 )
+from mvl.locks import is_locked, locked
 from mvl.metrics import METRICS
 from mvl.models.language import block_reference
 from mvl.models.peers import build_model

@@ -16,7 +16,8 @@ from mvl.data.loading import open_task
 from mvl.data.sources import find_task
 from mvl.errors import RunError
 from mvl.experiments import Run, collect, fit, is_running, run_folder, test
-from mvl.files import locked, read_json
+from mvl.files import read_json
+from mvl.locks import locked
 from mvl.reference import machine_of
 
 open_test_set = test  # pytest would take the name `test` for a test

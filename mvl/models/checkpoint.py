@@ -10,7 +10,6 @@ its own, and is held against its SHA-256 at every later load. Nothing is read by
 """
 
 import contextlib
-import fcntl
 import hashlib
 import http.client
 import importlib.util
@@ -30,6 +29,7 @@ import torch
 
 from mvl.errors import BlockError
 from mvl.files import read_json, sha256_of, write_json, write_text
+from mvl.locks import acquired
 
 #: package: name -> (import name, folder in it, SHA-256 of its model.safetensors).
 PACKAGES = {
@@ -101,7 +101,7 @@ def open_checkpoint(source):
         folder, revision = _package_folder(name)
         return _opened(source, _Folder(folder), revision)
     if kind == "path" and name:
-        folder = Path(name).expanduser()
+        folder = Path(os.path.expanduser(name))
         if not folder.is_dir():
             raise BlockError(f"{source}: there is no such folder")
         return _opened(source, _Folder(folder), None)
@@ -125,7 +125,7 @@ def _opened(source, files, revision):
 def _architecture(source, name):
     if name.lstrip().startswith("{"):
         return _json(name, "random:")
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     path = path / "config.json" if path.is_dir() else path
     if not path.is_file():
         raise BlockError(f"{source}: there is no such config.json, and it is no JSON text")
@@ -405,8 +405,8 @@ def store_tensors(checkpoint, entries, dtype, folder):
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / "partial", "a+b") as partial:
-            fcntl.flock(partial, fcntl.LOCK_EX)  # two processes that want one block share the work
+        # Two processes that want one block share the work.
+        with open(folder / "partial", "a+b") as partial, acquired(partial, wait=True):
             if not (folder / _WEIGHTS).is_file():
                 _copy_tensors(checkpoint, entries, dtype, partial)
                 write_text(folder / "config.json", json.dumps(checkpoint.config, indent=1))
