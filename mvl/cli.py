@@ -370,7 +370,7 @@ def _predict(options):
 
 
 def _check(options):
-    from mvl.data.checks import check_cases, require
+    from mvl.data.checks import check_cases, require, unlisted
     from mvl.data.sources import find_task, list_cases
     from mvl.tasks import read_task
 
@@ -378,6 +378,8 @@ def _check(options):
     if not (folder / "dataset.json").is_file():
         folder = find_task(options.task, options.root)
     cases = list_cases(folder)
+    if beside := unlisted(folder, cases):
+        print(f"not used: {len(beside)} images that dataset.json does not name, as {beside[0]}")
     require(cases, check_cases(folder, cases), "fail")
     print(f"{folder}: {len(cases)} cases of {len({c.subject for c in cases})} subjects, no fault")
     _tell_assumptions(read_task(folder))
