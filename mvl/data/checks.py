@@ -249,16 +249,17 @@ def _far_voxel(channel, low, high, ct):
 
     The background, 0 or the lowest value, takes no part: it may be nearly all of an image.
     """
-    sample = _sampled(channel)
-    sample = sample[(sample != 0) & (sample != low)]
+    for voxels in (_sampled(channel), channel):
+        sample = np.sort(voxels[(voxels != 0) & (voxels != low)])
+        if sample.size >= 100:
+            break
     if not sample.size:
         return None
-    sample.sort()
     begin, middle, end = (float(sample[round(q * (sample.size - 1))]) for q in (0.01, 0.5, 0.99))
     value = high if high - middle > middle - low else low
     if ct:
         return (value, begin, end) if abs(value) > _BEYOND_HU else None
-    reach, span = high - low, end - begin
+    reach, span = high - low, end - begin or abs(end)
     # The standard deviation is slow, and one voxel in a hundred raises it by a tenth of the reach.
     far = reach > _FAR * span or (
         reach > 10 * _SPREAD * span and channel[channel != 0].std(dtype=float) > _SPREAD * span

@@ -386,6 +386,8 @@ def test_metal_in_a_ct_is_no_fault_and_what_no_ct_reaches_is(folder, metal):
         lambda rng, shape: rng.lognormal(3, 1.5, shape),  # many dark, few bright
         lambda rng, shape: rng.exponential(1, shape) + 150 * (rng.random(shape) < 0.002),  # PET
         lambda rng, shape: rng.normal(500, 50, shape) * (rng.random(shape) < 0.005),  # mostly air
+        lambda rng, shape: rng.normal(500, 50, shape) * (rng.random(shape) < 0.0005),
+        lambda rng, shape: 100 + rng.normal(0, 50, shape) * (rng.random(shape) < 0.001),
         lambda rng, shape: np.round(rng.normal(8, 2, shape)),  # few grey values
         lambda rng, shape: rng.normal(40, 10, shape) + 4000 * (rng.random(shape) < 0.001),
     ],
