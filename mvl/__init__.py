@@ -3,7 +3,15 @@
 Names resolve on first use, since torch and MONAI take seconds to import.
 """
 
+import getpass
 import importlib
+import os
+
+try:
+    getpass.getuser()
+except (KeyError, OSError):
+    # A container may run under a user number that has no name, and MONAI asks for one on import.
+    os.environ["LOGNAME"] = f"uid-{os.getuid()}"
 
 __version__ = "0.1.0"
 

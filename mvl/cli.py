@@ -5,6 +5,7 @@ Nothing heavy is imported before a verb needs it, so that `mvl --help` answers a
 
 import argparse
 import io
+import os
 import sys
 from pathlib import Path
 
@@ -12,7 +13,25 @@ from mvl.errors import MvlError, out_of_memory
 
 
 def main(arguments=None):
-    """Run the command; returns its exit status: 0, 1 for a fault, 2 for wrong usage."""
+    """Run the command; returns its exit status: 0, 1 for a fault, 2 for wrong usage.
+
+    As for any command that a signal ends, it is 130 for Ctrl-C and 141 where nobody reads on.
+    """
+    try:
+        try:
+            return _status(arguments)
+        finally:
+            if sys.stdout:  # None where the shell has closed it
+                sys.stdout.flush()  # while what it raises can still be put into words
+    except BrokenPipeError:
+        _drop_output()
+        return 141
+    except OSError as error:
+        _drop_output()
+        return _fault(f"cannot write to standard output: {error.strerror or error}")
+
+
+def _status(arguments):
     options = _parser().parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # the name of a file need not be text
@@ -20,6 +39,8 @@ def main(arguments=None):
         return options.call(options) or 0
     except MvlError as error:
         return _fault(error)
+    except BrokenPipeError:
+        raise
     except OSError as error:  # of a file that no reader or writer of ours has put into words
         return _fault(f"{error.filename or 'input or output'}: {error.strerror or error}")
     except (MemoryError, RuntimeError) as error:
@@ -29,6 +50,11 @@ def main(arguments=None):
     except KeyboardInterrupt:
         print("mvl: stopped; the same command goes on from here", file=sys.stderr)
         return 130
+
+
+def _drop_output():
+    """Keep Python from writing, and failing, once more when it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fault(said):
@@ -352,13 +378,15 @@ def _predict(options):
 
 
 def _check(options):
-    from mvl.data.checks import check_cases, require
+    from mvl.data.checks import check_cases, require, unlisted
     from mvl.data.sources import find_task, task_and_cases
 
     folder = Path(options.task)
     if not (folder / "dataset.json").is_file():
         folder = find_task(options.task, options.root)
     task, cases = task_and_cases(folder)
+    if beside := unlisted(folder, cases):
+        print(f"not used: {len(beside)} images that dataset.json does not name, as {beside[0]}")
     require(cases, check_cases(folder, cases), "fail")
     print(f"{folder}: {len(cases)} cases of {len({c.subject for c in cases})} subjects, no fault")
     _tell_assumptions(task)

@@ -50,8 +50,6 @@ from mvl.errors import ConfigError, DataError, MvlError, RunError, in_words, out
 from mvl.evaluation import evaluate, false_positives, structures_of
 from mvl.files import (
     REPOSITORY,
-    is_locked,
-    locked,
     read_json,
     read_table,
     sha256_of,
@@ -66,6 +64,7 @@ from mvl.identity import (
     read_identity,
     require_same,
 )
+from mvl.locks import is_locked, locked
 from mvl.metrics import METRICS
 from mvl.models.language import block_reference
 from mvl.models.peers import build_model

@@ -144,7 +144,7 @@ def _opened(case):
     if isinstance(case, Case):
         path, title = Path(case.image), case.name
     elif isinstance(case, str | os.PathLike):
-        path = Path(case).expanduser()
+        path = Path(os.path.expanduser(case))
         title = case_name(path)
     else:
         raise DataError(
@@ -185,7 +185,7 @@ def _mask(values, name, image, shape, forms):
     """A boolean mask (H, W, D) of a file, array or tensor, held against the image's grid."""
     own = forms
     if isinstance(values, str | os.PathLike):
-        path = Path(values).expanduser()
+        path = Path(os.path.expanduser(values))
         name, values, own = f"{name} {path}", read_label(path), read_header(path).forms
     elif hasattr(values, "detach"):
         values = values.detach().cpu()

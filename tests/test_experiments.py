@@ -16,8 +16,9 @@ from mvl.data.loading import open_task
 from mvl.data.sources import find_task
 from mvl.errors import RunError
 from mvl.experiments import Run, collect, fit, is_running, run_folder, test
-from mvl.files import locked, read_json
+from mvl.files import read_json
 from mvl.identity import changed_since, facts_changed
+from mvl.locks import locked
 from mvl.reference import machine_of
 from mvl.suites import status
 from mvl.tasks import Task

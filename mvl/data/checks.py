@@ -1,6 +1,7 @@
 """Every case looked at before any training: one pass that finds all faults at once."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -8,11 +9,23 @@ from mvl.data.nifti import place_fault, read_header, read_label, read_volume
 from mvl.data.packed import BadFile
 from mvl.data.sources import content_hash, joint_hash
 from mvl.errors import DataError
+from mvl.files import read_json
 from mvl.progress import track
-from mvl.tasks import Task, read_task
+from mvl.tasks import Task, is_ct, read_task
 
 #: Stands for a case's name in a fault that is no case's, but the task's.
 OF_THE_TASK = "dataset.json"
+#: An image of fewer values is a label, or was cut down to one; the real tasks have 109 or more.
+_FEW_VALUES = 8
+#: Voxels out of which the bulk of a channel's values is estimated.
+_SAMPLE = 2_000
+#: A voxel destroys the scale of its channel if all voxels lie this many times further apart than
+#: the middle 98 % do (then smallest to largest tells nothing), or if it makes the standard
+#: deviation this many times as large as they reach (then z-scores do not). Of 227 real MR images
+#: none has more than 5 and 0.6.
+_FAR, _SPREAD = 1000, 3
+#: Beyond any CT's range: metal has up to 30,000 HU. A window cuts off what lies below.
+_BEYOND_HU = 100_000
 
 
 @dataclass(frozen=True)
@@ -59,9 +72,11 @@ def check_cases(folder, cases, progress=True):
     Looked for: a missing or unreadable file, a truncated or damaged one, one that is not NIfTI
     or lies about its size; a wrong number of axes or channels; a place of its voxels that is not
     certain (see `mvl.data.nifti`); image and label of different shape or place; NaN or infinite
-    voxels; label values that are not whole or not the task's; an empty label of a case that is
-    not declared healthy, or another of one that is; one image under two names. And of the task: a
-    label that no case has, a healthy case that is not there.
+    voxels; a channel with one value alone; an image of a few values, or the label itself; voxels
+    so far from the others that no scale shows these; label values that are not whole or not the
+    task's; an empty label of a case that is not declared healthy, or another of one that is; a
+    label wholly on the image's background; one image of two subjects. And of the task: a label
+    that no case has, a healthy case that is not there.
 
     Args:
         folder: the task folder, for its channels and labels.
@@ -80,10 +95,13 @@ def check_cases(folder, cases, progress=True):
     first_with = {}
     for case in track(cases, "checking cases", show=progress):
         _check_case(task, case, result)
-        content = result.image_hashes.get(case.name)
-        if content and first_with.setdefault(content, case.name) != case.name:
-            fault = f"image: the same voxels as {first_with[content]}'s"
-            result.faults.append(Fault(case.name, fault, "keep one of the two in dataset.json"))
+        if not (content := result.image_hashes.get(case.name)):
+            continue
+        first = first_with.setdefault(content, case)
+        if first.subject != case.subject:  # of one subject, it is a scan that was labelled twice
+            fault = f"image: the same voxels as {first.name}'s, of another subject"
+            remedy = "put its own image there, or give both cases one subject in subjects.csv"
+            result.faults.append(Fault(case.name, fault, remedy))
     for name in sorted(set(task.healthy) - {case.name for case in cases}):
         report = f"'healthy' names {name}, which is no case"
         result.faults.append(Fault(OF_THE_TASK, report, "write the case's name, as listed here"))
@@ -108,6 +126,27 @@ def _absent_labels(cases, result):
         for value, name in result.task.labels.items()
         if value not in found
     ]
+
+
+def unlisted(folder, cases):
+    """Images beside those of a task that its dataset.json does not name, and nothing uses.
+
+    Args:
+        folder: the task folder.
+        cases: list of all its `Case`.
+
+    Returns:
+        Sorted list of `Path`.
+    """
+    named = {path for case in cases for path in (case.image, case.label)}
+    test = read_json(Path(folder) / "dataset.json").get("test", [])
+    named |= {Path(folder, path) for path in test if isinstance(path, str)}
+    beside = {path for image in {case.image.parent for case in cases} for path in image.iterdir()}
+    return sorted(
+        path
+        for path in beside - named
+        if path.name.lower().endswith((".nii", ".nii.gz")) and not path.name.startswith(".")
+    )
 
 
 def require(cases, result, on_bad_case="fail"):
@@ -158,7 +197,7 @@ def _check_case(task, case, result):
 
     def read(reader, what, path):
         if path is None:
-            report(f"no {what} in dataset.json", f"name its {what}, or take the case out")
+            report(f"no {what} in dataset.json", f"name its {what}, or list it under 'test'")
             return None, None
         try:
             return reader(path)
@@ -178,6 +217,9 @@ def _check_case(task, case, result):
     if image is not None and label is not None:
         contents = (result.image_hashes[case.name], content_hash(label))
         result.hashes[case.name] = joint_hash(contents, (affine, label_affine))
+        if contents[0] == contents[1]:
+            report("image: the same voxels as its label's", "put the image itself there")
+        _check_place(image, label, report)
         _check_pair(read_header(case.image), read_header(case.label), report)
 
 
@@ -186,15 +228,91 @@ def _read_label(path):
 
 
 def _check_image(task, image, report):
-    channels = 1 if image.ndim == 3 else image.shape[3]
-    if channels != len(task.channels):
+    channels = np.moveaxis(image[..., None] if image.ndim == 3 else image, -1, 0)
+    if len(channels) != len(task.channels):
         report(
-            f"image: {channels} channels, the task has {len(task.channels)}",
-            "save all channels of a case in one 4D file, as 'modality' lists them",
+            f"image: {len(channels)} channels, the task has {len(task.channels)}",
+            "save the channels that 'modality' names in one 4D file, or name them all there",
         )
-    broken = image.size - np.count_nonzero(np.isfinite(image))
-    if broken:
-        report(f"image: {broken} voxels are NaN or infinite", "replace them, by 0 for instance")
+    ranges = [(float(channel.min()), float(channel.max())) for channel in channels]
+    if not np.isfinite(ranges).all():
+        broken = image.size - np.count_nonzero(np.isfinite(image))
+        air = "-1000 in CT" if task.window_hu else "0 in MRI"
+        report(
+            f"image: {broken} voxels are NaN or infinite",
+            f"replace them by what air has, such as {air}",
+        )
+        return
+    remedy = "convert or export the image again: its voxels are lost"
+    if len(set(sum(ranges, ()))) == 1:
+        report(f"image: {ranges[0][0]:g} in all voxels", remedy)
+        return
+    for n, (channel, limits) in enumerate(zip(channels, ranges, strict=True)):
+        of = f" in channel {n} ({', '.join(task.channels[n : n + 1])})" if len(channels) > 1 else ""
+        if limits[0] == limits[1]:
+            report(f"image: {limits[0]:g} in all voxels{of}", "put that channel's own volume there")
+            continue
+        ct = is_ct(task.channels[n]) if n < len(task.channels) else False
+        if found := _far_voxel(channel, *limits, ct):
+            report(
+                f"image: a voxel of {found[0]:g}{of}, while 98 % lie from {found[1]:g} to "
+                f"{found[2]:g}",
+                "replace such voxels by a value that is in range, such as their neighbours'",
+            )
+    if all(_few_values(channel) for channel in channels):
+        shown = ", ".join(f"{value:g}" for value in np.unique(image))
+        report(f"image: no other values than {shown}", "put the image there: this may be a label")
+
+
+def _sampled(channel):
+    """About `_SAMPLE` of a channel's voxels, at equal distances."""
+    voxels = channel.T.reshape(-1)  # a view, since NIfTI has the first axis run fastest
+    # An odd step does not hit the same column of every slice.
+    return voxels[:: max(1, voxels.size // _SAMPLE) | 1]
+
+
+def _few_values(channel):
+    few = len({*_sampled(channel)[:100].tolist()}) < _FEW_VALUES  # as a rule this tells enough
+    return few and len(np.unique(channel)) < _FEW_VALUES
+
+
+def _far_voxel(channel, low, high, ct):
+    """(value, and between which two the middle 98 % lie) of a voxel that is too far off, or None.
+
+    The background, 0 or the lowest value, takes no part: it may be nearly all of an image.
+    """
+    for voxels in (_sampled(channel), channel):
+        sample = np.sort(voxels[(voxels != 0) & (voxels != low)])
+        if sample.size >= 100:
+            break
+    if not sample.size:
+        return None
+    begin, middle, end = (float(sample[round(q * (sample.size - 1))]) for q in (0.01, 0.5, 0.99))
+    value = high if high - middle > middle - low else low
+    if ct:
+        return (value, begin, end) if abs(value) > _BEYOND_HU else None
+    reach, span = high - low, end - begin or abs(end)
+    # The standard deviation is slow, and one voxel in a hundred raises it by a tenth of the reach.
+    far = reach > _FAR * span or (
+        reach > 10 * _SPREAD * span and channel[channel != 0].std(dtype=float) > _SPREAD * span
+    )
+    return (value, begin, end) if far else None
+
+
+def _check_place(image, label, report):
+    """Hold it against the image that a label marks something: not all of it is background."""
+    if image.shape[:3] != label.shape:
+        return
+    lowest = image.min(axis=(0, 1, 2))
+    # One voxel of the label is enough as a rule; of the transpose, which lies in one piece.
+    one = np.unravel_index(label.T.argmax(), label.T.shape)[::-1]
+    if not (label[one] > 0 and (image[one] == lowest).all()):
+        return
+    if (image[label > 0] == lowest).all() and (image != lowest).any():
+        report(
+            f"label: wholly where the image has its lowest value, {lowest.min():g}",
+            "find out whether it is another case's, or flipped against its image",
+        )
 
 
 def _check_label(task, case, label, report):

@@ -51,7 +51,7 @@ def data_root(root=None):
     """
     if root is None:
         root = os.environ.get("MVL_DATA_ROOT") or REPOSITORY_DATA
-    return Path(root).expanduser()
+    return Path(os.path.expanduser(root))
 
 
 def find_task(name, root=None):

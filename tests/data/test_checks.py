@@ -12,7 +12,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from mvl.data.checks import check_cases, require
+from mvl.data.checks import check_cases, require, unlisted
 from mvl.data.nifti import read_label, read_volume
 from mvl.data.sources import list_cases
 from mvl.errors import DataError
@@ -105,6 +105,12 @@ def put(value):
         return array
 
     return change
+
+
+def beside_the_label(array):
+    """Zeros where `make_task` has its labels."""
+    array[2:5, 2:5, 2:6] = 0
+    return array
 
 
 def swap(folder):
@@ -251,6 +257,25 @@ FAULTS = {
         ),
         "the same voxels as a's",
     ),
+    "blank image": (lambda f: edit(image_of(f), np.zeros_like), "image: 0 in all voxels"),
+    "constant image": (
+        lambda f: edit(image_of(f), lambda a: np.full_like(a, 7)),
+        "image: 7 in all voxels",
+    ),
+    "a voxel of 1e9": (lambda f: edit(image_of(f), put(1e9)), "image: a voxel of 1e+09, while"),
+    "a voxel of -65535": (lambda f: edit(image_of(f), put(-65535)), "image: a voxel of -65535"),
+    "the label as its own image": (
+        lambda f: image_of(f).write_bytes(label_of(f).read_bytes()),
+        "image: the same voxels as its label's",
+    ),
+    "an image of three values": (
+        lambda f: edit(image_of(f), lambda a: np.digitize(a, [-1, 1]).astype(np.float32)),
+        "image: no other values than 0, 1, 2",
+    ),
+    "label on the background": (
+        lambda f: edit(image_of(f), lambda a: beside_the_label(a - a.min())),
+        "label: wholly where the image has its lowest value, 0",
+    ),
 }  # fmt: skip
 
 
@@ -313,6 +338,100 @@ def test_channels_are_held_against_the_task(folder):
         edit(image_of(folder, name), lambda a: np.stack([a, a], -1))
     faults = check(folder).faults
     assert [(f.case, f.fault) for f in faults] == [("b", "image: 1 channels, the task has 2")]
+
+
+def two_channels(folder, change):
+    """A task of T1 and T2, with the two channels of b passed through `change`."""
+    write_description(folder, NAMES, modality=("T1", "T2"))
+    for name in NAMES:
+        edit(image_of(folder, name), lambda a: np.stack([a, 300 - a], -1))
+    edit(image_of(folder), change)
+
+
+def test_a_missing_channel_is_named(folder):
+    def blank(array):
+        array[..., 1] = 0
+        return array
+
+    two_channels(folder, blank)
+    faults = check(folder).faults
+    assert [(f.case, f.fault) for f in faults] == [
+        ("b", "image: 0 in all voxels in channel 1 (T2)")
+    ]
+
+
+def test_a_far_voxel_of_one_channel_is_named(folder):
+    def burnt(array):
+        array[0, 0, 0, 0] = 1e9
+        return array
+
+    two_channels(folder, burnt)
+    (fault,) = check(folder).faults
+    assert "a voxel of 1e+09 in channel 0 (T1), while 98 % lie from" in fault.fault
+
+
+@pytest.mark.parametrize("metal", [3095, 30_000])
+def test_metal_in_a_ct_is_no_fault_and_what_no_ct_reaches_is(folder, metal):
+    write_description(folder, NAMES, modality=("CT",))
+    description = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps(description | {"window_hu": [-100, 300]}))
+    edit(image_of(folder), put(metal))
+    assert check(folder).faults == []
+    edit(image_of(folder), put(1e9))
+    assert [f.case for f in check(folder).faults] == ["b"]
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda rng, shape: rng.lognormal(3, 1.5, shape),  # many dark, few bright
+        lambda rng, shape: rng.exponential(1, shape) + 150 * (rng.random(shape) < 0.002),  # PET
+        lambda rng, shape: rng.normal(500, 50, shape) * (rng.random(shape) < 0.005),  # mostly air
+        lambda rng, shape: rng.normal(500, 50, shape) * (rng.random(shape) < 0.0005),
+        lambda rng, shape: 100 + rng.normal(0, 50, shape) * (rng.random(shape) < 0.001),
+        lambda rng, shape: np.round(rng.normal(8, 2, shape)),  # few grey values
+        lambda rng, shape: rng.normal(40, 10, shape) + 4000 * (rng.random(shape) < 0.001),
+    ],
+)
+def test_skewed_sparse_and_coarse_images_are_no_fault(folder, draw):
+    rng = np.random.default_rng(0)
+    array, label = draw(rng, (40, 40, 40)).astype(np.float32), np.zeros((40, 40, 40), np.uint8)
+    label[5:20, 5:20, 5:20], label[20:30, 5:20, 5:20] = 1, 2
+    save(image_of(folder), array)
+    save(label_of(folder), label)
+    assert check(folder).faults == []
+
+
+def test_one_image_labelled_twice_is_no_fault_once_both_have_one_subject(folder):
+    """The remedy, followed: nothing is taken out."""
+    image_of(folder).write_bytes(image_of(folder, "a").read_bytes())
+    (fault,) = check(folder).faults
+    assert "subjects.csv" in fault.remedy
+    (folder / "subjects.csv").write_text("case,subject\na,one\nb,one\nc,two\n")
+    assert check(folder).faults == []
+
+
+def test_an_unlabelled_image_may_be_listed_as_a_test_image(folder):
+    """The remedy, followed."""
+    description = json.loads((folder / "dataset.json").read_text())
+    entry = description["training"][1]
+    del entry["label"]
+    (folder / "dataset.json").write_text(json.dumps(description))
+    (fault,) = check(folder).faults
+    assert "'test'" in fault.remedy
+    description["training"].remove(entry)
+    (folder / "dataset.json").write_text(json.dumps(description | {"test": [entry["image"]]}))
+    assert check(folder).faults == []
+    assert unlisted(folder, list_cases(folder)) == []
+
+
+def test_images_that_nothing_names_are_told(folder):
+    """Another session of one patient, say; no fault, since they may be meant for later."""
+    save(folder / "imagesTr/b_second.nii.gz", np.ones(SHAPE, np.float32))
+    (folder / "imagesTr/._b.nii.gz").write_bytes(b"")
+    assert check(folder).faults == []
+    beside = unlisted(folder, list_cases(folder))
+    assert [path.name for path in beside] == ["b_second.nii.gz"]
 
 
 def test_the_second_version_is_read_like_the_first(folder):
