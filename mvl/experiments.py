@@ -241,11 +241,9 @@ def measured_domain(model, data, preparation, validation=None):
         for v in validation
     ]
     device = next(model.parameters()).device
-    dice = [
-        validate(model, volumes, 1, device, data.config.window)
-        for volumes in (validation, mirrored)
-    ]
-    return training_domain(data.side("train"), data.task, data.config, dice, show=False)
+    config = preparation.config
+    dice = [validate(model, v, 1, device, config.window) for v in (validation, mirrored)]
+    return training_domain(data.side("train"), data.task, config, dice, show=False)
 
 
 def test(folder, data, show=True):
@@ -328,7 +326,7 @@ class Run:
     model: torch.nn.Module
     preparation: Preparation
     #: None in a run from before there was one.
-    domain: TrainingDomain | None
+    domain: TrainingDomain | None = None
 
     @classmethod
     def load(cls, folder):

@@ -95,24 +95,31 @@ class TrainingDomain:
         Raises:
             DataError: a quantity is missing, unknown, or of another form.
         """
+
+        def ranged(key, count=None):
+            found = tuple(map(_range, values[key]))
+            if not found or count not in (None, len(found)):
+                raise DataError(f"{key} has {len(found)} entries")
+            return found
+
         try:
-            known = {field.name for field in dataclasses.fields(cls)}
-            if odd := sorted(known ^ values.keys()):
+            if odd := sorted({field.name for field in dataclasses.fields(cls)} ^ values.keys()):
                 raise DataError(f"{odd[0]} is missing or unknown")
-            read = {key: _tuples(value) for key, value in values.items()}
-            read["volume_ml"] = {name: _tuples(v) for name, v in values["volume_ml"].items()}
-            read["cases"] = int(values["cases"])
-            per_axis = [len(read[key]) for key in ("spacing_mm", "extent_mm")]
-            per_level = [len(channel) for channel in read["quantiles"]]
-            ranges = [*read["spacing_mm"], *read["extent_mm"], read["turned_degrees"]]
-            ranges += [*sum(read["quantiles"], ()), *read["flat"], *read["negative"]]
-            ranges += read["volume_ml"].values()
-            alike = len(read["quantiles"]) == len(read["flat"]) == len(read["negative"]) > 0
-            if per_axis != [3, 3] or set(per_level) != {len(LEVELS)} or not alike:
-                raise DataError("another number of axes, channels or quantiles")
-            if not all(low <= high for low, high in ranges):
-                raise DataError("a range that ends before it begins")
-            return cls(**read)
+            quantiles = tuple(tuple(map(_range, channel)) for channel in values["quantiles"])
+            if {len(channel) for channel in quantiles} != {len(LEVELS)}:
+                raise DataError("quantiles has another number of levels")
+            as_is, mirrored = map(float, values["sides_dice"])
+            return cls(
+                cases=int(values["cases"]),
+                spacing_mm=ranged("spacing_mm", 3),
+                extent_mm=ranged("extent_mm", 3),
+                turned_degrees=_range(values["turned_degrees"]),
+                quantiles=quantiles,
+                flat=ranged("flat", len(quantiles)),
+                negative=ranged("negative", len(quantiles)),
+                volume_ml={name: _range(volume) for name, volume in values["volume_ml"].items()},
+                sides_dice=(as_is, mirrored),
+            )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(f"damaged: {error}") from error
 
@@ -352,9 +359,10 @@ def _judge_view(domain, facts, config):
     """The part of the body in the image, and how it is turned."""
     extent = facts.spacing * facts.shape
     if config.fit == "pad":
-        seen = np.minimum(1, np.array(config.grid) / facts.shape).prod()
-        least = [low for low, _ in domain.spacing_mm] / np.array([h for _, h in domain.extent_mm])
-        trained = np.minimum(1, np.array(config.grid) * least).prod()
+        # In millimetres: voxels of another size are a finding of their own.
+        grid = np.array(config.grid) * [low for low, _ in domain.spacing_mm]
+        seen = np.minimum(1, grid / extent).prod()
+        trained = np.minimum(1, grid / [high for _, high in domain.extent_mm]).prod()
         off = _beyond(extent, domain.extent_mm)
         remedy = "crop it about the structure, as the training images are"
         if seen < _SEEN * trained:
@@ -493,3 +501,10 @@ def _channel(index, facts):
 
 def _tuples(value):
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _range(value):
+    low, high = map(float, value)
+    if not low <= high:
+        raise DataError(f"the range {value} ends before it begins")
+    return low, high
