@@ -33,8 +33,8 @@ _FAR, _FAR_RESAMPLED = 1.8, 4
 _SEEN = 0.5
 #: Share that may be lacking of what every training image has (see `_lacking`) before a warning,
 #: and before a refusal. Held-out cases of three real tasks lack .01 at most, a CT without its
-#: offset .93 and more.
-_LACKING, _NOTHING_IN_COMMON = 0.3, 0.9
+#: offset nine tenths.
+_LACKING, _NOTHING_IN_COMMON = 0.3, 0.85
 #: What calibration and noise may add to a range: in Hounsfield units, in standard deviations.
 _TOLERANCE_HU, _TOLERANCE_SD = 50, 0.25
 #: Hounsfield units end at 3071 (12 bits), scanners' padding at -3024; a twentieth of the voxels
