@@ -48,6 +48,7 @@ _HOME = {
     "segmentation_metrics": "metrics",
     "explore": "explorer",
     "evaluate": "evaluation",
+    "predict_file": "evaluation",
     "segment": "evaluation",
     "Run": "experiments",
     "choose_profile": "profiles",

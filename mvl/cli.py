@@ -113,6 +113,9 @@ def _parser():
     predict.add_argument(
         "-o", "--output", type=Path, required=True, metavar="OUT", help="for a folder, a folder"
     )
+    predict.add_argument(
+        "--anyway", action="store_true", help="segment what is unlike the training images, too"
+    )
     predict.set_defaults(call=_predict)
 
     data = verbs.add_parser("data", help="check, download or synthesise a task")
@@ -367,10 +370,12 @@ def _predict(options):
     if said := facts_changed(options.run, predictor.task):
         print(f"with the model's own facts, since {predictor.task.name} has others now: {said}")
     if not folder:
-        predict_file(options.image, options.output, *predictor)
+        predict_file(options.image, options.output, *predictor, anyway=options.anyway)
         print(options.output)
         return 0
-    written, failures = predict_folder(options.image, options.output, *predictor)
+    written, failures = predict_folder(
+        options.image, options.output, *predictor, anyway=options.anyway
+    )
     print(written)
     for reason in failures.values():
         print(f"failed: {reason}", file=sys.stderr)

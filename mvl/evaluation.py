@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pandas as pd
 import torch
 from monai.data import MetaTensor
 
+from mvl.data.domain import judge, judge_volumes
 from mvl.data.nifti import read_header, read_label, read_volume, spacing_of, write_segmentation
 from mvl.data.sources import Case, case_name, require_output
 from mvl.errors import DataError
@@ -136,7 +138,9 @@ def _measured(model, case, preparation, task, target):
         yield structure, region, mask
 
 
-def predict_file(image, output, model, preparation, task, target):
+def predict_file(
+    image, output, model, preparation, task, target, domain=None, anyway=False, show=True
+):
     """Segment an image file and write the result on the image's own grid and place.
 
     Args:
@@ -145,6 +149,9 @@ def predict_file(image, output, model, preparation, task, target):
             foreground; uint8 where they fit and int16 elsewhere. Its header's description tells
             one model's segmentations from another's.
         model, preparation, task, target: as in `evaluate`.
+        domain: the model's `TrainingDomain`, against which the image is held.
+        anyway: warn of an image far outside of it, too, in place of refusing it.
+        show: print what the image is like and each structure's volume; warnings on stderr.
 
     Raises:
         DataError: the image cannot be read, or is not what the model was trained for; or the
@@ -160,6 +167,7 @@ def predict_file(image, output, model, preparation, task, target):
         )
     if not np.isfinite(voxels).all():
         raise DataError(f"{image} has voxels that are NaN or infinite; replace them first")
+    _require_known(image, domain, voxels, header.affine, task, preparation.config, anyway, show)
     del voxels
     case = Case(case_name(image), case_name(image), Path(image), None)
     masks = segment(model, preparation.load([case], False)[0], preparation).numpy()
@@ -167,7 +175,50 @@ def predict_file(image, output, model, preparation, task, target):
     segmentation = np.zeros(masks.shape[1:], np.uint8 if max(values) <= 255 else np.int16)
     for mask, value in zip(masks, values, strict=True):
         segmentation[mask] = value
+    if show:
+        names = structures_of(task, target)
+        voxels = {name: int(mask.sum()) for name, mask in zip(names, masks, strict=True)}
+        _tell_volumes(image, domain, voxels, header.affine)
     write_segmentation(output, segmentation, header, _mark(model, preparation, target))
+
+
+def _require_known(image, domain, voxels, affine, task, config, anyway, show):
+    """Say how an image is unlike the training images, and refuse it where that is much."""
+    findings = judge(domain, voxels, affine, task, config)
+    if any(finding.refused for finding in findings) and not anyway:
+        # The grave ones first: one of them often makes the others.
+        said = sorted(findings, key=lambda finding: not finding.refused)
+        raise DataError(
+            f"{image} is not an image that this model can segment:\n  "
+            + "\n  ".join(finding.said for finding in said)
+            + "\n--anyway segments it all the same (in Python anyway=True)"
+        )
+    if not show:
+        return
+    for finding in findings:
+        print(f"warning: {image}: {finding.said}", file=sys.stderr, flush=True)
+    if domain is None:
+        print(f"{image}: not checked, since the model does not record its training images")
+        return
+    state = "unlike" if findings else "like"
+    known = f"{image}: {state} the {domain.cases} training images"
+    if domain.is_one_sided:
+        as_is, mirrored = domain.sides_dice
+        known += (
+            f"; the model knows one side only (validation Dice {as_is:.3f}, mirrored left to right "
+            f"{mirrored:.3f}), and no header tells an image's side"
+        )
+    print(known, flush=True)
+
+
+def _tell_volumes(image, domain, voxels, affine):
+    """Print each structure's size, with a warning where no training case had such."""
+    voxel = abs(np.linalg.det(affine[:3, :3])) / 1000
+    volumes = {name: count * voxel for name, count in voxels.items()}
+    for name, count in voxels.items():
+        print(f"  {name}: {count:,} voxels, {volumes[name]:.3g} ml", flush=True)
+    for said in judge_volumes(domain, volumes):
+        print(f"warning: {image}: {said}", file=sys.stderr, flush=True)
 
 
 def _mark(model, preparation, target):
@@ -177,7 +228,9 @@ def _mark(model, preparation, target):
     return f"mvl predict {hashlib.sha256(made_by.encode()).hexdigest()[:32]}"
 
 
-def predict_folder(folder, output, model, preparation, task, target, show=True):
+def predict_folder(
+    folder, output, model, preparation, task, target, domain=None, anyway=False, show=True
+):
     """Segment the images of a folder; what the same model has segmented is left as it is.
 
     The decathlon wants its test images' segmentations under their own names, in a folder named
@@ -187,7 +240,8 @@ def predict_folder(folder, output, model, preparation, task, target, show=True):
         folder: a task folder, of which the images in `imagesTs` are meant, or a folder of images.
         output: gets <name>.nii.gz of each image; of a task folder, in a folder of its name.
         model, preparation, task, target: as in `evaluate`.
-        show: show progress.
+        domain, anyway: as in `predict_file`.
+        show: show progress, and what `predict_file` says of each image.
 
     Returns:
         (the folder that holds the segmentations, {image: message} of the images that could not be
@@ -220,7 +274,7 @@ def predict_folder(folder, output, model, preparation, task, target, show=True):
     failures = {}
     for image, path in track(todo.items(), "segmenting", "image", show):
         try:
-            predict_file(image, path, model, preparation, task, target)
+            predict_file(image, path, model, preparation, task, target, domain, anyway, show)
         except DataError as error:
             failures[image] = str(error)
     return output, failures

@@ -14,6 +14,7 @@ A run folder is named by its experiment's fingerprint and holds
                         changed before training ended
     curves.csv          an epoch a row
     model.safetensors   trained weights alone
+    domain.json         what its training images were like, for `mvl predict`
     trained.json        written when training ends
     cases.csv           a test case and structure a row, every metric, in native space
     healthy.csv         healthy test cases: what is found there, in ml; where there are any
@@ -36,6 +37,7 @@ from typing import NamedTuple
 
 import pandas as pd
 import torch
+from monai.data import MetaTensor
 
 from mvl.config import PROTOCOL_VERSION, ExperimentConfig, fingerprint
 from mvl.data.coverage import (
@@ -44,6 +46,7 @@ from mvl.data.coverage import (
     lost_on_grid,
     require_coverage,
 )
+from mvl.data.domain import TrainingDomain, training_domain
 from mvl.data.loading import Preparation, classes_of
 from mvl.data.splits import Split
 from mvl.errors import ConfigError, DataError, MvlError, RunError, in_words, out_of_memory
@@ -71,9 +74,10 @@ from mvl.models.peers import build_model
 from mvl.models.segmenter import MedVisionLlama
 from mvl.released import procedure_of
 from mvl.tasks import Task
-from mvl.training import CURVES, STATE, WEIGHTS, agreed, load_weights, processes, train
+from mvl.training import CURVES, STATE, WEIGHTS, agreed, load_weights, processes, train, validate
 
-TRAINED, DONE, FAILED, CASES = "trained.json", "done.json", "failed.json", "cases.csv"
+DOMAIN, TRAINED, DONE = "domain.json", "trained.json", "done.json"
+FAILED, CASES = "failed.json", "cases.csv"
 LOST, HEALTHY = "lost.csv", "healthy.csv"
 
 
@@ -236,8 +240,12 @@ def _fit(config, data, folder, show, on_epoch, track):
     _tell_coverage(sides, config.data, data.task, folder, show)
     model = _build(config, data.task)
     seconds = train(model, volumes, validation, config, folder, show, on_epoch, track, procedure)
+    agreed(None)  # the main process has written the best weights
+    load_weights(model, folder / WEIGHTS)
+    domain = measured_domain(model, data, preparation, None if callable(validation) else validation)
     if not processes().is_main_process:
         return
+    write_json(folder / DOMAIN, dataclasses.asdict(domain))
     curves = read_table(folder / CURVES, numbers=("epoch", "train_loss", "validation_dice"))
     best = curves.loc[procedure.score(curves).idxmax()]
     write_json(
@@ -263,6 +271,34 @@ def _tell_coverage(sides, config, task, folder, show):
         write_table(folder / LOST, lost)
     for said in coverage_told(coverage, names, config) if show else ():
         print(said, flush=True)
+
+
+def measured_domain(model, data, preparation, validation=None):
+    """What a model was trained on, and which sides it knows; every process has to call.
+
+    Args:
+        model: trained; put into `eval()`.
+        data: the `TaskData` that it was trained on.
+        preparation: its `Preparation`.
+        validation: the prepared validation cases; read if None.
+
+    Returns:
+        A `TrainingDomain`.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    if validation is None:
+        validation = preparation.load(data.side("validation"), False)
+    # Axis 1 is right-left, since a prepared volume is in RAS.
+    mirrored = [
+        v | {"image": MetaTensor(v["image"].as_tensor().flip(1)), "label": v["label"].flip(1)}
+        for v in validation
+    ]
+    device = next(model.parameters()).device
+    config = preparation.config
+    dice = [validate(model, v, 1, device, config.window) for v in (validation, mirrored)]
+    return training_domain(data.side("train"), data.task, config, dice, show=False)
 
 
 def test(folder, data, show=True):
@@ -343,6 +379,8 @@ class Run:
     split: Split
     model: torch.nn.Module
     preparation: Preparation
+    #: None in a run from before there was one.
+    domain: TrainingDomain | None = None
 
     @classmethod
     def load(cls, folder):
@@ -376,6 +414,7 @@ class Run:
             split=Split.load(folder / SPLIT),
             model=model.eval(),
             preparation=Preparation(task, config.data),
+            domain=_read_domain(folder),
         )
 
 
@@ -387,6 +426,16 @@ def _read_task(folder):
         raise RunError(f"{path}: {error}") from error
 
 
+def _read_domain(folder):
+    path = folder / DOMAIN
+    if not path.is_file():
+        return None
+    try:
+        return TrainingDomain.from_dict(read_json(path))
+    except DataError as error:
+        raise RunError(f"{path}: {error}") from error
+
+
 class Predictor(NamedTuple):
     """A trained model and what it takes to use it on an image, as `predict_file` wants it."""
 
@@ -394,6 +443,8 @@ class Predictor(NamedTuple):
     preparation: Preparation
     task: Task
     target: str
+    #: None where the model does not record what it was trained on.
+    domain: TrainingDomain | None = None
 
 
 def load_predictor(folder):
@@ -411,14 +462,16 @@ def load_predictor(folder):
     # A saved model's names its type; any other folder is a run, or is told what it lacks.
     if not stored.is_file() or "model_type" not in read_json(stored):
         run = Run.load(folder)
-        return Predictor(run.model, run.preparation, run.task, run.config.data.target)
+        target = run.config.data.target
+        return Predictor(run.model, run.preparation, run.task, target, run.domain)
     model = MedVisionLlama.from_pretrained(folder)
     about = model.description
     if about.task is None or about.data is None:
         raise RunError(
             f"{folder} does not say how an image is prepared: save it with task and data"
         )
-    return Predictor(model, Preparation(about.task, about.data), about.task, about.data.target)
+    preparation = Preparation(about.task, about.data)
+    return Predictor(model, preparation, about.task, about.data.target, about.domain)
 
 
 def _build(config, task):

@@ -54,6 +54,7 @@ def test_a_run_folder_says_everything_about_its_run(finished):
         *("config.json", "task.json", "split.json", "identity.json", "block.json"),
         "environment.json",
         *("curves.csv", "model.safetensors", "trained.json", "cases.csv", "done.json", ".lock"),
+        "domain.json",
     }
     stored = json.loads((folder / "config.json").read_text())
     assert ExperimentConfig.from_dict(stored["config"]) == config
