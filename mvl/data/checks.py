@@ -22,7 +22,7 @@ _SAMPLE = 2_000
 #: A voxel destroys the scale of its channel if all voxels lie this many times further apart than
 #: the middle 98 % do (then smallest to largest tells nothing), or if it makes the standard
 #: deviation this many times as large as they reach (then z-scores do not). Of 227 real MR images
-#: none has more than 5 and 0.6.
+#: none has more than 4.7 and 0.3.
 _FAR, _SPREAD = 1000, 3
 #: Beyond any CT's range: metal has up to 30,000 HU. A window cuts off what lies below.
 _BEYOND_HU = 100_000
