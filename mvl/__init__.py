@@ -3,7 +3,15 @@
 Names resolve on first use, since torch and MONAI take seconds to import.
 """
 
+import getpass
 import importlib
+import os
+
+try:
+    getpass.getuser()
+except (KeyError, OSError):
+    # A container may run under a user number that has no name, and MONAI asks for one on import.
+    os.environ["LOGNAME"] = f"uid-{os.getuid()}"
 
 __version__ = "0.1.0"
 
@@ -24,7 +32,7 @@ _HOME = {
     "data_root": "data.sources",
     "describe_cases": "data.describe",
     "find_task": "data.sources",
-    "read_volume": "data.sources",
+    "read_volume": "data.nifti",
     "list_cases": "data.sources",
     "make_phantom": "data.phantom",
     "Preparation": "data.loading",
@@ -40,6 +48,7 @@ _HOME = {
     "segmentation_metrics": "metrics",
     "explore": "explorer",
     "evaluate": "evaluation",
+    "predict_file": "evaluation",
     "segment": "evaluation",
     "Run": "experiments",
     "choose_profile": "profiles",

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from mvl.data.sources import data_root
 from mvl.errors import ConfigError, MvlError, RunError
-from mvl.files import REPOSITORY, locked, read_json, write_json
+from mvl.files import REPOSITORY, read_json, write_json
 from mvl.kernels import Kernels
+from mvl.locks import locked
 from mvl.machine import GIB, PeakMemory, memory_limit
 from mvl.profiles import load_profile
 from mvl.progress import INTERVAL_S, clock
@@ -338,7 +339,8 @@ class _Progress:
     def _tell(self):
         while not self.ended.wait(1 if self.live else INTERVAL_S):
             line = self._line()
-            print(f"\r\x1b[K{line}" if self.live else f"{line}\n", end="", flush=True)
+            with suppress(BrokenPipeError):  # the main thread will meet it, and end the run
+                print(f"\r\x1b[K{line}" if self.live else f"{line}\n", end="", flush=True)
 
     def _line(self):
         line = f"{self.name}: cell {self.cell} of {self.cells}"

@@ -5,6 +5,7 @@ Nothing heavy is imported before a verb needs it, so that `mvl --help` answers a
 
 import argparse
 import io
+import os
 import sys
 from pathlib import Path
 
@@ -12,7 +13,25 @@ from mvl.errors import MvlError, out_of_memory
 
 
 def main(arguments=None):
-    """Run the command; returns its exit status: 0, 1 for a fault, 2 for wrong usage."""
+    """Run the command; returns its exit status: 0, 1 for a fault, 2 for wrong usage.
+
+    As for any command that a signal ends, it is 130 for Ctrl-C and 141 where nobody reads on.
+    """
+    try:
+        try:
+            return _status(arguments)
+        finally:
+            if sys.stdout:  # None where the shell has closed it
+                sys.stdout.flush()  # while what it raises can still be put into words
+    except BrokenPipeError:
+        _drop_output()
+        return 141
+    except OSError as error:
+        _drop_output()
+        return _fault(f"cannot write to standard output: {error.strerror or error}")
+
+
+def _status(arguments):
     options = _parser().parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # the name of a file need not be text
@@ -20,6 +39,8 @@ def main(arguments=None):
         return options.call(options) or 0
     except MvlError as error:
         return _fault(error)
+    except BrokenPipeError:
+        raise
     except OSError as error:  # of a file that no reader or writer of ours has put into words
         return _fault(f"{error.filename or 'input or output'}: {error.strerror or error}")
     except (MemoryError, RuntimeError) as error:
@@ -29,6 +50,11 @@ def main(arguments=None):
     except KeyboardInterrupt:
         print("mvl: stopped; the same command goes on from here", file=sys.stderr)
         return 130
+
+
+def _drop_output():
+    """Keep Python from writing, and failing, once more when it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fault(said):
@@ -86,6 +112,9 @@ def _parser():
     )
     predict.add_argument(
         "-o", "--output", type=Path, required=True, metavar="OUT", help="for a folder, a folder"
+    )
+    predict.add_argument(
+        "--anyway", action="store_true", help="segment what is unlike the training images, too"
     )
     predict.set_defaults(call=_predict)
 
@@ -318,7 +347,8 @@ def _tell_assumptions(task):
 
 def _evaluate(options):
     from mvl.data.loading import open_task
-    from mvl.experiments import read_config, test
+    from mvl.experiments import HEALTHY, read_config, test
+    from mvl.files import read_table
     from mvl.metrics import METRICS
     from mvl.tables import count
 
@@ -330,6 +360,10 @@ def _evaluate(options):
     print(f"means over {count(cases['subject'].nunique(), 'test subject')}")
     means = subjects.groupby("structure", sort=False).mean()
     print(means.T.to_string(float_format="%.3f"))
+    if (options.run / HEALTHY).exists():
+        healthy = read_table(options.run / HEALTHY, ("subject", "case", "structure"))
+        print("healthy test cases, in which nothing should be found")
+        print(healthy.to_string(index=False, float_format="%.3f"))
 
 
 def _predict(options):
@@ -340,6 +374,7 @@ def _predict(options):
         require_output(options.output, options.image)  # before what takes seconds to load
     from mvl.evaluation import predict_file, predict_folder
     from mvl.experiments import load_predictor
+    from mvl.identity import facts_changed
 
     if options.run is None:
         from mvl.reference import BEST
@@ -347,11 +382,15 @@ def _predict(options):
         options.run = BEST
         print("with this replication's own model `best`, trained on MSD's Task04_Hippocampus")
     predictor = load_predictor(options.run)
+    if said := facts_changed(options.run, predictor.task):
+        print(f"with the model's own facts, since {predictor.task.name} has others now: {said}")
     if not folder:
-        predict_file(options.image, options.output, *predictor)
+        predict_file(options.image, options.output, *predictor, anyway=options.anyway)
         print(options.output)
         return 0
-    written, failures = predict_folder(options.image, options.output, *predictor)
+    written, failures = predict_folder(
+        options.image, options.output, *predictor, anyway=options.anyway
+    )
     print(written)
     for reason in failures.values():
         print(f"failed: {reason}", file=sys.stderr)
@@ -359,17 +398,18 @@ def _predict(options):
 
 
 def _check(options):
-    from mvl.data.checks import check_cases, require
-    from mvl.data.sources import find_task, list_cases
-    from mvl.tasks import read_task
+    from mvl.data.checks import check_cases, require, unlisted
+    from mvl.data.sources import find_task, task_and_cases
 
     folder = Path(options.task)
     if not (folder / "dataset.json").is_file():
         folder = find_task(options.task, options.root)
-    cases = list_cases(folder)
+    task, cases = task_and_cases(folder)
+    if beside := unlisted(folder, cases):
+        print(f"not used: {len(beside)} images that dataset.json does not name, as {beside[0]}")
     require(cases, check_cases(folder, cases), "fail")
     print(f"{folder}: {len(cases)} cases of {len({c.subject for c in cases})} subjects, no fault")
-    _tell_assumptions(read_task(folder))
+    _tell_assumptions(task)
 
 
 def _download(options):
@@ -565,6 +605,8 @@ def _suite_table(options):
     configs, place = _suite_cells(options)
     cells = status(configs, **place)
     done = cells[cells["state"] == "done"]
+    for cell in cells[(cells["state"] != "done") & (cells["reason"] != "")].itertuples():
+        print(f"{cell.state}: {cell.arm}, seed {cell.seed}: {cell.reason}", file=sys.stderr)
     if done.empty:
         raise RunError(f"no cell of suite {options.suite} is done; 'mvl suite run' runs it")
     tables = [

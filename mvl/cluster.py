@@ -24,7 +24,7 @@ from mvl.data.loading import open_task
 from mvl.data.sources import data_root
 from mvl.errors import ConfigError, MvlError, in_words
 from mvl.experiments import fit, run_folder
-from mvl.files import is_locked
+from mvl.locks import is_locked
 
 #: How often a task whose worker died is started anew.
 RETRIES = 3

@@ -1,6 +1,6 @@
 """Every knob of an experiment, as frozen dataclasses; the presets; the fingerprint.
 
-An `ExperimentConfig` together with the voxels of its cases and the bytes of its language
+An `ExperimentConfig` together with its data (see `mvl.identity`) and the bytes of its language
 block says everything about a result. Their hash, the fingerprint, names the run's folder:
 what is equal is never computed twice, what differs never shares a folder.
 
@@ -83,6 +83,14 @@ class DataConfig:
         _require(
             all(edge > 0 for edge in self.spacing_mm or ()),
             f"spacing_mm {self.spacing_mm} has an edge that is not above 0",
+        )
+        # A shell completes a folder's name with a slash.
+        object.__setattr__(self, "task", self.task.rstrip("/"))
+        parent, _, name = self.task.rpartition("/")
+        _require(
+            "/" not in self.task,
+            f"task {self.task!r} is a path: name the task {name}, and its place with "
+            f"--root {parent or '/'} or MVL_DATA_ROOT",
         )
         _require(all(n > 0 for n in self.grid), f"grid {self.grid} has an axis below 1")
         _require(all(n < 2**31 for n in self.grid), "grid: an axis of 2^31 voxels or more")
@@ -344,25 +352,19 @@ def task_data(task):
     return DataConfig(task=task, grid=(128, 128, 128), fit="resize")
 
 
-def fingerprint(config, voxels, block):
+def fingerprint(config, identity):
     """The name of an experiment's run folder.
 
     Args:
         config: an `ExperimentConfig`.
-        voxels: {case: SHA-256 of its voxels} of every case in the split.
-        block: the language block's SHA-256, or None without a block.
+        identity: what else its numbers depend on, as JSON values; see `identity.identity_of`.
 
     Returns:
         SHA-256 (hex, first 16 digits) of the canonical JSON of all of these and of
         `PROTOCOL_VERSION`.
     """
-    identity = {
-        "config": config.to_dict(),
-        "voxels": voxels,
-        "block": block,
-        "protocol_version": PROTOCOL_VERSION,
-    }
-    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+    whole = {"config": config.to_dict(), "protocol_version": PROTOCOL_VERSION} | identity
+    text = json.dumps(whole, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

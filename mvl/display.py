@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from mvl import figures, tables
-from mvl.data.sources import read_label, read_volume
+from mvl.data.nifti import read_label, read_volume
 from mvl.evaluation import segment
 from mvl.files import REPOSITORY, read_json
 from mvl.mechanism import MEASURES, SHOWN_STAGES, by_stage, defined, image_voxels, stage_auroc
@@ -86,7 +86,7 @@ def view_of(run, case, caption, title=None):
     return figures.View(
         image,
         affine,
-        truth=read_label(case.label) > 0,
+        truth=np.isin(read_label(case.label), list(run.task.labels)),
         prediction=segment(run.model, volume, run.preparation).any(0).numpy(),
         title=f"{title}: {case.name}" if title else case.name,
         caption=caption,

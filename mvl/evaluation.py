@@ -1,28 +1,23 @@
 """Predictions back in native space, and one row of metrics a case and structure."""
 
 import hashlib
+import math
+import sys
 from pathlib import Path
 
-import nibabel
 import numpy as np
 import pandas as pd
 import torch
 from monai.data import MetaTensor
 
-from mvl.data.sources import (
-    Case,
-    case_name,
-    read_header,
-    read_label,
-    read_volume,
-    require_output,
-    spacing_of,
-)
+from mvl.data.domain import judge, judge_volumes
+from mvl.data.nifti import read_header, read_label, read_volume, spacing_of, write_segmentation
+from mvl.data.sources import Case, case_name, require_output
 from mvl.errors import DataError
-from mvl.files import written
 from mvl.metrics import segmentation_metrics
 from mvl.models.checkpoint import hash_tensors
 from mvl.progress import track
+from mvl.tasks import folder_name
 from mvl.training import decide, infer
 
 
@@ -55,7 +50,9 @@ def segment(model, volume, preparation):
             return decide(native(logits[0])[None])[0]
         # As `decide` has it, a class at a time: all of a large CT at once take gigabytes.
         highest = native(logits[0])
-        likeliest = torch.zeros(highest.shape[1:], dtype=torch.uint8)
+        likeliest = torch.zeros(
+            highest.shape[1:], dtype=torch.uint8 if len(logits) <= 256 else torch.int16
+        )
         for index, channel in enumerate(logits[1:], start=1):
             values = native(channel)
             likeliest[(values > highest)[0]] = index
@@ -93,29 +90,58 @@ def evaluate(model, cases, preparation, task, target, show=True):
     Returns:
         A table with columns subject, case, structure and `metrics.METRICS`.
     """
-    predicted = structures_of(task, target)
-    measured = predicted
-    if target == "labels":
-        measured = predicted | {"foreground": list(task.labels)} | task.regions
     rows = []
     for case in track(cases, "evaluating", show=show):
-        masks = segment(model, preparation.load([case], False)[0], preparation).numpy()
         truth, spacing = read_label(case.label), spacing_of(case.label)
+        ignored = None if task.ignore is None else truth == task.ignore
         known = {}
-        for structure, values in measured.items():
-            region = frozenset(values)
+        for structure, region, mask in _measured(model, case, preparation, task, target):
             if region not in known:  # the whole tumour is the foreground by another name
-                inside = np.logical_or.reduce([truth == value for value in region])
-                parts = zip(masks, predicted.values(), strict=True)
-                mask = np.logical_or.reduce([part for part, own in parts if region.issuperset(own)])
-                known[region] = segmentation_metrics(mask, inside, spacing, task.tolerance_mm)
+                inside = np.isin(truth, list(region))
+                known[region] = segmentation_metrics(
+                    mask, inside, spacing, task.tolerance_mm, ignored
+                )
             facts = {"subject": case.subject, "case": case.name, "structure": structure}
             rows.append(facts | known[region])
     return pd.DataFrame(rows)
 
 
-def predict_file(image, output, model, preparation, task, target):
-    """Segment an image file and write the result on the image's own grid and affine.
+def false_positives(model, cases, preparation, task, target, show=True):
+    """What is found in cases that have no structure (`Task.healthy`): all of it is wrong.
+
+    Args: as `evaluate`.
+
+    Returns:
+        A table with columns subject, case, structure and false_positive_ml, in native space.
+    """
+    rows = []
+    for case in track(cases, "evaluating healthy cases", show=show):
+        counts = ~np.isin(read_label(case.label), [task.ignore] * (task.ignore is not None))
+        voxel_ml = math.prod(spacing_of(case.label)) / 1000
+        for structure, _, mask in _measured(model, case, preparation, task, target):
+            facts = {"subject": case.subject, "case": case.name, "structure": structure}
+            rows.append(facts | {"false_positive_ml": float((mask & counts).sum() * voxel_ml)})
+    return pd.DataFrame(rows)
+
+
+def _measured(model, case, preparation, task, target):
+    """Yield (name, label values, predicted mask) of all that is measured of a case."""
+    predicted = structures_of(task, target)
+    measured = predicted
+    if target == "labels":
+        measured = predicted | {"foreground": list(task.labels)} | task.regions
+    masks = segment(model, preparation.load([case], False)[0], preparation).numpy()
+    for structure, values in measured.items():
+        region = frozenset(values)
+        parts = zip(masks, predicted.values(), strict=True)
+        mask = np.logical_or.reduce([part for part, own in parts if region.issuperset(own)])
+        yield structure, region, mask
+
+
+def predict_file(
+    image, output, model, preparation, task, target, domain=None, anyway=False, show=True
+):
+    """Segment an image file and write the result on the image's own grid and place.
 
     Args:
         image: path of a NIfTI image with the task's channels.
@@ -123,13 +149,16 @@ def predict_file(image, output, model, preparation, task, target):
             foreground; uint8 where they fit and int16 elsewhere. Its header's description tells
             one model's segmentations from another's.
         model, preparation, task, target: as in `evaluate`.
+        domain: the model's `TrainingDomain`, against which the image is held.
+        anyway: warn of an image far outside of it, too, in place of refusing it.
+        show: print what the image is like and each structure's volume; warnings on stderr.
 
     Raises:
         DataError: the image cannot be read, or is not what the model was trained for; or the
             output is not named as a NIfTI file, or is the image.
     """
     require_output(output, image)
-    voxels, affine = read_volume(image)
+    header, voxels = read_header(image), read_volume(image)[0]
     channels = 1 if voxels.ndim == 3 else voxels.shape[3]
     if channels != len(task.channels) and preparation.config.channels == "all":
         raise DataError(
@@ -138,6 +167,7 @@ def predict_file(image, output, model, preparation, task, target):
         )
     if not np.isfinite(voxels).all():
         raise DataError(f"{image} has voxels that are NaN or infinite; replace them first")
+    _require_known(image, domain, voxels, header.affine, task, preparation.config, anyway, show)
     del voxels
     case = Case(case_name(image), case_name(image), Path(image), None)
     masks = segment(model, preparation.load([case], False)[0], preparation).numpy()
@@ -145,10 +175,50 @@ def predict_file(image, output, model, preparation, task, target):
     segmentation = np.zeros(masks.shape[1:], np.uint8 if max(values) <= 255 else np.int16)
     for mask, value in zip(masks, values, strict=True):
         segmentation[mask] = value
-    nifti = nibabel.Nifti1Image(segmentation, affine)
-    nifti.header["descrip"] = _mark(model, preparation, target)
-    with written(output) as temporary:
-        nibabel.save(nifti, temporary)
+    if show:
+        names = structures_of(task, target)
+        voxels = {name: int(mask.sum()) for name, mask in zip(names, masks, strict=True)}
+        _tell_volumes(image, domain, voxels, header.affine)
+    write_segmentation(output, segmentation, header, _mark(model, preparation, target))
+
+
+def _require_known(image, domain, voxels, affine, task, config, anyway, show):
+    """Say how an image is unlike the training images, and refuse it where that is much."""
+    findings = judge(domain, voxels, affine, task, config)
+    if any(finding.refused for finding in findings) and not anyway:
+        # The grave ones first: one of them often makes the others.
+        said = sorted(findings, key=lambda finding: not finding.refused)
+        raise DataError(
+            f"{image} is not an image that this model can segment:\n  "
+            + "\n  ".join(finding.said for finding in said)
+            + "\n--anyway segments it all the same (in Python anyway=True)"
+        )
+    if not show:
+        return
+    for finding in findings:
+        print(f"warning: {image}: {finding.said}", file=sys.stderr, flush=True)
+    if domain is None:
+        print(f"{image}: not checked, since the model does not record its training images")
+        return
+    state = "unlike" if findings else "like"
+    known = f"{image}: {state} the {domain.cases} training images"
+    if domain.is_one_sided:
+        as_is, mirrored = domain.sides_dice
+        known += (
+            f"; the model knows one side only (validation Dice {as_is:.3f}, mirrored left to right "
+            f"{mirrored:.3f}), and no header tells an image's side"
+        )
+    print(known, flush=True)
+
+
+def _tell_volumes(image, domain, voxels, affine):
+    """Print each structure's size, with a warning where no training case had such."""
+    voxel = abs(np.linalg.det(affine[:3, :3])) / 1000
+    volumes = {name: count * voxel for name, count in voxels.items()}
+    for name, count in voxels.items():
+        print(f"  {name}: {count:,} voxels, {volumes[name]:.3g} ml", flush=True)
+    for said in judge_volumes(domain, volumes):
+        print(f"warning: {image}: {said}", file=sys.stderr, flush=True)
 
 
 def _mark(model, preparation, target):
@@ -158,7 +228,9 @@ def _mark(model, preparation, target):
     return f"mvl predict {hashlib.sha256(made_by.encode()).hexdigest()[:32]}"
 
 
-def predict_folder(folder, output, model, preparation, task, target, show=True):
+def predict_folder(
+    folder, output, model, preparation, task, target, domain=None, anyway=False, show=True
+):
     """Segment the images of a folder; what the same model has segmented is left as it is.
 
     The decathlon wants its test images' segmentations under their own names, in a folder named
@@ -168,7 +240,8 @@ def predict_folder(folder, output, model, preparation, task, target, show=True):
         folder: a task folder, of which the images in `imagesTs` are meant, or a folder of images.
         output: gets <name>.nii.gz of each image; of a task folder, in a folder of its name.
         model, preparation, task, target: as in `evaluate`.
-        show: show progress.
+        domain, anyway: as in `predict_file`.
+        show: show progress, and what `predict_file` says of each image.
 
     Returns:
         (the folder that holds the segmentations, {image: message} of the images that could not be
@@ -181,7 +254,7 @@ def predict_folder(folder, output, model, preparation, task, target, show=True):
     """
     folder, output = Path(folder), Path(output)
     if (folder / "dataset.json").is_file():
-        output = output / folder.resolve().name
+        output = output / folder_name(folder)
         folder = folder / "imagesTs"
     # What begins with a dot are macOS's shadow files, which some archives carry.
     endings = (".nii", ".nii.gz")
@@ -201,7 +274,7 @@ def predict_folder(folder, output, model, preparation, task, target, show=True):
     failures = {}
     for image, path in track(todo.items(), "segmenting", "image", show):
         try:
-            predict_file(image, path, model, preparation, task, target)
+            predict_file(image, path, model, preparation, task, target, domain, anyway, show)
         except DataError as error:
             failures[image] = str(error)
     return output, failures
@@ -216,5 +289,10 @@ def _is_segmented(image, path, mark):
         alike = read_label(path).shape == wanted.shape[:3]
     except DataError:
         return False
-    made_by = nibabel.load(path).header["descrip"].item().decode(errors="replace")
-    return alike and made_by == mark and np.allclose(own.affine, wanted.affine, atol=1e-4)
+    made_by = own.fields["descrip"].item().decode(errors="replace")
+    alike = alike and own.forms.keys() == wanted.forms.keys()
+    return (
+        alike
+        and made_by == mark
+        and all(np.allclose(own.forms[name], wanted.forms[name], atol=1e-4) for name in own.forms)
+    )

@@ -17,9 +17,10 @@ from nibabel.orientations import io_orientation
 from mvl import config, display, figures, tables, ten_tasks
 from mvl.data.loading import open_task
 from mvl.data.obtain import at_hand
-from mvl.errors import DataError
-from mvl.experiments import Run, load_predictor, read_cases, run_folder
+from mvl.errors import DataError, RunError
+from mvl.experiments import Run, load_predictor, read_cases
 from mvl.files import REPOSITORY
+from mvl.identity import require_same
 from mvl.metrics import METRICS, dice_per_case
 from mvl.models.segmenter import build_segmenter
 from mvl.profiles import load_profile
@@ -243,7 +244,7 @@ class Exhibits:
         for task in sorted({self._parameters["task"], *found}):
             try:
                 columns[task] = self._column(task, found.get(task, {}), best)
-            except DataError as error:
+            except (DataError, RunError) as error:
                 left_out.append(f"{task} is left out: {error}")
         if columns:
             views = [own for _, own in columns.values()]
@@ -372,14 +373,14 @@ class Exhibits:
         is none.
 
         Raises:
-            DataError: the task's data is not what the model was trained on.
+            DataError: the task cannot be used.
+            RunError: it is not what the model was trained on.
         """
         runs = {arm: Run.load(folder) for arm, folder in folders.items()}
         if runs:
             chosen = list(runs.values())[-1]
             data = open_task(chosen.config.data, chosen.config.seed, root, progress=False)
-            if run_folder(chosen.config, data, chosen.folder.parent) != chosen.folder:
-                raise DataError(f"the data in {root} is not what its models were trained on")
+            require_same(chosen.folder, chosen.config, data)
             cases = read_cases(chosen.folder)
             cases = cases[cases["structure"] == "foreground"]
             return data, runs, data.cases[figures.best_median_worst(cases)["median"]["case"]]

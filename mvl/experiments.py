@@ -5,14 +5,19 @@ A run folder is named by its experiment's fingerprint and holds
     config.json         the configuration, its fingerprint and the protocol's version
     task.json           the task's facts, so that a run predicts without its data set
     split.json          names of the training, validation and test cases
+    identity.json       what else its name is made of: see `mvl.identity`
     skipped.csv         cases left out because of a fault, where there are any
+    lost.csv            what the model's grid does not show of the training and validation labels:
+                        a structure of a case a row, where there are any
     block.json          the language block by reference: source, revision, layer, SHA-256
     environment.json    versions, device, number format, threads, commit; "a, then b" where they
                         changed before training ended
     curves.csv          an epoch a row
     model.safetensors   trained weights alone
+    domain.json         what its training images were like, for `mvl predict`
     trained.json        written when training ends
     cases.csv           a test case and structure a row, every metric, in native space
+    healthy.csv         healthy test cases: what is found there, in ml; where there are any
     done.json           written last
     failed.json         why training stopped, where it did; the next attempt removes it
     .lock               held by the process that is training
@@ -32,31 +37,48 @@ from typing import NamedTuple
 
 import pandas as pd
 import torch
+from monai.data import MetaTensor
 
 from mvl.config import PROTOCOL_VERSION, ExperimentConfig, fingerprint
+from mvl.data.coverage import (
+    coverage_told,
+    grid_coverage,
+    lost_on_grid,
+    require_coverage,
+)
+from mvl.data.domain import TrainingDomain, training_domain
 from mvl.data.loading import Preparation, classes_of
 from mvl.data.splits import Split
 from mvl.errors import ConfigError, DataError, MvlError, RunError, in_words, out_of_memory
-from mvl.evaluation import evaluate
+from mvl.evaluation import evaluate, false_positives, structures_of
 from mvl.files import (
     REPOSITORY,
-    is_locked,
-    locked,
     read_json,
     read_table,
     sha256_of,
     write_json,
     write_table,
 )
+from mvl.identity import (
+    SPLIT,
+    describe,
+    differences,
+    identity_of,
+    read_identity,
+    require_same,
+)
+from mvl.locks import is_locked, locked
 from mvl.metrics import METRICS
 from mvl.models.language import block_reference
 from mvl.models.peers import build_model
 from mvl.models.segmenter import MedVisionLlama
 from mvl.released import procedure_of
 from mvl.tasks import Task
-from mvl.training import CURVES, STATE, WEIGHTS, agreed, load_weights, processes, train
+from mvl.training import CURVES, STATE, WEIGHTS, agreed, load_weights, processes, train, validate
 
-TRAINED, DONE, FAILED, CASES = "trained.json", "done.json", "failed.json", "cases.csv"
+DOMAIN, TRAINED, DONE = "domain.json", "trained.json", "done.json"
+FAILED, CASES = "failed.json", "cases.csv"
+LOST, HEALTHY = "lost.csv", "healthy.csv"
 
 
 def results_folder(profile):
@@ -72,11 +94,30 @@ def run_folder(config, data, runs):
         data: its `TaskData`.
         runs: the folder of all runs, such as results/quick/runs.
     """
-    used = {case.name for side in ("train", "validation", "test") for case in data.side(side)}
-    voxels = {name: data.hashes[name] for name in sorted(used)}
-    language = config.model.language
-    block = block_reference(language)["sha256"] if language else None
-    return Path(runs) / fingerprint(config, voxels, block)
+    return Path(runs) / fingerprint(config, identity_of(config, data))
+
+
+def runs_of_other_data(config, data, runs):
+    """Trained runs of the same configuration whose task, or block, was another then.
+
+    Args:
+        config, data, runs: as for `run_folder`.
+
+    Returns:
+        [(run folder, what has changed, as `identity.differences`)].
+    """
+    own, wanted, found = identity_of(config, data), config.to_dict(), []
+    for path in sorted(Path(runs).glob("*/config.json")):
+        folder = path.parent
+        try:
+            if not (folder / TRAINED).exists() or read_json(path, "config")["config"] != wanted:
+                continue
+            said = differences(read_identity(folder), own)
+        except MvlError as error:
+            said = str(error)
+        if said:
+            found.append((folder, said))
+    return found
 
 
 def is_running(folder):
@@ -106,9 +147,12 @@ def fit(config, data, runs, show=True, on_epoch=None, track=False):
         BlockError: the language block cannot be found, read or trusted.
     """
     folder = run_folder(config, data, runs)
+    main = processes().is_main_process
+    if show and main:
+        for other, said in runs_of_other_data(config, data, runs):
+            print(f"not used: {other}, of the same configuration: {said}", flush=True)
     if agreed((folder / TRAINED).exists() and not (folder / STATE).exists()):
         return folder
-    main = processes().is_main_process
     with _claimed(folder):
         if not agreed((folder / TRAINED).exists()):
             if main:
@@ -168,7 +212,7 @@ def _describe(config, data, folder):
         },
     )
     write_json(folder / "task.json", dataclasses.asdict(data.task))
-    data.split.save(folder / "split.json")
+    describe(data, folder)
     if data.skipped:
         write_table(folder / "skipped.csv", pd.DataFrame(data.skipped))
     if config.model.language:
@@ -192,10 +236,16 @@ def _then(before, now):
 def _fit(config, data, folder, show, on_epoch, track):
     preparation, procedure = Preparation(data.task, config.data), procedure_of(config)
     volumes, validation = procedure.volumes(preparation, data, show)
+    sides = {"train": volumes} | ({} if callable(validation) else {"validation": validation})
+    _tell_coverage(sides, config.data, data.task, folder, show)
     model = _build(config, data.task)
     seconds = train(model, volumes, validation, config, folder, show, on_epoch, track, procedure)
+    agreed(None)  # the main process has written the best weights
+    load_weights(model, folder / WEIGHTS)
+    domain = measured_domain(model, data, preparation, None if callable(validation) else validation)
     if not processes().is_main_process:
         return
+    write_json(folder / DOMAIN, dataclasses.asdict(domain))
     curves = read_table(folder / CURVES, numbers=("epoch", "train_loss", "validation_dice"))
     best = curves.loc[procedure.score(curves).idxmax()]
     write_json(
@@ -210,8 +260,51 @@ def _fit(config, data, folder, show, on_epoch, track):
     )
 
 
+def _tell_coverage(sides, config, task, folder, show):
+    """Say, write down and, where nothing is left, refuse what the model's grid does not show."""
+    names = list(structures_of(task, config.target))
+    coverage = grid_coverage(sides, names)
+    require_coverage(coverage, config)
+    if not processes().is_main_process:
+        return
+    if len(lost := lost_on_grid(coverage, config)):
+        write_table(folder / LOST, lost)
+    for said in coverage_told(coverage, names, config) if show else ():
+        print(said, flush=True)
+
+
+def measured_domain(model, data, preparation, validation=None):
+    """What a model was trained on, and which sides it knows; every process has to call.
+
+    Args:
+        model: trained; put into `eval()`.
+        data: the `TaskData` that it was trained on.
+        preparation: its `Preparation`.
+        validation: the prepared validation cases; read if None.
+
+    Returns:
+        A `TrainingDomain`.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    if validation is None:
+        validation = preparation.load(data.side("validation"), False)
+    # Axis 1 is right-left, since a prepared volume is in RAS.
+    mirrored = [
+        v | {"image": MetaTensor(v["image"].as_tensor().flip(1)), "label": v["label"].flip(1)}
+        for v in validation
+    ]
+    device = next(model.parameters()).device
+    config = preparation.config
+    dice = [validate(model, v, 1, device, config.window) for v in (validation, mirrored)]
+    return training_domain(data.side("train"), data.task, config, dice, show=False)
+
+
 def test(folder, data, show=True):
     """Open the test set for a trained run: metrics of every test case, in native space.
+
+    Healthy cases are measured in a table of their own, healthy.csv.
 
     Args:
         folder: a run folder that `fit` has finished.
@@ -222,24 +315,21 @@ def test(folder, data, show=True):
         The table of `cases.csv`.
 
     Raises:
-        RunError: the run is not trained, or `data` has another split or other voxels than it was
-            trained on.
+        RunError: the run is not trained, or `data` is another than it was trained on.
     """
     folder = Path(folder)
-    if not (folder / DONE).exists():
+    if (folder / DONE).exists():
+        require_same(folder, read_config(folder), data)
+    else:
         run = Run.load(folder)
-        if run.split != data.split:
-            raise RunError(f"{folder} was trained on another split of {data.task.name}")
-        stored = read_json(folder / "config.json", "fingerprint")["fingerprint"]
-        if run_folder(run.config, data, folder.parent).name != stored:
-            raise RunError(
-                f"{folder} was trained on other voxels of {data.task.name}: an image or a label "
-                "was changed, or this is another folder of the same names"
-            )
-        cases = evaluate(
-            run.model, data.side("test"), run.preparation, run.task, run.config.data.target, show
-        )
-        write_table(folder / CASES, cases)
+        require_same(folder, run.config, data)
+        given = (run.preparation, run.task, run.config.data.target, show)
+        test_cases = data.side("test")
+        healthy = [case for case in test_cases if case.name in run.task.healthy]
+        if healthy:
+            write_table(folder / HEALTHY, false_positives(run.model, healthy, *given))
+        others = [case for case in test_cases if case not in healthy]
+        write_table(folder / CASES, evaluate(run.model, others, *given))
         write_json(
             folder / DONE,
             read_json(folder / TRAINED, "validation_dice")
@@ -289,6 +379,8 @@ class Run:
     split: Split
     model: torch.nn.Module
     preparation: Preparation
+    #: None in a run from before there was one.
+    domain: TrainingDomain | None = None
 
     @classmethod
     def load(cls, folder):
@@ -319,9 +411,10 @@ class Run:
             folder=folder,
             config=config,
             task=task,
-            split=Split.load(folder / "split.json"),
+            split=Split.load(folder / SPLIT),
             model=model.eval(),
             preparation=Preparation(task, config.data),
+            domain=_read_domain(folder),
         )
 
 
@@ -333,6 +426,16 @@ def _read_task(folder):
         raise RunError(f"{path}: {error}") from error
 
 
+def _read_domain(folder):
+    path = folder / DOMAIN
+    if not path.is_file():
+        return None
+    try:
+        return TrainingDomain.from_dict(read_json(path))
+    except DataError as error:
+        raise RunError(f"{path}: {error}") from error
+
+
 class Predictor(NamedTuple):
     """A trained model and what it takes to use it on an image, as `predict_file` wants it."""
 
@@ -340,6 +443,8 @@ class Predictor(NamedTuple):
     preparation: Preparation
     task: Task
     target: str
+    #: None where the model does not record what it was trained on.
+    domain: TrainingDomain | None = None
 
 
 def load_predictor(folder):
@@ -357,14 +462,16 @@ def load_predictor(folder):
     # A saved model's names its type; any other folder is a run, or is told what it lacks.
     if not stored.is_file() or "model_type" not in read_json(stored):
         run = Run.load(folder)
-        return Predictor(run.model, run.preparation, run.task, run.config.data.target)
+        target = run.config.data.target
+        return Predictor(run.model, run.preparation, run.task, target, run.domain)
     model = MedVisionLlama.from_pretrained(folder)
     about = model.description
     if about.task is None or about.data is None:
         raise RunError(
             f"{folder} does not say how an image is prepared: save it with task and data"
         )
-    return Predictor(model, Preparation(about.task, about.data), about.task, about.data.target)
+    preparation = Preparation(about.task, about.data)
+    return Predictor(model, preparation, about.task, about.data.target, about.domain)
 
 
 def _build(config, task):

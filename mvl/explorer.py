@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from mvl.data.sources import Case, case_name, read_header, read_label, read_volume
+from mvl.data.nifti import place_fault, read_header, read_label, read_volume
+from mvl.data.sources import Case, case_name
 from mvl.errors import DataError
 from mvl.figures.of_volumes import (
     PLANES,
@@ -52,8 +53,6 @@ _HEADER, _TITLE, _CHART_TITLE, _CHART, _AXIS_LABELS, _NOTE = 0.4, 0.26, 0.14, 0.
 _DPI = 120
 #: The picture is never shown wider than this; a narrow window shrinks it.
 _WIDEST = "960px"
-#: Two affines are one where no corner of the volume moves by more than this many voxels.
-_SAME_PLACE = 0.05
 _HELP = (
     '<span style="font-size: 85%; opacity: 0.75; line-height: 1.4">'
     "Click a slider, or Tab to it: <b>←</b> <b>→</b> go slice by slice, <b>Page Up</b> and "
@@ -109,8 +108,9 @@ def explore(case, prediction=None, truth=None, task=None):
         if run.task.synthetic and not (task and task.synthetic):
             view = replace(view, title=f"{view.title}, segmented by a model of synthetic data")
     masks = {"truth": truth, "prediction": prediction}
+    forms = read_header(path).forms if path else {"affine": np.asarray(view.affine, float)}
     masks = {
-        side: _mask(values, side, name, view.image.shape[:3], np.asarray(view.affine, float))
+        side: _mask(values, side, name, view.image.shape[:3], forms)
         for side, values in masks.items()
         if values is not None
     }
@@ -144,7 +144,7 @@ def _opened(case):
     if isinstance(case, Case):
         path, title = Path(case.image), case.name
     elif isinstance(case, str | os.PathLike):
-        path = Path(case).expanduser()
+        path = Path(os.path.expanduser(case))
         title = case_name(path)
     else:
         raise DataError(
@@ -181,12 +181,12 @@ def _segmented(run, path, image):
     return segment(run.model, volume, run.preparation)
 
 
-def _mask(values, name, image, shape, affine):
+def _mask(values, name, image, shape, forms):
     """A boolean mask (H, W, D) of a file, array or tensor, held against the image's grid."""
-    own = affine
+    own = forms
     if isinstance(values, str | os.PathLike):
-        path = Path(values).expanduser()
-        name, values, own = f"{name} {path}", read_label(path), read_header(path).affine
+        path = Path(os.path.expanduser(values))
+        name, values, own = f"{name} {path}", read_label(path), read_header(path).forms
     elif hasattr(values, "detach"):
         values = values.detach().cpu()
     values = np.asarray(values)
@@ -200,14 +200,8 @@ def _mask(values, name, image, shape, affine):
     if values.dtype.kind == "f" and (values != np.rint(values)).any():
         between = values[values != np.rint(values)][0]
         raise DataError(f"{name} holds values such as {between:.3g}; threshold it to make a mask")
-    corners = np.array([*np.ndindex(2, 2, 2)]) * (np.array(shape) - 1)
-    moved = corners @ (own - affine)[:3, :3].T + (own - affine)[:3, 3]
-    apart = np.linalg.norm(moved, axis=1).max()
-    if apart > _SAME_PLACE * np.linalg.norm(affine[:3, :3], axis=0).min():
-        raise DataError(
-            f"{name} and {image} lie up to {apart:.3g} mm apart; resample the mask to the image's "
-            "grid, or copy the image's header if their voxels correspond"
-        )
+    if fault := place_fault(forms, own, shape):
+        raise DataError(f"{name} and {image}: {fault[0]}; {fault[1]}")
     inside = values > 0
     return inside if inside.shape == shape else inside.any(0)
 

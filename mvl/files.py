@@ -14,7 +14,7 @@ import zlib
 from pathlib import Path
 
 from mvl.config import PROTOCOL_VERSION
-from mvl.errors import MvlError, RunError
+from mvl.errors import MvlError
 
 #: The checkout that this package is in: profiles, notebooks and results stand beside it.
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -184,6 +184,16 @@ def read_small(path):
     return bytes(content)
 
 
+def _each_once(pairs):
+    """A JSON object; of a key that stands twice Python would keep the last value without a word."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"{twice!r} stands twice in one object; keep one of them")
+    return value
+
+
 def read_json(path, *keys):
     """Read a JSON file.
 
@@ -197,7 +207,8 @@ def read_json(path, *keys):
     path = Path(path)
     try:
         # Editors on Windows begin a file with a byte order mark.
-        value = json.loads(read_small(path).decode("utf-8-sig"))
+        text = read_small(path).decode("utf-8-sig")
+        value = json.loads(text, object_pairs_hook=_each_once)
     except FileNotFoundError as error:
         raise MvlError(f"{path} does not exist") from error
     except OSError as error:
@@ -287,47 +298,6 @@ def write_table(path, frame):
         # pandas' own compression would store the temporary file's name.
         compressed = str(path).endswith(".gz")
         temporary.write_bytes(gzip.compress(content, mtime=0) if compressed else content)
-
-
-@contextlib.contextmanager
-def locked(folder, what):
-    """Hold a folder's lock for a block; it goes with the process, however that ends.
-
-    Args:
-        folder: made if it is missing; gets a file `.lock`.
-        what: what another holder is doing, for the error, such as "training this run".
-
-    Raises:
-        RunError: another process holds the lock.
-        MvlError: the folder cannot be written.
-    """
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / ".lock", "a")  # noqa: SIM115 (closed below, after the yield)
-    except OSError as error:
-        raise MvlError(f"cannot write to {folder}: {error.strerror or error}") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RunError(
-                f"another process is {what} in {folder}: wait until it has ended"
-            ) from error
-        yield
-
-
-def is_locked(folder):
-    """Whether a process holds the folder's lock (see `locked`)."""
-    path = Path(folder) / ".lock"
-    if not path.exists():
-        return False
-    with open(path) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
 
 
 def sha256_of(path):

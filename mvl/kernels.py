@@ -5,10 +5,16 @@ has registered elsewhere may lack every package that the notebooks need.
 """
 
 import os
+import tempfile
 from contextlib import contextmanager, suppress
 
 #: Brings along nearly all that the notebooks import; that takes as long as a small one's own cells.
 IMPORTS = ("mvl.exhibits",)
+#: Where a kernel keeps what is its own; the home by default, which a container may not have.
+_OWN = (
+    *("JUPYTER_RUNTIME_DIR", "JUPYTER_DATA_DIR", "JUPYTER_CONFIG_DIR"),
+    *("IPYTHONDIR", "MPLCONFIGDIR"),
+)
 
 
 class Kernels:
@@ -23,15 +29,20 @@ class Kernels:
 
     def __init__(self, folder, environment):
         self._folder = folder
-        self._environment = environment
-        self._spare = None
+        self._environment = os.environ | environment
+        self._spare = self._own = None
 
     def __enter__(self):
+        if not os.access(os.path.expanduser("~"), os.W_OK):
+            self._own = tempfile.TemporaryDirectory()
+            self._environment = dict.fromkeys(_OWN, self._own.name) | self._environment
         return self
 
     def __exit__(self, *_):
         if self._spare:
             _end(self._spare)
+        if self._own:
+            self._own.cleanup()
 
     @contextmanager
     def one(self, more):
@@ -72,7 +83,7 @@ class Kernels:
         options = [f"--IPKernelApp.exec_lines=__import__({name!r})" for name in imports]
         options.append("--HistoryManager.hist_file=:memory:")
         run_sync(kernel.start_kernel)(
-            cwd=str(self._folder), env=os.environ | self._environment, extra_arguments=options
+            cwd=str(self._folder), env=self._environment, extra_arguments=options
         )
         return kernel
 

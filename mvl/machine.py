@@ -1,5 +1,6 @@
 """What a machine gives: how much memory there is, and how much was taken of it."""
 
+import math
 import os
 import threading
 import time
@@ -15,11 +16,21 @@ CONTROL_GROUPS = (
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
 )
+#: Where it says how much of how long a period a container may compute, in microseconds.
+QUOTAS = (
+    (Path("/sys/fs/cgroup/cpu.max"),),
+    (Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")),
+)
 
 
 def cores():
-    """Number of processors that this process may run on."""
-    return len(os.sched_getaffinity(0))
+    """Number of processors that this process may keep at work: a container may be given fewer."""
+    counts = [len(os.sched_getaffinity(0))]
+    for paths in QUOTAS:
+        told = [word for path in paths if path.is_file() for word in path.read_text().split()]
+        if len(told) == 2 and all(map(str.isdecimal, told)):  # no limit is "max", or -1
+            counts.append(max(1, math.ceil(int(told[0]) / int(told[1]))))
+    return min(counts)
 
 
 def memory_limit():

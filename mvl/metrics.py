@@ -100,7 +100,7 @@ EMPTY_SIDES = {
 _SLACK = 1e-6
 
 
-def segmentation_metrics(prediction, truth, spacing_mm, tolerance_mm):
+def segmentation_metrics(prediction, truth, spacing_mm, tolerance_mm, ignored=None):
     """Every metric of `METRICS` for one structure in one case.
 
     HD95 is the larger, over both directions, of the 95th percentile of the distances from one
@@ -108,11 +108,17 @@ def segmentation_metrics(prediction, truth, spacing_mm, tolerance_mm):
     tolerance of the other. Both weight each surface element by its area. Surfaces are those of
     the masks with background around the volume, so a mask may touch the border.
 
+    Ignored voxels leave prediction and truth alike before anything is counted or measured. So two
+    predictions that differ in ignored voxels alone have equal metrics, a prediction that is right
+    wherever it counts is perfect, and no distance is larger than what voxels that count make it:
+    where both masks run into ignored voxels, they end in one and the same surface.
+
     Args:
         prediction: (H, W, D) mask, NumPy array or tensor, boolean or integer; non-zero is in.
         truth: as `prediction`, of the same shape.
         spacing_mm: three voxel edges in mm, along the masks' axes.
         tolerance_mm: tolerance of NSD in mm, 0 or more.
+        ignored: mask of voxels that count nowhere, of the same shape; None is none.
 
     Returns:
         Name -> float, in the order of `METRICS`; never NaN. Where a side is empty `EMPTY_SIDES`
@@ -120,13 +126,22 @@ def segmentation_metrics(prediction, truth, spacing_mm, tolerance_mm):
         positive.
 
     Raises:
-        ValueError: masks of different shape, not three-dimensional, without voxels or of a
-            floating-point type; a spacing that is not three positive numbers; a tolerance
+        ValueError: masks of different shape, not three-dimensional, without voxels that count or
+            of a floating-point type; a spacing that is not three positive numbers; a tolerance
             that is negative or not finite.
     """
     prediction, truth = _mask(prediction, "prediction"), _mask(truth, "truth")
     if prediction.shape != truth.shape:
         raise ValueError(f"prediction is {prediction.shape} but truth is {truth.shape}")
+    counted = truth.size
+    if ignored is not None:
+        ignored = _mask(ignored, "ignored")
+        if ignored.shape != truth.shape:
+            raise ValueError(f"ignored is {ignored.shape} but truth is {truth.shape}")
+        prediction, truth = prediction & ~ignored, truth & ~ignored
+        counted -= int(np.count_nonzero(ignored))
+        if not counted:
+            raise ValueError("every voxel is ignored")
     spacing = np.asarray(spacing_mm, dtype=np.float64)
     if spacing.shape != (3,) or not (np.isfinite(spacing) & (spacing > 0)).all():
         raise ValueError(f"spacing_mm must be three positive numbers, not {spacing_mm!r}")
@@ -136,9 +151,9 @@ def segmentation_metrics(prediction, truth, spacing_mm, tolerance_mm):
     tp = int(np.count_nonzero(prediction & truth))
     fp = int(np.count_nonzero(prediction)) - tp
     fn = int(np.count_nonzero(truth)) - tp
-    tn = truth.size - tp - fp - fn
+    tn = counted - tp - fp - fn
     values = {
-        "accuracy": (tp + tn) / truth.size,
+        "accuracy": (tp + tn) / counted,
         "specificity": tn / (tn + fp) if tn + fp else 1.0,
     }
     sides = (tp + fn == 0, tp + fp == 0)

@@ -118,7 +118,7 @@ def _absolute(source, root):
     """
     kind, _, place = source.partition(":")
     if kind == "path" or kind == "random" and not place.lstrip().startswith("{"):
-        return f"{kind}:{root / Path(place).expanduser()}"
+        return f"{kind}:{root / Path(os.path.expanduser(place))}"
     return source
 
 

@@ -342,9 +342,8 @@ def _publish(folder, cases, place):
     own = own[(own["seed"] == run.config.seed) & (own["structure"] == "foreground")]
     shown = ["dice", "nsd", "hd95_mm"]
     means = own.groupby("subject")[shown].mean().mean()
-    run.model.save_pretrained(
-        place, run.task, run.config.data, {f"test {name}": means[name] for name in shown}
-    )
+    metrics = {f"test {name}": means[name] for name in shown}
+    run.model.save_pretrained(place, run.task, run.config.data, metrics, run.domain)
 
 
 _RUN_COLUMNS = (

@@ -23,7 +23,8 @@ from torch.nn import functional as F
 
 from mvl.config import PRESETS, AuditConfig, derive_seed
 from mvl.data.loading import augmentation
-from mvl.data.sources import read_header, read_label
+from mvl.data.nifti import read_header, read_label
+from mvl.errors import DataError
 from mvl.models.language import UNIT_NORM_EPS
 from mvl.models.sizes import ARCHITECTURES
 from mvl.models.tokens import token_grid
@@ -397,6 +398,8 @@ class ReleasedProcedure(Procedure):
 
     def volumes(self, preparation, data, show):
         """As `Procedure.volumes`; with `copies`, validation is a function of the epoch."""
+        if data.task.ignore is not None:
+            raise DataError(f"{data.task.name}: the released code knows no label of ignored voxels")
         if self.audit.siblings:
             data = replace(data, split=sibling_split(data.split, data.cases, self.config.seed))
         cases = [*data.side("train"), *data.side("validation")]
@@ -430,8 +433,8 @@ class ReleasedProcedure(Procedure):
             volumes.append(copy | {"image": MetaTensor(copy["image"])})
         return volumes
 
-    def loss(self, target):
-        return released_loss if self.audit.dice == "hard" else super().loss(target)
+    def loss(self, target, ignoring=False):
+        return released_loss if self.audit.dice == "hard" else super().loss(target, ignoring)
 
     def augmentation(self, config):
         if self.audit.copies or self.audit.rotated:

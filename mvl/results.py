@@ -13,6 +13,7 @@ from mvl.config import PROTOCOL_VERSION, AuditConfig, ExperimentConfig, ModelCon
 from mvl.errors import MvlError
 from mvl.experiments import DONE, FAILED, collect, is_running, read_cases
 from mvl.files import read_json
+from mvl.identity import changed_since, read_identity
 from mvl.profiles import data_of
 from mvl.reference import curves_table, read_table, study_contrasts
 from mvl.statistics import summary_table
@@ -45,6 +46,7 @@ class OwnRun:
         environment: as `experiments.environment` wrote it.
         config: its `ExperimentConfig`.
         tested: names of its test cases, if it is done.
+        identity: as of `identity.read_identity`, if it is done and has names.
     """
 
     folder: Path
@@ -56,6 +58,7 @@ class OwnRun:
     environment: dict | None = None
     config: ExperimentConfig | None = None
     tested: frozenset = frozenset()
+    identity: dict | None = None
 
 
 def own_runs(parameters, root):
@@ -69,10 +72,13 @@ def own_runs(parameters, root):
         list of `OwnRun`, by name.
     """
     folder = root / "results" / parameters["profile"] / "runs"
-    return [_run(path.parent, parameters, root) for path in sorted(folder.glob("*/config.json"))]
+    seen = {}
+    return [
+        _run(path.parent, parameters, root, seen) for path in sorted(folder.glob("*/config.json"))
+    ]
 
 
-def _run(folder, parameters, root):
+def _run(folder, parameters, root, seen):
     state = "unfinished"
     if (folder / DONE).is_file():
         state = "done"
@@ -103,12 +109,14 @@ def _run(folder, parameters, root):
             facts |= {key: done[key] for key in keys} | {"sha256": done.get("cases_sha256")}
             tested = frozenset(read_cases(folder)["case"])
             reason = _other_setting(config, stored["protocol_version"], parameters)
+            reason = reason or changed_since(folder, seen)
         names = () if reason else _names(config)
+        identity = read_identity(folder) if state == "done" and names else None
         if state == "done" and not names:
             reason = reason or "no arm of a suite"
         block = folder / "block.json"
         block = read_json(block, "sha256") if block.is_file() else None
-        known = (facts, block, environment, config, tested)
+        known = (facts, block, environment, config, tested, identity)
         return OwnRun(folder, state, str(reason), names, *known)
     except UNREADABLE as error:
         return OwnRun(folder, "unreadable", in_words(error, root))
@@ -275,6 +283,12 @@ def _facts_to_share(run):
     cell = (run.names, *(run.facts[name] for name in place))
     yield "the same arm and seed were tested again since", cell, run.folder
     yield "other test cases are there since", cell[2:4], run.tested
+    if identity := run.identity:
+        # Of one task all runs in a table know the same facts, subjects and voxels.
+        yield "its task has other facts since", ("facts", *cell[2:4]), identity["facts"]
+        for case, voxels in identity["voxels"].items():
+            said = f"another image, label or subject of {case} is there since"
+            yield said, (case, *cell[2:4]), (voxels, identity["subjects"][case])
     if (language := config.model.language) and run.block:
         # Of a block whose weights are not read the hash is another thing's.
         key = (language.source, language.layer, language.layers, language.control, language.dtype)

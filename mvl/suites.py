@@ -23,7 +23,17 @@ from mvl.config import (
 from mvl.data.loading import open_task
 from mvl.data.splits import FOLDS
 from mvl.errors import ConfigError, MvlError, in_words
-from mvl.experiments import DONE, FAILED, TRAINED, collect, fit, is_running, run_folder, test
+from mvl.experiments import (
+    DONE,
+    FAILED,
+    TRAINED,
+    collect,
+    fit,
+    is_running,
+    run_folder,
+    runs_of_other_data,
+    test,
+)
 from mvl.files import read_json, read_table
 from mvl.models.language import has_rotary
 from mvl.models.sizes import count_parameters, match_size
@@ -409,7 +419,7 @@ def status(configs, runs, root=None, on_bad_case="fail"):
         A table, a cell a row: arm, seed, fold, state (done, trained, running, failed, stopped
         or open), epoch and epochs, seconds spent, seconds_left (by the pace of the arm's trained
         seeds a step, or where none is that of all arms'; NaN where nothing is known), reason of a
-        failure and the run folder's name.
+        failure, or which run is not used since its task was another, and the run folder's name.
     """
     rows = []
     for (arm, seed), config in configs.items():
@@ -427,6 +437,8 @@ def status(configs, runs, root=None, on_bad_case="fail"):
             state, reason = "failed", read_json(folder / FAILED, "reason")["reason"]
         else:
             state = "stopped" if epoch else "open"
+            stale = runs_of_other_data(config, data, runs)
+            reason = "; ".join(f"{other.name} is not used: {said}" for other, said in stale)
         rows.append(
             {
                 "arm": arm,

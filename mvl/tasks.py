@@ -12,7 +12,10 @@ labelled cases) as commonly cited; they shape the phantom and nothing else, sinc
 takes the spacing from each file. CT windows are this project's choice.
 """
 
+import dataclasses
+import json
 import math
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +34,7 @@ class Task:
     modality: str
     #: Names of the image's channels.
     channels: tuple[str, ...]
-    #: Label value -> name, background left out.
+    #: Label value -> name, background and "ignore" left out.
     labels: dict[int, str]
     #: Tolerance of the normalised surface Dice, in millimetres.
     tolerance_mm: float
@@ -47,10 +50,31 @@ class Task:
     regions: dict[str, tuple[int, ...]] = field(default_factory=dict)
     #: Consecutive case numbers that belong to one subject (see `subject_of`).
     cases_per_subject: int = 1
+    #: Label value of voxels that count nowhere, neither in the loss nor in a metric.
+    ignore: int | None = None
+    #: Names of the cases that are declared healthy: their label is empty, and right so.
+    healthy: tuple[str, ...] = ()
     #: True for a phantom: results of it are always called synthetic.
     synthetic: bool = False
     #: Sentences on what was assumed because the folder does not say it.
     assumptions: tuple[str, ...] = ()
+
+    def facts(self):
+        """What numbers, or their names in a table, depend on: a part of a run's name.
+
+        A fact at its default is left out. So a fact that joins later changes no run's name.
+
+        Returns:
+            The fields but for `NO_FACTS`, as plain JSON values.
+        """
+        found = {}
+        for known in dataclasses.fields(self):
+            value, default = getattr(self, known.name), known.default
+            if known.default_factory is not dataclasses.MISSING:
+                default = known.default_factory()
+            if known.name not in NO_FACTS and value != default:
+                found[known.name] = value
+        return json.loads(json.dumps(found))
 
     @classmethod
     def from_dict(cls, facts):
@@ -86,6 +110,16 @@ class Task:
         if not number.isdecimal():
             return case
         return f"{stem}_{(int(number) - 1) // self.cases_per_subject + 1:03d}"
+
+
+#: Fields of `Task` that no number depends on, or not by themselves.
+NO_FACTS = (
+    "name",  # the configuration has it
+    "cases",  # how many there should be; the voxels say which there are
+    *("spacing_mm", "shape"),  # of the phantom, whose voxels say it
+    "cases_per_subject",  # the subjects say it
+    "assumptions",  # sentences about the other facts, the subjects and the split
+)
 
 
 def _task(name, modality, channels, labels, tolerance, cases, spacing, shape, window=None, **more):
@@ -137,14 +171,43 @@ TASKS = {task.name: task for task in _TABLE}
 DEFAULT_TOLERANCE_MM = 2.0
 DEFAULT_WINDOW_HU = (-160.0, 240.0)
 
+#: What 0 may be called, and nothing else; case, white space and signs between letters aside.
+_BACKGROUND = {"background", "bg"}
+#: What the label of voxels that count nowhere is called, as in nnU-Net.
+_IGNORE = "ignore"
+#: Names that may mean either, or a structure.
+_UNCLEAR = {
+    *("void", "unlabelled", "unlabeled", "notlabelled", "notlabeled", "unannotated"),
+    *("notannotated", "unknown", "undefined", "uncertain", "dontcare", "ignored", "exclude"),
+    *("excluded",),
+}
+#: The largest label value that `sources.read_label` reads.
+_LARGEST = 32767
+_NUMBER = re.compile(r"\s*-?[0-9]{1,9}\s*")
+
+
+def folder_name(folder):
+    """The name that the user gave to a folder: of a link its own, never its target's.
+
+    Args:
+        folder: may be relative, end in a slash, or be "."; then the shell knows by which name the
+            user came there (`PWD`, as POSIX's `pwd -L` has it).
+    """
+    if Path(folder) == Path():
+        here = os.environ.get("PWD", "")
+        known = os.path.isabs(here) and os.path.exists(here) and os.path.samefile(here, os.curdir)
+        return Path(here if known else os.getcwd()).name
+    name = Path(folder).name
+    return Path(folder).resolve().name if name == ".." else name
+
 
 def read_task(folder):
     """The task that a folder holds.
 
     Args:
         folder: a task folder; its `dataset.json` gives channels, labels and whether it is
-            synthetic. A folder that is none of MSD's may also give `tolerance_mm` and
-            `window_hu` there.
+            synthetic, and may name healthy cases. A folder that is none of MSD's may also give
+            `tolerance_mm` and `window_hu` there.
 
     Returns:
         A `Task`. Its `assumptions` name every value that neither the file nor the table gave.
@@ -159,18 +222,19 @@ def read_task(folder):
     description = read_json(path)
     if not isinstance(description, dict):
         raise DataError(f"{path}: expected a JSON object")
+    _refuse_nnunet(path, description)
     channels = _numbered(path, description, "modality")
-    labels = {n: name for n, name in _numbered(path, description, "labels").items() if n > 0}
+    labels, ignore = _meanings(path, _numbered(path, description, "labels"))
     if not channels or not labels:
         raise DataError(f"{path}: 'modality' and 'labels' must each name at least one entry")
-    # Results go by the names: the union of all labels is called the foreground.
-    if len({*labels.values(), "foreground"}) <= len(labels):
-        raise DataError(f"{path}: 'labels' has a name twice, or 'foreground', which is all of them")
+    healthy = description.get("healthy", [])
+    if not isinstance(healthy, list) or not all(isinstance(name, str) for name in healthy):
+        raise DataError(f"{path}: 'healthy' must be a list of cases' names, such as [\"case_003\"]")
     synthetic = description.get("synthetic", False)
     if not isinstance(synthetic, bool):
         raise DataError(f"{path}: 'synthetic' must be true or false")
 
-    name = folder.resolve().name
+    name = folder_name(folder)
     known = TASKS.get(name)
     assumptions = []
     if known:
@@ -199,6 +263,8 @@ def read_task(folder):
             and window[0] < window[1]
         ):
             raise DataError(f"{path}: window_hu must be two increasing numbers")
+    if ignore is not None:
+        assumptions.append(f"label {ignore} is called ignore: its voxels count nowhere")
     regions = known.regions if known else {}
     if regions and _plain(labels) != _plain(known.labels):
         regions = {}
@@ -212,9 +278,11 @@ def read_task(folder):
         cases=known.cases if known else None,
         spacing_mm=known.spacing_mm if known else (1.0, 1.0, 1.0),
         shape=known.shape if known else (128, 128, 128),
-        window_hu=tuple(window) if window else None,
+        window_hu=tuple(map(float, window)) if window else None,
         regions=regions,
         cases_per_subject=known.cases_per_subject if known else 1,
+        ignore=ignore,
+        healthy=tuple(sorted(set(healthy))),
         synthetic=synthetic,
         assumptions=tuple(assumptions),
     )
@@ -240,15 +308,107 @@ def _is_finite(value):
         return False
 
 
+def _refuse_nnunet(path, description):
+    """Name the format where a description is nnU-Net v2's, whose labels are {name: value}."""
+    labels = description.get("labels")
+    labels = labels if isinstance(labels, dict) else {}
+    turned = {
+        name: value
+        for name, value in labels.items()
+        if isinstance(value, int | list) and not _NUMBER.fullmatch(name)
+    }
+    if not turned and ("modality" in description or "channel_names" not in description):
+        return
+    said = f"{path} is written as nnU-Net v2 does, not as the decathlon does"
+    for name, value in turned.items():
+        if isinstance(value, list):
+            raise DataError(
+                f"{said}: {name!r} is a region of the labels {value}, of which there are none "
+                'here; give each label value one name, as {"0": "background", "1": "..."}'
+            )
+    names = {str(value): name for name, value in turned.items()}
+    ways = ["name the channels under 'modality'"] * ("modality" not in description)
+    ways += ["list images and labels under 'training'"] * ("training" not in description)
+    if turned:
+        ways.insert(0, f"write 'labels' as {json.dumps(names, ensure_ascii=False)}")
+    raise DataError(f"{said}: {', '.join(ways)}")
+
+
+def _meanings(path, names):
+    """({label value: name} without background and ignore, the value of ignore or None).
+
+    Raises:
+        DataError: a name that stands twice, or whose meaning is not clear or not honoured.
+    """
+    value_of, labels, ignore = {}, {}, None
+    elsewhere = [value for value, name in names.items() if value and _key(name) in _BACKGROUND]
+    for value, name in sorted(names.items()):
+        key, said = _key(name), f"{path}: 'labels' calls {value} {name!r}"
+        if not 0 <= value <= _LARGEST:
+            raise DataError(f"{said}, but a label's value is a whole number from 0 to {_LARGEST}")
+        if value in elsewhere:
+            raise DataError(f"{said}, but the background is 0: {_to_zero(value, names)}")
+        if value == 0 and key not in _BACKGROUND and not elsewhere:
+            raise DataError(
+                f"{said}, but 0 is the background. If it is here, call it background; if it is a "
+                "structure, give it a value that is free, in every label and in dataset.json"
+            )
+        if value and key in _UNCLEAR:
+            raise DataError(
+                f"{said}. If these voxels should count nowhere, call them ignore; if they are "
+                "background, make them 0; if they are a structure, give it another name"
+            )
+        # Results go by the names: the union of all labels is called the foreground.
+        if key == "foreground":
+            raise DataError(f"{said}, which is what all labels together are called; rename it")
+        if (
+            other := value_of.setdefault(key if key == _IGNORE else _spelled(name), value)
+        ) != value:
+            raise DataError(
+                f"{said}, and {other} {names[other]!r}: one name twice, case and white space "
+                "aside; rename one, or give both one value"
+            )
+        if key == _IGNORE:
+            ignore = value
+        elif value:
+            labels[value] = name
+    return labels, ignore
+
+
+def _to_zero(value, names):
+    """The remedy for a background that is not 0."""
+    if 0 not in names:
+        way = f'change {value} to 0 in every label, and "{value}" to "0" in dataset.json'
+    elif _key(names[0]) in _BACKGROUND:
+        way = f'change {value} to 0 in every label, and take "{value}" out of dataset.json'
+    else:
+        way = f"exchange 0 and {value}, in every label and in dataset.json"
+    return f"{way}; or, if it is a structure, write its name in full"
+
+
+def _key(name):
+    """A name by its letters and digits alone, to be held against a list of names."""
+    return re.sub(r"[\W_]+", "", name).casefold()
+
+
+def _spelled(name):
+    """A name without what nobody sees or means: case, and how much white space there is."""
+    return " ".join(name.split()).casefold()
+
+
 def _numbered(path, description, key):
-    """dataset.json's {"0": name, ...} as {0: name}."""
+    """dataset.json's {"0": name, ...} as {0: name}, white space around a name left out."""
     values = description.get(key)
     if not isinstance(values, dict):
         raise DataError(f'{path}: {key!r} is missing or not a mapping such as {{"0": "..."}}')
-    try:
-        named = {int(number): str(name) for number, name in values.items()}
-    except ValueError as error:
-        raise DataError(f"{path}: {key!r} has a key that is not a number: {error}") from error
+    if wrong := [number for number in values if not _NUMBER.fullmatch(number)]:
+        raise DataError(
+            f"{path}: {key!r} has a key that is not a number, {wrong[0]!r}; keys are whole "
+            'numbers in quotes, such as "1"'
+        )
+    if wrong := [n for n, name in values.items() if not (isinstance(name, str) and name.strip())]:
+        raise DataError(f"{path}: {key!r} has no name, as text, for {wrong[0]}: give it one")
+    named = {int(number): name.strip() for number, name in values.items()}
     if len(named) < len(values):
         raise DataError(f"{path}: {key!r} has one number in two ways, such as 1 and 01")
     return named

@@ -18,6 +18,7 @@ import math
 import os
 import time
 import traceback
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -26,8 +27,10 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, gather_object
 from monai.inferers import sliding_window_inference
-from monai.losses import DiceCELoss
+from monai.losses import DiceCELoss, DiceLoss
+from monai.networks import one_hot
 from safetensors import SafetensorError, safe_open
+from torch.nn import functional as F
 
 from mvl.config import derive_seed
 from mvl.data.loading import ahead, augmentation, training_batches
@@ -69,15 +72,39 @@ def require_tensorboard():
         ) from error
 
 
-def segmentation_loss(target):
+def segmentation_loss(target, ignoring=False):
     """Soft Dice + (binary) cross-entropy on logits, in equal parts, as MONAI has it.
 
     Args:
         target: `DataConfig.target`.
+        ignoring: whether labels may have ignored voxels (`loading.IGNORED`), which then have no
+            part in either half, nor a gradient.
     """
+    if ignoring:
+        return partial(_loss_where_counted, foreground=target == "foreground")
     if target == "foreground":
         return DiceCELoss(sigmoid=True)
     return DiceCELoss(softmax=True, to_onehot_y=True, include_background=False)
+
+
+def _loss_where_counted(logits, labels, foreground):
+    """`segmentation_loss` over the voxels that are not ignored; MONAI's has no such thing.
+
+    Cross-entropy is a mean over a case's voxels that count, then over cases.
+    """
+    counted = labels >= 0  # (B, 1, H, W, D)
+    truth = (labels * counted).long()
+    if foreground:
+        probabilities, masks = logits.sigmoid(), truth
+        entropy = F.binary_cross_entropy_with_logits(logits, truth.to(logits), reduction="none")
+    else:
+        probabilities = logits.softmax(1)[:, 1:]
+        masks = one_hot(truth, logits.shape[1])[:, 1:]
+        entropy = F.cross_entropy(logits, truth[:, 0], reduction="none")[:, None]
+    dice = DiceLoss()(probabilities * counted, masks * counted)
+    space = (1, 2, 3, 4)
+    entropy = (entropy * counted).sum(space) / counted.sum(space).clamp(min=1)
+    return dice + entropy.mean()
 
 
 def decide(logits):
@@ -175,9 +202,9 @@ class Procedure:
         """
         return tuple(preparation.load(data.side(side), show) for side in ("train", "validation"))
 
-    def loss(self, target):
-        """The loss of (logits, labels) for a `DataConfig.target`."""
-        return segmentation_loss(target)
+    def loss(self, target, ignoring=False):
+        """The loss of (logits, labels), as `segmentation_loss` has it."""
+        return segmentation_loss(target, ignoring)
 
     def augmentation(self, config):
         """What is done to training volumes, as `mvl.data.loading.augmentation` has it."""
@@ -239,7 +266,8 @@ def train(
     on_gpu = accelerator.device.type == "cuda"
     network, optimiser = accelerator.prepare(model, _optimiser(model, plan, on_gpu))
     schedule = _schedule(optimiser.optimizer, plan)
-    loss_of = procedure.loss(config.data.target)
+    ignoring = any((volume["label"] < 0).any() for volume in volumes)
+    loss_of = procedure.loss(config.data.target, ignoring)
     starts = range(0, len(volumes), plan.batch_size)
     sizes = [min(plan.batch_size, len(volumes) - start) for start in starts]
 
@@ -408,6 +436,10 @@ def _fitting(model, loss_of, images, labels, optimiser):
 def validate(model, volumes, batch_size, device, window=None):
     """Mean Dice over cases and structures, on the model's grid.
 
+    Ignored voxels count nowhere. A structure that the case's own label has and the grid does not
+    show scores 0 whatever is predicted: nothing was found of it. Cases without any structure
+    (`Task.healthy`) are left out, since there is no Dice of nothing.
+
     Processes that train together share the work: each of them has to call, and gets the whole
     result.
 
@@ -419,6 +451,7 @@ def validate(model, volumes, batch_size, device, window=None):
         window: see `infer`.
     """
     model.eval()
+    volumes = [volume for volume in volumes if volume["ml"].any()]
     them, own = processes(), []
     size = batch_size if window is None else 1
     starts = range(0, len(volumes), size)
@@ -429,7 +462,10 @@ def validate(model, volumes, batch_size, device, window=None):
         labels = torch.stack([v["label"] for v in batch]).to(masks.device)
         classes = torch.arange(1, masks.shape[1] + 1, device=masks.device)
         truth = labels == classes.view(1, -1, 1, 1, 1)
-        own.append((start, dice_per_case(masks, truth).tolist()))
+        dice = dice_per_case(masks & (labels >= 0), truth)
+        there = torch.stack([torch.as_tensor(v["ml"] > 0) for v in batch]).to(masks.device)
+        lost = there & ~truth.flatten(2).any(2)
+        own.append((start, dice.masked_fill(lost, 0.0).tolist()))
     scores = [case for _, batch in sorted(gather_object(own)) for case in batch]
     return torch.tensor(scores, device=device).mean().item()
 

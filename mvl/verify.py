@@ -1,13 +1,14 @@
 """Did I reproduce it? A user's own finished runs, held against the committed reference.
 
 A run is compared with the reference's run of the same fingerprint: same configuration, same
-voxels, same language block, same protocol. Four things are asked:
+state of the task, same language block, same protocol. Five things are asked:
 
     file      cases.csv is the file that the evaluation wrote (its SHA-256 stands in done.json),
               and agrees with itself: Jaccard = Dice / (2 - Dice) in every row
     cases     on the same kind of machine (system, CPU, device, number format, threads, PyTorch),
               every metric of every case is the reference's, to the last written digit
     means     elsewhere, each metric's mean over the cases is within `tolerance` of the reference's
+    task      the run's task is still what it was; a run of another state of it is said to be one
     contrast  of every comparison that the study planned and both of whose arms were run: its
               difference in Dice, over the seeds that were run, is the reference's, within
               sqrt(2 / seeds) of that tolerance (the mean over seeds of a difference of two arms;
@@ -29,6 +30,7 @@ from scipy import stats
 from mvl.errors import RunError
 from mvl.experiments import CASES, DONE, FAILED, read_cases
 from mvl.files import read_json, sha256_of
+from mvl.identity import changed_since
 from mvl.metrics import METRICS
 from mvl.reference import CELL, CONTRASTS, MACHINE, REFERENCE, machine_of, read_table
 from mvl.tables import count
@@ -58,8 +60,11 @@ def verify(place, reference=REFERENCE):
     summary = read_table(Path(reference) / "summary.csv")
     finished, unfinished = _runs(Path(place))
     checks = len(METRICS) * sum(folder.name in set(runs["fingerprint"]) for folder in finished)
-    rows, own_cases = [], {}
+    rows, own_cases, seen = [], {}, {}
     for folder in finished:
+        if said := changed_since(folder, seen):
+            about = {"run": folder.name, "suite": "", "arm": "", "seed": ""}
+            rows.append(about | {"check": "task", "agrees": None, "detail": said})
         known = runs[runs["fingerprint"] == folder.name]
         about = {"run": folder.name, "suite": "", "arm": "", "seed": ""}
         if len(known):

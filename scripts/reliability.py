@@ -3,14 +3,17 @@
     pytest tests/reliability --slow --record    # tries everything, writes docs/reliability.json
     python scripts/reliability.py               # the page alone, from the record
 
-A record holds what was noted in the sections below; a section without a note is refused.
+A record holds what was noted in the sections below; a section without a note is refused. What
+right and odd files are read as stands in docs/meaning.csv, each row with the test that holds it.
 """
 
+import csv
 import json
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs"
 RECORD, PAGE = FOLDER / "reliability.json", FOLDER / "reliability.md"
+MEANING = FOLDER / "meaning.csv"
 #: Raised whenever the page is made of other notes.
 VERSION = 1
 #: What a note of the section "memory" calls a step that ran out of a GPU's.
@@ -87,6 +90,19 @@ def page(record):
         rows = [(n["input"].rpartition(": ")[2], n["said"]) for n in inputs if n["kind"] == kind]
         parts += [f"### {kind}", _table(("input", "said"), rows)]
     parts += [
+        "## What files mean",
+        "Each case is one that users of this or of other software have met. No such case ends with "
+        "status 0 and a wrong number. Each row is a test, and is run with every change.",
+    ]
+    meaning = meanings()
+    for kind in dict.fromkeys(row["kind"] for row in meaning):
+        rows = [
+            (row["case"], row["outcome"], f"`{row['test']}`")
+            for row in meaning
+            if row["kind"] == kind
+        ]
+        parts += [f"### {kind.capitalize()}", _table(("case", "outcome", "test"), rows)]
+    parts += [
         "## Generated inputs",
         "Hypothesis makes files of bytes, numbers and nestings; a reader gives a value or refuses "
         "in a sentence. What the reader of safetensors headers lets in, the reference "
@@ -119,6 +135,12 @@ def page(record):
         "by their names.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def meanings():
+    """The rows of docs/meaning.csv: kind, case, outcome, and test as "file::function"."""
+    with open(MEANING, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def _about_gpus(memory):

@@ -13,7 +13,8 @@ from mvl.cluster import fit_at_once, fit_cell, fit_on_ray
 from mvl.data.loading import open_task
 from mvl.errors import ConfigError
 from mvl.experiments import fit, run_folder, test
-from mvl.files import locked, read_json
+from mvl.files import read_json
+from mvl.locks import locked
 
 open_test_set = test  # pytest would take the name `test` for a test
 del test

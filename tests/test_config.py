@@ -89,12 +89,13 @@ def test_fingerprints_tell_apart_and_do_not_depend_on_the_process():
         replace(config, model=ModelConfig(language=LanguageConfig())),
         replace(config, model=ModelConfig(window=5)),
     ]
-    prints = {fingerprint(c, {"a": "1"}, None) for c in [config, *others]}
+    prints = {fingerprint(c, {"voxels": {"a": "1"}, "block": None}) for c in [config, *others]}
     assert len(prints) == 4
-    assert fingerprint(config, {"a": "2"}, None) not in prints
-    code = "from mvl.config import *; print(fingerprint(ExperimentConfig(), {'a': '1'}, None))"
+    assert fingerprint(config, {"voxels": {"a": "2"}, "block": None}) not in prints
+    code = "from mvl.config import *; "
+    code += "print(fingerprint(ExperimentConfig(), {'voxels': {'a': '1'}, 'block': None}))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == fingerprint(config, {"a": "1"}, None)
+    assert out.stdout.strip() == fingerprint(config, {"voxels": {"a": "1"}, "block": None})
 
 
 def test_seeds_depend_on_every_part():
@@ -105,11 +106,11 @@ def test_seeds_depend_on_every_part():
 def test_the_fingerprints_of_finished_studies_stay():
     """A new field in a configuration would orphan every run: these are of the running study."""
     plain = ExperimentConfig()
-    assert fingerprint(plain, {"a": "1", "b": "2"}, None) == "9da740d931b2b6d2"
+    assert fingerprint(plain, {"voxels": {"a": "1", "b": "2"}, "block": None}) == "9da740d931b2b6d2"
     block = ExperimentConfig(model=PRESETS["v1"][0])
-    assert fingerprint(block, {"a": "1"}, "x") == "bd04a1647ebcb0cc"
+    assert fingerprint(block, {"voxels": {"a": "1"}, "block": "x"}) == "bd04a1647ebcb0cc"
     v3 = ExperimentConfig(model=PRESETS["v3"][0])
-    assert fingerprint(v3, {"a": "1"}, "x") == "1f1892592e8101b1"
+    assert fingerprint(v3, {"voxels": {"a": "1"}, "block": "x"}) == "1f1892592e8101b1"
 
 
 def test_a_later_field_is_written_only_where_it_is_used():
@@ -122,5 +123,19 @@ def test_a_later_field_is_written_only_where_it_is_used():
     values = json.loads(json.dumps(crops.to_dict()))
     assert values["data"]["spacing_mm"] == [1, 1, 2.5] and values["data"]["channels"] == "first"
     again = ExperimentConfig.from_dict(values)
-    assert again == crops and fingerprint(again, {}, None) == fingerprint(crops, {}, None)
-    assert len({fingerprint(config, {}, None) for config in (plain, crops)}) == 2
+    assert again == crops and fingerprint(again, {"voxels": {}, "block": None}) == fingerprint(
+        crops, {"voxels": {}, "block": None}
+    )
+    assert (
+        len({fingerprint(config, {"voxels": {}, "block": None}) for config in (plain, crops)}) == 2
+    )
+
+
+@pytest.mark.parametrize("given", ["Own/", "Own//", "Own"])
+def test_a_task_that_a_shell_completed_has_its_plain_name(given):
+    assert DataConfig(task=given) == DataConfig(task="Own")
+
+
+def test_a_task_that_is_a_path_is_refused_with_the_words_that_work():
+    with pytest.raises(ConfigError, match="name the task Own, and its place with --root /data"):
+        DataConfig(task="/data/Own/")

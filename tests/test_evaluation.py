@@ -273,6 +273,28 @@ def test_a_ct_of_400_slices_is_evaluated_in_4_gb(ct, fit, target):
     assert peak < 4e9
 
 
+@pytest.mark.parametrize("config", FITS, ids=lambda config: config.fit)
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_a_stack_of_few_slices_is_measured_on_its_own(tmp_path, config, depth):
+    """Slices of 8 mm: with crops of 2 mm, one becomes four and has to become one again."""
+    label = np.zeros((40, 44, depth), bool)
+    label[12:20, 8:36] = True
+    image = 100 + 100 * np.roll(label, 2, axis=0)  # 2 mm beside it
+    case = write(tmp_path, "thin", image, label, np.diag([1.0, 1.0, 8.0, 1.0]))
+    preparation = Preparation(TASK, config)
+
+    class Above(Bright):
+        def forward(self, volume):  # z-scores: -0.38 and 2.62
+            return volume - 1.1
+
+    predict_file(case.image, tmp_path / "out.nii.gz", Above(), preparation, TASK, "foreground")
+    assert nibabel.load(tmp_path / "out.nii.gz").shape == (40, 44, depth)
+    row = evaluate(Above(), [case], preparation, TASK, "foreground", show=False).iloc[0]
+    exact = 2 * 6 / (8 + 8)  # of eight columns, six are common
+    assert row["dice"] == pytest.approx(exact, abs=0 if config.fit != "resize" else 0.04)
+    assert row["hd95_mm"] == pytest.approx(2.0, abs=0 if config.fit != "resize" else 1.0)
+
+
 def test_a_prediction_has_the_images_grid_and_affine(tmp_path, shifted):
     _, label = shifted
     affine = np.eye(4)

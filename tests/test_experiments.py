@@ -1,8 +1,8 @@
 """Run folders."""
 
 import json
+import re
 import shutil
-from dataclasses import replace
 
 import nibabel
 import numpy as np
@@ -16,8 +16,13 @@ from mvl.data.loading import open_task
 from mvl.data.sources import find_task
 from mvl.errors import RunError
 from mvl.experiments import Run, collect, fit, is_running, run_folder, test
-from mvl.files import locked, read_json
+from mvl.files import read_json
+from mvl.identity import changed_since, facts_changed
+from mvl.locks import locked
 from mvl.reference import machine_of
+from mvl.suites import status
+from mvl.tasks import Task
+from mvl.verify import verify
 
 open_test_set = test  # pytest would take the name `test` for a test
 del test
@@ -46,8 +51,10 @@ def test_a_run_folder_says_everything_about_its_run(finished):
     folder, config, data = finished
     names = {path.name for path in folder.iterdir()}
     assert names == {
-        *("config.json", "task.json", "split.json", "block.json", "environment.json"),
+        *("config.json", "task.json", "split.json", "identity.json", "block.json"),
+        "environment.json",
         *("curves.csv", "model.safetensors", "trained.json", "cases.csv", "done.json", ".lock"),
+        "domain.json",
     }
     stored = json.loads((folder / "config.json").read_text())
     assert ExperimentConfig.from_dict(stored["config"]) == config
@@ -111,7 +118,7 @@ def test_the_fingerprint_knows_voxels_configuration_and_block(tiny, phantom, tmp
     }
     assert len(folders) == 5
     assert run_folder(config, data, "runs") == folder
-    assert fingerprint(config, {}, "a") != fingerprint(config, {}, "b")
+    assert fingerprint(config, {"block": "a"}) != fingerprint(config, {"block": "b"})
 
 
 def test_untrained_foreign_and_old_folders_are_refused_by_name(finished, tmp_path):
@@ -130,19 +137,136 @@ def test_untrained_foreign_and_old_folders_are_refused_by_name(finished, tmp_pat
         Run.load(old)
 
 
-def test_another_split_and_other_voxels_are_refused(finished, tiny, phantom):
-    folder, config, _ = finished
-    data = open_task(config.data, config.seed, phantom, progress=False)
-    (folder / "done.json").rename(folder / "kept.json")
-    try:
-        other = open_task(config.data, 2, phantom, progress=False)
-        changed = replace(data, hashes={name: "0" for name in data.hashes})
-        with pytest.raises(RunError, match="other voxels of Task04_Hippocampus"):
-            open_test_set(folder, changed, show=False)
-        with pytest.raises(RunError, match="another split"):
-            open_test_set(folder, other, show=False)
-    finally:
-        (folder / "kept.json").rename(folder / "done.json")
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """A folder with a CT task of eight cases, Own, and runs/ with a tested run of it."""
+    root = tmp_path_factory.mktemp("own")
+    folder, rng = root / "Own", np.random.default_rng(0)
+    entries = []
+    for n in range(8):
+        label = np.zeros((12, 14, 10), np.uint8)
+        label[3:8, 4 : 9 + n % 2, 3:7] = 1
+        image = rng.normal(20, 10, label.shape).astype(np.float32) + 60 * label
+        for kind, array in (("imagesTr", image), ("labelsTr", label)):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+            nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), folder / kind / f"case_{n}.nii.gz")
+        place = f"case_{n}.nii.gz"
+        entries.append({"image": f"imagesTr/{place}", "label": f"labelsTr/{place}"})
+    facts = {"modality": {"0": "CT"}, "labels": {"0": "background", "1": "ball"}}
+    (folder / "dataset.json").write_text(json.dumps(facts | {"training": entries}))
+    config = _own_config()
+    data = open_task(config.data, 0, root, progress=False)
+    open_test_set(fit(config, data, root / "runs", show=False), data, show=False)
+    return root
+
+
+def _own_config():
+    return ExperimentConfig.from_dict(
+        {
+            "data": {"task": "Own", "grid": [16, 16, 16], "fit": "resize"},
+            "model": {"width": 8, "encoder_depth": 1, "decoder_depth": 0, "heads": 1},
+            "training": {"epochs": 1, "warmup_epochs": 0},
+        }
+    )
+
+
+def _described(folder, **changes):
+    path = folder / "dataset.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def _pairs(folder):
+    rows = "".join(f"case_{n},{f'p{n}' if n > 1 else 'p'}\n" for n in range(8))
+    (folder / "subjects.csv").write_text("case,subject\n" + rows)
+
+
+def _one_voxel(kind):
+    def change(folder):
+        path = folder / kind / "case_3.nii.gz"
+        volume = nibabel.load(path)
+        array = np.asarray(volume.dataobj).copy()
+        array[0, 0, 0] += 1
+        nibabel.save(nibabel.Nifti1Image(array, volume.affine), path)
+
+    return change
+
+
+def _moved(folder):
+    for kind in ("imagesTr", "labelsTr"):
+        path = folder / kind / "case_3.nii.gz"
+        array = np.asarray(nibabel.load(path).dataobj).copy()
+        nibabel.save(nibabel.Nifti1Image(array, np.diag([2, 1, 1, 1])), path)
+
+
+def _fewer(folder):
+    entries = json.loads((folder / "dataset.json").read_text())["training"]
+    _described(folder, training=entries[:-1])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_pairs, "case_0 was its own subject, now p"),
+        (lambda f: _described(f, window_hu=[0, 100]), r"\[-160.0, 240.0\], now \[0.0, 100.0\]"),
+        (lambda f: _described(f, tolerance_mm=1), "tolerance_mm was 2.0, now 1.0"),
+        (lambda f: _described(f, modality={"0": "NCCT"}), r"channels was \['CT'\], now \['NCCT'\]"),
+        (lambda f: _described(f, labels={"1": "tumour"}), "'ball'}, now {'1': 'tumour'}"),
+        (lambda f: _described(f, labels={"1": "ball", "2": "rim"}), "'2': 'rim'"),
+        (_fewer, "cases: case_7 gone"),
+        (_one_voxel("imagesTr"), "voxels or affine of the image or label of case_3"),
+        (_one_voxel("labelsTr"), "voxels or affine of the image or label of case_3"),
+        (_moved, "voxels or affine of the image or label of case_3"),
+        (
+            lambda f: (f / "splits.json").write_text('{"test": ["case_0", "case_1"]}'),
+            "split: .*, now in test",
+        ),
+    ],
+)
+def test_a_run_whose_task_has_changed_since_is_another_and_says_what_changed(
+    own, tmp_path, capsys, change, said
+):
+    for name in ("Own", "runs"):
+        shutil.copytree(own / name, tmp_path / name)
+    config, runs = _own_config(), tmp_path / "runs"
+    (old,) = runs.iterdir()
+    stored = json.loads((old / "identity.json").read_text())
+    (old / "identity.json").write_text(json.dumps(stored | {"folder": str(tmp_path / "Own")}))
+    data = open_task(config.data, 0, tmp_path, progress=False)
+    assert run_folder(config, data, runs) == old and changed_since(old) == ""
+    assert "changed" not in verify(old)["detail"].str.cat()
+
+    change(tmp_path / "Own")
+    data = open_task(config.data, 0, tmp_path, progress=False)
+    assert run_folder(config, data, runs) != old
+    assert re.search(said, changed_since(old))
+    known = Task.from_dict(read_json(old / "task.json"))
+    told = facts_changed(old, known)  # as `mvl predict` says it
+    assert re.search(said, told) if data.task.facts() != known.facts() else told == ""
+    with pytest.raises(RunError, match=said):  # as `mvl evaluate` does
+        open_test_set(old, data, show=False)
+    (told,) = verify(old).query("check == 'task'").itertuples()
+    assert re.search(said, told.detail) and told.agrees is None
+    row = status({("none", 0): config}, runs, tmp_path).iloc[0]
+    assert row["state"] == "open" and row["reason"].startswith(f"{old.name} is not used: ")
+    assert re.search(said, row["reason"])
+    new = fit(config, data, runs)
+    assert new != old and re.search(rf"not used: .*{old.name}, .*{said}", capsys.readouterr().out)
+
+
+def test_a_run_of_a_task_that_is_gone_or_that_was_copied_is_current(own, tmp_path):
+    (old,) = (own / "runs").iterdir()
+    shutil.copytree(own / "Own", tmp_path / "Own")
+    assert changed_since(old) == ""
+    copied = tmp_path / old.name
+    shutil.copytree(old, copied)
+    stored = json.loads((old / "identity.json").read_text())
+    for place in ("Own", "Nowhere"):  # other times of writing, the same voxels; no task
+        (copied / "identity.json").write_text(
+            json.dumps(stored | {"folder": str(tmp_path / place), "files": "0"})
+        )
+        assert changed_since(copied) == ""
+    (copied / "identity.json").unlink()
+    assert "has no identity.json" in changed_since(copied)
 
 
 def test_collect_tells_a_run_from_others(finished):

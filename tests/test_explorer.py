@@ -239,7 +239,7 @@ def test_what_is_not_there_has_no_control(view):
 
 
 def test_a_case_its_path_and_its_view_are_the_same_volume(case):
-    truth = mvl.data.sources.read_label(case.label)
+    truth = mvl.data.nifti.read_label(case.label)
     image, affine = mvl.read_volume(case.image)
     by_case = mvl.explore(case, prediction=truth)
     by_path = mvl.explore(str(case.image), truth=case.label, prediction=case.label)

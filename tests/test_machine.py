@@ -45,6 +45,27 @@ def test_a_limit_that_is_none_is_not_taken_for_one(groups, monkeypatch, told):
     assert memory_limit() == psutil.virtual_memory().total
 
 
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        (("max 100000", None, None), 16),
+        (("250000 100000", None, None), 3),
+        (("10000 100000", None, None), 1),
+        ((None, "-1", "100000"), 16),
+        ((None, "200000", "100000"), 2),
+        (("9900000 100000", None, None), 16),
+    ],
+)
+def test_a_container_may_keep_fewer_processors_at_work(tmp_path, monkeypatch, told, expected):
+    paths = [tmp_path / name for name in ("cpu.max", "cfs_quota_us", "cfs_period_us")]
+    for path, text in zip(paths, told, strict=True):
+        if text:
+            path.write_text(f"{text}\n")
+    monkeypatch.setattr(machine, "QUOTAS", ((paths[0],), tuple(paths[1:])))
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)))
+    assert machine.cores() == expected
+
+
 def peak_of(code):
     """The peak of a Python process that runs this code."""
     with (

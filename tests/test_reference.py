@@ -170,7 +170,10 @@ def test_a_readme_without_markers_is_refused(tmp_path):
 def test_the_committed_model_segments_a_file_before_anything_is_trained(phantom, tmp_path, capsys):
     image = sorted((phantom / "Task04_Hippocampus" / "imagesTr").glob("*.nii.gz"))[0]
     output = tmp_path / "mask.nii.gz"
-    assert main(["predict", str(image), "-o", str(output)]) == 0
+    # A phantom of two fifths of the size is not what it was made for.
+    assert main(["predict", str(image), "-o", str(output)]) == 1
+    assert "field of view 14 x" in capsys.readouterr().err
+    assert main(["predict", str(image), "-o", str(output), "--anyway"]) == 0
     assert "this replication's own model" in capsys.readouterr().out
     mask, original = nibabel.load(output), nibabel.load(image)
     assert mask.shape == original.shape and np.allclose(mask.affine, original.affine)

@@ -243,7 +243,7 @@ def test_an_audit_has_its_own_fingerprint_and_leaves_the_studys_alone(tiny):
     assert "audit" not in plain.to_dict()
     audited = replace(plain, audit=AuditConfig(rotated=True, planes=True))
     assert ExperimentConfig.from_dict(audited.to_dict()) == audited
-    assert fingerprint(audited, {}, None) != fingerprint(plain, {}, None)
+    assert fingerprint(audited, {}) != fingerprint(plain, {})
     assert type(procedure_of(plain)).__name__ == "Procedure"
 
 

@@ -22,6 +22,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from mvl import batch
 from mvl.config import ExperimentConfig
+from mvl.data.splits import Split
 from mvl.errors import ConfigError
 from mvl.experiments import collect, read_cases
 from mvl.files import REPOSITORY, sha256_of, write_json, write_table
@@ -97,12 +98,18 @@ class Repository:
         write_json(folder / "config.json", stored)
         task = TASKS["Task04_Hippocampus"]
         write_json(folder / "task.json", dataclasses.asdict(task) | {"name": data.task})
+        cases = self.cases(seed, gain, len(arm))
+        names = sorted(cases["case"])
+        identity = {"voxels": dict.fromkeys(names, "0"), "facts": task.facts(), "files": ""}
+        identity["subjects"] = dict(zip(cases["case"], cases["subject"], strict=True))
+        write_json(folder / "identity.json", identity | {"folder": "nowhere"})
+        Split((), (), tuple(names)).save(folder / "split.json")
         write_json(folder / "environment.json", ENVIRONMENT)
         if model.language:
             block = {"source": model.language.source, "revision": "1", "layer": 5}
             block["sha256"] = cfg.get("block", "ab")
             write_json(folder / "block.json", block)
-        write_table(folder / "cases.csv", self.cases(seed, gain, len(arm)))
+        write_table(folder / "cases.csv", cases)
         done = {
             "validation_dice": 0.81 + gain,
             "trained_parameters": 884416,

@@ -9,7 +9,7 @@ from mvl import experiments, suites
 from mvl.config import LEARNING_RATES, PRESETS, DataConfig
 from mvl.errors import ConfigError, MvlError, RunError
 from mvl.experiments import run_folder
-from mvl.files import locked
+from mvl.locks import locked
 from mvl.models.sizes import count_parameters
 from mvl.suites import (
     QUESTIONS,

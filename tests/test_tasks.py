@@ -1,10 +1,11 @@
 import json
 import math
+from dataclasses import asdict
 
 import pytest
 
 from mvl.errors import MvlError
-from mvl.tasks import TASKS, read_task
+from mvl.tasks import TASKS, Task, read_task
 
 
 def write(folder, **changes):
@@ -85,6 +86,24 @@ def test_a_phantom_is_known_as_one(tmp_path):
         ({"labels": None}, "'labels' is missing"),
         ({"labels": {"0": "background"}}, "at least one"),
         ({"labels": {"x": "a"}}, "not a number"),
+        ({"labels": {"1.0": "a"}}, "not a number, '1.0'"),
+        ({"labels": {"1": ["a", "b"]}}, "no name, as text, for 1"),
+        ({"labels": {"1": " "}}, "no name, as text, for 1"),
+        ({"labels": {"1": "Liver", "2": "liver "}}, "one name twice"),
+        ({"labels": {"1": "a", "01": "b"}}, "one number in two ways"),
+        ({"labels": {"1": "a", "-1": "b"}}, "from 0 to 32767"),
+        ({"labels": {"1": "a", "40000": "b"}}, "from 0 to 32767"),
+        ({"labels": {"1": "Foreground"}}, "all labels together"),
+        ({"labels": {"0": "liver", "1": "b"}}, "0 is the background"),
+        ({"labels": {"0": "ignore", "1": "b"}}, "0 is the background"),
+        ({"labels": {"1": "background", "2": "b"}}, 'change 1 to 0 in every label, and "1" to "0"'),
+        ({"labels": {"0": "bg", "3": "BG"}}, 'change 3 to 0 in every label, and take "3" out'),
+        ({"labels": {"0": "liver", "1": "Back-ground"}}, "exchange 0 and 1"),
+        ({"labels": {"1": "a", "2": "Un-labelled"}}, "call them ignore; if they are background"),
+        ({"labels": {"1": "a", "2": "ignore", "255": "Ignore"}}, "one name twice"),
+        ({"labels": {"0": "background", "9": "ignore"}}, "at least one"),
+        ({"healthy": True}, "'healthy' must be a list"),
+        ({"healthy": [3]}, "'healthy' must be a list"),
         ({"modality": []}, "'modality' is missing or not a mapping"),
         ({"tolerance_mm": "2"}, "tolerance_mm must be a number"),
         ({"tolerance_mm": 0}, "tolerance_mm must be a number"),
@@ -100,6 +119,92 @@ def test_a_description_that_cannot_be_used_is_named(tmp_path, changes, said):
         read_task(write(tmp_path / "Mine", **changes))
 
 
+def test_a_value_that_stands_twice_is_named(tmp_path):
+    (tmp_path / "dataset.json").write_text('{"labels": {"1": "a", "1": "b"}}')
+    with pytest.raises(MvlError, match="'1' stands twice"):
+        read_task(tmp_path)
+
+
+def test_what_is_called_ignore_is_no_structure(tmp_path):
+    names = {"0": "Background", "1": "a", "4": "b", "255": " IGNORE "}
+    task = read_task(write(tmp_path / "Mine", labels=names, healthy=["c2", "c1"]))
+    assert (task.labels, task.ignore, task.healthy) == ({1: "a", 4: "b"}, 255, ("c1", "c2"))
+    assert any("label 255 is called ignore" in said for said in task.assumptions)
+    again = Task.from_dict(json.loads(json.dumps(asdict(task))))
+    assert again == task
+    facts = asdict(task)
+    del facts["ignore"], facts["healthy"]  # as a run from before there was either
+    before = Task.from_dict(facts)
+    assert (before.ignore, before.healthy) == (None, ())
+
+
+def test_regions_stay_where_only_ignore_was_added(tmp_path):
+    names = ["background", "edema", "non-enhancing tumour", "enhancing tumour", "ignore"]
+    task = read_task(write(tmp_path / "Task01_BrainTumour", labels=dict(enumerate(names))))
+    assert task.regions["whole tumour"] == (1, 2, 3) and task.ignore == 4
+
+
+@pytest.mark.parametrize(
+    ("description", "said"),
+    [
+        (
+            {"labels": {"background": 0, "tumour": 1}, "channel_names": {"0": "CT"}},
+            'nnU-Net v2.*{"0": "background", "1": "tumour"}.*modality.*training',
+        ),
+        ({"labels": {"0": "background", "1": "a"}, "channel_names": {"0": "CT"}}, "nnU-Net v2"),
+        ({"labels": {"background": 0, "a": 1}, "modality": {"0": "CT"}}, '"1": "a"'),
+        ({"labels": {"background": 0, "whole": [1, 2], "core": 2}}, "'whole' is a region"),
+    ],
+)
+def test_nnunets_format_is_named(tmp_path, description, said):
+    (tmp_path / "dataset.json").write_text(json.dumps(description | {"numTraining": 4}))
+    with pytest.raises(MvlError, match=said):
+        read_task(tmp_path)
+
+
 def test_a_folder_without_a_description_is_no_task(tmp_path):
     with pytest.raises(MvlError, match="has no dataset.json"):
         read_task(tmp_path)
+
+
+def test_a_task_bears_the_name_that_the_user_gave_it(tmp_path, monkeypatch):
+    """A link Task04_Hippocampus -> hippo_v1 is MSD's task: tolerance 1 mm, two cases a subject."""
+    store = write(tmp_path / "store/hippo_v1")
+    link = tmp_path / "linked/Task04_Hippocampus"
+    link.parent.mkdir()
+    link.symlink_to(store)
+    plain = read_task(write(tmp_path / "plain/Task04_Hippocampus"))
+    assert read_task(link) == plain and plain.tolerance_mm == 1 and plain.cases_per_subject == 2
+    assert read_task(f"{link}/") == plain
+    monkeypatch.chdir(link.parent)
+    assert read_task("Task04_Hippocampus/") == read_task("./Task04_Hippocampus") == plain
+    monkeypatch.chdir(link)
+    monkeypatch.setenv("PWD", str(link))  # as a shell has it
+    assert read_task(".") == plain
+    monkeypatch.setenv("PWD", str(tmp_path))
+    assert read_task(".").name == "hippo_v1" and read_task(store).name == "hippo_v1"
+    (plain_folder := tmp_path / "plain/Task04_Hippocampus/imagesTr").mkdir()
+    monkeypatch.chdir(plain_folder)
+    assert read_task("..") == plain
+
+
+def test_facts_are_what_numbers_depend_on(tmp_path):
+    ct = {"modality": {"0": "CT"}}
+    plain = read_task(write(tmp_path / "a", **ct))
+    said = read_task(write(tmp_path / "b", **ct, tolerance_mm=2, window_hu=[-160, 240]))
+    assert plain.facts() == said.facts() and plain != said  # name and assumptions are no facts
+    assert plain.facts() == {
+        "modality": "CT",
+        "channels": ["CT"],
+        "labels": {"1": "a", "2": "b"},
+        "tolerance_mm": 2.0,
+        "window_hu": [-160.0, 240.0],
+    }
+    for changes in (
+        {"tolerance_mm": 1},
+        {"window_hu": [0, 80]},
+        {"modality": {"0": "CTA"}},
+        {"labels": {"1": "c", "2": "b"}},
+        {"synthetic": True},
+    ):
+        assert read_task(write(tmp_path / "c", **ct | changes)).facts() != plain.facts()

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from mvl.audit.switches import COLUMNS, SWITCHES, facts_of
 from mvl.config import PROTOCOL_VERSION
-from mvl.data.sources import read_label, spacing_of
+from mvl.data.nifti import read_label, spacing_of
 from mvl.metrics import segmentation_metrics
 from mvl.progress import track
 from mvl.released import BATCH, GRID, dilation_nsd, resize_mask, surface_hits

@@ -1,9 +1,8 @@
 """What is in a task, case by case: the numbers behind the overview of a data set."""
 
-import numpy as np
 import pandas as pd
 
-from mvl.data.sources import read_label, read_volume
+from mvl.data.nifti import edges_of, read_label, read_volume
 from mvl.progress import track
 
 
@@ -27,7 +26,7 @@ def describe_cases(data, progress=True):
         case = data.cases[name]
         image, affine = read_volume(case.image)
         channel = image if image.ndim == 3 else image[..., 0]
-        edges = np.linalg.norm(affine[:3, :3], axis=0)
+        edges = edges_of(affine)
         rows.append(
             {
                 "case": name,

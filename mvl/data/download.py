@@ -1,7 +1,6 @@
 """The decathlon's own archives: fetched, resumed, checked by MD5 and unpacked inside one folder."""
 
 import contextlib
-import fcntl
 import hashlib
 import http.client
 import os
@@ -14,6 +13,7 @@ from pathlib import PurePosixPath
 
 from mvl.data.sources import data_root
 from mvl.errors import DataError
+from mvl.locks import acquired
 from mvl.progress import Progress, track
 from mvl.tasks import TASKS, read_task
 
@@ -100,14 +100,16 @@ def _alone(part):
     while True:
         with open(part, "ab") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock = acquired(file)
             except BlockingIOError as error:
-                raise DataError(f"another process is downloading {part}; wait for it") from error
-            # Between open and lock its last holder may have removed it: then what is locked here
-            # is no longer `part`, which a third process may already have made anew.
-            if os.fstat(file.fileno()).st_nlink:
-                yield
-                return
+                reason = error.strerror
+                raise DataError(f"another process is downloading {part}: {reason}") from error
+            with lock:
+                # Between open and lock its last holder may have removed it: then what is locked
+                # here is no longer `part`, which a third process may already have made anew.
+                if os.fstat(file.fileno()).st_nlink:
+                    yield
+                    return
 
 
 def _fetch(url, part, progress):

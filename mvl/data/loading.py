@@ -6,11 +6,13 @@ a function of (seed, epoch, case) alone.
 
 import contextlib
 import copy
+import hashlib
 import math
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing.pool import ThreadPool
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -40,10 +42,12 @@ from monai.transforms.utils import map_classes_to_indices, scale_affine
 
 from mvl.config import DataConfig, derive_seed
 from mvl.data.checks import check_cases, require
-from mvl.data.sources import find_task, list_cases, read_header, read_label, read_volume
+from mvl.data.nifti import read_header, read_label, read_volume
+from mvl.data.sources import find_task, task_and_cases
 from mvl.data.splits import FOLDS, Split, check_split, make_split, study_cases
+from mvl.errors import DataError
 from mvl.progress import Progress
-from mvl.tasks import Task, is_ct, read_task
+from mvl.tasks import Task, is_ct
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,10 @@ class TaskData:
     split: Split
     #: Faults of the cases that were left out.
     skipped: list
+    #: The task's folder.
+    folder: Path
+    #: `files_of` the folder, when it was read.
+    files: str
 
     def side(self, name):
         """The cases of "train", "validation" or "test"."""
@@ -81,12 +89,16 @@ def open_task(config, seed, root=None, on_bad_case="fail", progress=True):
         DataError: no such task, a faulty case, too few subjects, or a leak.
     """
     folder = find_task(config.task, root)
-    task = read_task(folder)
-    listed = study_cases(task, list_cases(folder))
-    checked = _checked(folder, listed, progress)
+    task, listed = task_and_cases(folder)
+    listed = study_cases(task, listed)
+    files = files_of(folder, listed)
+    checked = _checked(folder, listed, files, progress)
     cases = require(listed, checked, on_bad_case)
+    if lost := {case.side for case in listed} - {case.side for case in cases}:
+        raise DataError(f"{folder}: every case that the task puts in {lost.pop()} has a fault")
     split = make_split(cases, config.split_seed, seed % FOLDS, config.fraction, config.testing)
     check_split(split, cases, checked.image_hashes)
+    _require_structures(task, split)
     return TaskData(
         task=task,
         config=config,
@@ -94,24 +106,55 @@ def open_task(config, seed, root=None, on_bad_case="fail", progress=True):
         hashes={case.name: checked.hashes[case.name] for case in cases},
         split=split,
         skipped=checked.faults,
+        folder=folder,
+        files=files,
     )
+
+
+def _require_structures(task, split):
+    """Hold that each side has a case with a structure: of healthy cases alone there is no Dice."""
+    for side, names in asdict(split).items():
+        if names and set(names) <= set(task.healthy):
+            shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            way = (
+                "" if side == "test" else ", or choose another --seed: its validation fold differs"
+            )
+            raise DataError(
+                f"{task.name}: the {side} side has healthy cases alone ({shown}), of which there "
+                f"is no Dice; add cases that have a structure{way}"
+            )
 
 
 _CHECKED = {}
 
 
-def _checked(folder, cases, progress):
+def _checked(folder, cases, files, progress):
     """`check_cases`, once a process for files of unchanged size and time of writing.
 
     A suite opens its task once a cell, and reading every voxel takes seconds.
     """
-    paths = [folder / "dataset.json", folder / "subjects.csv"]
-    paths += [path for case in cases for path in (case.image, case.label) if path]
-    found = [(str(path), os.stat(path)) for path in paths if os.path.exists(path)]
-    key = tuple((path, facts.st_size, facts.st_mtime_ns) for path, facts in found)
+    key = folder.absolute(), files
     if key not in _CHECKED:
         _CHECKED[key] = check_cases(folder, cases, progress=progress)
     return _CHECKED[key]
+
+
+def files_of(folder, cases):
+    """A hash of names, sizes and times of writing of the files that a task is read from.
+
+    Args:
+        folder: the task's folder.
+        cases: list of its `Case`.
+    """
+    paths = [folder / name for name in ("dataset.json", "subjects.csv", "splits.json")]
+    paths += [path for case in cases for path in (case.image, case.label) if path]
+    found = [(path.relative_to(folder), os.stat(path)) for path in paths if os.path.exists(path)]
+    facts = [(str(name), facts.st_size, facts.st_mtime_ns) for name, facts in found]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+
+#: What an ignored voxel is in a prepared label: no class index, and not padding.
+IGNORED = -1
 
 
 def classes_of(task, config):
@@ -128,7 +171,8 @@ class Preparation:
         with anti-aliasing; or padded and cropped about the centre (with zeros: the mean of
         z-scores, the low end of a scale); or resampled to a voxel size and, where it is smaller
         than a crop, padded.
-    label, where there is one: uint8, (1, H, W, D), 0/1 or class indices, nearest voxel.
+    label, where there is one: (1, H, W, D), 0/1 or class indices, nearest voxel; uint8, or int16
+        where there are more than 255 classes, or ignored voxels, which are `IGNORED`.
 
     Args:
         task: a `Task`.
@@ -137,7 +181,11 @@ class Preparation:
 
     def __init__(self, task, config):
         both, values = ("image", "label"), list(task.labels)
-        classes = [1] * len(values) if config.target == "foreground" else range(1, len(values) + 1)
+        many = range(1, len(values) + 1)
+        classes = [1] * len(values) if config.target == "foreground" else [*many]
+        kind = np.uint8 if len(values) <= 255 else np.int16
+        if task.ignore is not None:
+            values, classes, kind = [*values, task.ignore], [*classes, IGNORED], np.int16
         channels = len(config.channels_of(task))
         read = channels
         if config.intensities == "min-max":
@@ -162,11 +210,12 @@ class Preparation:
         self._transform = Compose(
             [
                 _Read(both, read),
+                _Measured(values, classes),
                 Orientationd(both, axcodes="RAS", labels=None, allow_missing_keys=True),
                 normalise,
                 *[_First(channels)] * (channels < read),
                 *fit,
-                MapLabelValued("label", values, classes, dtype=np.uint8, allow_missing_keys=True),
+                MapLabelValued("label", values, classes, dtype=kind, allow_missing_keys=True),
             ]
         )
 
@@ -180,7 +229,8 @@ class Preparation:
         Returns:
             List of {"name", "image": MetaTensor (C, H, W, D), "label": tensor (1, H, W, D)}, in
             the order of `cases`; the image remembers how it came to the grid (see `to_native`),
-            and "label" is missing where the case has none. With crops, "foreground" and
+            and "label" is missing where the case has none. With a label comes "ml", the volume of
+            each structure in the label's own file, (K,); with crops, "foreground" and
             "background" are places of the label from which a crop's centre may be drawn.
         """
         files = [
@@ -199,9 +249,16 @@ class Preparation:
     def _with_places(self, volume):
         if not (self.config.window and "label" in volume):
             return volume
+        # An ignored voxel is neither.
         background, foreground = map_classes_to_indices(
-            volume["label"] > 0, num_classes=2, max_samples_per_class=_PLACES
+            volume["label"].clamp(max=1), num_classes=2, max_samples_per_class=_PLACES
         )
+        # MONAI warns at every crop where one of the two is empty, as in a healthy case, and fails
+        # where both are.
+        if not len(background):
+            background = foreground if len(foreground) else torch.zeros(1, dtype=torch.long)
+        if not len(foreground):
+            foreground = background
         return volume | {"foreground": foreground, "background": background}
 
     def to_native(self, logits, image):
@@ -242,14 +299,32 @@ class _Read(MapTransform):
 
     def __call__(self, data):
         data = dict(data)
+        # The label's place is its image's: they were held against each other, up to rounding.
+        affine = read_header(data["image"]).affine
         for key in self.key_iterator(data):
-            if key == "image":
-                array, affine = read_volume(data[key])
-            else:
-                array, affine = read_label(data[key]), read_header(data[key]).affine
+            array = read_volume(data[key])[0] if key == "image" else read_label(data[key])
             array = array[None] if array.ndim == 3 else np.moveaxis(array, 3, 0)
             tensor = torch.from_numpy(array[: self.channels])
             data[key] = MetaTensor(tensor, affine=torch.from_numpy(affine))
+        return data
+
+
+class _Measured(MapTransform):
+    """A label's structures in millilitres, before it comes to a grid that may not show them all."""
+
+    def __init__(self, values, classes):
+        super().__init__("label", allow_missing_keys=True)
+        self.classes = dict(zip(values, classes, strict=True))
+
+    def __call__(self, data):
+        data = dict(data)
+        for key in self.key_iterator(data):
+            ml = np.zeros(max(self.classes.values()))
+            found = np.unique(data[key].numpy(), return_counts=True)
+            for value, voxels in zip(*(part.tolist() for part in found), strict=True):
+                if (index := self.classes.get(value, 0)) > 0:
+                    ml[index - 1] += voxels * data[key].pixdim.prod().item() / 1000
+            data["ml"] = ml
         return data
 
 
@@ -316,7 +391,11 @@ class Resampled(MapTransform, InvertibleTransform):
         data = dict(data)
         for key in self.key_iterator(data):
             size = self.pop_transform(data[key])["orig_size"]
-            data[key].set_array(_resized(data[key].as_tensor(), size, mode="trilinear"))
+            resized = _resized(data[key].as_tensor(), size, mode="trilinear")
+            # Its `set_array` would spread one slice over as many as there were before.
+            data[key] = MetaTensor(
+                resized, meta=data[key].meta, applied_operations=data[key].applied_operations
+            )
         return data
 
     def _size(self, volume):

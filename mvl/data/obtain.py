@@ -2,10 +2,10 @@
 
 from mvl.data.download import download
 from mvl.data.phantom import make_phantom
-from mvl.data.sources import REPOSITORY_DATA, find_task, list_cases
+from mvl.data.sources import REPOSITORY_DATA, find_task, task_and_cases
 from mvl.data.splits import study_cases
 from mvl.errors import ConfigError, DataError
-from mvl.tasks import TASKS, read_task
+from mvl.tasks import TASKS
 
 SOURCES = ("msd", "auto", "phantom")
 
@@ -34,13 +34,12 @@ def obtain(task, source, cases=60, scale=1.0, name="phantom"):
     if source != "phantom":
         try:
             folder = _real(task)
-            facts = read_task(folder)
+            facts, there = task_and_cases(folder)
             if facts.synthetic:
                 return folder.parent, f"SYNTHETIC DATA, a phantom of {task} (found in {folder})"
             what = f"{task} " + (
                 "of the Medical Segmentation Decathlon" if task in TASKS else "in " + str(folder)
             )
-            there = list_cases(folder)
             used = study_cases(facts, there)
             if len(used) < len(there):
                 what += f": the {len(used)} of {len(there)} cases that the committed study has"

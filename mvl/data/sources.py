@@ -1,33 +1,24 @@
 """Where cases come from: a task folder in the decathlon's layout, read in place.
 
 A task folder holds `dataset.json`, whose "training" list names image and label of each case
-relative to the folder, and beside it may hold `subjects.csv` (columns case, subject). The
-folder itself is the user's and may be a symbolic link; what `dataset.json` names must lie
-inside it.
-
-NIfTI files are read here rather than by `nibabel.load`, whose header classes do the parsing:
-a header is held against the file's size before a byte of voxels is read, extensions are never
-looked at, and the checksum at the end of a gzip stream is reached, so that a file that lies or
-was cut off costs little and never passes for whole.
+relative to the folder. It may also hold `subjects.csv` (columns case, subject), and a split of its
+own: a "validation" list, labelled cases in the "test" list, or `splits.json` with the names of
+cases on each side. The folder itself is the user's and may be a symbolic link; what
+`dataset.json` names must lie inside it.
 """
 
-import contextlib
 import csv
-import gzip
 import hashlib
 import io
-import math
 import os
 import re
-import stat
-import zlib
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import nibabel
 import numpy as np
-from nibabel.spatialimages import HeaderDataError
 
+from mvl.data.nifti import read_header, read_label, read_volume
 from mvl.errors import DataError, MvlError
 from mvl.files import REPOSITORY, read_json, read_small
 from mvl.tasks import TASKS, read_task
@@ -40,13 +31,16 @@ REPOSITORY_DATA = REPOSITORY / "data"
 class Case:
     """One labelled volume, and whom it is of."""
 
-    #: File name of the image without its ending, such as "hippocampus_001".
+    #: File name of the image without its ending, such as "hippocampus_001"; where several images
+    #: have that name, their paths below the task folder, such as "case_00001_imaging".
     name: str
     #: The person; cases of one subject never stand on two sides of a split.
     subject: str
     image: Path
     #: None where dataset.json names no label; the checks report it.
     label: Path | None
+    #: "train", "validation" or "test" where the task says it, else None.
+    side: str | None = None
 
 
 def data_root(root=None):
@@ -57,7 +51,7 @@ def data_root(root=None):
     """
     if root is None:
         root = os.environ.get("MVL_DATA_ROOT") or REPOSITORY_DATA
-    return Path(root).expanduser()
+    return Path(os.path.expanduser(root))
 
 
 def find_task(name, root=None):
@@ -90,8 +84,9 @@ def find_task(name, root=None):
 def list_cases(folder):
     """The labelled cases of a task folder.
 
-    Subjects come from `subjects.csv` where there is one, else from `Task.subject_of`. That the
-    files exist and are sound is the business of `mvl.data.checks`.
+    Subjects come from `subjects.csv` where there is one, else from `Task.subject_of`, else from
+    the folders that images lie in (see `_persons`). That the files exist and are sound is the
+    business of `mvl.data.checks`.
 
     Args:
         folder: a task folder.
@@ -101,7 +96,16 @@ def list_cases(folder):
 
     Raises:
         DataError: dataset.json is missing, malformed or empty, names a path outside the folder
-            or one case twice, or subjects.csv lacks a case.
+            or one case twice; subjects.csv lacks a case; or the task's split cannot be used.
+    """
+    return task_and_cases(folder)[1]
+
+
+def task_and_cases(folder):
+    """(`Task`, cases as of `list_cases`); the task's assumptions are also about the cases.
+
+    Raises:
+        DataError: as for `list_cases`.
     """
     folder = Path(folder)
     path = folder / "dataset.json"
@@ -111,29 +115,195 @@ def list_cases(folder):
         raise
     except MvlError as error:
         raise DataError(str(error)) from error
-    entries = description.get("training")
-    if not isinstance(entries, list):
-        raise DataError(f"{path}: 'training' is missing or not a list of images and labels")
-
-    files = {}
-    for entry in entries:
-        if not isinstance(entry, dict) or "image" not in entry:
-            raise DataError(f"{path}: 'training' has an entry without 'image': {entry!r}")
-        image = _inside(folder, entry["image"], path)
-        if image.name.startswith("._"):
-            continue  # macOS's shadow files, which some archives carry
-        name = case_name(image)
-        if name in files:
-            raise DataError(f"{path}: 'training' names case {name} twice; keep one of them")
-        label = entry.get("label")
-        files[name] = (image, None if label is None else _inside(folder, label, path))
-    if not files:
+    files, side_of, list_of = {}, {}, {}
+    for key, entries in _lists(path, description).items():
+        for entry in entries:
+            if not isinstance(entry, dict) or "image" not in entry:
+                raise DataError(f"{path}: {key!r} has an entry without 'image': {entry!r}")
+            image = _inside(folder, entry["image"], path)
+            if image.name.startswith("._"):
+                continue  # macOS's shadow files, which some archives carry
+            if image in files:
+                raise DataError(
+                    f"{path}: {list_of[image]!r} and {key!r} name case {case_name(image)} twice; "
+                    "keep one of the two entries"
+                )
+            label = entry.get("label")
+            files[image] = None if label is None else _inside(folder, label, path)
+            list_of[image], side_of[image] = key, None if key == "training" else key
+    if "training" not in list_of.values():
         raise DataError(f"{path}: 'training' names no case")
+    names = _names(folder, files)
+    split = _read_split(folder / "splits.json", names.values())
+    if split and any(side_of.values()):
+        raise DataError(f"{folder} has two splits, splits.json and dataset.json's; keep one")
 
-    subjects = _read_subjects(folder / "subjects.csv", files)
+    subjects, persons = _read_subjects(folder / "subjects.csv", names.values()), {}
     if subjects is None:
-        subjects = {name: task.subject_of(name) for name in files}
-    return [Case(name, subjects[name], *files[name]) for name in sorted(files)]
+        if task.cases_per_subject == 1:
+            persons = _persons(folder, names, list_of)
+        subjects = {name: persons.get(name, task.subject_of(name)) for name in names.values()}
+    cases = [
+        Case(name, subjects[name], image, files[image], split.get(name, side_of[image]))
+        for image, name in names.items()
+    ]
+    said = _assumed(folder, description, cases, persons)
+    task = replace(task, assumptions=(*task.assumptions, *said))
+    return task, sorted(cases, key=lambda case: case.name)
+
+
+def _lists(path, description):
+    """dataset.json's lists of labelled cases: training, and validation and test where they are."""
+    if not isinstance(description.get("training"), list):
+        raise DataError(f"{path}: 'training' is missing or not a list of images and labels")
+    lists = {"training": description["training"]}
+    for key, value in description.items():
+        entries = value if isinstance(value, list) else []
+        labelled = [e for e in entries if isinstance(e, dict) and "image" in e and e.get("label")]
+        if key == "test" and labelled:
+            if len(labelled) < len(entries):
+                raise DataError(
+                    f"{path}: {len(labelled)} of {len(entries)} entries of 'test' have a label; "
+                    "leave the others out of the list, or name their labels"
+                )
+            lists["test"] = labelled
+        elif key == "validation" and value:
+            if not isinstance(value, list):
+                raise DataError(f"{path}: 'validation' is not a list of images and labels")
+            lists["validation"] = value
+        elif labelled and key not in ("training", "test"):
+            raise DataError(
+                f"{path}: {key!r} lists {len(labelled)} labelled cases, but only 'training', "
+                "'validation' and 'test' are read; give the list one of these names"
+            )
+    return lists
+
+
+def _names(folder, images):
+    """{image: name of its case}: the file's name, or the path where several have that name."""
+    stems = Counter(map(case_name, images))
+    names = {}
+    for image in images:
+        name = case_name(image)
+        if stems[name] > 1:
+            name = "_".join((*image.relative_to(folder).parts[:-1], name))
+        names[image] = name
+    first = {}
+    for image, name in names.items():
+        if first.setdefault(name, image) != image:
+            raise DataError(
+                f"{first[name]} and {image} would both be case {name}; rename one of the files, "
+                "in dataset.json, too"
+            )
+    return names
+
+
+#: So many persons at least make a task that can be split.
+_FEWEST = 6
+
+
+def _persons(folder, names, list_of):
+    """{case: person} of the cases that seem to share a person with another case.
+
+    BIDS says it: a folder or file "sub-01...". Else it is the topmost folder by which the images
+    of a list differ, if that seems to be a person's: its images repeat its name, or have names
+    that other folders repeat; or there are as many such folders as a split needs persons. Where a
+    folder is a hospital's and no person's, this parts less than could be, and leaks nothing.
+    """
+    persons = {}
+    for key in set(list_of.values()):
+        paths = {
+            name: image.relative_to(folder).parts
+            for image, name in names.items()
+            if list_of[image] == key
+        }
+        common = len(os.path.commonprefix([parts[:-1] for parts in paths.values()]))
+        folders = {name: parts[common] for name, parts in paths.items() if len(parts) > common + 1}
+        files = {name: case_name(parts[-1]) for name, parts in paths.items()}
+        telling = (
+            len(set(folders.values())) >= _FEWEST
+            or len({files[name] for name in folders}) < len(folders)
+            or any(files[name].startswith(of) for name, of in folders.items())
+        )
+        for name, parts in paths.items():
+            bids = [found[0] for part in parts if (found := re.match(r"sub-[0-9A-Za-z]+", part))]
+            if bids or (telling and name in folders):
+                persons[name] = bids[0] if bids else folders[name]
+    cases_of = Counter(persons.values())
+    return {name: person for name, person in persons.items() if cases_of[person] > 1}
+
+
+def _read_split(path, names):
+    """{case: side} from splits.json, empty where there is no such file."""
+    if not path.exists():
+        return {}
+    sides = ("train", "validation", "test")
+    try:
+        split = read_json(path)
+    except MvlError as error:
+        raise DataError(str(error)) from error
+    if not (
+        isinstance(split, dict)
+        and split.keys() <= set(sides)
+        and split
+        and all(isinstance(listed, list) and listed for listed in split.values())
+        and all(isinstance(name, str) for listed in split.values() for name in listed)
+    ):
+        raise DataError(
+            f'{path}: expected names of cases by side, {{"train": [...], "validation": [...], '
+            '"test": [...]}, or without train, which is then the others'
+        )
+    side_of = {}
+    for side, listed in split.items():
+        for name in listed:
+            if name not in names:
+                raise DataError(
+                    f"{path}: {side!r} names {name!r}, which is no case of dataset.json, such as "
+                    f"{min(names)}"
+                )
+            if side_of.setdefault(name, side) != side:
+                raise DataError(f"{path}: {name} stands in {side_of[name]} and in {side}")
+    if "train" in split:
+        if lacking := [side for side in sides if side not in split]:
+            raise DataError(
+                f"{path} names train, but no {' and no '.join(lacking)}: name all three, or leave "
+                "train out, which is then the others"
+            )
+        if missing := sorted(set(names) - set(side_of)):
+            shown = ", ".join(missing[:5]) + ", ..." * (len(missing) > 5)
+            raise DataError(
+                f"{path}: {len(missing)} of {len(names)} cases stand on no side ({shown}); add "
+                "them to one"
+            )
+    return side_of
+
+
+def _assumed(folder, description, cases, persons):
+    """Sentences on what is assumed of the cases: who is of one person, and who stands where."""
+    said = []
+    if persons:
+        person, count = Counter(persons.values()).most_common(1)[0]
+        said.append(
+            "cases of one folder, or of one BIDS subject, are of one person, such as the "
+            f"{count} of {person} (subjects.csv says otherwise)"
+        )
+    given = Counter(case.side for case in cases if case.side)
+    if given:
+        source = "splits.json" if (folder / "splits.json").exists() else "dataset.json"
+        named = " and ".join(f"{side} ({n} cases)" for side, n in sorted(given.items()))
+        fixed = f"{named} as {source} has them, with every seed"
+        if "validation" in given:
+            fixed += " and every share of the data"
+        drawn = [side for side in ("test", "validation") if side not in given]
+        if drawn:
+            fixed += f"; {' and '.join(drawn)} drawn from the others"
+        said.append(f"split: {fixed}")
+    entries = description["training"]
+    if any("fold" in entry for entry in entries if isinstance(entry, dict)):
+        said.append("the folds in dataset.json are not used (splits.json can name a split)")
+    if (folder / "splits_final.json").exists():
+        said.append("nnU-Net's splits_final.json is not used (splits.json can name a split)")
+    return said
 
 
 def case_name(path):
@@ -173,9 +343,12 @@ def _inside(folder, relative, source):
     except (OSError, RuntimeError) as error:
         raise DataError(f"{source}: {relative!r} cannot be followed: {error}") from error
     if not confined:
+        remedy = "put the file itself there"
+        if "annex/objects" in str(path.resolve()):
+            remedy = f"run 'git annex get' and 'git annex unlock' on {path}"
         raise DataError(
             f"{source}: {relative!r} is a link to {path.resolve()}, outside the task folder; "
-            "put the file itself there"
+            f"{remedy}"
         )
     return path
 
@@ -208,148 +381,6 @@ def _read_subjects(path, cases):
     return subjects
 
 
-class BadFile(DataError):
-    """A file that cannot be used: what is wrong with it, and what to do."""
-
-    def __init__(self, path, fault, remedy):
-        super().__init__(f"{path}: {fault}; {remedy}")
-        self.fault, self.remedy = fault, remedy
-
-
-_COPY_AGAIN = "copy or download the file again"
-_CONVERT = "save it as a single-file 3D NIfTI (.nii or .nii.gz)"
-
-#: Voxels of this many bytes are read without asking; above it, a file that unpacks to more than
-#: `_MAX_RATIO` times its size is taken for a decompression bomb. Images pack about twofold, a
-#: label of one small lesion up to a thousandfold, but few of those are this large.
-_MODEST_BYTES = 512 << 20
-_MAX_RATIO = 200
-#: Deflate cannot pack more tightly than this (1032 to 1, rounded up).
-_DEFLATE_RATIO = 1040
-#: Extensions between header and voxels are skipped, up to this many bytes.
-_MAX_OFFSET = 16 << 20
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a NIfTI file says of itself, checked for sense and against the file's size.
-
-    Attributes:
-        shape: voxels along each axis, trailing axes of one voxel after the third left out.
-        affine: voxel index -> millimetres, (4, 4) float64.
-        dtype: of the stored voxels, with their byte order.
-        offset: bytes before the voxels.
-        slope, intercept: stored value -> intensity.
-    """
-
-    shape: tuple[int, ...]
-    affine: np.ndarray
-    dtype: np.dtype
-    offset: int
-    slope: float
-    intercept: float
-
-
-def read_header(path):
-    """The `Header` of a NIfTI file (.nii or .nii.gz, versions 1 and 2).
-
-    Raises:
-        BadFile: missing, unreadable or not single-file NIfTI; a number of axes other than 3 or 4;
-            sizes, spacing, affine or voxel type without sense; or more voxels than fit the file.
-    """
-    with _opened(path) as file:
-        block = file.read(540)
-        packed = isinstance(file, gzip.GzipFile)
-    header = _parsed(path, block)
-    axes = int(header["dim"][0])
-    shape = [int(n) for n in header["dim"][1 : 1 + axes]]
-    while len(shape) > 3 and shape[-1] == 1:
-        shape.pop()
-    if not 1 <= axes <= 7 or min(shape) < 1:
-        raise BadFile(path, f"header with sizes {header['dim'].tolist()}", _COPY_AGAIN)
-    if len(shape) not in (3, 4):
-        raise BadFile(path, f"{len(shape)}D data of shape {tuple(shape)}", _CONVERT)
-    spacing = header["pixdim"][1:4]
-    if not (np.isfinite(spacing).all() and (spacing > 0).all()):
-        raise BadFile(
-            path, f"voxel spacing {spacing.tolist()} mm", "set the header's pixdim above 0"
-        )
-    try:
-        affine = np.asarray(header.get_best_affine(), float)
-        dtype = header.get_data_dtype()
-        slope, intercept = header.get_slope_inter()
-    except (HeaderDataError, KeyError, ValueError) as error:
-        reason = f"voxel type {error}" if isinstance(error, KeyError) else error
-        raise BadFile(path, f"header without sense ({reason})", _CONVERT) from error
-    with np.errstate(over="ignore", invalid="ignore"):  # double precision goes to 1e308 mm
-        volume = abs(np.linalg.det(affine[:3, :3]))
-    if not np.isfinite(affine).all() or not 1e-9 <= volume < np.inf:
-        raise BadFile(path, "affine that is not invertible", "set the header's sform and qform")
-    if dtype.kind not in "iuf":
-        raise BadFile(path, f"voxels of type {dtype}, not numbers", _CONVERT)
-    # 0 means right after the header, as nibabel reads it.
-    offset = float(header["vox_offset"]) or header.single_vox_offset
-    if not header.sizeof_hdr <= offset <= _MAX_OFFSET:
-        raise BadFile(path, f"header with voxels at byte {offset:g}", _COPY_AGAIN)
-    offset = int(offset)
-    _require_plausible_size(path, offset + math.prod(shape) * dtype.itemsize, packed)
-    return Header(
-        tuple(shape),
-        affine,
-        dtype,
-        offset,
-        1.0 if slope is None else float(slope),
-        0.0 if intercept is None else float(intercept),
-    )
-
-
-def read_volume(path):
-    """Intensities of a NIfTI file, whole in memory once, as float32.
-
-    Returns:
-        `(array, affine)`: (H, W, D) or (H, W, D, C) float32 in the file's own axes, and the
-        (4, 4) affine from voxel index to millimetres.
-
-    Raises:
-        BadFile: as for `read_header`, or truncated or damaged.
-    """
-    header = read_header(path)
-    return _scaled(_stored(path, header), header), header.affine
-
-
-def read_label(path):
-    """Label values of a NIfTI file, (H, W, D), as uint8 where they fit and int16 elsewhere.
-
-    Float files of whole numbers are fine: the decathlon has some.
-
-    Raises:
-        BadFile: as for `read_volume`, or values that are not whole or not within int16.
-    """
-    header = read_header(path)
-    array = _stored(path, header)
-    if array.dtype.kind == "f" or (header.slope, header.intercept) != (1, 0):
-        array = _scaled(array, header)
-    remedy = "check that it is a label, not swapped with its image"
-    if array.dtype.kind == "f":
-        broken = array != np.rint(array)  # NaN differs from everything
-        if broken.any():
-            first = array[np.unravel_index(np.argmax(broken), array.shape)]
-            raise BadFile(path, f"values that are not whole numbers, such as {first:g}", remedy)
-    low, high = array.min(), array.max()
-    if low < -32768 or high > 32767:
-        raise BadFile(path, f"values from {low:g} to {high:g}", remedy)
-    return array.astype(np.uint8 if low >= 0 and high <= 255 else np.int16)
-
-
-def spacing_of(path):
-    """Edge lengths of a NIfTI file's voxels in millimetres, along the file's axes.
-
-    Raises:
-        BadFile: as for `read_header`.
-    """
-    return tuple(np.linalg.norm(read_header(path).affine[:3, :3], axis=0).tolist())
-
-
 def content_hash(array):
     """SHA-256 (hex) of an array's values and shape, whatever type they were stored in."""
     digest = hashlib.sha256(repr(array.shape).encode())
@@ -379,73 +410,3 @@ def joint_hash(contents, affines):
     digest = hashlib.sha256("".join(contents).encode())
     digest.update(np.stack(affines).astype("<f8").tobytes())
     return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def _opened(path):
-    """Yield the file's bytes, unpacked where they are gzip's; its faults become `BadFile`."""
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise BadFile(path, "not a regular file", "put the NIfTI file itself there")
-        with open(path, "rb") as file:
-            packed = file.read(2) == b"\x1f\x8b"
-            file.seek(0)
-            yield gzip.GzipFile(fileobj=file) if packed else file
-    except FileNotFoundError as error:
-        raise BadFile(path, "missing", "add the file, or take the case out") from error
-    except EOFError as error:
-        raise BadFile(path, "truncated gzip", _COPY_AGAIN) from error
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raise BadFile(path, f"damaged gzip ({error})", _COPY_AGAIN) from error
-    except OSError as error:
-        raise BadFile(
-            path, f"unreadable ({error.strerror or error})", "make it readable"
-        ) from error
-
-
-def _parsed(path, block):
-    """nibabel's header object of a file's first bytes."""
-    for kind, magic, place in (
-        (nibabel.Nifti1Header, b"n+1\0", 344),
-        (nibabel.Nifti2Header, b"n+2\0", 4),
-    ):
-        if block[place : place + 4] == magic and len(block) >= kind.sizeof_hdr:
-            # check=False: nibabel would mend some faults without a word; they are judged here.
-            return kind(block[: kind.sizeof_hdr], check=False)
-    raise BadFile(path, "not NIfTI" if block else "empty file", _CONVERT)
-
-
-def _require_plausible_size(path, promised, packed):
-    """Hold the bytes that a header promises against the file's size, before memory is asked for."""
-    size = os.path.getsize(path)
-    most = size * (_DEFLATE_RATIO if packed else 1)
-    if promised > most:
-        fault = f"header promises {promised:,} bytes, the file of {size:,} cannot hold them"
-        raise BadFile(path, f"truncated, or {fault}", _COPY_AGAIN)
-    if promised > max(_MODEST_BYTES, size * _MAX_RATIO):
-        fault = f"{size:,} bytes that unpack to {promised:,}, as a decompression bomb does"
-        raise BadFile(path, fault, "save it in a smaller voxel type, such as uint8 for labels")
-
-
-def _stored(path, header):
-    """The voxels as they are stored, unscaled, in the shape of the header."""
-    count = math.prod(header.shape) * header.dtype.itemsize
-    with _opened(path) as file:
-        file.seek(header.offset)
-        voxels = file.read(count)
-        # A gzip stream's checksum stands at its end: reading on is what verifies it.
-        file.read(_MAX_OFFSET)
-    if len(voxels) < count:
-        raise BadFile(path, f"truncated: {len(voxels):,} of {count:,} bytes of voxels", _COPY_AGAIN)
-    return np.frombuffer(voxels, header.dtype).reshape(header.shape, order="F")
-
-
-def _scaled(array, header):
-    """Stored values as intensities, float32, whatever they were stored in."""
-    # What lies beyond float32 becomes infinite, which the checks report.
-    with np.errstate(over="ignore", invalid="ignore"):
-        array = array.astype(np.float32)
-        if (header.slope, header.intercept) != (1, 0):
-            array *= np.float32(header.slope)
-            array += np.float32(header.intercept)
-    return array

@@ -2,7 +2,7 @@
 
 20 % of the subjects are the test set; the others fall into five folds. Test set and folds come
 from one seed (`DataConfig.split_seed`) and never change within a study; a training seed s uses
-fold s mod 5 for validation.
+fold s mod 5 for validation. A task may bring its own test or validation cases (`Case.side`).
 """
 
 from dataclasses import asdict, dataclass
@@ -40,7 +40,10 @@ def study_cases(task, cases):
         cases: list of `Case`.
     """
     wanted = _study_cases()
-    if task.name != STUDY_TASK or task.synthetic or not wanted <= {case.name for case in cases}:
+    own_split = any(case.side for case in cases)
+    if task.name != STUDY_TASK or task.synthetic or own_split:
+        return cases
+    if not wanted <= {case.name for case in cases}:
         return cases
     return [case for case in cases if case.name in wanted]
 
@@ -83,34 +86,62 @@ def make_split(cases, split_seed, fold, fraction=1.0, testing="held-out"):
         testing: `DataConfig.testing`.
 
     Returns:
-        A `Split`; each side sorted by name.
+        A `Split`; each side sorted by name. A side that the task gives (`Case.side`) is as it is
+        given, whatever seed, fold and fraction; what is not given is drawn from the others, and
+        `fraction` shortens what is drawn, and training.
 
     Raises:
-        DataError: too few subjects for a test set and five folds.
+        DataError: too few subjects; or of one subject, cases on several sides that are given.
     """
-    subjects = sorted({case.subject for case in cases})
-    if len(subjects) < FOLDS + 1:
+    first, given = {}, {case.side for case in cases} - {None}
+    for case in cases:
+        other = first.setdefault(case.subject, case)
+        if other.side != case.side:
+            raise DataError(
+                f"the task's own split has subject {case.subject} on two sides: {other.name} "
+                f"({other.side or 'the others'}) and {case.name} ({case.side or 'the others'}); "
+                "put both on one side, or correct subjects.csv"
+            )
+    subjects = sorted(
+        subject for subject, case in first.items() if case.side not in ("validation", "test")
+    )
+    drawn = {"a test set": 1} if "test" not in given else {}
+    drawn |= {f"{FOLDS} folds": FOLDS} if "validation" not in given else {"training": 1}
+    if len(subjects) < sum(drawn.values()):
         raise DataError(
-            f"{len(subjects)} subjects are too few for a test set and {FOLDS} folds: "
-            f"at least {FOLDS + 1} labelled subjects are needed"
+            f"{len(subjects)} subjects are too few for {' and '.join(drawn)}: "
+            f"at least {sum(drawn.values())} labelled subjects are needed"
         )
     order = np.random.default_rng(derive_seed("split", split_seed)).permutation(subjects).tolist()
-    if testing == "crossed":
-        test, validation = order[fold::FOLDS], order[(fold + 1) % FOLDS :: FOLDS]
+
+    def share(chosen):
+        return chosen[: max(1, round(fraction * len(chosen)))]
+
+    def on(side):
+        return [subject for subject, case in first.items() if case.side == side]
+
+    crossed = testing == "crossed" and "test" not in given
+    if "test" in given:
+        test, rest = on("test"), order
+    elif crossed:
+        test = order[fold::FOLDS]
+        rest = [subject for subject in order if subject not in set(test)]
     else:
         n_test = max(1, round(TEST_SHARE * len(order)))
-        test, validation = order[:n_test], order[n_test:][fold::FOLDS]
-    others = {*test, *validation}
-    train = [subject for subject in order if subject not in others]
+        test, rest = order[:n_test], order[n_test:]
+    if "validation" in given:
+        validation = on("validation")
+    else:
+        validation = order[(fold + 1) % FOLDS :: FOLDS] if crossed else rest[fold::FOLDS]
+    train = share([subject for subject in rest if subject not in set(validation)])
+    if "validation" not in given:
+        validation = share(validation)
 
     def names(chosen):
         chosen = set(chosen)
         return tuple(sorted(case.name for case in cases if case.subject in chosen))
 
-    def share(chosen):
-        return chosen[: max(1, round(fraction * len(chosen)))]
-
-    return Split(names(share(train)), names(share(validation)), names(test))
+    return Split(names(train), names(validation), names(test))
 
 
 def check_split(split, cases, hashes):

@@ -11,7 +11,6 @@ pickle.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import http.client
 import importlib.util
@@ -35,6 +34,7 @@ import torch
 
 from mvl.errors import BlockError
 from mvl.files import read_json, sha256_of, write_json, write_tensors, write_text
+from mvl.locks import acquired
 from mvl.models.gguf import GgufCheckpoint
 
 
@@ -86,21 +86,67 @@ _ATTEMPTS = 5
 _WAIT_SECONDS = 1.0
 _TIMEOUT_SECONDS = 30
 
+#: A commit's hash on the hub.
+_COMMIT = "[0-9a-f]{40}"
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model.pth")
 
+#: A file that only another layout has: (its name or pattern, what it is, what to take instead).
+_LAYOUTS = (
+    (
+        "adapter_config.json",
+        "an adapter (LoRA) without its model",
+        "name the model that it adapts, or merge the two by peft's merge_and_unload",
+    ),
+    (
+        "params.json",
+        "Meta's or Mistral's own layout (params.json, consolidated files)",
+        "name the same model in Hugging Face's layout, as in hub:meta-llama/Llama-3.1-8B",
+    ),
+    (
+        "*.gguf",
+        "GGUF, llama.cpp's format, in a folder",
+        "name the file itself, as gguf:FILE",
+    ),
+    (
+        "modules.json",
+        "a sentence-transformers model whose transformer has a folder of its own",
+        "name that folder, such as 0_Transformer in it",
+    ),
+    ("*.onnx", "ONNX", "name the model that it was exported from, with safetensors"),
+    ("onnx/model.onnx", "ONNX", "name the model that it was exported from, with safetensors"),
+)
+#: Ends of the names of tensors that quantisation leaves beside the weights.
+_QUANTISED = {
+    ".SCB": "bitsandbytes, 8 bits",
+    ".absmax": "bitsandbytes, 4 bits",
+    ".qweight": "GPTQ or AWQ",
+    ".qzeros": "GPTQ or AWQ",
+    ".weight_scale_inv": "FP8",
+    ".weight_scale": "FP8 or integers",
+    ".scales": "integers, as MLX does",
+}
+
 
 def cache_folder():
-    """Where blocks from the hub are kept: `$MVL_CACHE/blocks`, else `~/.cache/mvl/blocks`."""
-    root = os.environ.get("MVL_CACHE") or Path.home() / ".cache" / "mvl"
+    """Where blocks from the hub are kept: `$MVL_CACHE/blocks`, else `~/.cache/mvl/blocks`.
+
+    Raises:
+        BlockError: neither MVL_CACHE is set nor a home is known, as in some containers.
+    """
+    root = os.environ.get("MVL_CACHE") or os.path.expanduser("~/.cache/mvl")
+    if root.startswith("~"):
+        raise BlockError("there is no home to keep a block in; set MVL_CACHE to a folder for it")
     return Path(root) / "blocks"
 
 
 def sources_at_hand():
     """The sources that need no network: installed packages, and blocks that the cache keeps."""
     packages = [name for name, (module, *_) in PACKAGES.items() if importlib.util.find_spec(module)]
-    kept = {path.parents[1].name for path in cache_folder().glob(f"*@*/layer*/{_WEIGHTS}")}
+    kept = set()
+    with contextlib.suppress(BlockError):  # where there is no place for a cache, it holds nothing
+        kept = {path.parents[1].name for path in cache_folder().glob(f"*--*@*/layer*/{_WEIGHTS}")}
     blocks = [name.replace("--", "/", 1) for name in sorted(kept)]
     return [f"package:{name}" for name in packages] + [f"hub:{name}" for name in blocks]
 
@@ -128,19 +174,20 @@ def open_checkpoint(source):
             return _gguf(source, weights, revision)
         return _opened(source, _Folder(weights.parent), revision)
     if kind == "gguf" and name:
-        path = Path(name).expanduser()
+        path = Path(os.path.expanduser(name))
         if not path.is_file():
             raise BlockError(f"{source}: there is no such file")
         return _gguf(source, path, _hash_of(path))
     if kind == "path" and name:
-        folder = Path(name).expanduser()
+        folder = Path(os.path.expanduser(name))
+        if folder.is_file():
+            _refuse_layout(_Folder(folder.parent), source, folder.name)
+            raise BlockError(f"{source} is a file; name the model's folder")
         if not folder.is_dir():
             raise BlockError(f"{source}: there is no such folder")
         return _opened(source, _Folder(folder), None)
     if kind == "hub" and name:
-        hub = _Hub(name)
-        config = hub.config()
-        return Checkpoint(source, hub.commit, config, hub)
+        return _of_hub(source, name)
     raise BlockError(
         f"language source {source!r} is not understood; it is package:NAME, path:FOLDER, "
         "gguf:FILE, hub:OWNER/NAME[@REVISION] or random:CONFIG"
@@ -150,14 +197,71 @@ def open_checkpoint(source):
 def _opened(source, files, revision):
     text = files.whole("config.json")
     if text is None:
+        _refuse_layout(files, source)
         raise BlockError(f"{source}: there is no config.json in {files.place}")
     return Checkpoint(source, revision, _json(text, f"{files.place}/config.json"), files)
+
+
+def _refuse_layout(files, source, name=None):
+    """Say what a checkpoint is that is not Hugging Face's with safetensors, where it is known.
+
+    Args:
+        files: where it lies.
+        source: the `LanguageConfig.source` that names it.
+        name: of its only file; None for all that lies there.
+    """
+    for pattern, what, way_out in _LAYOUTS:
+        if Path(name).match(pattern) if name else files.has(pattern):
+            raise BlockError(f"{source} is {what}, which is not read here; {way_out}")
+
+
+def _refuse_quantised(source, how):
+    raise BlockError(
+        f"{source} is quantised ({how}), so its weights are not plain numbers; quantised "
+        "checkpoints cannot be used, name the unquantised one that it was made from"
+    )
+
+
+def _of_hub(source, name):
+    """A checkpoint on the hub, or what `hf download` has left of it where the hub is out of reach.
+
+    A commit never changes: where one is named and was downloaded, the hub is not asked.
+    """
+    repository, _, revision = name.partition("@")
+    if re.fullmatch(_COMMIT, revision) and (kept := _downloaded(source, repository, revision)):
+        return kept
+    try:
+        hub = _Hub(name)
+        return Checkpoint(source, hub.commit, hub.config(), hub)
+    except _Unreachable:
+        if kept := _downloaded(source, repository, revision or "main"):
+            return kept
+        raise
+
+
+def _downloaded(source, repository, revision):
+    """The checkpoint in Hugging Face's cache, if all of its weights are there; else None."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.utils import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(repository, "config.json", revision=revision)
+    except HFValidationError:  # which `_Hub` puts into words
+        return None
+    if not isinstance(found, str):
+        return None
+    folder = Path(found).parent
+    kept = _opened(source, _Folder(folder), folder.name)
+    try:
+        return kept if all(map(kept.files.exists, {*kept.names().values()})) else None
+    except BlockError:
+        return None
 
 
 def _architecture(source, name):
     if name.lstrip().startswith("{"):
         return _json(name, "random:")
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     path = path / "config.json" if path.is_dir() else path
     if not path.is_file():
         raise BlockError(f"{source}: there is no such config.json, and it is no JSON text")
@@ -256,6 +360,11 @@ class Checkpoint:
     def __init__(self, source, revision, config, files):
         self.source, self.revision, self.config, self.files = source, revision, config, files
         self._headers = {}
+        # MLX calls it "quantization".
+        told = config.get("quantization_config") or config.get("quantization")
+        if files is not None and told:
+            method = told.get("quant_method") if isinstance(told, dict) else None
+            _refuse_quantised(source, method or "as its config.json says")
 
     @property
     def origin(self):
@@ -269,6 +378,14 @@ class Checkpoint:
 
     def names(self):
         """{tensor's name: file that holds it}, from the index or the only file's header."""
+        names = self._names()
+        for name in names:
+            for end, how in _QUANTISED.items():
+                if name.endswith(end):
+                    _refuse_quantised(self.source, how)
+        return names
+
+    def _names(self):
         index = self._index
         if index is None:
             return {name: _WEIGHTS for name in self._header(_WEIGHTS)}
@@ -315,6 +432,7 @@ class Checkpoint:
             return _json(text, f"{self.files.place}/{_INDEX}")
         if any(self.files.exists(name) for name in _PICKLES):
             raise BlockError(f"{self.source} has pickled weights only (.bin); {self.files.way_out}")
+        _refuse_layout(self.files, self.source)
         raise BlockError(f"{self.files.place} holds neither {_WEIGHTS} nor {_INDEX}")
 
     def _header(self, file):
@@ -412,10 +530,7 @@ def _pieces(checkpoint, entries, skip):
     """
     for name, entry in entries.items():
         if entry.dtype not in DTYPES:
-            raise BlockError(
-                f"{checkpoint.source}: {name} is stored as {entry.dtype}; quantised checkpoints "
-                "cannot be used, name an unquantised one"
-            )
+            _refuse_quantised(checkpoint.source, f"{name} is stored as {entry.dtype}")
     files, buffer = checkpoint.files, bytearray(_CHUNK)
     spans = []  # neighbours in a file are read by one request
     for name, entry in _in_order(entries):
@@ -473,8 +588,8 @@ def store_tensors(checkpoint, entries, dtype, folder):
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / "partial", "a+b") as partial:
-            fcntl.flock(partial, fcntl.LOCK_EX)  # two processes that want one block share the work
+        # Two processes that want one block share the work.
+        with open(folder / "partial", "a+b") as partial, acquired(partial, wait=True):
             if not (folder / _WEIGHTS).is_file():
                 _copy_tensors(checkpoint, entries, dtype, partial)
                 write_text(folder / "config.json", json.dumps(checkpoint.config, indent=1))
@@ -551,6 +666,10 @@ class _Folder:
         """Whether there is such a file."""
         return self.size(name) is not None
 
+    def has(self, pattern):
+        """Whether there is a file of this name or pattern."""
+        return any(Path(self.place).glob(pattern))
+
     def size(self, name):
         """A file's size in bytes, or None if there is none."""
         path = Path(self.place) / name
@@ -612,7 +731,7 @@ class _Hub:
             raise BlockError(f"{self.place} is no hub:OWNER/NAME[@REVISION]: {error}") from None
         self._known = {}  # name -> (size, ETag), both None where there is no such file
         self._opener = urllib.request.build_opener(_Redirects)
-        if re.fullmatch(r"[0-9a-f]{40}", revision):
+        if re.fullmatch(_COMMIT, revision):
             self.commit = revision
         else:
             self.commit = None
@@ -630,12 +749,16 @@ class _Hub:
     def _resolve(self, revision):
         response = self._request("config.json", revision, "HEAD")
         if response is None:
-            raise BlockError(f"{self.place}: it has no config.json")
+            raise self._no_config()
         with response:
             commit = _hub_header(response, "X-Repo-Commit") or ""
-        if not re.fullmatch(r"[0-9a-f]{40}", commit):
+        if not re.fullmatch(_COMMIT, commit):
             raise BlockError(f"{self.place}: the server names no commit for {revision}")
         return commit
+
+    def _no_config(self):
+        _refuse_layout(self, self.place)
+        return BlockError(f"{self.place}: it has no config.json, as GGUF has none; name another")
 
     def config(self):
         """config.json, from the cache if it was fetched before."""
@@ -643,7 +766,7 @@ class _Hub:
         if not path.is_file():
             text = self.whole("config.json")
             if text is None:
-                raise BlockError(f"{self.place}: it has no config.json")
+                raise self._no_config()
             write_json(path, _json(text, f"{self.place}/config.json"))
         return read_json(path)
 
@@ -669,6 +792,10 @@ class _Hub:
         if response is not None:
             response.close()
         return response is not None
+
+    def has(self, pattern):
+        """Whether there is a file of this name; the hub's files are not listed for a pattern."""
+        return "*" not in pattern and self.exists(pattern)
 
     def size(self, name):
         """A file's size in bytes, or None if there is none."""
@@ -733,7 +860,7 @@ class _Hub:
         from huggingface_hub.utils import build_hf_headers
 
         if constants.HF_HUB_OFFLINE:
-            raise BlockError(f"{self.place}: HF_HUB_OFFLINE is set; {self._offline()}")
+            raise _Unreachable(f"{self.place}: HF_HUB_OFFLINE is set; {self._offline()}")
         endpoint = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
         url = hf_hub_url(self.repository, name, revision=revision, endpoint=endpoint)
         request = urllib.request.Request(url, method=method)

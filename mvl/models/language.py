@@ -16,6 +16,7 @@ import copy
 import hashlib
 import importlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -284,7 +285,7 @@ def extract_block(config, folder):
     if checkpoint.files is None:
         raise BlockError(f"{config.source} has no weights to extract")
     kind, _, place = config.source.partition(":")
-    own = kind == "path" and Path(place).expanduser().resolve() == Path(folder).resolve()
+    own = kind == "path" and Path(os.path.expanduser(place)).resolve() == Path(folder).resolve()
     if own or (Path(folder) / "model.safetensors.index.json").exists():
         raise BlockError(f"{folder} holds a model, which the block would displace; choose another")
     return _stored(checkpoint, architecture, config.dtype, folder)[1]

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mvl.config import DataConfig, ExperimentConfig, ModelConfig
+from mvl.data.domain import TrainingDomain, in_words
 from mvl.errors import BlockError, MvlError, RunError
 from mvl.files import read_json, sha256_of, write_json, write_tensors, write_text
 from mvl.models.language import block_reference
@@ -34,6 +35,7 @@ class Description:
     Attributes:
         config, channels, classes, grid, seed: the arguments of `build_segmenter`.
         task, data: the task's facts and the way of an image to the grid, where they are known.
+        domain: what the training images were like, where it is known.
     """
 
     config: ModelConfig
@@ -43,6 +45,7 @@ class Description:
     seed: int
     task: Task | None = None
     data: DataConfig | None = None
+    domain: TrainingDomain | None = None
 
 
 def write_folder(folder, description, weights, metrics=None):
@@ -61,6 +64,8 @@ def write_folder(folder, description, weights, metrics=None):
     task, data = description.task, description.data
     if data and tuple(data.grid) != description.grid:
         raise RunError(f"the model has the grid {description.grid}, the data {data.grid}")
+    if description.domain and not (task and data):
+        raise RunError("a domain is about a task's images: save it with task and data")
     seen = (data or DataConfig()).channels_of(task) if task else ()
     if task and len(seen) != description.channels:
         raise RunError(f"the model has {description.channels} channels, {task.name} {seen}")
@@ -162,6 +167,7 @@ def _description(stored, source):
     try:
         known = {field.name for field in dataclasses.fields(Description)} - {"config"}
         known |= {"model", "model_type", "format_version", "block", "weights_sha256"}
+        stored = {"domain": None} | stored  # a folder from before domains has none
         if odd := sorted(known ^ stored.keys()):
             raise RunError(f"{'unknown' if odd[0] in stored else 'missing'} key {odd[0]}")
         data = {"grid": stored["grid"]} if stored["data"] is None else stored["data"]
@@ -183,6 +189,7 @@ def _description(stored, source):
             seed=config.seed,
             task=Task.from_dict(stored["task"]) if stored["task"] else None,
             data=config.data if stored["data"] else None,
+            domain=TrainingDomain.from_dict(stored["domain"]) if stored["domain"] else None,
         )
     except (MvlError, TypeError, ValueError, KeyError, AttributeError) as error:
         raise RunError(f"{source}: its config.json is damaged: {error}") from error
@@ -242,6 +249,9 @@ def model_card(description, block, metrics=None):
     if block:
         sections += ["## Language block", _block_text(block)]
     sections += ["## Training data", _data_text(task)]
+    if description.domain:
+        about = in_words(description.domain, task, description.data)
+        sections += ["## Images that it takes", about]
     if metrics:
         rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in metrics.items())
         sections += ["## Results", f"| metric | value |\n|---|---|\n{rows}"]

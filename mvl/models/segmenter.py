@@ -102,7 +102,7 @@ class MedVisionLlama(nn.Module):
         """
         load_trained_state(self, state, origin)
 
-    def save_pretrained(self, folder, task=None, data=None, metrics=None):
+    def save_pretrained(self, folder, task=None, data=None, metrics=None, domain=None):
         """Save the model in the hub's layout: config.json, model.safetensors, README.md.
 
         The language block's weights stay where they came from; the folder names them.
@@ -112,6 +112,7 @@ class MedVisionLlama(nn.Module):
             task: the `Task` it was trained on; for the card, and for use on an image.
             data: the `DataConfig` it was trained with, likewise.
             metrics: {name: number} for the card.
+            domain: the `TrainingDomain`, such as a `Run` has: what images the model takes.
 
         Raises:
             RunError: the model is not as `build_segmenter` made it (put together by hand, or
@@ -128,7 +129,12 @@ class MedVisionLlama(nn.Module):
         weights = self.trained_state()
         if weights.keys() != built.trained_state().keys():
             raise RunError("the model was changed since it was built; save it before merge_lora")
-        about = replace(about, task=task or about.task, data=data or about.data)
+        about = replace(
+            about,
+            task=task or about.task,
+            data=data or about.data,
+            domain=domain or about.domain,
+        )
         write_folder(folder, about, weights, metrics)
 
     @staticmethod

@@ -662,7 +662,7 @@ def _provenance(parameters, runs, notebooks, root):
         rows = [_run_row(run) for run in runs]
         if not any(run.reason for run in runs):
             columns, rows = columns[:-1], [row[:-1] for row in rows]
-        caption = "Runs of this profile, by fingerprint: configuration, voxels, language block."
+        caption = "Runs of this profile, by fingerprint: configuration, data, language block."
         tables.append(Table(caption, columns, [Group("", "", rows)]))
         tables.append(_machines(runs))
     blocks = {str(sorted(run.block.items())): run.block for run in runs if run.block}

@@ -22,7 +22,8 @@ def lab(tmp_path_factory, phantom):
     """The address of a notebook that explores a case of the phantom, served by JupyterLab."""
     folder = tmp_path_factory.mktemp("lab")
     source = (
-        "import mvl\nfrom mvl.data.sources import list_cases, read_label\n\n"
+        "import mvl\nfrom mvl.data.nifti import read_label\n"
+        "from mvl.data.sources import list_cases\n\n"
         f"case = list_cases({str(phantom / 'Task04_Hippocampus')!r})[0]\n"
         "truth = read_label(case.label) > 0\n"
         "explorer = mvl.explore(case, prediction=truth[:, ::-1])\nexplorer"

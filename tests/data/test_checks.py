@@ -12,8 +12,9 @@ import nibabel
 import numpy as np
 import pytest
 
-from mvl.data.checks import check_cases, require
-from mvl.data.sources import list_cases, read_label, read_volume
+from mvl.data.checks import check_cases, require, unlisted
+from mvl.data.nifti import read_label, read_volume
+from mvl.data.sources import list_cases
 from mvl.errors import DataError
 
 AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])
@@ -106,6 +107,12 @@ def put(value):
     return change
 
 
+def beside_the_label(array):
+    """Zeros where `make_task` has its labels."""
+    array[2:5, 2:5, 2:6] = 0
+    return array
+
+
 def swap(folder):
     image, label = image_of(folder).read_bytes(), label_of(folder).read_bytes()
     image_of(folder).write_bytes(label)
@@ -117,7 +124,7 @@ def bomb(path):
     header = nibabel.Nifti1Header()
     header.set_data_dtype(np.float32)
     header.set_data_shape((2048, 1024, 80))
-    header["vox_offset"] = 352
+    header["vox_offset"], header["qform_code"] = 352, 1
     member = gzip.compress(bytes(16 << 20))
     path.write_bytes(gzip.compress(header.binaryblock + bytes(4)) + member * 40)
 
@@ -250,6 +257,25 @@ FAULTS = {
         ),
         "the same voxels as a's",
     ),
+    "blank image": (lambda f: edit(image_of(f), np.zeros_like), "image: 0 in all voxels"),
+    "constant image": (
+        lambda f: edit(image_of(f), lambda a: np.full_like(a, 7)),
+        "image: 7 in all voxels",
+    ),
+    "a voxel of 1e9": (lambda f: edit(image_of(f), put(1e9)), "image: a voxel of 1e+09, while"),
+    "a voxel of -65535": (lambda f: edit(image_of(f), put(-65535)), "image: a voxel of -65535"),
+    "the label as its own image": (
+        lambda f: image_of(f).write_bytes(label_of(f).read_bytes()),
+        "image: the same voxels as its label's",
+    ),
+    "an image of three values": (
+        lambda f: edit(image_of(f), lambda a: np.digitize(a, [-1, 1]).astype(np.float32)),
+        "image: no other values than 0, 1, 2",
+    ),
+    "label on the background": (
+        lambda f: edit(image_of(f), lambda a: beside_the_label(a - a.min())),
+        "label: wholly where the image has its lowest value, 0",
+    ),
 }  # fmt: skip
 
 
@@ -314,6 +340,100 @@ def test_channels_are_held_against_the_task(folder):
     assert [(f.case, f.fault) for f in faults] == [("b", "image: 1 channels, the task has 2")]
 
 
+def two_channels(folder, change):
+    """A task of T1 and T2, with the two channels of b passed through `change`."""
+    write_description(folder, NAMES, modality=("T1", "T2"))
+    for name in NAMES:
+        edit(image_of(folder, name), lambda a: np.stack([a, 300 - a], -1))
+    edit(image_of(folder), change)
+
+
+def test_a_missing_channel_is_named(folder):
+    def blank(array):
+        array[..., 1] = 0
+        return array
+
+    two_channels(folder, blank)
+    faults = check(folder).faults
+    assert [(f.case, f.fault) for f in faults] == [
+        ("b", "image: 0 in all voxels in channel 1 (T2)")
+    ]
+
+
+def test_a_far_voxel_of_one_channel_is_named(folder):
+    def burnt(array):
+        array[0, 0, 0, 0] = 1e9
+        return array
+
+    two_channels(folder, burnt)
+    (fault,) = check(folder).faults
+    assert "a voxel of 1e+09 in channel 0 (T1), while 98 % lie from" in fault.fault
+
+
+@pytest.mark.parametrize("metal", [3095, 30_000])
+def test_metal_in_a_ct_is_no_fault_and_what_no_ct_reaches_is(folder, metal):
+    write_description(folder, NAMES, modality=("CT",))
+    description = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps(description | {"window_hu": [-100, 300]}))
+    edit(image_of(folder), put(metal))
+    assert check(folder).faults == []
+    edit(image_of(folder), put(1e9))
+    assert [f.case for f in check(folder).faults] == ["b"]
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda rng, shape: rng.lognormal(3, 1.5, shape),  # many dark, few bright
+        lambda rng, shape: rng.exponential(1, shape) + 150 * (rng.random(shape) < 0.002),  # PET
+        lambda rng, shape: rng.normal(500, 50, shape) * (rng.random(shape) < 0.005),  # mostly air
+        lambda rng, shape: rng.normal(500, 50, shape) * (rng.random(shape) < 0.0005),
+        lambda rng, shape: 100 + rng.normal(0, 50, shape) * (rng.random(shape) < 0.001),
+        lambda rng, shape: np.round(rng.normal(8, 2, shape)),  # few grey values
+        lambda rng, shape: rng.normal(40, 10, shape) + 4000 * (rng.random(shape) < 0.001),
+    ],
+)
+def test_skewed_sparse_and_coarse_images_are_no_fault(folder, draw):
+    rng = np.random.default_rng(0)
+    array, label = draw(rng, (40, 40, 40)).astype(np.float32), np.zeros((40, 40, 40), np.uint8)
+    label[5:20, 5:20, 5:20], label[20:30, 5:20, 5:20] = 1, 2
+    save(image_of(folder), array)
+    save(label_of(folder), label)
+    assert check(folder).faults == []
+
+
+def test_one_image_labelled_twice_is_no_fault_once_both_have_one_subject(folder):
+    """The remedy, followed: nothing is taken out."""
+    image_of(folder).write_bytes(image_of(folder, "a").read_bytes())
+    (fault,) = check(folder).faults
+    assert "subjects.csv" in fault.remedy
+    (folder / "subjects.csv").write_text("case,subject\na,one\nb,one\nc,two\n")
+    assert check(folder).faults == []
+
+
+def test_an_unlabelled_image_may_be_listed_as_a_test_image(folder):
+    """The remedy, followed."""
+    description = json.loads((folder / "dataset.json").read_text())
+    entry = description["training"][1]
+    del entry["label"]
+    (folder / "dataset.json").write_text(json.dumps(description))
+    (fault,) = check(folder).faults
+    assert "'test'" in fault.remedy
+    description["training"].remove(entry)
+    (folder / "dataset.json").write_text(json.dumps(description | {"test": [entry["image"]]}))
+    assert check(folder).faults == []
+    assert unlisted(folder, list_cases(folder)) == []
+
+
+def test_images_that_nothing_names_are_told(folder):
+    """Another session of one patient, say; no fault, since they may be meant for later."""
+    save(folder / "imagesTr/b_second.nii.gz", np.ones(SHAPE, np.float32))
+    (folder / "imagesTr/._b.nii.gz").write_bytes(b"")
+    assert check(folder).faults == []
+    beside = unlisted(folder, list_cases(folder))
+    assert [path.name for path in beside] == ["b_second.nii.gz"]
+
+
 def test_the_second_version_is_read_like_the_first(folder):
     before, _ = read_volume(image_of(folder))
     second_version(image_of(folder), lambda header: None)
@@ -334,7 +454,7 @@ def test_no_header_ends_in_a_traceback(tmp_path, suffix):
     header = nibabel.Nifti1Header()
     header.set_data_dtype(np.int16)
     header.set_data_shape(SHAPE)
-    header["vox_offset"] = 352
+    header["vox_offset"], header["qform_code"] = 352, 1
     sound = header.binaryblock + bytes(4) + bytes(2 * int(np.prod(SHAPE)))
     rng = np.random.default_rng(0)
     path = tmp_path / f"x{suffix}"
@@ -352,3 +472,73 @@ def test_no_header_ends_in_a_traceback(tmp_path, suffix):
                 refused += 1
                 assert str(path) in str(error)
     assert 50 < refused < 550
+
+
+def describe(folder, **facts):
+    path = folder / "dataset.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | facts))
+
+
+def test_a_label_that_no_case_has_is_the_tasks_fault(folder):
+    labels = {"0": "background", "1": "anterior", "2": "posterior", "7": "never"}
+    describe(folder, labels=labels)
+    result, cases = check(folder), list_cases(folder)
+    assert [(fault.case, fault.fault) for fault in result.faults] == [
+        ("dataset.json", "label 7 (never): in none of 3 cases")
+    ]
+    for on_bad_case in ("fail", "skip"):  # no case is at fault
+        with pytest.raises(DataError, match="label 7"):
+            require(cases, result, on_bad_case)
+    del labels["7"]  # the remedy
+    describe(folder, labels=labels)
+    assert require(cases, check(folder)) == cases
+
+
+def test_a_label_that_skipped_cases_alone_have_is_the_tasks_fault(folder):
+    for name in ("a", "c"):
+        edit(label_of(folder, name), lambda array: np.minimum(array, 1))
+    edit(image_of(folder, "b"), put(np.nan))
+    result = check(folder)
+    assert {fault.case for fault in result.faults} == {"b"}
+    with pytest.raises(DataError, match="label 2 .posterior.: in none of 2 cases"):
+        require(list_cases(folder), result, "skip")
+
+
+def test_an_empty_label_may_be_declared(folder):
+    sound = label_of(folder).read_bytes()
+    edit(label_of(folder), np.zeros_like)
+    (fault,) = check(folder).faults
+    assert fault.case == "b" and '"b" to a list "healthy"' in fault.remedy
+    describe(folder, healthy=["b"])  # the remedy
+    assert check(folder).faults == []
+    label_of(folder).write_bytes(sound)
+    (fault,) = check(folder).faults
+    assert fault.case == "b" and "declared healthy" in fault.fault
+    describe(folder, healthy=["B"])
+    (fault,) = check(folder).faults
+    assert fault.case == "dataset.json" and "B, which is no case" in fault.fault
+
+
+def test_ignored_voxels_are_no_structure_and_no_fault(folder):
+    names = {"0": "background", "1": "anterior", "2": "posterior", "255": "ignore"}
+    describe(folder, labels=names)
+    edit(label_of(folder), put(255))
+    assert check(folder).faults == []
+    edit(label_of(folder), lambda array: np.where(array == 255, array, 0).astype(np.uint8))
+    assert "no voxel of a structure" in check(folder).faults[0].fault
+    edit(label_of(folder), lambda array: np.full_like(array, 255))
+    describe(folder, healthy=["b"])
+    assert "ignore alone" in check(folder).faults[0].fault
+
+
+def test_the_remedy_for_a_background_of_one_is_sound(folder):
+    """Every voxel of the labels is above 0, as where 0 is not used."""
+    for name in NAMES:
+        edit(label_of(folder, name), lambda array: array + 1)
+    describe(folder, labels={"1": "background", "2": "anterior", "3": "posterior"})
+    with pytest.raises(DataError, match='change 1 to 0 in every label, and "1" to "0"'):
+        check(folder)
+    for name in NAMES:
+        edit(label_of(folder, name), lambda array: np.where(array == 1, 0, array))
+    describe(folder, labels={"0": "background", "2": "anterior", "3": "posterior"})
+    assert check(folder).faults == []

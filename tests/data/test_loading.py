@@ -12,7 +12,8 @@ from monai.data import MetaTensor
 
 from mvl.config import DataConfig
 from mvl.data.loading import Preparation, ahead, training_batches
-from mvl.data.sources import Case, read_label, read_volume
+from mvl.data.nifti import read_label, read_volume
+from mvl.data.sources import Case
 from mvl.tasks import TASKS
 
 MRI, CT = TASKS["Task04_Hippocampus"], TASKS["Task09_Spleen"]

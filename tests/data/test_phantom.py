@@ -11,8 +11,9 @@ from scipy import ndimage
 
 from mvl.data.canvas import Draws, Grid, branches, chain
 from mvl.data.checks import check_cases
+from mvl.data.nifti import read_label, read_volume
 from mvl.data.phantom import make_phantom
-from mvl.data.sources import list_cases, read_label, read_volume
+from mvl.data.sources import list_cases
 from mvl.errors import DataError
 from mvl.tasks import TASKS, read_task
 

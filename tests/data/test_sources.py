@@ -1,8 +1,6 @@
-"""Where cases come from: roots, listing, subjects, confinement, reading, hashes."""
+"""Where cases come from: roots, listing, subjects, confinement, hashes."""
 
 import json
-import os
-import shutil
 
 import nibabel
 import numpy as np
@@ -13,10 +11,7 @@ from mvl.data.sources import (
     data_root,
     find_task,
     list_cases,
-    read_header,
-    read_label,
-    read_volume,
-    spacing_of,
+    task_and_cases,
     voxel_hash,
 )
 from mvl.errors import DataError
@@ -127,6 +122,14 @@ def test_paths_stay_in_the_folder(tmp_path, image):
     str(caught.value).encode()  # a terminal can print it
 
 
+def test_a_link_into_an_annex_outside_says_how_to_get_the_file(tmp_path):
+    folder = make_task(tmp_path / "t", ["x"])
+    (folder / "imagesTr").mkdir()
+    (folder / "imagesTr/x.nii.gz").symlink_to(tmp_path / ".git/annex/objects/a/b/SHA256E-s1")
+    with pytest.raises(DataError, match="git annex unlock"):
+        list_cases(folder)
+
+
 def test_the_folder_itself_may_be_a_link(tmp_path):
     make_task(tmp_path / "store" / "t", ["x"])
     (tmp_path / "t").symlink_to(tmp_path / "store" / "t")
@@ -151,52 +154,6 @@ def test_a_malformed_dataset_json_is_one_sentence(tmp_path, text):
 def test_a_case_that_is_listed_twice_is_refused(tmp_path):
     with pytest.raises(DataError, match="x twice"):
         list_cases(make_task(tmp_path, ["x", "y", "x"]))
-
-
-@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-@pytest.mark.parametrize("dtype", ["uint8", "int16", "float32", "float64", ">i2", ">f4"])
-def test_volumes_agree_with_nibabel(tmp_path, suffix, dtype):
-    rng = np.random.default_rng(0)
-    array = rng.integers(0, 200, (5, 7, 3)).astype(dtype)
-    affine = np.array([[0, -0.9, 0.1, 4], [1.1, 0, 0, -5], [0, 0.2, 2.5, 6], [0, 0, 0, 1]])
-    volume = nibabel.Nifti1Image(array, affine)
-    volume.set_data_dtype(dtype)
-    nibabel.save(volume, tmp_path / f"x{suffix}")
-    expected = nibabel.load(tmp_path / f"x{suffix}")
-    read, read_affine = read_volume(tmp_path / f"x{suffix}")
-    assert read.dtype == np.float32
-    np.testing.assert_array_equal(read, expected.get_fdata(dtype=np.float32))
-    np.testing.assert_array_equal(read_affine, expected.affine)
-    assert spacing_of(tmp_path / f"x{suffix}") == pytest.approx(
-        nibabel.affines.voxel_sizes(expected.affine).tolist()
-    )
-
-
-def test_scaling_extensions_and_version_2_are_read_as_nibabel_reads_them(tmp_path):
-    array = np.arange(60, dtype=np.int16).reshape(3, 4, 5, 1)
-    volume = nibabel.Nifti2Image(array, AFFINE)
-    volume.header.set_slope_inter(2.5, -1024)
-    volume.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", b"hello"))
-    nibabel.save(volume, tmp_path / "x.nii.gz")
-    expected = nibabel.load(tmp_path / "x.nii.gz").get_fdata()
-    read, _ = read_volume(tmp_path / "x.nii.gz")
-    assert read.shape == (3, 4, 5)
-    np.testing.assert_allclose(read, expected[..., 0], rtol=1e-6)
-
-
-def test_channels_come_last(tmp_path):
-    array = np.random.default_rng(0).normal(size=(4, 5, 6, 2)).astype(np.float32)
-    np.testing.assert_array_equal(read_volume(save(tmp_path / "x.nii.gz", array))[0], array)
-
-
-def test_float_labels_of_whole_numbers_become_small_integers(tmp_path):
-    array = np.zeros((4, 5, 6), np.float32)
-    array[1:3] = 2
-    label = read_label(save(tmp_path / "x.nii.gz", array))
-    assert label.dtype == np.uint8
-    np.testing.assert_array_equal(label, array)
-    array[0, 0, 0] = -1
-    assert read_label(save(tmp_path / "y.nii.gz", array)).dtype == np.int16
 
 
 @pytest.fixture
@@ -243,23 +200,144 @@ def test_the_voxel_hash_sees_content_and_nothing_else(tmp_path, case):
     assert len(set(hashes)) == len(hashes)
 
 
-def test_an_unreadable_file_is_one_sentence(case, monkeypatch):
-    case.image.chmod(0)
-    if os.access(case.image, os.R_OK):  # root may read everything
-
-        def refuse(path, *_):
-            raise PermissionError(13, "Permission denied", path)
-
-        monkeypatch.setattr(os, "stat", refuse)
-    with pytest.raises(DataError, match="unreadable .Permission denied"):
-        read_volume(case.image)
-
-
-def test_a_missing_label_and_a_folder_in_place_of_a_file(tmp_path, case):
+def test_a_case_without_a_label_has_no_voxel_hash(case):
     with pytest.raises(DataError, match="no label"):
         voxel_hash(Case("i", "i", case.image, None))
-    with pytest.raises(DataError, match="not a regular file"):
-        read_header(tmp_path)
-    shutil.rmtree(tmp_path)
-    with pytest.raises(DataError, match="missing"):
-        read_header(case.image)
+
+
+# --- names, persons and splits that a task brings ------------------------------------------
+
+
+def listed(folder, images, **more):
+    """A task whose images lie at the given paths, each with a label beside it."""
+    entries = [{"image": image, "label": f"labels/{image}"} for image in images]
+    return task_and_cases(make_task(folder, [], training=entries, **more))
+
+
+def test_images_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    """KiTS has case_00000/imaging.nii.gz and so on: eight cases of eight subjects."""
+    task, cases = listed(tmp_path, [f"case_{n:05d}/imaging.nii.gz" for n in range(8)])
+    assert [case.name for case in cases] == [f"case_{n:05d}_imaging" for n in range(8)]
+    assert len({case.subject for case in cases}) == 8
+    assert not any("person" in said for said in task.assumptions)
+
+
+def test_a_name_that_is_the_only_one_stays(tmp_path):
+    _, cases = listed(tmp_path, ["a/x.nii.gz", "b/x.nii.gz", "c/y.nii.gz"])
+    assert [case.name for case in cases] == ["a_x", "b_x", "y"]
+    # The remedy of subjects.csv takes these names.
+    (tmp_path / "subjects.csv").write_text("case,subject\na_x,p\nb_x,p\ny,q\n")
+    assert [case.subject for case in list_cases(tmp_path)] == ["p", "p", "q"]
+
+
+def test_names_that_paths_do_not_tell_apart_are_refused_and_renaming_helps(tmp_path):
+    with pytest.raises(DataError, match="a_b/x.nii.gz and .*d/a_b_x.nii.* case a_b_x; rename"):
+        listed(tmp_path, ["a_b/x.nii.gz", "d/a_b_x.nii.gz", "c/x.nii.gz"])
+    assert len(listed(tmp_path, ["a_b/x.nii.gz", "d/a_b_y.nii.gz", "c/x.nii.gz"])[1]) == 3
+    with pytest.raises(DataError, match="case x twice"):
+        listed(tmp_path, ["a/x.nii.gz", "./a/x.nii.gz"])
+
+
+@pytest.mark.parametrize(
+    ("images", "subjects"),
+    [
+        (["p1/s1.nii", "p1/s2.nii", "p2/s1.nii"], ["p1", "p2_s1", "p1"]),
+        (["p1/a/x.nii", "p1/b/x.nii", "p2/a/x.nii"], ["p1", "p1", "p2_a_x"]),
+        (["imagesTr/p1/p1_a.nii", "imagesTr/p1/p1_b.nii", "imagesTr/p2/q.nii"], ["p1", "p1", "q"]),
+        (
+            ["sub-01/ses-1/anat/T1w.nii", "sub-01/ses-2/anat/T1w.nii", "sub-02/ses-1/anat/T1w.nii"],
+            ["sub-01", "sub-01", "sub-02_ses-1_anat_T1w"],
+        ),
+        (
+            ["i/sub-01_ses-1_T1w.nii", "i/sub-01_ses-2_T1w.nii", "i/sub-02_ses-1_T1w.nii"],
+            ["sub-01", "sub-01", "sub-02_ses-1_T1w"],
+        ),
+        # Two stores of files are no persons, nor are files of one folder.
+        (["a/1.nii", "a/2.nii", "b/3.nii", "b/4.nii"], ["1", "2", "3", "4"]),
+        (["imagesTr/1.nii", "imagesTr/2.nii"], ["1", "2"]),
+    ],
+)
+def test_sessions_of_one_person_are_of_one_subject(tmp_path, images, subjects):
+    task, cases = listed(tmp_path, images)
+    assert [case.subject for case in cases] == subjects
+    said = [said for said in task.assumptions if "person" in said]
+    assert bool(said) == (len({*subjects}) < len(subjects))
+    assert not said or f"2 of {subjects[0]} " in said[0]
+
+
+def entries(*names):
+    return [{"image": f"imagesTr/{n}.nii.gz", "label": f"labelsTr/{n}.nii.gz"} for n in names]
+
+
+def sides(cases):
+    return {case.name: case.side for case in cases if case.side}
+
+
+def test_a_validation_list_and_labelled_test_cases_are_sides(tmp_path):
+    more = {"validation": entries("v"), "test": entries("t")}
+    task, cases = task_and_cases(make_task(tmp_path, ["a", "b"], **more))
+    assert sides(cases) == {"v": "validation", "t": "test"} and len(cases) == 4
+    assert "validation (1 cases) as dataset.json" in task.assumptions[-1]
+    # MSD's own test images have no labels, and no word is lost on them.
+    task, cases = task_and_cases(make_task(tmp_path, ["a", "b"], test=["./imagesTs/t.nii.gz"]))
+    assert len(cases) == 2 and not any("split" in said for said in task.assumptions)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"validation": ["imagesTr/v.nii.gz"]}, "'validation' has an entry without 'image'"),
+        ({"validation": {"v": 1}}, "'validation' is not a list"),
+        ({"validation": entries("a")}, "'training' and 'validation' name case a twice"),
+        ({"test": [*entries("t"), {"image": "x.nii.gz"}]}, "1 of 2 entries of 'test' have a label"),
+        ({"val": entries("v", "w")}, "'val' lists 2 labelled cases"),
+    ],
+)
+def test_a_list_that_cannot_be_used_is_refused_by_name(tmp_path, more, said):
+    with pytest.raises(DataError, match=said):
+        list_cases(make_task(tmp_path, ["a", "b"], **more))
+
+
+def test_splits_json_says_who_stands_where(tmp_path):
+    folder = make_task(tmp_path, list("abcd"))
+    whole = {"train": ["a", "b"], "validation": ["c"], "test": ["d"]}
+    for split, expected in (
+        ({"test": ["d"]}, {"d": "test"}),
+        (whole, {"a": "train", "b": "train", "c": "validation", "d": "test"}),
+    ):
+        (folder / "splits.json").write_text(json.dumps(split))
+        task, cases = task_and_cases(folder)
+        assert sides(cases) == expected
+        assert "test (1 cases)" in task.assumptions[-1] and "splits.json" in task.assumptions[-1]
+
+
+@pytest.mark.parametrize(
+    ("split", "said"),
+    [
+        ({"test": ["e"]}, "'test' names 'e', which is no case of dataset.json"),
+        ({"test": ["a"], "validation": ["a"]}, "a stands in test and in validation"),
+        ({"train": ["a"], "test": ["b"]}, "train, but no validation"),
+        ({"train": ["a"], "validation": ["b"], "test": ["c"]}, r"1 of 4 cases stand on no side .d"),
+        ({"val": ["a"]}, "expected names of cases by side"),
+        ([{"train": ["a"], "val": ["b"]}], "expected names of cases by side"),
+        ({"test": []}, "expected names of cases by side"),
+        ({"test": [1]}, "expected names of cases by side"),
+    ],
+)
+def test_a_splits_json_that_cannot_be_used_is_refused_by_name(tmp_path, split, said):
+    folder = make_task(tmp_path, list("abcd"))
+    (folder / "splits.json").write_text(json.dumps(split))
+    with pytest.raises(DataError, match=said):
+        list_cases(folder)
+
+
+def test_two_splits_are_refused_and_the_splits_of_others_are_named(tmp_path):
+    folder = make_task(tmp_path, list("abcd"), validation=entries("v"))
+    (folder / "splits.json").write_text('{"test": ["a"]}')
+    with pytest.raises(DataError, match="two splits"):
+        list_cases(folder)
+    (folder / "splits.json").rename(folder / "splits_final.json")
+    folded = [entry | {"fold": 0} for entry in entries("a", "b")]
+    task, _ = task_and_cases(make_task(tmp_path, [], training=folded))
+    assert "the folds in dataset.json are not used" in task.assumptions[-2]
+    assert "splits_final.json is not used" in task.assumptions[-1]

@@ -110,3 +110,44 @@ def test_cases_of_another_task_or_of_a_phantom_or_without_all_of_the_studys_are_
     assert study_cases(dataclasses.replace(task, name="Mine"), cases) == cases
     fewer = [case for case in cases if case.name != "hippocampus_001"]
     assert study_cases(task, fewer) == fewer
+
+
+def given(side, *names):
+    return [Case(name, name, Path(name), Path(name), side) for name in names]
+
+
+def test_a_validation_list_is_the_validation_side_of_every_seed_and_share():
+    """MONAI's BTCV lists 8 training and 4 validation cases: 6, 4 and 2 on the sides."""
+    known = given(None, *"abcdefgh") + given("validation", *"wxyz")
+    for fold, fraction in itertools.product(range(5), (0.5, 1.0)):
+        split = make_split(known, 0, fold, fraction)
+        assert split.validation == ("w", "x", "y", "z")
+        assert (len(split.train), len(split.test)) == (6 * fraction, 2)
+        assert {*split.train, *split.test} <= set("abcdefgh")
+
+
+def test_given_test_cases_are_the_test_side_and_folds_come_from_the_others():
+    known = given(None, *"abcdefghij") + given("test", "y", "z")
+    splits = [make_split(known, 0, fold) for fold in range(5)]
+    assert {split.test for split in splits} == {("y", "z")}
+    assert sorted(itertools.chain(*(split.validation for split in splits))) == list("abcdefghij")
+
+
+def test_a_whole_split_is_used_as_it_is():
+    known = given("train", *"abcd") + given("validation", "e") + given("test", "f", "g")
+    split = make_split(known, 0, 3)
+    assert split == Split(tuple("abcd"), ("e",), ("f", "g"))
+    half = make_split(known, 0, 3, 0.5)
+    assert len(half.train) == 2 and half.validation == ("e",) and half.test == ("f", "g")
+
+
+def test_a_subject_on_two_given_sides_is_refused_by_name():
+    known = given(None, *"abcdefgh") + given("validation", "z")
+    known[0] = dataclasses.replace(known[0], subject="z")
+    with pytest.raises(DataError, match=r"subject z on two sides: a .the others. and z .valid"):
+        make_split(known, 0, 0)
+
+
+def test_a_given_side_needs_others_to_learn_from():
+    with pytest.raises(DataError, match="1 subjects are too few for a test set and training.*2"):
+        make_split(given(None, "a") + given("validation", "z"), 0, 0)

@@ -145,7 +145,69 @@ def test_quantised_weights_are_refused(tmp_path):
     save_file({"w": torch.zeros(4, dtype=torch.int8)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text("{}")
     opened = open_checkpoint(f"path:{tmp_path}")
-    with pytest.raises(BlockError, match="stored as I8; quantised"):
+    with pytest.raises(BlockError, match="quantised .w is stored as I8"):
+        read_tensors(opened, opened.entries(["w"]), torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("files", "match"),
+    [
+        ({"params.json": "{}", "consolidated.00.pth": ""}, "Meta's .* hub:meta-llama/Llama-3.1-8B"),
+        ({"m.Q4_K_M.gguf": "GGUF"}, "is GGUF, .* name the model that it was made from"),
+        ({"config.json": "{}", "m.gguf": "GGUF"}, "is GGUF"),
+        ({"adapter_config.json": "{}", "adapter_model.safetensors": ""}, "without its model"),
+        ({"config.json": "{}", "onnx/model.onnx": ""}, "is ONNX"),
+        ({"model.onnx": ""}, "is ONNX"),
+        ({"modules.json": "[]", "0_Transformer/config.json": "{}"}, "0_Transformer"),
+    ],
+)
+def test_another_layout_is_named_with_what_to_take_instead(tmp_path, files, match):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    with pytest.raises(BlockError, match=match):
+        open_checkpoint(f"path:{tmp_path}").names()
+
+
+def test_a_file_in_place_of_a_folder_is_named(tmp_path):
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    with pytest.raises(BlockError, match="m.gguf is GGUF"):
+        open_checkpoint(f"path:{tmp_path}/m.gguf")
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(BlockError, match="name the model's folder"):
+        open_checkpoint(f"path:{tmp_path}/model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("config", "tensor", "match"),
+    [
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "w", "quantised .bitsandbytes"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "w", "quantised .gptq"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "w", "quantised .fp8"),
+        ({"quantization": {"group_size": 64, "bits": 4}}, "w", "config.json says"),
+        ({}, "model.layers.0.self_attn.q_proj.SCB", "bitsandbytes, 8 bits"),
+        ({}, "model.layers.0.self_attn.q_proj.weight.absmax", "bitsandbytes, 4 bits"),
+        ({}, "model.layers.0.self_attn.q_proj.qweight", "GPTQ or AWQ"),
+        ({}, "model.layers.0.self_attn.q_proj.weight_scale_inv", "FP8"),
+        ({}, "model.layers.0.self_attn.q_proj.scales", "MLX"),
+    ],
+)
+def test_a_quantised_checkpoint_says_how(tmp_path, config, tensor, match):
+    from safetensors.torch import save_file
+
+    save_file({tensor: torch.zeros(4)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BlockError, match=match):
+        open_checkpoint(f"path:{tmp_path}").names()
+
+
+def test_float8_says_how(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"w": torch.zeros(4).to(torch.float8_e4m3fn)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    opened = open_checkpoint(f"path:{tmp_path}")
+    with pytest.raises(BlockError, match="quantised .w is stored as F8_E4M3"):
         read_tensors(opened, opened.entries(["w"]), torch.float32)
 
 
@@ -587,3 +649,55 @@ def test_offline_mode_is_respected(hub, monkeypatch):
     with pytest.raises(BlockError, match="HF_HUB_OFFLINE is set"):
         open_checkpoint("hub:owner/name")
     assert not hub.hub.requests
+
+
+@pytest.fixture
+def downloaded(sharded, tmp_path, monkeypatch):
+    """Hugging Face's cache as `hf download owner/name` leaves it, and no way to the hub."""
+    model = tmp_path / "hf" / "models--owner--name"
+    snapshot = model / "snapshots" / COMMIT
+    for folder in (model / "blobs", model / "refs", snapshot):
+        folder.mkdir(parents=True)
+    (model / "refs" / "main").write_text(COMMIT)
+    for path in sharded[0].iterdir():
+        blob = hashlib.sha256(path.read_bytes()).hexdigest()
+        (model / "blobs" / blob).write_bytes(path.read_bytes())
+        (snapshot / path.name).symlink_to(f"../../blobs/{blob}")
+    monkeypatch.setenv("MVL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    return snapshot
+
+
+@pytest.mark.parametrize("offline", [False, True])
+@pytest.mark.parametrize("source", ["hub:owner/name", f"hub:owner/name@{COMMIT}"])
+def test_what_hf_download_left_serves_where_there_is_no_network(
+    downloaded, sharded, monkeypatch, offline, source
+):
+    """The same block as from the hub: its revision, and its weights' SHA-256."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+    reference = block_reference(LanguageConfig(source=source, layer=1))
+    assert reference["revision"] == COMMIT
+    assert reference["sha256"] == block_reference(local(sharded))["sha256"]
+
+
+def test_half_a_download_does_not_pass_for_the_model(downloaded):
+    next(downloaded.glob("*.safetensors")).unlink()
+    with pytest.raises(BlockError, match="cannot be reached"):
+        open_checkpoint("hub:owner/name")
+    with pytest.raises(BlockError, match="cannot be reached"):
+        open_checkpoint("hub:owner/other")
+
+
+def test_the_hub_is_asked_for_what_a_branch_is_now(hub, downloaded, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", hub.hub.address)
+    block_reference(HUB)
+    assert hub.hub.requests
+
+
+def test_without_a_home_the_packages_are_listed_still(monkeypatch):
+    monkeypatch.delenv("MVL_CACHE", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as where nobody has a home
+    assert checkpoint.sources_at_hand() == ["package:all-minilm-l6-v2"]
+    with pytest.raises(BlockError, match="set MVL_CACHE"):
+        checkpoint.cache_folder()

@@ -244,7 +244,7 @@ def test_weights_that_do_not_fit_are_refused(models, tmp_path, fault):
     tensors.pop("lm_head.weight")
     name = "model.layers.2.self_attn.q_proj.weight"
     if fault == "missing":
-        tensors["model.layers.2.self_attn.q_proj.qweight"] = tensors.pop(name)
+        tensors["model.layers.2.self_attn.q_proj.other"] = tensors.pop(name)
     elif fault == "foreign":
         tensors["model.layers.2.self_attn.q_proj.bias"] = torch.zeros(32)
     else:

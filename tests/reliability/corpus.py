@@ -201,8 +201,8 @@ _description("a path that is a number", ("is not the path",), training=_entries(
 _description("a tolerance without end", ("tolerance_mm",), tolerance_mm=float("inf"))
 _description("a tolerance that is text", ("tolerance_mm",), tolerance_mm="2 mm")
 _description("one label's number twice", ("in two ways",), labels={"1": "a", "01": "b"})
-_description("one label's name twice", ("a name twice",), labels={"1": "a", "2": "a"})
-_description("a label called foreground", ("a name twice, or",), labels={"1": "foreground"})
+_description("one label's name twice", ("one name twice",), labels={"1": "a", "2": "a"})
+_description("a label called foreground", ("all labels together",), labels={"1": "foreground"})
 _description("no channel", ("at least one entry",), modality={})
 _description("the background alone", ("at least one entry",), labels={"0": "background"})
 _description("a window that is none", ("window_hu must be",), window_hu=[3, -3])
@@ -532,7 +532,9 @@ _run("task.json without labels", ("task.json", "labels"), _edited("task.json", l
 _run("task.json of another version", ("task.json", "another version"), _edited("task.json", new=1))
 _run("split.json without test", ("split.json", "lacks 'test'"), _edited("split.json", test=None))
 _run("split.json with a number", ("split.json", "no split"), _edited("split.json", test=7))
-_run("another split", ("another split",), _edited("split.json", test=["x"]))
+_run("another split", ("split:", "now in test"), _edited("split.json", test=["x"]))
+_run("identity.json without subjects", ("identity.json", "lacks 'subjects'"),
+     _edited("identity.json", subjects=None))  # fmt: skip
 _run("weights missing", (_WEIGHTS, "cannot be read"), lambda run: (run / _WEIGHTS).unlink())
 _run("weights cut off", (_WEIGHTS, "cannot be read"), _cut(_WEIGHTS))
 _run("weights with a lying header", (_WEIGHTS, "cannot be read"),

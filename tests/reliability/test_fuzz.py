@@ -17,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 
 from mvl.config import PRESETS, ExperimentConfig
 from mvl.data.checks import check_cases
-from mvl.data.sources import list_cases, read_header, read_label, read_volume
+from mvl.data.nifti import read_header, read_label, read_volume
+from mvl.data.sources import list_cases
 from mvl.errors import BlockError, ConfigError, DataError, MvlError
 from mvl.files import read_json
 from mvl.models.checkpoint import open_checkpoint
@@ -45,7 +46,7 @@ def _sound_nifti(kind):
     header = kind()
     header.set_data_dtype(np.int16)
     header.set_data_shape(_SHAPE)
-    header["vox_offset"] = header.single_vox_offset
+    header["vox_offset"], header["qform_code"] = header.single_vox_offset, 1
     voxels = np.arange(np.prod(_SHAPE), dtype="<i2")
     return header.binaryblock + bytes(4) + voxels.tobytes()
 

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from mvl.config import PROTOCOL_VERSION
+from mvl.files import REPOSITORY
 from mvl.models.pretrained import FORMAT_VERSION
 from mvl.reference import BEST, REFERENCE
 from scripts import reliability
@@ -16,6 +17,12 @@ from tests.reliability.test_kills import FEW, MANY
 def test_the_page_is_made_of_the_record():
     record = json.loads(reliability.RECORD.read_text(encoding="utf-8"))
     assert reliability.PAGE.read_text(encoding="utf-8") == reliability.page(record)
+
+
+def test_each_meaning_is_held_by_a_test():
+    for row in reliability.meanings():
+        file, _, name = row["test"].partition("::")
+        assert f"\ndef {name}(" in (REPOSITORY / file).read_text(encoding="utf-8"), row["test"]
 
 
 def test_the_committed_record_is_of_the_slow_tier():

@@ -1,0 +1,329 @@
+"""Images that a model was made for, and others: each with what is said of it."""
+
+import dataclasses
+import json
+from dataclasses import replace
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+from mvl.cli import main
+from mvl.config import DataConfig
+from mvl.data.domain import TrainingDomain, judge, judge_volumes, training_domain
+from mvl.data.loading import Preparation
+from mvl.data.sources import Case
+from mvl.errors import DataError
+from mvl.evaluation import predict_file, predict_folder
+from mvl.tasks import TASKS
+
+MRI, CT = TASKS["Task04_Hippocampus"], TASKS["Task09_Spleen"]  # the window is -160 to 240 HU
+SHAPE = (20, 24, 20)
+PAD = DataConfig(grid=(24, 24, 24))
+RESIZE = replace(PAD, fit="resize")
+CROP = replace(PAD, fit="crop", spacing_mm=(1.0, 1.0, 1.0))
+
+
+def mri(seed=0, shape=SHAPE):
+    """Grey values as in a crop of a head, all above 0, with dark and bright tails that differ."""
+    return 1000 + 200 * np.random.default_rng(seed).gamma(4, 1, shape).astype(np.float32)
+
+
+def ct(seed=0, shape=SHAPE):
+    """Air around a body of fat, soft tissue and bone, in Hounsfield units."""
+    rng = np.random.default_rng(seed)
+    image = np.full(shape, -1000, np.float32)
+    body = tuple(slice(n // 5, n - n // 5) for n in shape)
+    inside = rng.choice([-100, 40, 60, 700], p=[0.3, 0.3, 0.3, 0.1], size=image[body].shape)
+    image[body] = inside + rng.normal(0, 10, inside.shape)
+    return image
+
+
+def label(shape=SHAPE):
+    array = np.zeros(shape, np.uint8)
+    array[8:12, 8:12, 8:10], array[8:12, 8:12, 10:12] = 1, 2
+    return array
+
+
+@pytest.fixture(scope="module")
+def domains(tmp_path_factory):
+    """{task: domain of 4 cases of 1 mm}, by name."""
+    found = {}
+    for task, image in ((MRI, mri), (CT, ct)):
+        folder, cases = tmp_path_factory.mktemp(task.name), []
+        for seed in range(4):
+            case = Case(f"{seed}", f"{seed}", folder / f"{seed}.nii", folder / f"{seed}_label.nii")
+            truth = label() if task is MRI else label().clip(0, 1)
+            nibabel.save(nibabel.Nifti1Image(image(seed), np.eye(4)), case.image)
+            nibabel.save(nibabel.Nifti1Image(truth, np.eye(4)), case.label)
+            cases.append(case)
+        found[task.name] = training_domain(cases, task, PAD, (0.9, 0.5), show=False)
+    return found
+
+
+def outcome(domain, voxels, affine, task, config):
+    findings = judge(domain, voxels, affine, task, config)
+    if any(finding.refused for finding in findings):
+        return "refused"
+    return "warned" if findings else "passed"
+
+
+def scaled(*factors):
+    return np.diag([*factors, 1.0])
+
+
+ONE = scaled(1, 1, 1)
+
+
+# ---------------------------------------------------------------- what is measured
+
+
+def test_the_domain_is_the_training_cases_range(domains):
+    domain = domains[MRI.name]
+    assert domain.cases == 4
+    assert domain.spacing_mm == ((1, 1),) * 3
+    assert domain.extent_mm == ((20, 20), (24, 24), (20, 20))
+    # 4 x 4 x 2 voxels of 1 mm a label, 0.032 ml.
+    assert domain.volume_ml == {
+        "foreground": (0.064, 0.064),
+        "anterior": (0.032, 0.032),
+        "posterior": (0.032, 0.032),
+    }
+    assert domain.negative == ((0, 0),) and domain.flat == ((0, 0),)
+    median = [np.median((i - i.mean()) / i.std()) for i in map(mri, range(4))]
+    assert domain.quantiles[0][2] == pytest.approx((min(median), max(median)), abs=1e-3)
+
+
+def test_a_cts_intensities_are_hounsfield_units(domains):
+    low, high = domains[CT.name].quantiles[0][0]
+    assert low == high == -1000
+    inside = [np.mean((i > -160) & (i < 240)) for i in map(ct, range(4))]
+    assert domains[CT.name].flat[0] == pytest.approx((1 - max(inside), 1 - min(inside)), abs=1e-3)
+
+
+def test_lengths_are_along_the_patients_axes(tmp_path):
+    """An image stored as S, R, A, of 3 x 1 x 2 mm, is 1 x 2 x 3 mm along R, A and S."""
+    affine = np.array([[0, 1, 0, 0], [0, 0, 2, 0], [3, 0, 0, 0], [0, 0, 0, 1.0]])
+    case = Case("a", "a", tmp_path / "a.nii", tmp_path / "b.nii")
+    nibabel.save(nibabel.Nifti1Image(mri(), affine), case.image)
+    nibabel.save(nibabel.Nifti1Image(label(), affine), case.label)
+    domain = training_domain([case], MRI, PAD, (0.9, 0.9), show=False)
+    assert domain.spacing_mm == ((1, 1), (2, 2), (3, 3))
+    assert domain.extent_mm == ((24, 24), (40, 40), (60, 60))
+    assert domain.volume_ml["foreground"] == (0.384, 0.384)  # 64 voxels of 6 mm3
+    assert not domain.is_one_sided
+
+
+def test_a_domain_comes_back_from_json_or_is_damaged(domains):
+    for domain in domains.values():
+        stored = json.loads(json.dumps(dataclasses.asdict(domain)))
+        assert TrainingDomain.from_dict(stored) == domain
+    for key, value in {
+        "flat": ...,
+        "spacing_mm": [[1, 1]],
+        "extent_mm": [[2, 1]] * 3,
+        "quantiles": [[[0, 1]]],
+        "volume_ml": 3,
+        "sides_dice": [0.9],
+        "turned_degrees": ["a", "b"],
+        "new": 1,
+    }.items():
+        changed = {k: v for k, v in (stored | {key: value}).items() if v is not ...}
+        with pytest.raises(DataError):
+            TrainingDomain.from_dict(changed)
+
+
+# ---------------------------------------------------------------- what is said of an image
+
+
+def doubled(image):
+    return np.pad(image, [(n // 2, n // 2) for n in image.shape], mode="reflect")
+
+
+@pytest.mark.parametrize(
+    ("image", "affine", "config", "expected"),
+    [
+        pytest.param(mri(9), ONE, PAD, "passed", id="unseen case"),
+        pytest.param(mri(9)[::-1, :, ::-1], scaled(-1, 1, -1), PAD, "passed", id="stored flipped"),
+        pytest.param(mri(9), scaled(1.1, 1.1, 1), PAD, "passed", id="a tenth larger"),
+        pytest.param(mri(9), scaled(1.4, 1, 1), PAD, "warned", id="1.4 mm"),
+        pytest.param(mri(9), scaled(2, 2, 2), PAD, "refused", id="2 mm"),
+        pytest.param(mri(9), scaled(0.5, 0.5, 0.5), PAD, "refused", id="0.5 mm"),
+        pytest.param(mri(9), scaled(1, 1, 5), PAD, "refused", id="thick slices"),
+        pytest.param(mri(9), scaled(1000, 1000, 1000), PAD, "refused", id="micrometres"),
+        pytest.param(doubled(mri(9)), ONE, PAD, "refused", id="twice the field of view"),
+        pytest.param(mri(9, (20, 34, 20)), ONE, PAD, "warned", id="one edge 1.4 times"),
+        pytest.param(mri(9)[5:15, 6:18, 5:15], ONE, PAD, "refused", id="half the field of view"),
+        pytest.param(mri(9)[:, :, 9:10], ONE, PAD, "refused", id="one slice"),
+        # Resized, the field of view is the scale; in crops, it may be any.
+        pytest.param(mri(9), scaled(1.4, 1, 1), RESIZE, "warned", id="resize: wider"),
+        pytest.param(doubled(mri(9)), ONE, RESIZE, "refused", id="resize: twice the view"),
+        pytest.param(mri(9, (40, 48, 40)), scaled(0.5, 0.5, 0.5), RESIZE, "warned", id="finer"),
+        pytest.param(doubled(mri(9)), ONE, CROP, "passed", id="crop: twice the view"),
+        pytest.param(mri(9), scaled(2, 2, 2), CROP, "warned", id="crop: 2 mm"),
+        pytest.param(mri(9), scaled(1000, 1000, 1000), CROP, "refused", id="crop: micrometres"),
+        # An MRI's units mean nothing, its distribution does.
+        pytest.param(7 * mri(9), ONE, PAD, "passed", id="another scale"),
+        pytest.param(mri(9).max() - mri(9), ONE, PAD, "warned", id="inverted"),
+        pytest.param(-mri(9), ONE, PAD, "refused", id="negated"),
+        pytest.param((mri(9) - 1800) / 400, ONE, PAD, "warned", id="z-scores"),
+        pytest.param(ct(9), ONE, PAD, "refused", id="a CT for an MRI"),
+        pytest.param(np.zeros(SHAPE, np.float32), ONE, PAD, "refused", id="zeros"),
+        pytest.param(np.full(SHAPE, 7, np.float32), ONE, PAD, "refused", id="constant"),
+        pytest.param(mri(9) * (mri(9) > 1700), ONE, PAD, "warned", id="half is masked"),
+    ],
+)
+def test_an_mri_against_its_models_training_images(domains, image, affine, config, expected):
+    assert outcome(domains[MRI.name], image, affine, MRI, config) == expected
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        pytest.param(ct(9), "passed", id="unseen case"),
+        pytest.param(np.where(ct(9) == -1000, -2000, ct(9)), "passed", id="padded with -2000"),
+        pytest.param(ct(9) + 1024, "refused", id="offset lost"),
+        pytest.param(ct(9) - 1024, "refused", id="offset twice"),
+        pytest.param(ct(9) * 10, "refused", id="slope lost"),
+        pytest.param(ct(9) / 10, "refused", id="slope twice"),
+        pytest.param((ct(9) + 1000) / 3000, "refused", id="0 to 1"),
+        pytest.param(ct(9).clip(-160, 240) / 400 * 255 + 102, "refused", id="windowed to 8 bits"),
+        pytest.param(-ct(9), "refused", id="negated"),
+        pytest.param(mri(9), "refused", id="an MRI for a CT"),
+    ],
+)
+def test_a_ct_against_its_models_training_images(domains, image, expected):
+    assert outcome(domains[CT.name], image, ONE, CT, PAD) == expected
+
+
+def test_a_turned_image_is_warned_of(domains):
+    cosine, sine = np.cos(np.radians(30)), np.sin(np.radians(30))
+    turned = np.array([[cosine, -sine, 0, 0], [sine, cosine, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    findings = judge(domains[MRI.name], mri(9), turned, MRI, PAD)
+    assert [finding.refused for finding in findings] == [False] and "30 degrees" in findings[0].said
+
+
+def test_a_finding_names_both_values_and_its_remedy_works(domains):
+    """0.5 mm is refused; every second voxel of it has 1 mm, and passes."""
+    fine = mri(9).repeat(2, 0).repeat(2, 1).repeat(2, 2)
+    (finding,) = judge(domains[MRI.name], fine, scaled(0.5, 0.5, 0.5), MRI, PAD)
+    assert "0.5 x 0.5 x 0.5 mm" in finding.said and "1 x 1 x 1 mm" in finding.said
+    assert not judge(domains[MRI.name], fine[::2, ::2, ::2], ONE, MRI, PAD)
+    # A whole head is refused; the crop of it passes.
+    head = np.pad(mri(9), 40, mode="reflect")
+    (finding,) = judge(domains[MRI.name], head, ONE, MRI, PAD)
+    assert "100 x 104 x 100 mm" in finding.said and "20 x 24 x 20 mm" in finding.said
+    assert not judge(domains[MRI.name], head[40:60, 40:64, 40:60], ONE, MRI, PAD)
+
+
+def test_each_channel_is_judged_by_its_own(tmp_path):
+    task = replace(CT, channels=("CT", "T1"))
+    both = np.stack([ct(), mri()], -1)
+    case = Case("a", "a", tmp_path / "a.nii", tmp_path / "b.nii")
+    nibabel.save(nibabel.Nifti1Image(both, np.eye(4)), case.image)
+    nibabel.save(nibabel.Nifti1Image(label(), np.eye(4)), case.label)
+    domain = training_domain([case], task, PAD, (0.9, 0.9), show=False)
+    assert not judge(domain, both, ONE, task, PAD)
+    findings = judge(domain, both[..., ::-1], ONE, task, PAD)
+    assert {finding.said[:10] for finding in findings} == {"channel 0:", "channel 1:"}
+    first = replace(PAD, channels="first")
+    domain = training_domain([case], task, first, (0.9, 0.9), show=False)
+    assert not judge(domain, both, ONE, task, first)
+
+
+def test_volumes_are_held_against_the_training_cases(domains):
+    """0.064 ml in training: a quarter more passes."""
+    assert not judge_volumes(domains[MRI.name], {"foreground": 0.079})
+    for volume in (0.04, 0.09):
+        (said,) = judge_volumes(domains[MRI.name], {"foreground": volume})
+        assert "0.064" in said
+    assert judge_volumes(None, {"foreground": 0.0}) == ["foreground: no voxel was segmented"]
+
+
+# ---------------------------------------------------------------- predict
+
+
+class Threshold(torch.nn.Module):
+    """Foreground is what is brighter than so many standard deviations."""
+
+    def __init__(self, level):
+        super().__init__()
+        self.level = torch.nn.Parameter(torch.tensor(float(level)))
+
+    def forward(self, volume):
+        return volume - self.level
+
+
+def saved(path, image, affine=ONE):
+    nibabel.save(nibabel.Nifti1Image(image, affine), path)
+    return path
+
+
+def test_predict_refuses_warns_or_says_one_line(tmp_path, domains, capsys):
+    known = (Preparation(MRI, PAD), MRI, "foreground", domains[MRI.name])
+    out = tmp_path / "out.nii.gz"
+    # The 64 brightest of 9,600 voxels: as much as in training.
+    image = mri(9)
+    level = ((image - image.mean()) / image.std()).ravel()
+    model = Threshold(np.sort(level)[-65:-63].mean())
+    predict_file(saved(tmp_path / "a.nii", image), out, model, *known)
+    said = capsys.readouterr()
+    assert said.err == "" and len(said.out.splitlines()) == 2
+    assert "like the 4 training images" in said.out and "mirrored left to right 0.500" in said.out
+    assert "foreground: 64 voxels, 0.064 ml" in said.out
+
+    wide = saved(tmp_path / "b.nii", image, scaled(1.4, 1, 1))
+    predict_file(wide, out, model, *known)
+    assert "warning: " in (error := capsys.readouterr().err) and "1.4 x 1 x 1 mm" in error
+
+    out.unlink()
+    coarse = saved(tmp_path / "c.nii", image, scaled(2, 2, 2))
+    with pytest.raises(DataError, match=r"(?s)c.nii.*2 x 2 x 2 mm.*1 x 1 x 1 mm.*--anyway"):
+        predict_file(coarse, out, model, *known)
+    assert not out.exists()
+    predict_file(coarse, out, model, *known, anyway=True)
+    said = capsys.readouterr()
+    assert "2 x 2 x 2 mm" in said.err and "64 voxels, 0.512 ml" in said.out and out.exists()
+
+    predict_file(tmp_path / "a.nii", out, Threshold(99), *known)
+    said = capsys.readouterr()
+    assert "foreground: 0 voxels, 0 ml" in said.out and "no voxel" in said.err
+
+    predict_file(tmp_path / "a.nii", out, model, *known[:3])
+    assert "not checked" in capsys.readouterr().out
+
+
+def test_a_folders_refused_images_are_its_failures(tmp_path, domains, capsys):
+    images = tmp_path / "images"
+    images.mkdir()
+    saved(images / "a.nii", mri(9), scaled(2, 2, 2))
+    saved(images / "b.nii", mri(9))
+    known = (Threshold(2), Preparation(MRI, PAD), MRI, "foreground", domains[MRI.name])
+    out, failures = predict_folder(images, tmp_path / "out", *known)
+    assert list(failures) == [images / "a.nii"] and "2 x 2 x 2 mm" in failures[images / "a.nii"]
+    assert [path.name for path in out.iterdir()] == ["b.nii.gz"]
+    assert "b.nii: like the 4 training images" in capsys.readouterr().out
+    _, failures = predict_folder(images, tmp_path / "out", *known, anyway=True)
+    assert not failures and len(list(out.iterdir())) == 2
+
+
+# ---------------------------------------------------------------- the model that comes along
+
+
+@pytest.mark.parametrize(
+    ("shape", "affine", "status", "said"),
+    [
+        ((35, 50, 35), ONE, 0, "like the"),
+        ((70, 100, 70), scaled(0.5, 0.5, 0.5), 1, "0.5 x 0.5 x 0.5 mm"),
+        ((17, 25, 17), scaled(2, 2, 2), 1, "2 x 2 x 2 mm"),
+        ((80, 96, 80), ONE, 1, "80 x 96 x 80 mm"),
+    ],
+)
+def test_best_takes_a_crop_of_1_mm(tmp_path, capsys, shape, affine, status, said):
+    image = np.random.default_rng(0).uniform(100, 900, shape).astype(np.float32)
+    image = saved(tmp_path / "a.nii", image, affine)
+    assert main(["predict", str(image), "-o", str(tmp_path / "o.nii")]) == status
+    printed = capsys.readouterr()
+    assert said in printed.out + printed.err
+    assert (tmp_path / "o.nii").exists() == (status == 0)
