@@ -7,13 +7,12 @@ its fold, so that each arm tests each subject once per repeat.
 
 The estimate is the mean over all subjects of the paired difference; cases of one subject are
 averaged first, then the repeats. Other trainings and other subjects would have given another
-number. Both sources are in the means of the folds: each has trainings of its own, and subjects of
-its own. So their spread alone gives the interval, as in a paired t test over the folds, with
-folds - 1 degrees of freedom. It needs no model of the variances, it holds whichever arms vary more,
-and a second repeat narrows it only by what the repeats differ in.
+number. Each fold has trainings and subjects of its own. So the spread of the folds' means gives
+the interval, as in a paired t test over the folds, with folds - 1 degrees of freedom: it needs no
+model of the variances, and a second repeat narrows it only by what the repeats differ in.
 
 docs/statistics.md has the simulation that chose this, beside a mixed model, a variance pooled over
-the arms and the bootstrap (`python benchmarks/coverage.py`).
+the arms and the bootstrap (`python benchmarks/intervals.py`).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -38,17 +37,14 @@ POOLED = "pooled"
 #: Draws for adjusted p values: at 0.05 they have a standard error of 0.0005.
 DRAWS = 200_000
 
-# fmt: off
-COLUMNS = [
-    "suite", "arm_a", "arm_b", "task", "structure", "metric", "block", "n_subjects", "n_trainings",
-    "family", "difference", "ci_low", "ci_high", "p", "p_holm", "p_tost", "verdict",
-    "protocol_version", "synthetic",
-]
-# fmt: on
+COLUMNS = (
+    "suite arm_a arm_b task structure metric block n_subjects n_trainings family difference ci_low "
+    "ci_high p p_holm p_tost verdict protocol_version synthetic"
+).split()
 
 
 class Contrast(NamedTuple):
-    """What is compared: arm_a minus arm_b, or a weighted sum of arms that goes by their names.
+    """What is compared: arm_a minus arm_b, or a weighted sum of arms.
 
     `arm_a` and `arm_b` are arms, or what the sides of `weights` ({arm: weight}, of sum 0) are
     called. `family` is the question it belongs to; `adjusted` is False where that is one claim that
@@ -90,9 +86,8 @@ def contrasts_table(
 ) -> pd.DataFrame:
     """Every contrast in every task and structure, and pooled over the tasks.
 
-    Dice of the foreground decides (`DECIDED`): it alone has p values and a verdict. It has none
-    where the arms have one fold in common, since no second training says how far these trainings
-    differ, nor with fewer than `LEAST_SUBJECTS` subjects.
+    Only `DECIDED` has p values and a verdict; not so where the arms have one fold in common, since
+    nothing says how far its trainings differ, or with fewer than `LEAST_SUBJECTS` subjects.
 
     Args:
         cases: see the module.
@@ -140,10 +135,8 @@ def claim(rows: pd.DataFrame) -> str:
         otherwise "not decided", or "" where a contrast has no verdict.
     """
     verdicts = list(rows["verdict"])
-    if "" in verdicts:
-        return ""
-    if set(verdicts) == {"better"}:
-        return "better"
+    if set(verdicts) == {"better"} or "" in verdicts:
+        return min(verdicts)  # "" comes first
     return verdicts[0] if verdicts[0] in ("worse", "equivalent") else "not decided"
 
 
@@ -153,8 +146,7 @@ def verdict(difference: float, p: float, p_tost: float) -> str:
     "better" or "worse" where it differs from zero, however little: the interval says by how much.
     Otherwise "equivalent" where the 90 % interval lies within ±`BOUND`; otherwise "not decided".
 
-    Args:
-        difference, p, p_tost: columns of `contrasts_table`, p as adjusted.
+    The arguments are columns of `contrasts_table`, p as adjusted.
     """
     if p < ALPHA:
         return "better" if difference > 0 else "worse"
@@ -162,15 +154,13 @@ def verdict(difference: float, p: float, p_tost: float) -> str:
 
 
 def paired_folds(fold_means: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """Estimate and standard error from differences by fold.
+    """Estimates (...,), standard errors (...,) and degrees of freedom of differences by fold.
+
+    With folds of one size these are mean, sd / sqrt(folds) and folds - 1 of a paired t test.
 
     Args:
         fold_means: (..., folds), each the mean difference of a fold's subjects.
-        sizes: (folds,) numbers of subjects.
-
-    Returns:
-        estimates (...,), the mean over all subjects; standard errors (...,); degrees of freedom.
-        With folds of one size these are mean, sd / sqrt(folds) and folds - 1 of a paired t test.
+        sizes: (folds,) numbers of subjects; the estimate is the mean over all of them.
     """
     share = np.asarray(sizes) / np.sum(sizes)
     estimate = (fold_means * share).sum(-1)
@@ -182,14 +172,8 @@ def paired_folds(fold_means: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray,
 def mean_square(fold_means: np.ndarray) -> tuple[np.ndarray, int]:
     """The variance of one arm's fold mean, pooled over the arms of a suite.
 
-    From the analysis of variance of the table arms by folds: what the arms of a fold share cancels,
-    and what remains is a training's variance, and its subjects' divided by their number.
-
-    Args:
-        fold_means: (..., arms, folds).
-
-    Returns:
-        mean squares (...,) and their degrees of freedom.
+    By the analysis of variance of fold_means (..., arms, folds), in which what the arms of a fold
+    share cancels. Returns mean squares (...,) and their degrees of freedom.
     """
     arms, folds = fold_means.shape[-2:]
     rest = fold_means - fold_means.mean(-1, keepdims=True)
@@ -203,9 +187,8 @@ def step_down(
 ) -> np.ndarray:
     """p values adjusted by the largest |t| of the contrasts that are not yet rejected.
 
-    Westfall and Young, Resampling-Based Multiple Testing (1993), with draws from the joint
-    distribution: two contrasts correlate by the arms that they share, and each is divided by a
-    standard error of its own.
+    Westfall and Young, Resampling-Based Multiple Testing (1993). The draws correlate by the arms
+    that contrasts share, and each is divided by a standard error of its own.
 
     Args:
         t, freedom: (contrasts,) differences over standard errors, and degrees of freedom.
@@ -252,29 +235,25 @@ def _values(cases, metric):
     return by_arm.groupby(["fold", "repeat", "subject"]).mean()
 
 
-def _whole_repeats(values):
-    """The rows of `_values` that every arm has, of the repeats that have all folds of these."""
-    values = values.dropna()
-    folds = values.groupby("repeat").apply(lambda own: own.index.unique("fold").size)
-    return values[values.index.get_level_values("repeat").isin(folds.index[folds == folds.max()])]
-
-
 def _row(contrast, group, values):
     """One contrast in one task, structure and metric; None where its arms share no cell."""
     weights = contrast.arms
     if contrast.suite not in values or set(weights) - set(values[contrast.suite]):
         return None
-    found = _whole_repeats(values[contrast.suite][list(weights)])
-    if found.empty:
+    cells = values[contrast.suite][list(weights)].dropna()
+    if cells.empty:
         return None
-    difference = (found * pd.Series(weights)).sum(axis=1)
-    repeats = found.index.unique("repeat").size
+    # A repeat counts once it has every fold.
+    folds = cells.reset_index("fold").groupby("repeat")["fold"].nunique()
+    whole = folds.index[folds == folds.max()]
+    cells = cells[cells.index.isin(whole, level="repeat")]
+    difference, repeats = (cells * pd.Series(weights)).sum(axis=1), len(whole)
     by_subject = difference.groupby(["fold", "subject"]).agg(["mean", "size"])
     if (by_subject["size"] != repeats).any():
         fold, subject = by_subject["size"].ne(repeats).idxmax()
         raise RunError(
-            f"{contrast.suite}: subject {subject} is in fold {fold} of some repeats only; all "
-            "repeats need the same folds"
+            f"{contrast.suite}: subject {subject} is in fold {fold} of some repeats only; give "
+            "all repeats the same folds"
         )
     by_subject = by_subject["mean"]
     by_fold = by_subject.groupby("fold").agg(["mean", "size"])
@@ -285,11 +264,9 @@ def _row(contrast, group, values):
         estimate = by_subject.mean()
         error, freedom = _one_fold(by_subject, contrast, values)
     own = group[(group["suite"] == contrast.suite) & group["arm"].isin(weights)]
-    blocks = sorted({str(block) for block in own["block"].dropna()} - {"", "none"})
-    return {
-        **contrast._asdict(),
+    return contrast._asdict() | {
         "weights": weights,
-        "block": ", ".join(blocks),
+        "block": ", ".join(sorted({*own["block"].dropna()} - {"", "none"})),
         "n_subjects": n_subjects,
         "n_trainings": folds * repeats,
         "difference": float(estimate),
@@ -304,19 +281,19 @@ def _row(contrast, group, values):
 def _one_fold(differences, contrast, values):
     """(standard error, degrees of freedom) where no second fold says how far trainings differ.
 
-    The variance of one arm's fold mean is that of the suite's arms with several folds or, where it
-    has none, of all suites of the task: times the sum of the squared weights it is the contrast's.
-    It is no less than the contrast's own subjects make it. NaN where nothing says it.
+    One arm's variance is `mean_square` of the suite or, where it has one fold, of the task's other
+    suites; times the sum of the squared weights it is the contrast's. It is no less than the
+    contrast's own subjects make it. NaN where nothing says it.
     """
     known = {suite: _spread(own) for suite, own in values.items()}
     known = {suite: found for suite, found in known.items() if found}
     chosen = [known[contrast.suite]] if contrast.suite in known else [*known.values()]
-    if not chosen or len(differences) < 2:
-        return np.nan, np.nan
     freedom = sum(own for _, own in chosen)
+    if not freedom:
+        return np.nan, np.nan
     square = sum(square * own for square, own in chosen) / freedom
     variance = square * sum(weight**2 for weight in contrast.arms.values())
-    return max(variance, differences.var() / len(differences)) ** 0.5, freedom
+    return np.fmax(variance, differences.var() / len(differences)) ** 0.5, freedom
 
 
 def _spread(values):
@@ -329,27 +306,21 @@ def _spread(values):
 def _pooled(rows):
     """Rows of the mean over tasks of each contrast that several tasks decide.
 
-    Each task counts alike, and the tasks are these and no sample of others: the standard error is
-    that of the mean of independent estimates. The spread between tasks is not in it.
+    Each task counts alike, and the tasks are these, not a sample of others: the spread between
+    tasks is not in the standard error. With few of them it would leave nothing to say.
     """
     found = []
-    keys = ["suite", "arm_a", "arm_b", "family", "structure", "metric"]
-    for _, own in rows[rows["decides"]].groupby(keys, sort=False):
-        if len(own) < 2:
-            continue
+    for _, own in rows[rows["decides"]].groupby(["suite", "arm_a", "arm_b", "family"], sort=False):
         variances = own["error"] ** 2
-        scale = (variances**2 / own["freedom"]).sum()
-        sums = own[["n_subjects", "n_trainings"]].sum()
-        found.append(
-            own.iloc[0].to_dict()
-            | sums.to_dict()
-            | {
-                "task": POOLED,
-                "difference": own["difference"].mean(),
-                "error": np.sqrt(variances.sum()) / len(own),
-                "freedom": variances.sum() ** 2 / scale if scale else own["freedom"].sum(),
-            }
-        )
+        scale = (variances**2 / own["freedom"]).sum()  # Satterthwaite, Biometrics Bulletin 2, 1946
+        mean = {
+            "task": POOLED,
+            "difference": own["difference"].mean(),
+            "error": np.sqrt(variances.sum()) / len(own),
+            "freedom": variances.sum() ** 2 / scale if scale else own["freedom"].sum(),
+        }
+        sums = own[["n_subjects", "n_trainings"]].sum().to_dict()
+        found += [own.iloc[0].to_dict() | sums | mean] * (len(own) > 1)
     return found
 
 

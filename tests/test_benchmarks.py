@@ -22,6 +22,7 @@ SCRIPTS = (
     "inference",
     "overhead",
     "commands",
+    "intervals",
 )
 #: A block of few weights, in place of one of Llama-3.1-8B's size.
 SMALL = {

@@ -1,6 +1,6 @@
 """How often an interval holds the truth, and what a study of this size can find, by simulation.
 
-    python benchmarks/coverage.py       # --tables 3000; some minutes of one core
+    python benchmarks/intervals.py       # --tables 2000; some minutes of one core
 
 It draws studies of five folds with the variances that the first protocol measured, lets each method
 give its interval of one contrast, and writes docs/coverage.csv and the tables of
@@ -21,7 +21,7 @@ from mvl.inference import ALPHA, BOUND, claim, mean_square, paired_folds, step_d
 
 DOCS = Path(__file__).parents[1] / "docs"
 TABLE, PAGE = DOCS / "coverage.csv", DOCS / "statistics.md"
-BEGIN, END = "<!-- tables: begin, written by benchmarks/coverage.py -->", "<!-- tables: end -->"
+BEGIN, END = "<!-- tables: begin, written by benchmarks/intervals.py -->", "<!-- tables: end -->"
 
 FOLDS = 5
 #: Standard deviations of a paired difference in Dice: of a training, of a subject, and of their
@@ -49,9 +49,10 @@ TITLES = {
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tables", type=int, default=3000, help="simulated studies per line")
+    parser.add_argument("--tables", type=int, default=2000, help="simulated studies per line")
     tables = parser.parse_args().tables
-    found = pd.DataFrame([*coverage(tables), *one_fold(tables), *power(tables), *families(tables)])
+    lines = coverage, one_fold, three_tasks, power, families
+    found = pd.DataFrame([row for line in lines for row in line(tables)])
     write_table(TABLE, found)
     write_text(PAGE, with_section(PAGE, BEGIN, END, "\n\n".join(shown(found, tables))))
 
@@ -191,6 +192,26 @@ def one_fold(tables):
         yield about | {"measure": "half-width", "value": half.mean()}
 
 
+def three_tasks(tables):
+    """Of the mean over tasks of three sizes, as `mvl.inference` pools them."""
+    for repeats, (name, (ratios, skewed)) in product((1, 2), VARIANCES.items()):
+        estimates, variances = [], []
+        for subjects in (20, 115, 137):
+            by_fold = simulate(tables, 2, subjects, repeats, ratios, skewed, seed=4).mean((3, 4))
+            size = np.full(FOLDS, round(subjects / FOLDS))
+            estimate, error, freedom = paired_folds(by_fold[:, 0] - by_fold[:, 1], size)
+            estimates.append(estimate)
+            variances.append(error**2)
+        variances = np.array(variances)
+        freedoms = variances.sum(0) ** 2 / (variances**2 / freedom).sum(0)
+        half = stats.t.isf(ALPHA / 2, freedoms) * np.sqrt(variances.sum(0)) / 3
+        about = {"arms": 2, "subjects": 272, "repeats": repeats, "variances": name}
+        about |= {"method": "three tasks"}
+        covered = float((np.abs(np.mean(estimates, 0)) <= half).mean())
+        yield about | {"measure": "coverage", "value": covered}
+        yield about | {"measure": "half-width", "value": half.mean()}
+
+
 def power(tables):
     """How often each verdict is given, of one contrast and of a claim that needs four."""
     for subjects, repeats in product((20, 115, 137), (1, 2)):
@@ -241,11 +262,16 @@ def shown(found, tables):
     for method in ("folds", "pooled"):
         table[f"half-width, {TITLES[method].strip('*')}"] = wide[method].map("{:.4f}".format)
     yield _markdown(table.reset_index())
-    yield "### One fold: how far trainings differ is taken from the suite's other arms"
-    own = found[found["method"] == "one fold"].pivot(index=keys, columns="measure", values="value")
-    own["coverage"] = (100 * own["coverage"]).map("{:.1f}".format)
-    own["half-width"] = own["half-width"].map("{:.4f}".format)
-    yield _markdown(own.reset_index())
+    for method, title in (
+        ("one fold", "One fold: how far trainings differ is taken from the suite's other arms"),
+        ("three tasks", "The mean over three tasks, of 20, 115 and 137 subjects"),
+    ):
+        yield f"### {title}"
+        own = found[found["method"] == method]
+        own = own.pivot(index=keys[1:], columns="measure", values="value")
+        own["coverage"] = (100 * own["coverage"]).map("{:.1f}".format)
+        own["half-width"] = own["half-width"].map("{:.4f}".format)
+        yield _markdown(own.reset_index())
     yield "### What is found: the share of studies with each verdict, in per cent"
     own = found[found["method"].isin(["one contrast", "claim of four"])]
     words = ["better", "worse", "equivalent", "not decided"]
