@@ -37,10 +37,11 @@ POOLED = "pooled"
 #: Draws for adjusted p values: at 0.05 they have a standard error of 0.0005.
 DRAWS = 200_000
 
-COLUMNS = (
-    "suite arm_a arm_b task structure metric block n_subjects n_trainings family difference ci_low "
-    "ci_high p p_holm p_tost verdict protocol_version synthetic"
-).split()
+COLUMNS = [
+    "suite", "arm_a", "arm_b", "task", "structure", "metric", "block", "n_subjects", "n_trainings",
+    "family", "difference", "ci_low", "ci_high", "p", "p_holm", "p_tost", "verdict",
+    "protocol_version", "synthetic",
+]  # fmt: skip
 
 
 class Contrast(NamedTuple):
@@ -145,7 +146,6 @@ def verdict(difference: float, p: float, p_tost: float) -> str:
 
     "better" or "worse" where it differs from zero, however little: the interval says by how much.
     Otherwise "equivalent" where the 90 % interval lies within ±`BOUND`; otherwise "not decided".
-
     The arguments are columns of `contrasts_table`, p as adjusted.
     """
     if p < ALPHA:
