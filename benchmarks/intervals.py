@@ -115,8 +115,8 @@ def _restricted(dice):
     """The variance that arm + (1|subject) + (1|training) + (1|subject:arm) gives, by REML.
 
     For balanced data with one repeat, where subject:arm is the residual, REML's components are
-    those of the analysis of variance; where the training's would be negative, the sums of squares are
-    pooled. With two repeats it is the analysis of variance, negative components taken as zero.
+    those of the analysis of variance; where the training's would be negative, the sums of squares
+    are pooled. With two repeats it is the analysis of variance, negative components taken as zero.
     """
     _, arms, folds, repeats, size = dice.shape
     dice = dice - dice.mean(1, keepdims=True)
