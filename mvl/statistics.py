@@ -120,7 +120,7 @@ def contrast(
             a case is there twice; several suites, tasks, structures, protocol versions, devices,
             dtypes, or synthetic beside real data.
     """
-    _check_unmixed(cases, (*_UNMIXED, "suite", "task", "structure", "synthetic"))
+    check_unmixed(cases, (*_UNMIXED, "suite", "task", "structure", "synthetic"))
     differences = _paired_differences(cases, arm_a, arm_b, metric)
     n_seeds, n_subjects = differences.shape
     difference = float(differences.mean())
@@ -216,7 +216,7 @@ def contrasts_table(
     Raises:
         RunError: as `contrast`.
     """
-    _check_unmixed(cases, _UNMIXED)
+    check_unmixed(cases, _UNMIXED)
     rows = []
     for suite, arm_a, arm_b in pairs:
         chosen = cases[(cases["suite"] == suite) & cases["arm"].isin([arm_a, arm_b])]
@@ -281,7 +281,7 @@ def summary_table(cases: pd.DataFrame, metrics: Sequence[str] = tuple(METRICS)) 
         RunError: several protocol versions, devices or dtypes; seeds of an arm that do not have
             the same cases; a case that is there twice; a missing or NaN metric.
     """
-    _check_unmixed(cases, _UNMIXED)
+    check_unmixed(cases, _UNMIXED)
     rows = []
     for values, group in cases.groupby(_IDENTITY, sort=True, dropna=False):
         for metric, matrix in _subject_matrices(group, metrics).items():
@@ -340,7 +340,7 @@ def noise_floor(cases: pd.DataFrame, arm: str, metric: str = "dice") -> dict:
     Raises:
         RunError: as `contrast`.
     """
-    _check_unmixed(cases, (*_UNMIXED, "suite", "task", "structure", "synthetic"))
+    check_unmixed(cases, (*_UNMIXED, "suite", "task", "structure", "synthetic"))
     per_seed = _subject_matrix(cases[cases["arm"] == arm], metric, arm).mean(axis=1)
     apart = [abs(x - y) for x, y in combinations(per_seed, 2)] or [np.nan]
     return {
@@ -405,7 +405,7 @@ def _verdict_in_words(row):
     return f"{a} is {word} than {b}{' ' if amount else ''}{amount}"
 
 
-def _check_unmixed(cases, columns):
+def check_unmixed(cases, columns):
     """Refuse a table in which rows that cannot be compared stand side by side."""
     for column in columns:
         if column in cases:

@@ -12,11 +12,15 @@ state of the task, same language block, same protocol. Five things are asked:
     contrast  of every comparison that the study planned and both of whose arms were run: its
               difference in Dice, over the seeds that were run, is the reference's, within
               sqrt(2 / seeds) of that tolerance (the mean over seeds of a difference of two arms;
-              where the arms of a seed vary together, it varies less)
+              where the arms of a seed vary together, it varies less), and it has not changed its
+              sign by more than the half-width of the reference's 95 % interval, widened by
+              sqrt(seeds of the reference / seeds that were run); the interval of a single seed
+              knows nothing of other seeds, so that there the tolerance decides alone
 
 Training amplifies the last bit, so a run on another kind of machine is another draw, as another
 seed would be: of all the means together, draws that differ as seeds do leave their tolerances once
 in 370 times at most (three standard deviations, if one knew them), and so do all the contrasts.
+A difference that is zero in truth changes its sign by more than its interval in some 3 % of draws.
 One run says little; all seeds of two arms together say whether their difference came out again.
 """
 
@@ -87,7 +91,8 @@ def verify(place, reference=REFERENCE):
             rows.append(about | _exact(own, theirs))
         else:
             rows.append(about | _statistical(own, theirs, summary, checks, differing))
-    rows += _contrasts(own_cases, runs, cases, summary)
+    contrasts = read_table(Path(reference) / "contrasts.csv")
+    rows += _contrasts(own_cases, runs, cases, summary, contrasts)
     for folder in unfinished:
         failed = folder / FAILED
         said = read_json(failed, "reason")["reason"] if failed.is_file() else "not finished"
@@ -204,12 +209,12 @@ def _statistical(own, theirs, summary, checks, differing):
     }
 
 
-def _contrasts(own_cases, runs, cases, summary):
+def _contrasts(own_cases, runs, cases, summary, contrasts):
     """A row of each planned contrast that the own runs have a common seed of.
 
     Args:
         own_cases: {fingerprint: cases of an own run that the reference has}.
-        runs, cases, summary: the reference's.
+        runs, cases, summary, contrasts: the reference's.
     """
     means = {"own": {}, "reference": {}}
     shown = cases[cases["structure"] == "foreground"]
@@ -232,9 +237,18 @@ def _contrasts(own_cases, runs, cases, summary):
             }
             # One comparison may have names in several suites; the first is the study's.
             differences.setdefault((of["own"], of["reference"]), (suite, a, b, common))
+    shown = contrasts[(contrasts["metric"] == "dice") & (contrasts["structure"] == "foreground")]
+    published = shown.set_index(["suite", "arm_a", "arm_b"])
     rows = []
     for (own, theirs), (suite, a, b, common) in differences.items():
         limit = sqrt(2 / len(common)) * tolerance(summary, "dice", len(differences))
+        effect = f"{limit / abs(theirs):.1f} times the difference" if theirs else "of none"
+        said = f"Dice {own:+.4f}, the reference's {theirs:+.4f} (tolerance {limit:.4f}, {effect})"
+        row = published.loc[suite, a, b]
+        half = (row["ci_high"] - row["ci_low"]) / 2 * sqrt(row["n_seeds"] / len(common))
+        reversed_ = row["n_seeds"] > 1 and own * theirs < 0 and abs(own - theirs) > half
+        if reversed_:
+            said += f"; the sign is another, and the interval is ±{half:.4f}"
         rows.append(
             {
                 "run": "",
@@ -242,8 +256,8 @@ def _contrasts(own_cases, runs, cases, summary):
                 "arm": f"{a} minus {b}",
                 "seed": count(len(common), "seed"),
                 "check": "contrast",
-                "agrees": bool(abs(own - theirs) <= limit),
-                "detail": f"Dice {own:+.4f}, the reference's {theirs:+.4f} (tolerance {limit:.4f})",
+                "agrees": bool(abs(own - theirs) <= limit and not reversed_),
+                "detail": said,
             }
         )
     return rows

@@ -4,8 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 
 from mvl.config import PRESETS, PeerConfig, TrainingConfig
@@ -22,6 +24,7 @@ SCRIPTS = (
     "inference",
     "overhead",
     "commands",
+    "intervals",
 )
 #: A block of few weights, in place of one of Llama-3.1-8B's size.
 SMALL = {
@@ -305,3 +308,28 @@ def test_overhead_and_commands_are_measured(common, small, tmp_path):
     # Twice in one clone, in the environment of this Python.
     said = (tmp_path / "said").read_text().splitlines()
     assert said == ["--profile smoke", sys.prefix] * 2
+
+
+def test_simulated_intervals_are_scipys_and_hold_the_truth(common):
+    intervals = importlib.import_module("intervals")
+    dice = intervals.simulate(400, 5, 20, 2)
+    found = intervals.intervals(dice)
+    for method, (estimate, half) in found.items():
+        assert 0.9 < (abs(estimate) <= half).mean() < 1, method
+    by_fold = dice[7].mean((2, 3))
+    test = stats.ttest_rel(by_fold[0], by_fold[1])
+    (estimate, half), interval = found["folds"], test.confidence_interval()
+    assert estimate[7] + half[7] == pytest.approx(interval.high)
+
+
+def test_the_simulation_writes_its_table_and_page(common, monkeypatch, tmp_path):
+    intervals = importlib.import_module("intervals")
+    monkeypatch.setattr(intervals, "TABLE", tmp_path / "coverage.csv")
+    monkeypatch.setattr(intervals, "PAGE", tmp_path / "statistics.md")
+    intervals.PAGE.write_text(f"above\n{intervals.BEGIN}\nold\n{intervals.END}\nbelow\n")
+    monkeypatch.setattr(sys, "argv", ["intervals.py", "--tables", "6"])
+    intervals.main()
+    found = pd.read_csv(intervals.TABLE)
+    assert found["value"].notna().all() and found.loc[found["measure"] == "coverage"].shape[0] > 100
+    page = intervals.PAGE.read_text()
+    assert page.count("### ") == 5 and "nan" not in page and "\nold\n" not in page

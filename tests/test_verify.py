@@ -141,6 +141,8 @@ def test_arms_whose_means_agree_may_contradict_the_reference_in_their_difference
     assert 1.1 * limit < tolerance(summary, "dice", checks=4 * len(METRICS))
     before = read_table(reference / "cases.csv.gz").groupby("arm")["dice"].mean()
     before = before["pretrained"] - before["none"]
+    # Away from zero, so that the sign stays.
+    limit = np.copysign(limit, before)
     for moved, agrees in ((0.9 * limit, True), (0.2 * limit, False)):  # 1.1 of it in all
         for folder in runs.iterdir():
             elsewhere(folder, dice=moved * (names[folder.name] == "pretrained"))
@@ -148,8 +150,32 @@ def test_arms_whose_means_agree_may_contradict_the_reference_in_their_difference
         assert checks.loc[["file", "means"], "agrees"].all()
         assert checks["agrees"]["contrast"] == agrees
     own, theirs = before + 1.1 * limit, before
-    said = f"Dice {own:+.4f}, the reference's {theirs:+.4f} (tolerance {limit:.4f})"
+    said = f"Dice {own:+.4f}, the reference's {theirs:+.4f} (tolerance {abs(limit):.4f}, "
+    said += f"{abs(limit / before):.1f} times the difference)"
     assert checks["detail"]["contrast"] == said and checks["seed"]["contrast"] == "2 seeds"
+
+
+@pytest.mark.parametrize(("share", "status"), [(0.9, 0), (1.1, 1)])
+def test_a_contrast_that_comes_back_reversed_is_not_reproduced(
+    mine, share, status, monkeypatch, capsys
+):
+    """Within its tolerance, the difference of two arms turns by less or more than its interval."""
+    runs, reference = mine
+    names = read_table(reference / "validation.csv").set_index("fingerprint")["arm"]
+    before = read_table(reference / "cases.csv.gz").groupby("arm")["dice"].mean()
+    before = before["pretrained"] - before["none"]
+    contrasts = read_table(reference / "contrasts.csv")
+    contrasts["ci_low"], contrasts["ci_high"] = before - 2 * abs(before), before + 2 * abs(before)
+    write_table(reference / "contrasts.csv", contrasts)
+    moved = -share * 2 * before
+    assert abs(moved) < tolerance(read_table(reference / "summary.csv"), "dice")
+    for folder in runs.iterdir():
+        elsewhere(folder, dice=moved * (names[folder.name] == "pretrained"))
+    monkeypatch.setattr("mvl.verify.verify.__defaults__", (reference,))
+    assert main(["verify", str(runs.parent)]) == status
+    said = capsys.readouterr().out
+    assert ("the sign is another" in said) == bool(status)
+    assert f"Dice {before + moved:+.4f}, the reference's {before:+.4f}" in said
 
 
 def test_tolerances_are_pooled_over_the_arms_and_their_seeds(study):

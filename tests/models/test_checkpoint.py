@@ -153,7 +153,7 @@ def test_quantised_weights_are_refused(tmp_path):
     ("files", "match"),
     [
         ({"params.json": "{}", "consolidated.00.pth": ""}, "Meta's .* hub:meta-llama/Llama-3.1-8B"),
-        ({"m.Q4_K_M.gguf": "GGUF"}, "is GGUF, .* name the model that it was made from"),
+        ({"m.Q4_K_M.gguf": "GGUF"}, "is GGUF, .* name the file itself, as gguf:FILE"),
         ({"config.json": "{}", "m.gguf": "GGUF"}, "is GGUF"),
         ({"adapter_config.json": "{}", "adapter_model.safetensors": ""}, "without its model"),
         ({"config.json": "{}", "onnx/model.onnx": ""}, "is ONNX"),
