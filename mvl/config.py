@@ -110,9 +110,9 @@ class LanguageConfig:
     #: How many consecutive layers, from `layer` on.
     layers: int = 1
     #: "pretrained", or a control of the same shape and path.
-    control: Literal[
-        "pretrained", "random", "matched", "shuffled", "identity", "trainable"
-    ] = "pretrained"
+    control: Literal["pretrained", "random", "matched", "shuffled", "identity", "trainable"] = (
+        "pretrained"
+    )
     #: What is added before D2. "sum": the block's output and, with `residual`, D1's (the paper).
     #: "output": the same two, each divided by its root mean square. "contribution": the block's
     #: output less its input, and D1's output, each divided by its root mean square.
@@ -333,15 +333,13 @@ def preset(name, language=None):
 def task_data(task):
     """How a task comes to a model unless somebody says otherwise.
 
-    Task04's volumes are crops, which a grid of their own voxels holds; every other task's are
-    resized to the paper's grid.
-
     Args:
         task: a task's name.
+
+    Returns:
+        A `DataConfig`; for a task that is in no table, resized to the paper's grid.
     """
-    if task == DataConfig().task:
-        return DataConfig()
-    return DataConfig(task=task, grid=(128, 128, 128), fit="resize")
+    return _TASK_DATA.get(task) or DataConfig(task=task, grid=(128, 128, 128), fit="resize")
 
 
 def fingerprint(config, voxels, block):
@@ -490,4 +488,16 @@ PRESETS = {
         ModelConfig(attention="hybrid", fusion=True, head="conv"),
         TrainingConfig(learning_rate=1e-2),
     ),
+}
+
+#: How a task comes to a model unless somebody says otherwise, where it is not the paper's way.
+#: Task04's volumes are crops, which a grid of their own voxels holds, and OpenKBP's have one shape,
+#: the grid's. CHAOS: a third of the voxels in the plane, and nearly all slices.
+_TASK_DATA = {
+    data.task: data
+    for data in (
+        DataConfig(),
+        DataConfig("OpenKBP_HeadNeckCT", grid=(64, 72, 80)),
+        DataConfig("CHAOS_AbdomenMR", grid=(96, 96, 32), fit="resize"),
+    )
 }

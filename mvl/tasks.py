@@ -1,4 +1,4 @@
-"""The ten tasks of the Medical Segmentation Decathlon as one table of facts.
+"""The ten tasks of the Medical Segmentation Decathlon, and the study's others, as tables of facts.
 
 Any other folder with a `dataset.json` in the decathlon's layout is a task too: `read_task`
 takes channels and labels from that file, and what the file does not say from the table or,
@@ -10,6 +10,16 @@ Imaging 34 (2015), for the brain tumour's regions. Tolerances are those of the c
 own evaluation as commonly cited. Spacing and shape are typical values (medians over the
 labelled cases) as commonly cited; they shape the phantom and nothing else, since evaluation
 takes the spacing from each file. CT windows are this project's choice.
+
+`CONVERTED` are tasks of the study that are not the decathlon's; no number of the paper is about
+them. Tolerances and window are this project's choice. OpenKBP: 4 mm, about one voxel's edge in the
+plane (3.75 to 5.4 mm); observers agree better (tolerances of 1 to 3 mm, Nikolov et al.,
+arXiv:1809.04430), voxels do not. CHAOS: 3 mm, as for the decathlon's spleen. OpenKBP's window has
+to show glands in fat as well as bone: with -200 to 500 HU fat is at 0.1 to 0.2 of the scale, gland
+and muscle are at 0.3 to 0.4, and spongy bone and contrast medium still lie below the mandible's
+cortex, which is at the end. The usual soft-tissue window (-160 to 240 HU) would make these three
+one value; one that shows all of the bone (to 1500 HU) would leave gland and muscle a third of the
+contrast.
 """
 
 import math
@@ -133,6 +143,20 @@ _TABLE = (
 #: Folder name -> Task, in MSD's order.
 TASKS = {task.name: task for task in _TABLE}
 
+# fmt: off
+_CONVERTED = (
+    _task("OpenKBP_HeadNeckCT", "CT", ["CT"],
+          ["brainstem", "spinal cord", "right parotid", "left parotid", "mandible"],
+          4, 115, (3.91, 3.91, 2.5), (64, 72, 80), (-200, 500)),
+    _task("CHAOS_AbdomenMR", "MRI", ["MRI T2-SPIR"],
+          ["liver", "right kidney", "left kidney", "spleen"],
+          3, 20, (1.25, 1.25, 7.7), (256, 256, 36)),
+)
+# fmt: on
+
+#: Folder name -> Task, of what `mvl data convert` makes.
+CONVERTED = {task.name: task for task in _CONVERTED}
+
 #: Tolerance and window for a folder of the user's own that names none.
 DEFAULT_TOLERANCE_MM = 2.0
 DEFAULT_WINDOW_HU = (-160.0, 240.0)
@@ -143,7 +167,7 @@ def read_task(folder):
 
     Args:
         folder: a task folder; its `dataset.json` gives channels, labels and whether it is
-            synthetic. A folder that is none of MSD's may also give `tolerance_mm` and
+            synthetic. A folder that is in no table may also give `tolerance_mm` and
             `window_hu` there.
 
     Returns:
@@ -171,7 +195,7 @@ def read_task(folder):
         raise DataError(f"{path}: 'synthetic' must be true or false")
 
     name = folder.resolve().name
-    known = TASKS.get(name)
+    known = (TASKS | CONVERTED).get(name)
     assumptions = []
     if known:
         modality, tolerance, window = known.modality, known.tolerance_mm, known.window_hu
