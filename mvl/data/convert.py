@@ -11,7 +11,6 @@ label), and how they were made (the public notebook of Ouyang et al., ECCV 2020)
 """
 
 import gzip
-import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,10 +28,9 @@ from mvl.tasks import CONVERTED
 
 @dataclass(frozen=True)
 class Release:
-    """Files that a task is made of, and how."""
+    """Files that a task is made of: where they are published, and where they lie in a clone."""
 
     task: str
-    #: Where they are published, at which commit, and where they lie in a clone.
     repository: str
     commit: str
     inside: str
@@ -63,10 +61,8 @@ def convert(name, source, root=None, progress=True):
     release = RELEASES[name]
     folder = data_root(root) / release.task
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise DataError(
-            f"{folder} exists and is not empty; it is left as it is: move it away, or name "
-            "another place with -o"
-        )
+        reason = "exists and is left as it is"
+        raise DataError(f"{folder} {reason}: move it away, or name another place with -o")
     files = release.find(Path(source) / release.inside) or release.find(Path(source))
     if not files:
         raise DataError(
@@ -80,14 +76,16 @@ def convert(name, source, root=None, progress=True):
                 (made / sub).mkdir(parents=True)
             for case in track(files, f"converting {name}", show=progress):
                 image, label, affine = release.read(files[case])
-                _write(made / "imagesTr" / f"{case}.nii.gz", image, affine)
-                _write(made / "labelsTr" / f"{case}.nii.gz", label, affine)
+                for sub, array in (("imagesTr", image), ("labelsTr", label)):
+                    volume = nibabel.Nifti1Image(array, affine)
+                    volume.header.set_xyzt_units("mm")
+                    packed = gzip.compress(volume.to_bytes(), mtime=0)
+                    (made / sub / f"{case}.nii.gz").write_bytes(packed)
             write_json(made / "dataset.json", _description(release, files))
             made.rename(folder)
     except OSError as error:
-        raise DataError(
-            f"cannot write {folder}: {error.strerror or error}; name another place with -o"
-        ) from error
+        reason = error.strerror or error
+        raise DataError(f"cannot write {folder}: {reason}; name another place with -o") from error
     return folder
 
 
@@ -109,12 +107,6 @@ def _description(release, cases):
         "training": [{"image": images % case, "label": labels % case} for case in cases],
         "test": [],
     }
-
-
-def _write(path, array, affine):
-    volume = nibabel.Nifti1Image(array, affine)
-    volume.header.set_xyzt_units("mm")
-    path.write_bytes(gzip.compress(volume.to_bytes(), mtime=0))
 
 
 def _numbered(paths, before, after=""):
@@ -189,12 +181,13 @@ def _read_sparse(path, contour=False):
 
 
 def _read_edges(path):
+    """Edges of a voxel in mm, along the axes of the array."""
     try:
-        edges = np.loadtxt(io.StringIO(read_small(path).decode()), ndmin=1)
+        edges = [float(word) for word in read_small(path).split()]
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is missing or damaged: {error}") from error
-    if edges.shape != (3,) or not (np.isfinite(edges) & (edges > 0)).all():
-        raise DataError(f"{path} is damaged: {edges.tolist()} are not three edges in mm")
+    if len(edges) != 3 or not all(0 < edge < 100 for edge in edges):
+        raise DataError(f"{path} is damaged: {edges} are not three edges in mm")
     return edges
 
 
