@@ -491,8 +491,8 @@ PRESETS = {
 }
 
 #: How a task comes to a model unless somebody says otherwise, where it is not the paper's way.
-#: Task04's volumes are crops, which a grid of their own voxels holds, and OpenKBP's have one shape,
-#: the grid's. CHAOS: a third of the voxels in the plane, and nearly all slices.
+#: Task04's volumes are crops, which a grid of their own voxels holds; OpenKBP's all have one shape,
+#: the grid's. CHAOS comes to 3.3 mm in the plane and to 7 to 11 mm between slices.
 _TASK_DATA = {
     data.task: data
     for data in (

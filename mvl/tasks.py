@@ -12,14 +12,13 @@ labelled cases) as commonly cited; they shape the phantom and nothing else, sinc
 takes the spacing from each file. CT windows are this project's choice.
 
 `CONVERTED` are tasks of the study that are not the decathlon's; no number of the paper is about
-them. Tolerances and window are this project's choice. OpenKBP: 4 mm, about one voxel's edge in the
-plane (3.75 to 5.4 mm); observers agree better (tolerances of 1 to 3 mm, Nikolov et al.,
-arXiv:1809.04430), voxels do not. CHAOS: 3 mm, as for the decathlon's spleen. OpenKBP's window has
-to show glands in fat as well as bone: with -200 to 500 HU fat is at 0.1 to 0.2 of the scale, gland
-and muscle are at 0.3 to 0.4, and spongy bone and contrast medium still lie below the mandible's
-cortex, which is at the end. The usual soft-tissue window (-160 to 240 HU) would make these three
-one value; one that shows all of the bone (to 1500 HU) would leave gland and muscle a third of the
-contrast.
+them. Their tolerances and window are this project's choice. OpenKBP's tolerance of 4 mm is about
+one voxel in the plane (3.75 to 5.4 mm); observers agree to 1 to 3 mm, as commonly cited from
+Nikolov et al., arXiv:1809.04430, which these voxels cannot show. CHAOS has that of the decathlon's
+spleen. OpenKBP's window has to show glands in fat as well as bone: -200 to 500 HU puts fat at 0.1
+to 0.2, gland and muscle at 0.3 to 0.4, and leaves spongy bone and contrast medium below the
+mandible's cortex at 1. The usual window of soft tissue (-160 to 240 HU) would make these three one
+value; a window up to 1500 HU would leave gland and muscle less than half of the contrast.
 """
 
 import math

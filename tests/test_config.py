@@ -17,6 +17,7 @@ from mvl.config import (
     derive_seed,
     fingerprint,
     preset,
+    task_data,
 )
 from mvl.errors import ConfigError
 
@@ -124,3 +125,18 @@ def test_a_later_field_is_written_only_where_it_is_used():
     again = ExperimentConfig.from_dict(values)
     assert again == crops and fingerprint(again, {}, None) == fingerprint(crops, {}, None)
     assert len({fingerprint(config, {}, None) for config in (plain, crops)}) == 2
+
+
+@pytest.mark.parametrize(
+    ("task", "grid", "fit"),
+    [
+        ("Task04_Hippocampus", (40, 56, 40), "pad"),
+        ("OpenKBP_HeadNeckCT", (64, 72, 80), "pad"),  # 8 x 9 x 10 patches of 8
+        ("CHAOS_AbdomenMR", (96, 96, 32), "resize"),
+        ("Task09_Spleen", (128, 128, 128), "resize"),
+        ("Mine", (128, 128, 128), "resize"),
+    ],
+)
+def test_a_task_has_its_grid(task, grid, fit):
+    data = task_data(task)
+    assert (data.task, data.grid, data.fit) == (task, grid, fit)

@@ -2,9 +2,7 @@
 
 docs/data.md says how to get the files; nothing is downloaded here.
 
-OpenKBP: patients 1 and 2 of the release come out as the study's own files, header and voxels byte
-by byte (tests/data/test_convert.py, where the files are there).
-
+OpenKBP: patients 1 and 2 of the release come out as the study's own files, byte by byte.
 CHAOS: not tried on the original files, which were not within reach. It is written from what is
 known of them: names and label values (the repository's `classmap_1.json` lists the slices of each
 label), and how they were made (the public notebook of Ouyang et al., ECCV 2020).
@@ -61,8 +59,7 @@ def convert(name, source, root=None, progress=True):
     release = RELEASES[name]
     folder = data_root(root) / release.task
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        reason = "exists and is left as it is"
-        raise DataError(f"{folder} {reason}: move it away, or name another place with -o")
+        raise DataError(f"{folder} exists and is left as it is; name another place with -o")
     files = release.find(Path(source) / release.inside) or release.find(Path(source))
     if not files:
         raise DataError(
@@ -72,8 +69,8 @@ def convert(name, source, root=None, progress=True):
     try:
         with staging(folder.parent) as beside:
             made = beside / release.task
-            for sub in ("imagesTr", "labelsTr"):
-                (made / sub).mkdir(parents=True)
+            (made / "imagesTr").mkdir(parents=True)
+            (made / "labelsTr").mkdir()
             for case in track(files, f"converting {name}", show=progress):
                 image, label, affine = release.read(files[case])
                 for sub, array in (("imagesTr", image), ("labelsTr", label)):
@@ -110,7 +107,7 @@ def _description(release, cases):
 
 
 def _numbered(paths, before, after=""):
-    """{number: path}, sorted, of paths whose names are `before`, the number and `after`."""
+    """{number: path}, sorted, of paths named `before` + number + `after`."""
     found = {}
     for path in paths:
         number = path.name.removeprefix(before).removesuffix(after)
@@ -136,11 +133,9 @@ def _find_openkbp(folder):
     """Patients of training and validation with all five contours, which half of them have."""
     sides = ("train-pats", "validation-pats")
     patients = _numbered([path for side in sides for path in (folder / side).glob("pt_*")], "pt_")
-    return {
-        f"hn_{number:03d}": path
-        for number, path in patients.items()
-        if all((path / f"{contour}.csv").exists() for contour in _CONTOURS)
-    }
+    wanted = [f"{contour}.csv" for contour in _CONTOURS]
+    whole = {n: path for n, path in patients.items() if all((path / w).exists() for w in wanted)}
+    return {f"hn_{n:03d}": path for n, path in whole.items()}
 
 
 def _read_openkbp(patient):
@@ -193,8 +188,7 @@ def _read_edges(path):
 
 def _find_chaos(folder):
     images = _numbered(folder.glob("image_*.nii.gz"), "image_", ".nii.gz")
-    labels = {number: folder / f"label_{number}.nii.gz" for number in images}
-    return {f"chaos_{number:02d}": (images[number], labels[number]) for number in images}
+    return {f"chaos_{n:02d}": (path, folder / f"label_{n}.nii.gz") for n, path in images.items()}
 
 
 def _read_chaos(files):
