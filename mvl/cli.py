@@ -118,7 +118,7 @@ def _parser():
     )
     predict.set_defaults(call=_predict)
 
-    data = verbs.add_parser("data", help="check, download or synthesise a task")
+    data = verbs.add_parser("data", help="check, download, convert or synthesise a task")
     data = data.add_subparsers(metavar="VERB", required=True)
     check = data.add_parser("check", help="examine every case, report all faults at once")
     check.add_argument("task", metavar="TASK", help="a task's name, or a task folder")
@@ -128,6 +128,11 @@ def _parser():
     download.add_argument("task", metavar="TASK")
     download.add_argument("--root", help="where the task's folder goes")
     download.set_defaults(call=_download)
+    convert = data.add_parser("convert", help="make the study's other tasks (docs/data.md)")
+    convert.add_argument("release", choices=("openkbp", "chaos"))
+    convert.add_argument("folder", metavar="FOLDER", help="a clone of the release's repository")
+    convert.add_argument("-o", "--root", metavar="OUT", help="where the task's folder goes")
+    convert.set_defaults(call=_convert)
     phantom = data.add_parser("phantom", help="make a task's synthetic stand-in")
     phantom.add_argument("task", metavar="TASK")
     phantom.add_argument("--root", help="where the task's folder goes; default: data/phantom")
@@ -416,6 +421,15 @@ def _download(options):
     from mvl.data.download import download
 
     print(download(options.task, options.root))
+
+
+def _convert(options):
+    from mvl.data.convert import convert
+    from mvl.data.sources import list_cases
+    from mvl.tasks import read_task
+
+    folder = convert(options.release, options.folder, options.root)
+    print(f"{folder}: {len(list_cases(folder))} of the study's {read_task(folder).cases} cases")
 
 
 def _phantom(options):

@@ -17,6 +17,7 @@ from mvl.config import (
     derive_seed,
     fingerprint,
     preset,
+    task_data,
 )
 from mvl.errors import ConfigError
 
@@ -139,3 +140,18 @@ def test_a_task_that_a_shell_completed_has_its_plain_name(given):
 def test_a_task_that_is_a_path_is_refused_with_the_words_that_work():
     with pytest.raises(ConfigError, match="name the task Own, and its place with --root /data"):
         DataConfig(task="/data/Own/")
+
+
+@pytest.mark.parametrize(
+    ("task", "grid", "fit"),
+    [
+        ("Task04_Hippocampus", (40, 56, 40), "pad"),
+        ("OpenKBP_HeadNeckCT", (64, 72, 80), "pad"),  # 8 x 9 x 10 patches of 8
+        ("CHAOS_AbdomenMR", (96, 96, 32), "resize"),
+        ("Task09_Spleen", (128, 128, 128), "resize"),
+        ("Mine", (128, 128, 128), "resize"),
+    ],
+)
+def test_a_task_has_its_grid(task, grid, fit):
+    data = task_data(task)
+    assert (data.task, data.grid, data.fit) == (task, grid, fit)

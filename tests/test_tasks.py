@@ -48,6 +48,15 @@ def test_a_users_folder_says_what_was_assumed(tmp_path):
     assert (told.tolerance_mm, told.window_hu) == (3.0, (0, 80)) and len(told.assumptions) == 1
 
 
+def test_the_studys_other_tasks_are_not_the_decathlons(tmp_path):
+    assert not set(TASKS) & {"OpenKBP_HeadNeckCT", "CHAOS_AbdomenMR"}
+    ct = read_task(write(tmp_path / "OpenKBP_HeadNeckCT", modality={"0": "CT"}))
+    assert (ct.modality, ct.window_hu, ct.tolerance_mm) == ("CT", (-200, 500), 4)
+    mri = read_task(write(tmp_path / "CHAOS_AbdomenMR", modality={"0": "MRI T2-SPIR"}))
+    assert (mri.modality, mri.window_hu, mri.tolerance_mm) == ("MRI", None, 3)
+    assert ct.assumptions == mri.assumptions == ()
+
+
 @pytest.mark.parametrize(
     ("channel", "modality"),
     [

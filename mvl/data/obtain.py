@@ -79,4 +79,6 @@ def _real(task):
     try:
         return find_task(task)
     except DataError:
+        if task not in TASKS:
+            raise
         return download(task)

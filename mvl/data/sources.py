@@ -21,7 +21,7 @@ import numpy as np
 from mvl.data.nifti import read_header, read_label, read_volume
 from mvl.errors import DataError, MvlError
 from mvl.files import REPOSITORY, read_json, read_small
-from mvl.tasks import TASKS, read_task
+from mvl.tasks import CONVERTED, TASKS, read_task
 
 #: The repository's own folder for downloads and phantoms.
 REPOSITORY_DATA = REPOSITORY / "data"
@@ -78,6 +78,8 @@ def find_task(name, root=None):
         ways.append(
             f"make a synthetic stand-in with 'mvl data phantom {name} --root {folder.parent}'"
         )
+    if name in CONVERTED:
+        ways.append("make it with 'mvl data convert' (docs/data.md)")
     raise DataError(f"no task {name}: {folder}/dataset.json does not exist; {', or '.join(ways)}")
 
 

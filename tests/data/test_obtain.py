@@ -35,6 +35,11 @@ def test_without_data_and_network_msd_is_an_error():
         obtain(TASK, "msd")
 
 
+def test_a_task_that_cannot_be_downloaded_says_how_it_is_made():
+    with pytest.raises(DataError, match="mvl data convert"):
+        obtain("CHAOS_AbdomenMR", "msd")
+
+
 def test_data_at_hand_is_used_in_place(tmp_path, phantom):
     shutil.copytree(phantom, tmp_path / "root")
     described = tmp_path / "root" / TASK / "dataset.json"
