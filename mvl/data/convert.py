@@ -17,7 +17,8 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from mvl.data.sources import data_root, read_header, read_label, read_volume
+from mvl.data.nifti import read_header, read_label, read_volume
+from mvl.data.sources import data_root
 from mvl.errors import DataError
 from mvl.files import read_small, read_table, staging, write_json
 from mvl.progress import track
