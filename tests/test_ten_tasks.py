@@ -134,6 +134,6 @@ def test_the_grid_has_a_column_for_every_task_at_hand(ran, monkeypatch):
     Exhibits("smoke", root).task_grid()
     views = {task.name: models for task, (_, _, *models) in drawn[0]}
     assert any(views[OWN]) and OTHER not in views
-    runs = own_runs(load_profile("smoke"), root)
+    runs = own_runs(yaml.safe_load((root / "profiles" / "smoke.yaml").read_text()), root)
     stale = [run for run in runs if "has changed since" in run.reason]
     assert {run.facts["task"] for run in stale} == {OTHER} and not any(run.names for run in stale)
