@@ -57,8 +57,9 @@ class DataConfig:
     rotation_degrees: float = 5.0
     #: Augmentation of training cases: brightness and contrast, as a share.
     intensity: float = 0.1
-    #: Augmentation of training cases: mirror each axis at random.
-    flips: bool = False
+    #: Augmentation of training cases: mirror at random each axis (True), or "left-right" alone, as
+    #: a body's two sides are of each other.
+    flips: Literal[False, True, "left-right"] = False
     #: The seed from which test subjects and folds are drawn; one for a whole study.
     split_seed: int = 0
     #: "held-out": a fifth of the subjects is the test set of every seed. "crossed": seed s tests
@@ -433,7 +434,8 @@ def _value(hint, value, path):
     if dataclasses.is_dataclass(hint):
         return _from_dict(hint, value, f"{path}.")
     if origin is Literal:
-        if value in arguments:
+        # 1 equals True, but would make another fingerprint of it.
+        if any(type(value) is type(known) and value == known for known in arguments):
             return value
         raise ConfigError(
             f"configuration {path}: {shown} is none of {', '.join(map(str, arguments))}"

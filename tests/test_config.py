@@ -41,6 +41,7 @@ def test_a_configuration_survives_json(name):
         ({"data": {"grid": [8, 8]}}, "data.grid: expected 3 values"),
         ({"data": {"grid": 8}}, "data.grid: expected a list"),
         ({"data": {"fraction": 0}}, r"fraction 0.0 is not in \(0, 1\]"),
+        ({"data": {"flips": 1}}, "flips: 1 is none of False, True, left-right"),
         ({"data": {"fit": "crop"}}, "fit crop with spacing_mm None: crop needs it"),
         ({"data": {"spacing_mm": [1, 1, 1]}}, "fit pad with spacing_mm .*no other takes it"),
         ({"data": {"fit": "crop", "spacing_mm": [1, 1, 0]}}, "an edge that is not above 0"),

@@ -180,15 +180,20 @@ def _pairs(folder):
     (folder / "subjects.csv").write_text("case,subject\n" + rows)
 
 
-def _one_voxel(kind):
+def _one_voxel(kind, more=1):
     def change(folder):
         path = folder / kind / "case_3.nii.gz"
         volume = nibabel.load(path)
         array = np.asarray(volume.dataobj).copy()
-        array[0, 0, 0] += 1
+        array[0, 0, 0] += more
         nibabel.save(nibabel.Nifti1Image(array, volume.affine), path)
 
     return change
+
+
+def _another_label(folder):
+    _one_voxel("labelsTr", 2)(folder)
+    _described(folder, labels={"1": "ball", "2": "rim"})
 
 
 def _moved(folder):
@@ -211,7 +216,7 @@ def _fewer(folder):
         (lambda f: _described(f, tolerance_mm=1), "tolerance_mm was 2.0, now 1.0"),
         (lambda f: _described(f, modality={"0": "NCCT"}), r"channels was \['CT'\], now \['NCCT'\]"),
         (lambda f: _described(f, labels={"1": "tumour"}), "'ball'}, now {'1': 'tumour'}"),
-        (lambda f: _described(f, labels={"1": "ball", "2": "rim"}), "'2': 'rim'"),
+        (_another_label, "'2': 'rim'"),
         (_fewer, "cases: case_7 gone"),
         (_one_voxel("imagesTr"), "voxels or affine of the image or label of case_3"),
         (_one_voxel("labelsTr"), "voxels or affine of the image or label of case_3"),

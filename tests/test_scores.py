@@ -173,7 +173,7 @@ def test_evaluation_counts_no_ignored_voxel(tmp_path):
 
 def test_the_audits_released_procedure_refuses_ignored_voxels(tmp_path):
     config = ExperimentConfig(GRID, audit=AuditConfig(dice="hard"))
-    data = TaskData(IGNORING, GRID, {}, {}, Split((), (), ()), [])
+    data = TaskData(IGNORING, GRID, {}, {}, Split((), (), ()), [], tmp_path, "")
     with pytest.raises(DataError, match="ignored voxels"):
         procedure_of(config).volumes(Preparation(IGNORING, GRID), data, False)
 

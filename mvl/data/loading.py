@@ -463,8 +463,8 @@ def augmentation(config):
         RandScaleIntensityd("image", factors=config.intensity, prob=1.0),
         RandShiftIntensityd("image", offsets=config.intensity, prob=1.0),
     ]
-    if config.flips:
-        steps += [RandFlipd(both, prob=0.5, spatial_axis=axis) for axis in range(3)]
+    axes = {False: (), True: range(3), "left-right": range(1)}[config.flips]  # of RAS
+    steps += [RandFlipd(both, prob=0.5, spatial_axis=axis) for axis in axes]
     return Compose(steps)
 
 

@@ -181,6 +181,22 @@ def test_image_and_label_turn_together(volumes):
     assert moved
 
 
+@pytest.mark.parametrize(("flips", "mirrored"), [(False, 0), ("left-right", 1), (True, 3)])
+def test_flips_mirror_the_axes_that_are_asked_for(volumes, flips, mirrored):
+    config = DataConfig(grid=(24, 24, 24), rotation_degrees=0.0, intensity=0.0, flips=flips)
+    seen = set()
+    for epoch in range(8):
+        for images, labels in training_batches(volumes[:1], config, 1, 0, epoch):
+            for axes in np.ndindex(2, 2, 2):
+                turned = [axis + 1 for axis in range(3) if axes[axis]]
+                same = volumes[0]["image"].as_tensor().flip(turned)
+                if torch.allclose(images[0], same, atol=1e-4):
+                    assert torch.equal(labels[0], volumes[0]["label"].flip(turned))
+                    seen.add(axes)
+    assert seen
+    assert {axis for axes in seen for axis in range(3) if axes[axis]} == set(range(mirrored))
+
+
 def test_validation_volumes_are_never_touched(volumes):
     before = [v["image"].as_tensor().clone() for v in volumes]
     config = replace(DataConfig(grid=(24, 24, 24)), rotation_degrees=20.0, flips=True)

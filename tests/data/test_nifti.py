@@ -141,7 +141,8 @@ def predicted(image, path):
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_what_is_read_lies_and_measures_right(tmp_path, name):
     how = ACCEPTED[name]
-    image = save(tmp_path / "i.nii.gz", 100 + 100 * slab(9).astype(np.int16), **how)
+    noise = np.arange(np.prod(SHAPE)).reshape(SHAPE) % 9
+    image = save(tmp_path / "i.nii.gz", (100 + 100 * slab(9) + noise).astype(np.int16), **how)
     label = save(tmp_path / "l.nii", slab(6), **how)
     assert spacing_of(image) == pytest.approx((0.5, 0.8, 2), rel=1e-3)  # mm
 
@@ -360,7 +361,8 @@ PAIRS = {
 @pytest.mark.parametrize("name", PAIRS)
 def test_a_pair_corresponds_where_its_places_do(tmp_path, name):
     how, label_how, word = PAIRS[name]
-    image = save(tmp_path / "i.nii.gz", 100 + 100 * slab(9).astype(np.int16), **how)
+    noise = np.arange(np.prod(SHAPE)).reshape(SHAPE) % 9
+    image = save(tmp_path / "i.nii.gz", (100 + 100 * slab(9) + noise).astype(np.int16), **how)
     label = save(tmp_path / "l.nii.gz", slab(9), **label_how)
     description = {"modality": {"0": "MRI"}, "labels": {"1": "slab"},
                    "training": [{"image": image.name, "label": label.name}]}  # fmt: skip
