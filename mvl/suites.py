@@ -72,6 +72,10 @@ def _block(rate=_OURS.learning_rate, **changes):
     return Arm(model, replace(_OURS, learning_rate=rate))
 
 
+#: Task -> `DataConfig.flips` of the second protocol. Task04's crops all bend to one side; mirrored
+#: in training they cost a model nothing on that side and teach it the other (docs/protocol.md).
+FLIPS = {"Task04_Hippocampus": "left-right"}
+
 #: The language part in which the block cannot drown, between encoder and decoder; the scale is
 #: what `mvl block scale` measures before that layer.
 _HEARD = replace(
@@ -289,6 +293,8 @@ def suite_configs(
             budget = arm.budget * (plan.epochs if epochs is None else epochs)
             training = replace(plan, learning_rate=rate, mapper_rate=factor, epochs=budget)
             own = replace(data, fraction=arm.fraction, testing=arm.testing)
+            if arm.testing == "crossed":
+                own = replace(own, flips=FLIPS.get(data.task, data.flips))
             config = ExperimentConfig(own, model, training, seed)
             if arm.fraction < 1:
                 config = _at_equal_steps(config, data, root, on_bad_case)
