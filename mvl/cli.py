@@ -177,16 +177,19 @@ def _parser():
     _track_option(running)
     running.set_defaults(call=_suite_run)
     tuning = suite.add_parser("tune", help="train every arm with each learning rate, on validation")
-    tuning.add_argument("--rates", type=float, nargs="+", help="default: the study's three")
-    tuning.add_argument(
-        "--mapper-rates", type=float, nargs="+", help="also the mappers', in multiples of it"
-    )
     tuning.set_defaults(call=_suite_tune)
     use = suite.add_parser("use", help="do trained cells use their block? Dice without it")
     use.add_argument(
         "--side", choices=("validation", "test"), default="validation", help="default: validation"
     )
     use.set_defaults(call=_suite_use)
+    for verb in (tuning, use):
+        verb.add_argument(
+            "--rates", type=float, nargs="+", help="learning rates; default: the study's three"
+        )
+        verb.add_argument(
+            "--mapper-rates", type=float, nargs="+", help="of the mappers, in multiples of it"
+        )
     state = suite.add_parser("status", help="what is done, running, failed; time left")
     state.set_defaults(call=_suite_status)
     table = suite.add_parser("table", help="summary and answers of what is done")
@@ -551,13 +554,19 @@ def _report(failures):
     return 1 if failures else 0
 
 
-def _suite_tune(options):
+def _rated_cells(options):
+    """`_suite_cells` with each of the learning rates that are tried."""
     from mvl.config import LEARNING_RATES
+
+    rates = options.rates or LEARNING_RATES
+    return _suite_cells(options, rates=rates, mapper_rates=options.mapper_rates)
+
+
+def _suite_tune(options):
     from mvl.files import write_table
     from mvl.suites import fit_suite, tuning_table
 
-    rates = options.rates or LEARNING_RATES
-    configs, place = _suite_cells(options, rates=rates, mapper_rates=options.mapper_rates)
+    configs, place = _rated_cells(options)
     _, failures = fit_suite(options.suite, configs, **place)
     table = tuning_table(options.suite, configs, **place)
     write_table(options.results / "suites" / f"{options.suite}-tuning.csv", table)
@@ -569,22 +578,31 @@ def _suite_use(options):
     import pandas as pd
 
     from mvl.data.loading import open_task
-    from mvl.deletion import block_use
+    from mvl.deletion import EDITS, block_use
     from mvl.errors import RunError
     from mvl.experiments import TRAINED, Run, run_folder
+    from mvl.files import read_json, write_table
 
-    configs, place = _suite_cells(options)
-    tables = []
+    configs, place = _rated_cells(options)
+    rows = []
     for (arm, seed), config in configs.items():
         data = open_task(config.data, seed, options.root, options.on_bad_case)
         folder = run_folder(config, data, place["runs"])
-        if config.model.language and (folder / TRAINED).exists():
+        if not (folder / TRAINED).exists():
+            continue
+        row = {"arm": arm, "seed": seed, "epochs": config.training.epochs}
+        row |= read_json(folder / TRAINED, "validation_dice", "best_epoch")
+        if config.model.language:
             used = block_use(Run.load(folder), data.side(options.side))
-            tables.append(used.assign(arm=arm, seed=seed))
-    if not tables:
-        raise RunError(f"no trained cell of suite {options.suite} has a language part")
-    used = pd.concat(tables).groupby(["arm", "seed", "structure", "edit"], sort=False)["dice"]
-    print(used.mean().unstack("edit").to_string(float_format="%.4f"))
+            used = used[used["structure"] == used["structure"].iloc[0]]
+            row |= used.groupby("edit")["dice"].mean()[list(EDITS)].to_dict()
+        rows.append(row)
+    if not rows:
+        raise RunError(f"no cell of suite {options.suite} is trained")
+    columns = ["arm", "seed", "epochs", "best_epoch", "validation_dice", *EDITS]
+    table = pd.DataFrame(rows).reindex(columns=columns)
+    write_table(options.results / "suites" / f"{options.suite}-use.csv", table)
+    print(table.to_string(index=False, float_format="%.4f", na_rep="-"))
 
 
 def _suite_status(options):
