@@ -390,11 +390,12 @@ def _arms():
 
 def _grown_tuning(tuned, runs, path):
     """Every learning rate that was tried with seed 0, the chosen ones included."""
-    chosen = runs[runs["seed"] == 0]
+    chosen = runs[runs["seed"] == 0].assign(mapper_rate=1.0)  # protocol 1 has no other
     tables = [read_table(path)] if Path(path).is_file() else []
     table = pd.concat([*tables, tuned, chosen], ignore_index=True)[list(TUNING_COLUMNS)]
     return _in_order(
-        table.drop_duplicates(TUNING_COLUMNS[:5], keep="last"), ["grid", "learning_rate"]
+        table.drop_duplicates(TUNING_COLUMNS[:6], keep="last"),
+        ["grid", "learning_rate", "mapper_rate"],
     )
 
 
