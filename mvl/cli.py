@@ -263,6 +263,7 @@ def _grid_options(parser):
     )
     parser.add_argument("--target", choices=("foreground", "labels"))
     parser.add_argument("--channels", choices=("all", "first"), help="which of an image's")
+    parser.add_argument("--flips", choices=("left-right",), help="mirror training cases at random")
 
 
 def _data_config(options):
@@ -271,7 +272,7 @@ def _data_config(options):
 
     from mvl.config import task_data
 
-    said = {name: getattr(options, name) for name in ("fit", "target", "channels")}
+    said = {name: getattr(options, name) for name in ("fit", "target", "channels", "flips")}
     said |= {"grid": options.grid and tuple(options.grid), "spacing_mm": options.spacing}
     return replace(task_data(options.task), **{k: v for k, v in said.items() if v is not None})
 

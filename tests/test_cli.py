@@ -230,11 +230,13 @@ def test_crops_labels_and_channels_are_asked_for_by_options(tmp_path, capsys):
     make_phantom("Task05_Prostate", root, cases=7, scale=0.12, progress=False)
     command = ["train", "--task", "Task05_Prostate", "--root", str(root), "--runs", str(runs)]
     command += ["--epochs", "1", "--target", "labels", "--channels", "first"]
+    command += ["--flips", "left-right"]
     command += ["--grid", "16", "16", "8", "--fit", "crop", "--spacing", "1.2", "1.2", "4"]
     assert main(command) == 0
     run = capsys.readouterr().out.strip().splitlines()[-1]
     config = json.loads(Path(run, "config.json").read_text())["config"]["data"]
     assert config["spacing_mm"] == [1.2, 1.2, 4.0] and config["channels"] == "first"
+    assert config["flips"] == "left-right"
     assert main(["evaluate", run, "--root", str(root)]) == 0
     out = capsys.readouterr().out
     assert "PZ" in out and "TZ" in out and "foreground" in out
