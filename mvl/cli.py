@@ -591,7 +591,8 @@ def _suite_use(options):
         folder = run_folder(config, data, place["runs"])
         if not (folder / TRAINED).exists():
             continue
-        row = {"arm": arm, "seed": seed, "epochs": config.training.epochs}
+        row = {"arm": arm, "seed": seed, "fingerprint": folder.name}
+        row |= {"mapper_rate": config.training.mapper_rate, "epochs": config.training.epochs}
         row |= read_json(folder / TRAINED, "validation_dice", "best_epoch")
         if config.model.language:
             used = block_use(Run.load(folder), data.side(options.side))
@@ -600,7 +601,8 @@ def _suite_use(options):
         rows.append(row)
     if not rows:
         raise RunError(f"no cell of suite {options.suite} is trained")
-    columns = ["arm", "seed", "epochs", "best_epoch", "validation_dice", *EDITS]
+    columns = ["arm", "seed", "fingerprint", "mapper_rate", "epochs", "best_epoch"]
+    columns += ["validation_dice", *EDITS]
     table = pd.DataFrame(rows).reindex(columns=columns)
     write_table(options.results / "suites" / f"{options.suite}-use.csv", table)
     print(table.to_string(index=False, float_format="%.4f", na_rep="-"))

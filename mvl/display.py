@@ -209,13 +209,13 @@ def dataflow(model):
         inner = f"{count} × {part.d2.in_features}"
         language = [("D1", ("language d1",), inner), ("block", ("language block",), inner)]
         language += [("D2", ("language d2",), stream)]
-        skips = [("D1", "D2")] * part.residual
+        skips = [("D1", "D2")] * part.config.residual
     middle = language + encoder if model.language_first else encoder + language
     decoder = [("decoder", ("decoder",), stream)] if model.decoder else []
     head = [("head", ("norm", "head"), voxels)]
     order = [("volume", (), voxels), *embedding, *middle, *decoder, *head]
     names = [name for name, *_ in order]
-    if part and part.skip:
+    if part and part.config.skip:
         skips.append((names[names.index("D1") - 1], names[names.index("D2") + 1]))
     rows = {
         name: {kind: counts[kind].reindex(list(keys)).sum() for kind in ("trained", "frozen")}

@@ -16,7 +16,8 @@ TABLE, PAGE = ROOT / "results" / "reference" / "settling.csv", ROOT / "docs" / "
 BEGIN, END = "<!-- settling: begin, written by scripts/settling.py -->", "<!-- settling: end -->"
 #: Columns of the table that the page shows, and their headings.
 SHOWN = {
-    "arm": "arm @ rate x mappers' factor",
+    "arm": "arm @ rate",
+    "mapper_rate": "mappers' factor",
     "epochs": "epochs",
     "validation_dice": "validation Dice on the grid",
     "as trained": "in native space",
@@ -31,8 +32,13 @@ def section(table: pd.DataFrame) -> str:
     table = table.sort_values("validation_dice", ascending=False)
     lines = [f"| {' | '.join(SHOWN.values())} |", "| --- " * len(SHOWN) + "|"]
     for row in table[list(SHOWN)].itertuples(index=False):
-        arm, epochs, *dice = row
-        cells = [f"`{arm}`", str(epochs), *("-" if d != d else f"{d:.3f}" for d in dice)]
+        arm, factor, epochs, *dice = row
+        cells = [
+            f"`{arm}`",
+            f"{factor:g}",
+            str(epochs),
+            *("-" if d != d else f"{d:.3f}" for d in dice),
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

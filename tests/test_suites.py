@@ -53,7 +53,9 @@ def test_equal_models_have_equal_learning_rates():
     for arms in SUITES.values():
         for arm in arms.values():
             if not arm.matched:
-                chosen.setdefault((repr(arm.model), arm.fraction), set()).add(arm.training)
+                chosen.setdefault((repr(arm.model), arm.fraction, arm.testing), set()).add(
+                    arm.training
+                )
     assert all(len(trainings) == 1 for trainings in chosen.values())
     ours = [arm for arms in SUITES.values() for name, arm in arms.items() if name != "released"]
     assert {arm.training.learning_rate for arm in ours} <= set(LEARNING_RATES)

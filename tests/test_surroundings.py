@@ -69,7 +69,7 @@ def test_a_user_without_a_name_or_a_home_can_work(phantom, tmp_path, home):
     assert [line for line in said if line.startswith("status")] == [
         f"status {n}" for n in (0, 1, 0, 0, 0)
     ]
-    assert "sources at hand: package:all-minilm-l6-v2" in said
+    assert any("package:all-minilm-l6-v2" in line for line in said)
     assert said[-1] == "kernel ready"
     image = nibabel.load(phantom / "Task04_Hippocampus/imagesTr/hippocampus_001.nii.gz")
     assert nibabel.load(out / "label.nii.gz").shape == image.shape

