@@ -16,8 +16,7 @@ TABLE, PAGE = ROOT / "results" / "reference" / "settling.csv", ROOT / "docs" / "
 BEGIN, END = "<!-- settling: begin, written by scripts/settling.py -->", "<!-- settling: end -->"
 #: Columns of the table that the page shows, and their headings.
 SHOWN = {
-    "arm": "arm @ rate",
-    "mapper_rate": "mappers' factor",
+    "arm": "arm @ rate x mappers' factor",
     "epochs": "epochs",
     "validation_dice": "validation Dice on the grid",
     "as trained": "in native space",
@@ -32,10 +31,9 @@ def section(table: pd.DataFrame) -> str:
     table = table.sort_values("validation_dice", ascending=False)
     lines = [f"| {' | '.join(SHOWN.values())} |", "| --- " * len(SHOWN) + "|"]
     for row in table[list(SHOWN)].itertuples(index=False):
-        arm, factor, epochs, *dice = row
+        arm, epochs, *dice = row
         cells = [
             f"`{arm}`",
-            f"{factor:g}",
             str(epochs),
             *("-" if d != d else f"{d:.3f}" for d in dice),
         ]
