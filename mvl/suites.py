@@ -127,8 +127,8 @@ SUITES = {
         "trainable": _block(control="trainable"),
         "vit-mlp": _vit(1e-2, matched=("mlp", "pretrained")),
     },
-    # The second protocol's primary comparison (docs/protocol.md); random has the pre-trained
-    # matrices' means and standard deviations.
+    # The second protocol's primary comparison (docs/protocol.md), with a part and rates that are
+    # not chosen yet; random has the pre-trained matrices' means and standard deviations.
     "llama": {
         "none": _heard("none", mapper_rate=1.0),
         "identity": _heard("identity"),
@@ -136,7 +136,7 @@ SUITES = {
         "random": _heard("matched"),
         "pretrained": _heard(),
     },
-    # What the second protocol chose its language part from, on validation.
+    # What the second protocol will choose its language part from, on validation.
     "settling": {
         "none": _heard("none", mapper_rate=1.0),
         **{

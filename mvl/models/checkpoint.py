@@ -25,7 +25,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -35,7 +35,7 @@ import torch
 from mvl.errors import BlockError
 from mvl.files import read_json, sha256_of, write_json, write_tensors, write_text
 from mvl.locks import acquired
-from mvl.models.gguf import GgufCheckpoint
+from mvl.models.gguf import Entry, GgufCheckpoint
 
 
 class Package(NamedTuple):
@@ -332,19 +332,6 @@ def _hash_of(path):
 def _file_hash(path, size, modified):
     """SHA-256 of a file, once for each size and time of change."""
     return sha256_of(path)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """Where one tensor lies."""
-
-    file: str
-    #: First byte and the one after the last, in the file.
-    start: int
-    stop: int
-    #: safetensors' name of the number format.
-    dtype: str
-    shape: tuple[int, ...]
 
 
 class Checkpoint:

@@ -6,6 +6,7 @@ is kept below `checkpoint.cache_folder()`, since the file's tokeniser takes seco
 """
 
 import re
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -39,6 +40,19 @@ ARCHITECTURES = {
     "qwen2": _NAMES,
     "gemma2": _NAMES | _GEMMA2,
 }
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where one tensor lies."""
+
+    file: str
+    #: First byte and the one after the last, in the file.
+    start: int
+    stop: int
+    #: safetensors' name of the number format.
+    dtype: str
+    shape: tuple[int, ...]
 
 
 class GgufCheckpoint:
@@ -119,9 +133,7 @@ class GgufCheckpoint:
         return dict.fromkeys(self._tensors, self.path.name)
 
     def entries(self, names) -> dict:
-        """{name: `checkpoint.Entry`} of the named tensors."""
-        from mvl.models.checkpoint import Entry
-
+        """{name: `Entry`} of the named tensors."""
         chosen = {name: self._tensors[name] for name in names}
         return {
             name: Entry(
