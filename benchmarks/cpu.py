@@ -12,8 +12,8 @@ import common
 import torch
 from torch import nn
 
+from mvl.blocks.language_part import build_language
 from mvl.config import LanguageConfig
-from mvl.models.language import build_language
 
 #: Few tokens: without units for bfloat16, its backward pass takes many times its forward pass.
 GRID, TOKENS, TURNS = (40, 56, 40), 32, 2

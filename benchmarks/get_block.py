@@ -20,10 +20,10 @@ from pathlib import Path
 import common
 import torch
 
+from mvl.blocks.language_part import build_language
 from mvl.config import LanguageConfig
 from mvl.files import write_json, write_table
 from mvl.machine import cores
-from mvl.models.language import build_language
 from mvl.models.sizes import ARCHITECTURES, block_table, whole_model
 
 HERE = Path(__file__).resolve().parent

@@ -12,12 +12,12 @@ import common
 import torch
 
 from mvl.config import DataConfig, preset
-from mvl.data.loading import Preparation
 from mvl.data.phantom import make_phantom
-from mvl.data.sources import find_task, list_cases
-from mvl.evaluation import segment
+from mvl.data.preparation import Preparation
+from mvl.data.task_folder import find_task, list_cases
+from mvl.data.tasks import read_task
+from mvl.experiment.evaluation import segment
 from mvl.models.segmenter import build_segmenter
-from mvl.tasks import read_task
 
 NAMES, DATA, TURNS = ("vit", "v1", "best"), DataConfig(), 5
 

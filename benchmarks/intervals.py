@@ -4,7 +4,7 @@
 
 It draws studies of five folds with the variances that the first protocol measured, lets each method
 give its interval of one contrast, and writes docs/coverage.csv and the tables of
-docs/statistics.md. `mvl.inference` has the method that was chosen; the others are written here,
+docs/statistics.md. `study.inference` has the method that was chosen; the others are written here,
 for balanced folds, for which they need no iteration.
 """
 
@@ -17,7 +17,7 @@ import pandas as pd
 from scipy import stats
 
 from mvl.files import with_section, write_table, write_text
-from mvl.inference import ALPHA, BOUND, claim, mean_square, paired_folds, step_down, verdict
+from mvl.study.inference import ALPHA, BOUND, claim, mean_square, paired_folds, step_down, verdict
 
 DOCS = Path(__file__).parents[1] / "docs"
 TABLE, PAGE = DOCS / "coverage.csv", DOCS / "statistics.md"
@@ -193,7 +193,7 @@ def one_fold(tables):
 
 
 def three_tasks(tables):
-    """Of the mean over tasks of three sizes, as `mvl.inference` pools them."""
+    """Of the mean over tasks of three sizes, as `mvl.study.inference` pools them."""
     for repeats, (name, (ratios, skewed)) in product((1, 2), VARIANCES.items()):
         estimates, variances = [], []
         for subjects in (20, 115, 137):

@@ -18,11 +18,11 @@ import torch
 from step import training_step
 
 from mvl.config import DataConfig, preset
-from mvl.data.loading import Preparation, ahead, training_batches
 from mvl.data.phantom import make_phantom
-from mvl.data.sources import find_task, list_cases
+from mvl.data.preparation import Preparation, ahead, training_batches
+from mvl.data.task_folder import find_task, list_cases
+from mvl.data.tasks import read_task
 from mvl.machine import cores
-from mvl.tasks import read_task
 
 DATA, CASES, BATCH, TURNS = DataConfig(), 32, 4, 3
 
@@ -88,7 +88,7 @@ def waits():
 
 
 def batches(volumes, epoch):
-    """An epoch's batches as `mvl.training` makes them, for a GPU in pinned memory."""
+    """An epoch's batches as `mvl.experiment.training` makes them, for a GPU in pinned memory."""
     for batch in training_batches(volumes, DATA, BATCH, 0, epoch):
         yield tuple(part.pin_memory() for part in batch) if common.ON_GPU else batch
 

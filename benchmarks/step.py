@@ -19,15 +19,15 @@ import psutil
 import torch
 from monai.data import MetaTensor
 
+from mvl.audit.released import ReleasedModel, released_step
+from mvl.blocks.language_part import build_language
 from mvl.config import PRESETS, DataConfig, LanguageConfig, preset
-from mvl.data.loading import training_batches
+from mvl.data.preparation import training_batches
+from mvl.experiment.training import _leave_out_unless_finite, _optimiser, segmentation_loss
 from mvl.machine import cores
-from mvl.models.language import build_language
 from mvl.models.peers import build_model
 from mvl.models.segmenter import build_segmenter
 from mvl.models.tokens import token_grid
-from mvl.released import ReleasedModel, released_step
-from mvl.training import _leave_out_unless_finite, _optimiser, segmentation_loss
 
 MODELS = [*PRESETS, "bare_block", "released_code"]
 #: Edge in voxels -> cases a step.
@@ -148,7 +148,7 @@ def batch(grid, cases):
 
 
 def training_step(config, plan, grid, cases, compiled=None):
-    """A step as `mvl.training` takes it, in bfloat16 on a GPU, as a function.
+    """A step as `mvl.experiment.training` takes it, in bfloat16 on a GPU, as a function.
 
     Args:
         config, plan: as `mvl.config.preset` gives them.

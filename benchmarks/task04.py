@@ -17,14 +17,14 @@ import torch
 from step import training_step
 
 from mvl.config import DataConfig, ExperimentConfig, preset
-from mvl.data.loading import Preparation
 from mvl.data.phantom import make_phantom
-from mvl.data.sources import find_task, list_cases
+from mvl.data.preparation import Preparation
+from mvl.data.task_folder import find_task, list_cases
+from mvl.data.tasks import read_task
+from mvl.experiment.training import train
 from mvl.machine import cores
 from mvl.models.segmenter import build_segmenter
-from mvl.suites import SUITES
-from mvl.tasks import read_task
-from mvl.training import train
+from mvl.study.suites import SUITES
 
 NAMES = ("vit", "v1", "v3", "best")
 ARMS = {"v3": preset("v3")} | {n: (a.model, a.training) for n, a in SUITES["peers"].items()}

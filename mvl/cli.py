@@ -289,9 +289,9 @@ def _track_option(parser):
 
 
 def _run(options):
-    from mvl import batch
     from mvl.files import REPOSITORY
-    from mvl.profiles import default_profile
+    from mvl.runner import execute as batch
+    from mvl.runner.profiles import default_profile
 
     if not options.profile:
         options.profile, why = default_profile()
@@ -308,7 +308,7 @@ def _run(options):
 
 
 def _report_page(options):
-    from mvl.report import write_report
+    from mvl.show.report import write_report
 
     print(write_report(options.profile))
 
@@ -333,10 +333,10 @@ def _train(options):
     data_config = _data_config(options)
     config = ExperimentConfig(data_config, model, training, options.seed)
 
-    from mvl.data.loading import open_task
-    from mvl.experiments import fit
+    from mvl.data.preparation import open_task
+    from mvl.experiment.run import fit
+    from mvl.experiment.training import processes
     from mvl.files import read_json
-    from mvl.training import processes
 
     data = open_task(data_config, options.seed, options.root, options.on_bad_case)
     if processes().is_main_process:
@@ -355,11 +355,11 @@ def _tell_assumptions(task):
 
 
 def _evaluate(options):
-    from mvl.data.loading import open_task
-    from mvl.experiments import HEALTHY, read_config, test
+    from mvl.data.preparation import open_task
+    from mvl.experiment.metrics import METRICS
+    from mvl.experiment.run import HEALTHY, read_config, test
     from mvl.files import read_table
-    from mvl.metrics import METRICS
-    from mvl.tables import count
+    from mvl.show.tables import count
 
     config = read_config(options.run)
     data = open_task(config.data, config.seed, options.root, options.on_bad_case)
@@ -376,17 +376,17 @@ def _evaluate(options):
 
 
 def _predict(options):
-    from mvl.data.sources import require_output
+    from mvl.data.task_folder import require_output
 
     folder = options.image.is_dir()
     if not folder:
         require_output(options.output, options.image)  # before what takes seconds to load
-    from mvl.evaluation import predict_file, predict_folder
-    from mvl.experiments import load_predictor
-    from mvl.identity import facts_changed
+    from mvl.experiment.evaluation import predict_file, predict_folder
+    from mvl.experiment.identity import facts_changed
+    from mvl.experiment.run import load_predictor
 
     if options.run is None:
-        from mvl.reference import BEST
+        from mvl.study.reference import BEST
 
         options.run = BEST
         print("with this replication's own model `best`, trained on MSD's Task04_Hippocampus")
@@ -408,7 +408,7 @@ def _predict(options):
 
 def _check(options):
     from mvl.data.checks import check_cases, require, unlisted
-    from mvl.data.sources import find_task, task_and_cases
+    from mvl.data.task_folder import find_task, task_and_cases
 
     folder = Path(options.task)
     if not (folder / "dataset.json").is_file():
@@ -429,8 +429,8 @@ def _download(options):
 
 def _convert(options):
     from mvl.data.convert import convert
-    from mvl.data.sources import list_cases
-    from mvl.tasks import read_task
+    from mvl.data.task_folder import list_cases
+    from mvl.data.tasks import read_task
 
     folder = convert(options.release, options.folder, options.root)
     print(f"{folder}: {len(list_cases(folder))} of the study's {read_task(folder).cases} cases")
@@ -438,36 +438,36 @@ def _convert(options):
 
 def _phantom(options):
     from mvl.data.phantom import make_phantom
-    from mvl.data.sources import REPOSITORY_DATA
+    from mvl.data.task_folder import REPOSITORY_DATA
 
     root = options.root or REPOSITORY_DATA / "phantom"
     print(make_phantom(options.task, root, options.cases, options.scale, options.seed))
 
 
 def _block_list(options):
-    from mvl.models.checkpoint import sources_at_hand
-    from mvl.models.language import FAMILIES
+    from mvl.blocks.language_part import FAMILIES
+    from mvl.blocks.sources import sources_at_hand
 
     print(f"families: {', '.join(FAMILIES)}")
     print(f"sources at hand: {', '.join(sources_at_hand()) or 'none'}")
 
 
 def _block_show(options):
-    from mvl.models.language import describe
+    from mvl.blocks.language_part import describe
 
     for name, value in describe(options.source, options.layer).items():
         print(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}")
 
 
 def _block_scale(options):
-    from mvl.models.scale import hidden_scale
+    from mvl.blocks.scale import hidden_scale
 
     print(hidden_scale(options.source).to_string(index=False, float_format="%.3f"))
 
 
 def _block_extract(options):
+    from mvl.blocks.language_part import extract_block
     from mvl.config import LanguageConfig
-    from mvl.models.language import extract_block
 
     config = LanguageConfig(source=options.source, layer=options.layer)
     print(f"SHA-256 {extract_block(config, options.output)}")
@@ -475,7 +475,7 @@ def _block_extract(options):
 
 
 def _suite_list(options):
-    from mvl.suites import QUESTIONS, SUITES
+    from mvl.study.suites import QUESTIONS, SUITES
 
     for name, arms in SUITES.items():
         print(f"{name}: {QUESTIONS[name]}\n    {', '.join(arms)}")
@@ -484,7 +484,7 @@ def _suite_list(options):
 def _suite_cells(options, **more):
     """(cells of the suite, what the functions of `suites` take of them)."""
     from mvl.errors import ConfigError
-    from mvl.suites import suite_configs
+    from mvl.study.suites import suite_configs
 
     data = _data_config(options)
     given = (options.block, options.epochs, options.arms)
@@ -505,15 +505,15 @@ def _place(options):
 
 def _suite_run(options):
     from mvl.files import write_table
-    from mvl.statistics import summary_table
-    from mvl.suites import fit_suite, run_suite, shard
+    from mvl.study.statistics import summary_table
+    from mvl.study.suites import fit_suite, run_suite, shard
 
     configs, place = _suite_cells(options)
     more, failures = place | {"track": options.track}, {}
     if options.shard:
         configs = shard(configs, *_shard_of(options.shard))
     if options.on or options.jobs:
-        from mvl.cluster import fit_at_once, fit_on_ray
+        from mvl.study.parallel import fit_at_once, fit_on_ray
 
         if options.on:
             trained, failures = fit_on_ray(configs, on=options.on, **more)
@@ -565,7 +565,7 @@ def _rated_cells(options):
 
 def _suite_tune(options):
     from mvl.files import write_table
-    from mvl.suites import fit_suite, tuning_table
+    from mvl.study.suites import fit_suite, tuning_table
 
     configs, place = _rated_cells(options)
     _, failures = fit_suite(options.suite, configs, **place)
@@ -578,10 +578,10 @@ def _suite_tune(options):
 def _suite_use(options):
     import pandas as pd
 
-    from mvl.data.loading import open_task
-    from mvl.deletion import EDITS, block_use
+    from mvl.data.preparation import open_task
     from mvl.errors import RunError
-    from mvl.experiments import TRAINED, Run, run_folder
+    from mvl.experiment.block_use import EDITS, block_use
+    from mvl.experiment.run import TRAINED, Run, run_folder
     from mvl.files import read_json, write_table
 
     configs, place = _rated_cells(options)
@@ -609,8 +609,8 @@ def _suite_use(options):
 
 
 def _suite_status(options):
-    from mvl.reference import held
-    from mvl.suites import status
+    from mvl.study.reference import held
+    from mvl.study.suites import status
 
     configs, place = _suite_cells(options)
     table = status(configs, **place)
@@ -632,10 +632,10 @@ def _suite_table(options):
     import pandas as pd
 
     from mvl.errors import RunError
-    from mvl.experiments import collect
-    from mvl.reference import study_contrasts
-    from mvl.statistics import sentence, summary_table
-    from mvl.suites import status
+    from mvl.experiment.run import collect
+    from mvl.study.reference import study_contrasts
+    from mvl.study.statistics import sentence, summary_table
+    from mvl.study.suites import status
 
     configs, place = _suite_cells(options)
     cells = status(configs, **place)
@@ -655,8 +655,8 @@ def _suite_table(options):
 
 
 def _verify(options):
-    from mvl.experiments import results_folder
-    from mvl.verify import conclusion, name_of_check, verify
+    from mvl.experiment.run import results_folder
+    from mvl.study.verify import conclusion, name_of_check, verify
 
     place = Path(options.place)
     checks = verify(place if place.is_dir() else results_folder(options.place))
@@ -670,7 +670,7 @@ def _verify(options):
 
 
 def _links(options):
-    from mvl.links import write_links
+    from mvl.show.links import write_links
 
     for path in write_links(options.repository):
         print(path)
@@ -679,9 +679,9 @@ def _links(options):
 def _studys_data(options):
     """The study's `DataConfig`, where the volumes at hand are real."""
     from mvl.config import DataConfig
-    from mvl.data.sources import find_task
+    from mvl.data.task_folder import find_task
+    from mvl.data.tasks import read_task
     from mvl.errors import DataError
-    from mvl.tasks import read_task
 
     data = DataConfig()
     if read_task(find_task(data.task, options.root)).synthetic:
@@ -693,9 +693,9 @@ def _reference(options):
     import pandas as pd
 
     from mvl.config import LEARNING_RATES
-    from mvl.data.loading import open_task
-    from mvl.experiments import TRAINED, run_folder, test
-    from mvl.reference import (
+    from mvl.data.preparation import open_task
+    from mvl.experiment.run import TRAINED, run_folder, test
+    from mvl.study.reference import (
         GPU,
         REFERENCE,
         SEEDS,
@@ -704,7 +704,7 @@ def _reference(options):
         refresh_readme,
         write_reference,
     )
-    from mvl.suites import SUITES, suite_configs, tuning_table
+    from mvl.study.suites import SUITES, suite_configs, tuning_table
 
     # One table, one task: the study's.
     data, runs = _studys_data(options), options.results / "runs"
@@ -750,7 +750,7 @@ def _audit_cells(options):
 
 
 def _audit_run(options):
-    from mvl.suites import fit_suite, run_suite
+    from mvl.study.suites import fit_suite, run_suite
 
     configs, place = _audit_cells(options)
     if options.fit_only:
@@ -763,7 +763,7 @@ def _audit_run(options):
 
 
 def _audit_status(options):
-    from mvl.suites import status
+    from mvl.study.suites import status
 
     configs, place = _audit_cells(options)
     _print_status(status(configs, **place))

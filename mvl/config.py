@@ -1,6 +1,6 @@
 """Every knob of an experiment, as frozen dataclasses; the presets; the fingerprint.
 
-An `ExperimentConfig` together with its data (see `mvl.identity`) and the bytes of its language
+An `ExperimentConfig` together with its data (see `identity`) and the bytes of its language
 block says everything about a result. Their hash, the fingerprint, names the run's folder:
 what is equal is never computed twice, what differs never shares a folder.
 
@@ -259,7 +259,7 @@ class TrainingConfig:
 class AuditConfig:
     """What the audit trains as the released code does; the study has none of it.
 
-    `mvl.released` does these things, `mvl.audit` measures them.
+    `mvl.audit.released` does these things, `mvl.audit` measures them.
     """
 
     #: "soft": Dice of probabilities. "hard": of the thresholded prediction, which has no gradient.

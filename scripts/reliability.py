@@ -78,8 +78,8 @@ def page(record):
         _table(("what", "said"), [(n["what"], n["said"]) for n in notes["memory"]]),
         _about_gpus(notes["memory"]),
         "A loss or a gradient that is no number stops a training in the same way, before the "
-        "optimiser steps on it (`tests/test_training.py`). A machine that kills a process for its "
-        "memory leaves no sentence, but a run that goes on where it was.",
+        "optimiser steps on it (`tests/experiment/test_training.py`). A machine that kills a "
+        "process for its memory leaves no sentence, but a run that goes on where it was.",
         "## Broken inputs",
         f"{len(inputs)} inputs, each asked of the command line; the slowest answer took "
         f"{max(n['seconds'] for n in inputs):.1f} s, the hungriest "

@@ -16,8 +16,8 @@ import pytest
 from mvl.cli import main
 from mvl.config import ExperimentConfig
 from mvl.data.phantom import make_phantom
-from mvl.metrics import METRICS
-from mvl.reference import REFERENCE
+from mvl.experiment.metrics import METRICS
+from mvl.study.reference import REFERENCE
 
 
 def mvl(*arguments):
@@ -122,8 +122,8 @@ def test_from_a_phantom_to_a_segmentation(tmp_path, capsys):
 def test_what_evaluate_prints_are_means_over_subjects(phantom, monkeypatch, capsys):
     cases = pd.DataFrame({"subject": ["a", "a", "b"], "structure": "foreground"})
     cases = cases.assign(**dict.fromkeys(METRICS, [0.0, 0.0, 1.0]))
-    monkeypatch.setattr("mvl.experiments.read_config", lambda run: ExperimentConfig())
-    monkeypatch.setattr("mvl.experiments.test", lambda run, data: cases)
+    monkeypatch.setattr("mvl.experiment.run.read_config", lambda run: ExperimentConfig())
+    monkeypatch.setattr("mvl.experiment.run.test", lambda run, data: cases)
     assert main(["evaluate", "run", "--root", str(phantom)]) == 0
     out = capsys.readouterr().out
     assert "means over 2 test subjects" in out
@@ -160,7 +160,7 @@ def test_status_says_which_cells_the_reference_has(tmp_path, capsys, monkeypatch
     said = capsys.readouterr().out
     assert "has 0 of these 2 cells" in said  # a phantom's cells are none of the study's
     fingerprint = next(line.split()[-2] for line in said.splitlines() if " none " in f" {line} ")
-    monkeypatch.setattr("mvl.reference.held", lambda: {fingerprint: "GPU"})
+    monkeypatch.setattr("mvl.study.reference.held", lambda: {fingerprint: "GPU"})
     assert main([*status, "--results", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert f"{fingerprint}       GPU" in said and "has 1 of these 2 cells" in said

@@ -4,9 +4,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mvl.blocks.language_part import FAMILIES, block_reference
 from mvl.cli import main
 from mvl.config import LanguageConfig
-from mvl.models.language import FAMILIES, block_reference
 
 PACKAGE = "package:all-minilm-l6-v2"
 #: BERT's layer at width 384 and MLP width 1536, by hand: four square maps and the MLP, with

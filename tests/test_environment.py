@@ -20,7 +20,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from mvl.files import REPOSITORY
-from mvl.profiles import PROFILE_KEYS, load_profile
+from mvl.runner.profiles import PROFILE_KEYS, load_profile
 
 #: This interpreter as a word of a shell's command line.
 PYTHON = shlex.quote(sys.executable)
@@ -344,8 +344,8 @@ def test_gitignore_keeps_the_package_and_drops_what_is_made():
         )
         return result.returncode == 0
 
-    kept = ["mvl/data/sources.py", "data/README.md", "results/reference/summary.csv"]
-    kept += ["tests/data/test_sources.py", "requirements.lock", ".ci/run"]
+    kept = ["mvl/data/task_folder.py", "data/README.md", "results/reference/summary.csv"]
+    kept += ["tests/data/test_task_folder.py", "requirements.lock", ".ci/run"]
     made = [".venv/bin/python", "data/Task04_Hippocampus/dataset.json", "results/quick/x.csv"]
     made += ["mvl/__pycache__/x.pyc", "notebooks/.ipynb_checkpoints/x.ipynb", "mvl.egg-info/x"]
     assert [path for path in kept if ignored(path)] == []

@@ -9,7 +9,7 @@ import yaml
 from IPython.core.inputtransformer2 import TransformerManager
 
 from mvl.files import REPOSITORY
-from mvl.links import colab_cell, repository
+from mvl.show.links import colab_cell, repository
 
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 QUICK = yaml.safe_load((REPOSITORY / "profiles" / "quick.yaml").read_text())

@@ -36,7 +36,7 @@ image = f"{root}/Task04_Hippocampus/imagesTr/hippocampus_001.nii.gz"
 print("status", main(["predict", image, "--run", run, "-o", f"{out}/label.nii.gz"]), flush=True)
 
 from jupyter_core.utils import run_sync
-from mvl.kernels import Kernels
+from mvl.runner.kernels import Kernels
 with Kernels(out, {}) as kernels, kernels.one(more=False) as kernel:
     client = kernel.client()
     client.start_channels()

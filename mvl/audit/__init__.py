@@ -1,6 +1,6 @@
 """What each thing that the released code does differently is worth: the audit.
 
-`SWITCHES` says what the code does and what that can change, `mvl.released` does it, and here it
+`SWITCHES` says what the code does and what that can change, `audit.released` does it, and here it
 is measured, on the study's data and against the study's way:
 
     split        who stands on which side; counted over draws, nothing is trained
@@ -9,7 +9,7 @@ is measured, on the study's data and against the study's way:
                  reading goes on from the one before it, since most of them need it
 
 Each kind has a module of its own; `words` tells of their rows, and `record` alone stands on the
-reference, and writes. A training's cells are experiments like any other: `mvl.suites` runs,
+reference, and writes. A training's cells are experiments like any other: `mvl.study.suites` runs,
 resumes and counts them.
 `results/reference/` holds
 
@@ -19,7 +19,7 @@ resumes and counts them.
     figures/audit_waterfall.png
 
 and the README's section on it is made of audit.csv. A row that is about a training compares two
-arms, subject by subject, with the interval of `mvl.statistics.contrast`; one about a reading
+arms, subject by subject, with the interval of `mvl.study.statistics.contrast`; one about a reading
 resamples the subjects and reads anew.
 """
 
@@ -37,8 +37,8 @@ from mvl.audit.record import (
 from mvl.audit.splits import DRAWS, split_rows
 from mvl.audit.switches import COLUMNS, SWITCHES, Switch, switches_table
 from mvl.audit.training import ARMS, Change, audit_configs, training_rows
-from mvl.audit.words import sentences, waterfall_of, waterfall_steps
-from mvl.reference import BEST
+from mvl.show.audit import sentences, waterfall_of, waterfall_steps
+from mvl.study.reference import BEST
 
 __all__ = [
     "ARMS",

@@ -9,13 +9,13 @@ from mvl.audit.readings import described, measurement_rows, read_cases
 from mvl.audit.splits import split_rows
 from mvl.audit.switches import COLUMNS
 from mvl.audit.training import audit_configs, training_rows
-from mvl.audit.words import section, waterfall_of
 from mvl.config import derive_seed
-from mvl.data.loading import open_task
-from mvl.experiments import TRAINED, Run, collect, load_predictor, run_folder, test
-from mvl.figures import save
+from mvl.data.preparation import open_task
+from mvl.experiment.run import TRAINED, Run, collect, load_predictor, run_folder, test
 from mvl.files import REPOSITORY, read_json, sha256_of, with_section, write_table, write_text
-from mvl.reference import BEST, REFERENCE, SEEDS, read_table
+from mvl.show.audit import section, waterfall_of
+from mvl.show.figures import save
+from mvl.study.reference import BEST, REFERENCE, SEEDS, read_table
 
 CASES, READ, TABLE = "audit_cases.csv.gz", "audit_readings.csv.gz", "audit.csv"
 PICTURE = Path("figures") / "audit_waterfall.png"

@@ -5,13 +5,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pandas as pd
 
+from mvl.audit.released import COPIES, siblings, test_size
 from mvl.audit.splits import DRAWS
 from mvl.audit.switches import COLUMNS, facts_of
 from mvl.config import PRESETS, ExperimentConfig
 from mvl.errors import ConfigError
-from mvl.released import COPIES, siblings, test_size
-from mvl.statistics import contrast
-from mvl.suites import SUITES
+from mvl.study.statistics import contrast
+from mvl.study.suites import SUITES
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ ARMS = {
 
 
 def audit_configs(data, seeds, block=None, epochs=None, arms=None):
-    """The audit's trainings, as `mvl.suites.fit_suite` and `status` take them.
+    """The audit's trainings, as `mvl.study.suites.fit_suite` and `status` take them.
 
     Args:
         data: a `DataConfig`.

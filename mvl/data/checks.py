@@ -7,11 +7,11 @@ import numpy as np
 
 from mvl.data.nifti import place_fault, read_header, read_label, read_volume
 from mvl.data.packed import BadFile
-from mvl.data.sources import content_hash, joint_hash
+from mvl.data.task_folder import content_hash, joint_hash
+from mvl.data.tasks import Task, is_ct, read_task
 from mvl.errors import DataError
 from mvl.files import read_json
 from mvl.progress import track
-from mvl.tasks import Task, is_ct, read_task
 
 #: Stands for a case's name in a fault that is no case's, but the task's.
 OF_THE_TASK = "dataset.json"

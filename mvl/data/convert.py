@@ -18,11 +18,11 @@ import nibabel
 import numpy as np
 
 from mvl.data.nifti import read_header, read_label, read_volume
-from mvl.data.sources import data_root
+from mvl.data.task_folder import data_root
+from mvl.data.tasks import CONVERTED
 from mvl.errors import DataError
 from mvl.files import read_small, read_table, staging, write_json
 from mvl.progress import track
-from mvl.tasks import CONVERTED
 
 
 @dataclass(frozen=True)

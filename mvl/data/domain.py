@@ -17,9 +17,9 @@ import nibabel
 import numpy as np
 
 from mvl.data.nifti import read_label, read_volume
+from mvl.data.tasks import is_ct
 from mvl.errors import DataError
 from mvl.progress import track
-from mvl.tasks import is_ct
 
 # --- the thresholds, all of them -----------------------------------------------------------
 

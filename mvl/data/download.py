@@ -11,11 +11,11 @@ import urllib.error
 import urllib.request
 from pathlib import PurePosixPath
 
-from mvl.data.sources import data_root
+from mvl.data.task_folder import data_root
+from mvl.data.tasks import TASKS, read_task
 from mvl.errors import DataError
 from mvl.locks import acquired
 from mvl.progress import Progress, track
-from mvl.tasks import TASKS, read_task
 
 #: Seconds without an answer after which the network counts as gone.
 _TIMEOUT = 30
@@ -31,8 +31,8 @@ def download(task_name, root=None, progress=True):
     a folder beside the task folder, which appears by a rename, whole or not at all.
 
     Args:
-        task_name: one of `mvl.tasks.TASKS`.
-        root: see `mvl.data.sources.data_root`.
+        task_name: one of `mvl.data.tasks.TASKS`.
+        root: see `mvl.data.task_folder.data_root`.
         progress: show progress bars.
 
     Returns:

@@ -2,10 +2,10 @@
 
 from mvl.data.download import download
 from mvl.data.phantom import make_phantom
-from mvl.data.sources import REPOSITORY_DATA, find_task, task_and_cases
 from mvl.data.splits import study_cases
+from mvl.data.task_folder import REPOSITORY_DATA, find_task, task_and_cases
+from mvl.data.tasks import TASKS
 from mvl.errors import ConfigError, DataError
-from mvl.tasks import TASKS
 
 SOURCES = ("msd", "auto", "phantom")
 

@@ -20,10 +20,10 @@ from scipy import ndimage
 
 from mvl.data.anatomy import RECIPES
 from mvl.data.canvas import Draws, Grid
+from mvl.data.tasks import TASKS
 from mvl.errors import DataError, MvlError
 from mvl.files import read_json, staging, write_json
 from mvl.progress import track
-from mvl.tasks import TASKS
 
 #: Raised whenever a change here alters voxels, so that an older phantom is made anew.
 PHANTOM_VERSION = 2

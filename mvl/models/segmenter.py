@@ -14,12 +14,12 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from mvl.blocks.language_part import build_language, saved_keys
 from mvl.config import derive_seed
 from mvl.errors import RunError
 from mvl.models.attention import Attention, Block, HybridAttention
+from mvl.models.folder import Description, read_folder, write_folder
 from mvl.models.fusion import MultiScaleFusion
-from mvl.models.language import build_language, saved_keys
-from mvl.models.pretrained import Description, read_folder, write_folder
 from mvl.models.tokens import ConvHead, LinearHead, PatchEmbed, token_grid
 from mvl.models.trained import load_trained_state
 

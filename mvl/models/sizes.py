@@ -10,8 +10,8 @@ from dataclasses import replace
 import pandas as pd
 import torch
 
+from mvl.blocks.language_part import describe
 from mvl.errors import ConfigError
-from mvl.models.language import describe
 from mvl.models.peers import build_model
 
 #: Those entries of each model's config.json on which its size depends.

@@ -14,7 +14,7 @@ import pytest
 
 from mvl.data.checks import check_cases, require, unlisted
 from mvl.data.nifti import read_label, read_volume
-from mvl.data.sources import list_cases
+from mvl.data.task_folder import list_cases
 from mvl.errors import DataError
 
 AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])

@@ -12,9 +12,9 @@ import pytest
 from mvl.cli import main
 from mvl.data.convert import convert
 from mvl.data.nifti import place_fault, read_header
-from mvl.data.sources import list_cases
+from mvl.data.task_folder import list_cases
+from mvl.data.tasks import read_task
 from mvl.errors import MvlError
-from mvl.tasks import read_task
 
 ORGANS = ("Brainstem", "SpinalCord", "RightParotid", "LeftParotid", "Mandible")
 OPENKBP, CHAOS = "OpenKBP_HeadNeckCT", "CHAOS_AbdomenMR"

@@ -12,11 +12,11 @@ import torch
 from mvl.cli import main
 from mvl.config import DataConfig
 from mvl.data.domain import TrainingDomain, judge, judge_volumes, training_domain
-from mvl.data.loading import Preparation
-from mvl.data.sources import Case
+from mvl.data.preparation import Preparation
+from mvl.data.task_folder import Case
+from mvl.data.tasks import TASKS
 from mvl.errors import DataError
-from mvl.evaluation import predict_file, predict_folder
-from mvl.tasks import TASKS
+from mvl.experiment.evaluation import predict_file, predict_folder
 
 MRI, CT = TASKS["Task04_Hippocampus"], TASKS["Task09_Spleen"]  # the window is -160 to 240 HU
 SHAPE = (20, 24, 20)

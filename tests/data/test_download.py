@@ -13,7 +13,7 @@ import pytest
 from mvl.data import download as module
 from mvl.data.download import download
 from mvl.data.phantom import make_phantom
-from mvl.data.sources import find_task
+from mvl.data.task_folder import find_task
 from mvl.errors import DataError
 
 TASK = "Task04_Hippocampus"

@@ -15,12 +15,12 @@ from nibabel.processing import resample_to_output
 from mvl.config import DataConfig
 from mvl.data import nifti
 from mvl.data.checks import check_cases
-from mvl.data.loading import Preparation
 from mvl.data.nifti import read_header, read_label, read_volume, spacing_of
-from mvl.data.sources import Case, list_cases
+from mvl.data.preparation import Preparation
+from mvl.data.task_folder import Case, list_cases
+from mvl.data.tasks import Task
 from mvl.errors import DataError
-from mvl.evaluation import evaluate, predict_file
-from mvl.tasks import Task
+from mvl.experiment.evaluation import evaluate, predict_file
 
 AFFINE = np.array([[0.5, 0, 0, -3], [0, 0.8, 0, 2], [0, 0, 2, 1], [0, 0, 0, 1]])
 SHAPE = (24, 9, 8)

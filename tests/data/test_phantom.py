@@ -13,9 +13,9 @@ from mvl.data.canvas import Draws, Grid, branches, chain
 from mvl.data.checks import check_cases
 from mvl.data.nifti import read_label, read_volume
 from mvl.data.phantom import make_phantom
-from mvl.data.sources import list_cases
+from mvl.data.task_folder import list_cases
+from mvl.data.tasks import TASKS, read_task
 from mvl.errors import DataError
-from mvl.tasks import TASKS, read_task
 
 HIPPOCAMPUS = "Task04_Hippocampus"
 #: A scale at which every task's phantom is small.

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from mvl.data.sources import Case
 from mvl.data.splits import STUDY_TASK, Split, check_split, make_split, study_cases
+from mvl.data.task_folder import Case
+from mvl.data.tasks import TASKS
 from mvl.errors import DataError
-from mvl.reference import REFERENCE, read_table
-from mvl.tasks import TASKS
+from mvl.study.reference import REFERENCE, read_table
 
 
 def cases(subjects, each=2):

@@ -7,13 +7,13 @@ import torch
 from monai.networks import nets
 
 from mvl.config import DataConfig, ExperimentConfig, PeerConfig, TrainingConfig
-from mvl.data.loading import open_task
+from mvl.data.preparation import open_task
 from mvl.errors import ConfigError, RunError
-from mvl.experiments import Run, fit
-from mvl.experiments import test as open_test_set
+from mvl.experiment.run import Run, fit
+from mvl.experiment.run import test as open_test_set
+from mvl.experiment.training import load_weights, save_weights
 from mvl.models.peers import build_peer, padded_grid
 from mvl.models.sizes import count_parameters
-from mvl.training import load_weights, save_weights
 
 SMALL = (32, 32, 64)  # a multiple of every network's step
 

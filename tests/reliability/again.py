@@ -2,7 +2,7 @@
 
     PYTHONHASHSEED=1 python -m tests.reliability.again DATA FOLDER
 
-Leaves the suite's results and, below `figures`, each function of `mvl.figures` that draws, as PNG
+Leaves the suite's results and, below `figures`, each function of `show.figures` that draws, as PNG
 and SVG. Their data is made up: the smallest that each takes.
 """
 
@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mvl import figures
-from mvl.figures.style import drawn
-from mvl.metrics import METRICS
-from mvl.statistics import contrasts_table, summary_table
-from mvl.suites import SUITES
-from mvl.tasks import TASKS
+from mvl.data.tasks import TASKS
+from mvl.experiment.metrics import METRICS
+from mvl.show import figures
+from mvl.show.figures.style import drawn
+from mvl.study.statistics import contrasts_table, summary_table
+from mvl.study.suites import SUITES
 from tests.reliability import stages
 
 TASK = TASKS["Task04_Hippocampus"]
@@ -25,7 +25,7 @@ SUBJECTS, SEEDS, STAGES = 8, (0, 1), ("after the encoder", "after the block")
 
 
 def cases_of(suite, arms):
-    """A table as in `mvl.statistics`, of arms with two seeds and eight subjects."""
+    """A table as in `mvl.study.statistics`, of arms with two seeds and eight subjects."""
     rng = np.random.default_rng(0)
     rows = [
         {"suite": suite, "arm": arm, "seed": seed, "task": TASK.name, "subject": f"s{k}"}
@@ -41,7 +41,7 @@ def cases_of(suite, arms):
 
 
 def drawings():
-    """{name of a function of `mvl.figures`: a function that draws it}."""
+    """{name of a function of `mvl.show.figures`: a function that draws it}."""
     cases = cases_of("language", ("none", "pretrained"))
     eight = cases_of("fusion", SUITES["fusion"])
     staged = pd.concat(eight.assign(stage=stage) for stage in STAGES)

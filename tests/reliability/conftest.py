@@ -16,8 +16,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from scripts import reliability
+from tests.blocks.test_sources import _FakeHub
 from tests.data.test_download import DESCRIPTION, Server, archive
-from tests.models.test_checkpoint import _FakeHub
 from tests.reliability import children
 from tests.reliability.stages import TASK, Given, Whole, outcome, size_of, start, train
 

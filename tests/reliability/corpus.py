@@ -18,15 +18,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mvl import reference
 from mvl.data import download
 from mvl.errors import MvlError
-from mvl.experiments import Run
-from mvl.profiles import load_profile
-from mvl.reference import BEST, REFERENCE
+from mvl.experiment.run import Run
+from mvl.runner.profiles import load_profile
+from mvl.study import reference
+from mvl.study.reference import BEST, REFERENCE
+from tests.blocks.test_sources import COMMIT, _Server
 from tests.data import test_checks as volumes
 from tests.data.test_download import DESCRIPTION, archive, link
-from tests.models.test_checkpoint import COMMIT, _Server
 from tests.reliability import children, stages
 
 TASK = stages.TASK

@@ -13,12 +13,14 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from mvl import batch, cli, kernels
+from mvl import cli
 from mvl.config import PRESETS, LanguageConfig, ModelConfig, TrainingConfig
 from mvl.data import download
 from mvl.errors import MvlError
 from mvl.files import read_json
-from mvl.suites import SUITES, Arm
+from mvl.runner import execute as batch
+from mvl.runner import kernels
+from mvl.study.suites import SUITES, Arm
 from tests.reliability import children
 
 ROOT = Path(__file__).resolve().parents[2]

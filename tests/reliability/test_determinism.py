@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 import torch
 
-from mvl import figures
-from mvl.metrics import METRICS
+from mvl.experiment.metrics import METRICS
+from mvl.show import figures
 from tests.reliability import children, stages
 from tests.reliability.stages import outcome, start
 

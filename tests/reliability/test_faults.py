@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from mvl.config import DataConfig, ExperimentConfig, ModelConfig, TrainingConfig
-from mvl.data.loading import Preparation, open_task
+from mvl.data.preparation import Preparation, open_task
 from mvl.errors import RunError
+from mvl.experiment.training import train
 from mvl.models.segmenter import build_segmenter
-from mvl.training import train
 from scripts.reliability import ON_GPU
 from tests.reliability import children
 from tests.reliability.conftest import said

@@ -15,14 +15,14 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 
+from mvl.blocks.sources import open_checkpoint
 from mvl.config import PRESETS, ExperimentConfig
 from mvl.data.checks import check_cases
 from mvl.data.nifti import read_header, read_label, read_volume
-from mvl.data.sources import list_cases
+from mvl.data.task_folder import list_cases
+from mvl.data.tasks import read_task
 from mvl.errors import BlockError, ConfigError, DataError, MvlError
 from mvl.files import read_json
-from mvl.models.checkpoint import open_checkpoint
-from mvl.tasks import read_task
 from tests.data import test_checks as volumes
 
 #: (reader, "read" or "refused") -> number of examples.

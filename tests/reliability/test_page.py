@@ -7,8 +7,8 @@ import pytest
 
 from mvl.config import PROTOCOL_VERSION
 from mvl.files import REPOSITORY
-from mvl.models.pretrained import FORMAT_VERSION
-from mvl.reference import BEST, REFERENCE
+from mvl.models.folder import FORMAT_VERSION
+from mvl.study.reference import BEST, REFERENCE
 from scripts import reliability
 from tests.reliability.stages import STAGES
 from tests.reliability.test_kills import FEW, MANY

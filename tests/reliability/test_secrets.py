@@ -17,10 +17,10 @@ import pandas as pd
 import pytest
 import torch
 
-from mvl import figures
 from mvl.data import download
-from mvl.experiments import Run
+from mvl.experiment.run import Run
 from mvl.models.segmenter import MedVisionLlama
+from mvl.show import figures
 from tests.reliability import children, stages
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,0 +1,283 @@
+"""Segmentation metrics of one structure in one case, in native space and in millimetres.
+
+Overlap metrics come from the four voxel counts. Distances come from MONAI's surface elements
+(`get_mask_edges` with subvoxels, after DeepMind's surface-distance, Nikolov et al.,
+arXiv:1809.04430), weighted by their area: counting edge voxels instead, as MONAI's own HD95
+does, errs by a fifth and more where the spacing is anisotropic.
+
+A missed structure is the worst result, never a missing one: `EMPTY_SIDES` is the convention.
+"""
+
+import math
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+from scipy.spatial import KDTree
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a reader of a column of `cases.csv` has to know."""
+
+    name: str
+    #: The name in words.
+    title: str
+    #: "" for a pure number, else "mm".
+    unit: str
+    #: Smallest and largest possible value. HD95's largest is the volume's diagonal.
+    low: float
+    high: float
+    larger_is_better: bool
+
+    @property
+    def heading(self):
+        """The name in words with the unit, for the head of a column or an axis."""
+        return f"{self.title} ({self.unit})" if self.unit else self.title
+
+    @property
+    def digits(self):
+        """After the point, where a person reads it."""
+        return 2 if self.unit else 3
+
+
+#: Name -> Metric, in the order of the tables' columns.
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("dice", "Dice", "", 0.0, 1.0, True),
+        Metric("jaccard", "Jaccard", "", 0.0, 1.0, True),
+        Metric("accuracy", "Accuracy", "", 0.0, 1.0, True),
+        Metric("precision", "Precision", "", 0.0, 1.0, True),
+        Metric("sensitivity", "Sensitivity", "", 0.0, 1.0, True),
+        Metric("specificity", "Specificity", "", 0.0, 1.0, True),
+        Metric("hd95_mm", "HD95", "mm", 0.0, math.inf, False),
+        Metric("nsd", "NSD", "", 0.0, 1.0, True),
+    )
+}
+
+#: What `study.mechanism` measures of a case: no metric of a segmentation, but compared likewise.
+MECHANISM = {
+    metric.name: metric
+    for metric in (
+        Metric("auroc_update", "AUROC of the block's update", "", 0.0, 1.0, True),
+        Metric("auroc_change", "AUROC of the stream's change", "", 0.0, 1.0, True),
+        Metric("auroc_stream", "AUROC of the tokens' norm", "", 0.0, 1.0, True),
+    )
+}
+
+#: Stands in `EMPTY_SIDES` for the physical diagonal of the case's volume, in mm.
+DIAGONAL = "diagonal"
+
+_WORST = {
+    "dice": 0.0,
+    "jaccard": 0.0,
+    "precision": 0.0,
+    "sensitivity": 0.0,
+    "hd95_mm": DIAGONAL,
+    "nsd": 0.0,
+}
+_PERFECT = {
+    "dice": 1.0,
+    "jaccard": 1.0,
+    "precision": 1.0,
+    "sensitivity": 1.0,
+    "hd95_mm": 0.0,
+    "nsd": 1.0,
+}
+
+#: (truth is empty, prediction is empty) -> the value of every metric that the convention sets.
+#: Accuracy and specificity are not here: the counts give them whatever is empty.
+EMPTY_SIDES = {
+    (False, True): _WORST,  # a missed structure
+    (True, False): _WORST,  # a structure where there is none
+    (True, True): _PERFECT,
+}
+
+#: Distances that equal the tolerance, and areas that add up to exactly 95 %, are common on a voxel
+#: grid; this slack keeps rounding (spacings are stored in float32) from deciding such ties.
+_SLACK = 1e-6
+
+
+def segmentation_metrics(prediction, truth, spacing_mm, tolerance_mm, ignored=None):
+    """Every metric of `METRICS` for one structure in one case.
+
+    HD95 is the larger, over both directions, of the 95th percentile of the distances from one
+    surface to the other; NSD (surface Dice) is the share of both surfaces that lies within the
+    tolerance of the other. Both weight each surface element by its area. Surfaces are those of
+    the masks with background around the volume, so a mask may touch the border.
+
+    Ignored voxels leave prediction and truth alike before anything is counted or measured. So two
+    predictions that differ in ignored voxels alone have equal metrics, a prediction that is right
+    wherever it counts is perfect, and no distance is larger than what voxels that count make it:
+    where both masks run into ignored voxels, they end in one and the same surface.
+
+    Args:
+        prediction: (H, W, D) mask, NumPy array or tensor, boolean or integer; non-zero is in.
+        truth: as `prediction`, of the same shape.
+        spacing_mm: three voxel edges in mm, along the masks' axes.
+        tolerance_mm: tolerance of NSD in mm, 0 or more.
+        ignored: mask of voxels that count nowhere, of the same shape; None is none.
+
+    Returns:
+        Name -> float, in the order of `METRICS`; never NaN. Where a side is empty `EMPTY_SIDES`
+        decides. Specificity is 1 where the truth fills the volume: no voxel can be a false
+        positive.
+
+    Raises:
+        ValueError: masks of different shape, not three-dimensional, without voxels that count or
+            of a floating-point type; a spacing that is not three positive numbers; a tolerance
+            that is negative or not finite.
+    """
+    prediction, truth = _mask(prediction, "prediction"), _mask(truth, "truth")
+    if prediction.shape != truth.shape:
+        raise ValueError(f"prediction is {prediction.shape} but truth is {truth.shape}")
+    counted = truth.size
+    if ignored is not None:
+        ignored = _mask(ignored, "ignored")
+        if ignored.shape != truth.shape:
+            raise ValueError(f"ignored is {ignored.shape} but truth is {truth.shape}")
+        prediction, truth = prediction & ~ignored, truth & ~ignored
+        counted -= int(np.count_nonzero(ignored))
+        if not counted:
+            raise ValueError("every voxel is ignored")
+    spacing = np.asarray(spacing_mm, dtype=np.float64)
+    if spacing.shape != (3,) or not (np.isfinite(spacing) & (spacing > 0)).all():
+        raise ValueError(f"spacing_mm must be three positive numbers, not {spacing_mm!r}")
+    if not (math.isfinite(tolerance_mm) and tolerance_mm >= 0):
+        raise ValueError(f"tolerance_mm must be 0 or more, not {tolerance_mm!r}")
+
+    tp = int(np.count_nonzero(prediction & truth))
+    fp = int(np.count_nonzero(prediction)) - tp
+    fn = int(np.count_nonzero(truth)) - tp
+    tn = counted - tp - fp - fn
+    values = {
+        "accuracy": (tp + tn) / counted,
+        "specificity": tn / (tn + fp) if tn + fp else 1.0,
+    }
+    sides = (tp + fn == 0, tp + fp == 0)
+    if any(sides):
+        diagonal = float(np.linalg.norm(spacing * truth.shape))
+        for name, value in EMPTY_SIDES[sides].items():
+            values[name] = diagonal if value == DIAGONAL else value
+    else:
+        values["dice"] = 2 * tp / (2 * tp + fp + fn)
+        values["jaccard"] = tp / (tp + fp + fn)
+        values["precision"] = tp / (tp + fp)
+        values["sensitivity"] = tp / (tp + fn)
+        values["hd95_mm"], values["nsd"] = _surface_metrics(
+            prediction, truth, spacing, tolerance_mm
+        )
+    return {name: values[name] for name in METRICS}
+
+
+def dice_per_case(prediction, truth):
+    """Dice of every case and class of a batch, for validation while training.
+
+    Args:
+        prediction: (B, K, H, W, D) boolean tensor.
+        truth: as `prediction`, of the same shape and on the same device.
+
+    Returns:
+        (B, K) float32 tensor on that device; 1 where both sides are empty, 0 where one is.
+
+    Raises:
+        ValueError: tensors of different shape, or not five-dimensional.
+    """
+    if prediction.shape != truth.shape or prediction.ndim != 5:
+        raise ValueError(
+            f"expected two masks of one shape (B, K, H, W, D), got {tuple(prediction.shape)} "
+            f"and {tuple(truth.shape)}"
+        )
+    space = (2, 3, 4)
+    overlap = (prediction & truth).sum(space)  # (B, K)
+    total = prediction.sum(space) + truth.sum(space)  # (B, K)
+    return (2 * overlap / total.clamp(min=1)).masked_fill(total == 0, 1.0)
+
+
+def _mask(values, name):
+    """A boolean array (H, W, D) of a mask that may be a tensor on any device."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu().numpy()
+    values = np.asarray(values)
+    if values.dtype.kind not in "bui":
+        raise ValueError(f"{name} must be boolean or integer, not {values.dtype}")
+    if values.ndim != 3 or values.size == 0:
+        raise ValueError(f"{name} must have the shape (H, W, D), not {values.shape}")
+    return values.astype(bool, copy=False)
+
+
+#: Voxels of a slab in which surfaces are found, so that a large volume costs little memory.
+_SLAB = 1 << 20
+#: A bad model scatters specks over a volume. With so many surface elements, one in sixteen voxels
+#: at least, a distance transform of the whole box is faster than a search tree; with many more
+#: the tree takes minutes, whatever the box.
+_SOME, _MANY = 50_000, 1_000_000
+
+
+def _surface_metrics(prediction, truth, spacing, tolerance):
+    """HD95 in mm and NSD of two non-empty masks (H, W, D)."""
+    # Background around the box: what touches its border has a surface there.
+    masks = [np.pad(mask, 1) for mask in _crop(prediction, truth)]
+    surfaces = [_surface(mask, spacing) for mask in masks]
+    percentiles, within, total = [], 0.0, 0.0
+    for (points, area), (others, _) in (surfaces, surfaces[::-1]):
+        distance = _distances(points, others, spacing, masks[0].shape)
+        percentiles.append(_percentile(distance, area, 0.95))
+        within += area[distance <= tolerance * (1 + _SLACK)].sum()
+        total += area.sum()
+    return float(max(percentiles)), float(within / total)
+
+
+def _surface(mask, spacing):
+    """Places (n, 3) of a mask's surface elements, between voxels, and their areas (n,) in mm²."""
+    # Here and not above: MONAI takes seconds to import, and `METRICS` is wanted without it.
+    import torch
+    from monai.metrics.utils import get_mask_edges
+
+    places, areas = [], []
+    thick = max(1, _SLAB // (mask.shape[1] * mask.shape[2]))
+    for start in range(0, mask.shape[0] - 1, thick):
+        # An element lies between two voxels of each axis, so slabs share a layer.
+        slab = torch.from_numpy(mask[start : start + thick + 1])
+        with warnings.catch_warnings():
+            # MONAI 1.6 passes itself an argument that it has deprecated, and says so.
+            warnings.simplefilter("ignore", FutureWarning)
+            edges, _, area, _ = get_mask_edges(slab, slab, crop=False, spacing=spacing.tolist())
+        places.append(np.argwhere(edges.numpy()) + [start, 0, 0])
+        areas.append(area[edges].numpy())
+    return np.concatenate(places), np.concatenate(areas).astype(np.float64)
+
+
+def _distances(points, others, spacing, shape):
+    """Distance in mm from each of `points` (n, 3) to the nearest of `others`, places in a box."""
+    dense = max(_SOME, math.prod(shape) // 16)
+    if max(len(points), len(others)) > min(dense, _MANY):
+        empty = np.ones(shape, bool)
+        empty[tuple(others.T)] = False
+        nearest = ndimage.distance_transform_edt(
+            empty, spacing, return_distances=False, return_indices=True
+        )[:, *points.T]
+        apart = np.linalg.norm((points - nearest.T) * spacing, axis=1)
+    else:
+        tree = KDTree(others * spacing, leafsize=32)  # one query: large leaves are faster
+        apart = tree.query(points * spacing)[0]
+    return apart.astype(np.float32).astype(np.float64)
+
+
+def _crop(prediction, truth):
+    """Both masks, cut to their joint bounding box."""
+    either = prediction | truth
+    box = []
+    for axis in range(3):
+        inside = np.flatnonzero(either.any(axis=tuple(a for a in range(3) if a != axis)))
+        box.append(slice(inside[0], inside[-1] + 1))
+    return (mask[tuple(box)] for mask in (prediction, truth))
+
+
+def _percentile(values, weights, share):
+    """The smallest value that at least `share` of the weight does not exceed."""
+    order = np.argsort(values)
+    reached = np.cumsum(weights[order])
+    return values[order][np.searchsorted(reached, (share - _SLACK) * reached[-1])]

@@ -1,0 +1,407 @@
+"""What a profile has to show: its finished runs as tables, and the committed reference beside them.
+
+The folder names nothing but fingerprints; which arms a run is, its configuration says. So tables
+are made of what is there, whoever trained it and however far a suite is.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+
+from mvl.config import PROTOCOL_VERSION, AuditConfig, ExperimentConfig, ModelConfig
+from mvl.errors import MvlError
+from mvl.experiment.identity import changed_since, read_identity
+from mvl.experiment.run import DONE, FAILED, collect, is_running, read_cases
+from mvl.files import read_json
+from mvl.runner.profiles import data_of
+from mvl.study.reference import curves_table, read_table, study_contrasts
+from mvl.study.statistics import summary_table
+from mvl.study.suites import SUITES
+
+#: What the paper compares, in this replication's arms: (suite, arm, against, what it is).
+HEADLINE = (
+    ("language", "pretrained", "none", "the block alone"),
+    ("fusion", "111", "000", "the block, hybrid attention and multi-scale fusion (version 1)"),
+)
+
+#: Columns of `Source.curves`.
+CURVES = [
+    *("suite", "arm", "seed", "task", "fraction"),
+    *("epoch", "train_loss", "validation_dice"),
+]
+
+
+@dataclass(frozen=True)
+class OwnRun:
+    """A run folder of the profile.
+
+    Attributes:
+        folder: its path.
+        state: "done", "running", "failed", "unfinished" or "unreadable".
+        reason: why it failed or cannot be read, or why it is in no table.
+        names: [(suite, arm)], empty where it is no arm of this profile's suites.
+        facts: what is known of it: seed, task, epochs, learning_rate, synthetic, device, ...
+        block: the language block by reference, or None.
+        environment: as `experiments.environment` wrote it.
+        config: its `ExperimentConfig`.
+        tested: names of its test cases, if it is done.
+        identity: as of `identity.read_identity`, if it is done and has names.
+    """
+
+    folder: Path
+    state: str
+    reason: str = ""
+    names: tuple = ()
+    facts: dict | None = None
+    block: dict | None = None
+    environment: dict | None = None
+    config: ExperimentConfig | None = None
+    tested: frozenset = frozenset()
+    identity: dict | None = None
+
+
+def own_runs(parameters, root):
+    """Every run folder of a profile.
+
+    Args:
+        parameters: the profile's, as `profiles.load_profile` gives them.
+        root: the repository.
+
+    Returns:
+        list of `OwnRun`, by name.
+    """
+    folder = root / "results" / parameters["profile"] / "runs"
+    seen = {}
+    return [
+        _run(path.parent, parameters, root, seen) for path in sorted(folder.glob("*/config.json"))
+    ]
+
+
+def _run(folder, parameters, root, seen):
+    state = "unfinished"
+    if (folder / DONE).is_file():
+        state = "done"
+    elif is_running(folder):
+        state = "running"
+    elif (folder / FAILED).is_file():
+        state = "failed"
+    try:
+        stored = read_json(folder / "config.json")
+        config = ExperimentConfig.from_dict(stored["config"])
+        environment = read_json(folder / "environment.json")
+        facts = {
+            "seed": config.seed,
+            "task": config.data.task,
+            "epochs": config.training.epochs,
+            "learning_rate": config.training.learning_rate,
+            "synthetic": bool(read_json(folder / "task.json")["synthetic"]),
+            "protocol_version": stored["protocol_version"],
+            "fingerprint": folder.name,
+            **{key: environment[key] for key in ("device", "dtype", "commit")},
+        }
+        reason, tested = "", frozenset()
+        if state == "failed":
+            reason = read_json(folder / FAILED)["reason"]
+        if state == "done":
+            done = read_json(folder / DONE)
+            keys = ("validation_dice", "trained_parameters", "parameters", "seconds")
+            facts |= {key: done[key] for key in keys} | {"sha256": done.get("cases_sha256")}
+            tested = frozenset(read_cases(folder)["case"])
+            reason = _other_setting(config, stored["protocol_version"], parameters)
+            reason = reason or changed_since(folder, seen)
+        names = () if reason else _names(config)
+        identity = read_identity(folder) if state == "done" and names else None
+        if state == "done" and not names:
+            reason = reason or "no arm of a suite"
+        block = folder / "block.json"
+        block = read_json(block, "sha256") if block.is_file() else None
+        known = (facts, block, environment, config, tested, identity)
+        return OwnRun(folder, state, str(reason), names, *known)
+    except UNREADABLE as error:
+        return OwnRun(folder, "unreadable", in_words(error, root))
+
+
+#: What reading a damaged run folder raises.
+UNREADABLE = (MvlError, OSError, KeyError, ValueError, TypeError)
+
+
+def in_words(error, root):
+    """An error in words, without the place of the repository, which is nobody's business."""
+    if isinstance(error, KeyError):
+        return f"its files lack {error}"
+    return str(error).replace(f"{root}/", "")
+
+
+def _other_setting(config, protocol_version, parameters):
+    """Why a run does not belong to the profile as it is now; "" if it does."""
+    data, language = config.data, config.model.language
+    if protocol_version != PROTOCOL_VERSION:
+        return f"protocol version {protocol_version}"
+    if config.audit != AuditConfig():
+        return "a training of the audit"
+    wanted = data_of(data.task, parameters)
+    if data.grid != wanted.grid:
+        return "another grid than the profile's"
+    if data != replace(wanted, fraction=data.fraction):
+        return "another handling of the data than the profile's"
+    if language and language.source != parameters["block"]:
+        return f"another language block, {language.source}"
+    # A fraction of the data has more epochs, for as many steps.
+    if data.fraction == 1 and config.training.epochs != parameters["epochs"]:
+        return f"another number of epochs, {config.training.epochs}"
+    return ""
+
+
+def _names(config):
+    """The (suite, arm) pairs whose experiment this is, seed and budget aside."""
+    return tuple(
+        (suite, name)
+        for suite, arms in SUITES.items()
+        for name, arm in arms.items()
+        # No profile runs an arm with another budget than the others'.
+        if arm.fraction == config.data.fraction
+        and arm.budget == 1
+        and _is_training(config.training, arm)
+        and _is_model(config.model, arm)
+    )
+
+
+def _is_training(training, arm):
+    """Whether it is the arm's but for its length."""
+    length = {"epochs": training.epochs}
+    if arm.fraction < 1:  # whose warm-up is as long as that of all the data, in steps
+        length["warmup_epochs"] = training.warmup_epochs
+    return training == replace(arm.training, **length)
+
+
+#: Which fields `models.sizes.match_size` changes.
+_MATCHED = {"depth": ("encoder_depth", "decoder_depth"), "mlp": ("mlp_ratio",)}
+
+
+def _is_model(model, arm):
+    wanted = arm.model
+    if wanted.language and model.language:
+        source = model.language.source
+        wanted = replace(wanted, language=replace(wanted.language, source=source))
+    if arm.matched and isinstance(model, ModelConfig):
+        # How large it was made depends on the block; that it was made larger is enough.
+        matched = {name: getattr(model, name) for name in _MATCHED[arm.matched[0]]}
+        return model != wanted and model == replace(wanted, **matched)
+    return model == wanted
+
+
+# --- results and where they come from ------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Source:
+    """Results of one origin.
+
+    Attributes:
+        kind: "own" or "reference".
+        label: whose they are.
+        cases, summary, contrasts: as in `mvl.study.statistics`.
+        runs: a run a row: suite, arm, seed, task, epochs, learning_rate, validation_dice,
+            trained_parameters, parameters, ...
+        curves: an epoch of a run a row, with `CURVES`; of runs whose curves are at hand.
+    """
+
+    kind: str
+    label: str
+    cases: pd.DataFrame
+    summary: pd.DataFrame
+    contrasts: pd.DataFrame
+    runs: pd.DataFrame
+    curves: pd.DataFrame
+
+
+def sources_of(runs, root):
+    """The results of a profile, and the committed reference.
+
+    Args:
+        runs: from `own_runs`.
+        root: the repository.
+
+    Returns:
+        (list of `Source`: the profile's, one for each device, number format and kind of data,
+        then the reference; list of ("error" or "note", text) about what cannot be shown).
+    """
+    found, faults = [], []
+    comparable = {}
+    newest, left_out = _newest(runs)
+    for run in newest:
+        key = tuple(run.facts[name] for name in ("synthetic", "device", "dtype"))
+        comparable.setdefault(key, []).append(run)
+    for run, why in left_out:
+        faults.append(("note", f"Run {run.folder.name} is left out: {why}."))
+    for key, members in sorted(comparable.items(), key=lambda item: tuple(map(str, item[0]))):
+        synthetic, device, dtype = key
+        label = "This profile" + ", synthetic data" * synthetic
+        label += f", {device}, {dtype}" * (len(comparable) > 1)
+        try:
+            found.append(_own_source(label, members))
+        except UNREADABLE as error:
+            faults.append(("error", f"{label}: no tables. {in_words(error, root)}"))
+    try:
+        found.append(_reference(root / "results" / "reference"))
+    except UNREADABLE as error:
+        faults.append(("note", f"Without the committed reference: {in_words(error, root)}"))
+    return found, faults
+
+
+def _newest(runs):
+    """Done runs of arms that can stand in one table.
+
+    Where two are one arm, seed and task, or do not belong together, that which was tested last
+    decides.
+
+    Args:
+        runs: from `own_runs`.
+
+    Returns:
+        (list of `OwnRun`, in the order of `runs`; list of (`OwnRun`, why it is left out)).
+    """
+    done = [run for run in runs if run.state == "done" and run.names]
+    settled, left_out = {}, []
+    for run in sorted(
+        done, key=lambda run: ((run.folder / DONE).stat().st_mtime_ns, run.folder.name)
+    )[::-1]:
+        facts = [*_facts_to_share(run)]
+        odd = [why for why, key, value in facts if settled.get((why, key), value) != value]
+        if odd:
+            left_out.append((run, odd[0]))
+        else:
+            settled |= {(why, key): value for why, key, value in facts}
+    out = [run for run, _ in left_out]
+    return [run for run in done if run not in out], left_out[::-1]
+
+
+def _facts_to_share(run):
+    """What a run settles for those of the same key: (why another is left out, key, value)."""
+    config, place = run.config, ("seed", "task", "synthetic", "device", "dtype")
+    cell = (run.names, *(run.facts[name] for name in place))
+    yield "the same arm and seed were tested again since", cell, run.folder
+    yield "other test cases are there since", cell[2:4], run.tested
+    if identity := run.identity:
+        # Of one task all runs in a table know the same facts, subjects and voxels.
+        yield "its task has other facts since", ("facts", *cell[2:4]), identity["facts"]
+        for case, voxels in identity["voxels"].items():
+            said = f"another image, label or subject of {case} is there since"
+            yield said, (case, *cell[2:4]), (voxels, identity["subjects"][case])
+    if (language := config.model.language) and run.block:
+        # Of a block whose weights are not read the hash is another thing's.
+        key = (language.source, language.layer, language.layers, language.control, language.dtype)
+        yield "another language block came in its source since", key, run.block["sha256"]
+    if config.data.fraction < 1:
+        share = (config.data.fraction, *cell[1:])
+        yield "its share of the data has other epochs since", share, config.training.epochs
+    matched = {SUITES[suite][arm].matched for suite, arm in run.names} - {None}
+    for by, _ in matched:
+        sizes = tuple(getattr(config.model, name) for name in _MATCHED[by])
+        yield "its arm is matched to another size since", (run.names, run.facts["task"]), sizes
+
+
+def _own_source(label, runs):
+    tables, rows, curves = [], [], []
+    for run in runs:
+        for suite, arm in run.names:
+            cases = collect(run.folder, suite, arm)
+            tables.append(cases)
+            rows.append({"suite": suite, "arm": arm} | run.facts)
+            path = run.folder / "curves.csv"
+            if path.is_file():
+                place = {key: cases[key].iloc[0] for key in CURVES[:5]}
+                curves.append(pd.read_csv(path).assign(**place)[CURVES])
+    cases = pd.concat(tables, ignore_index=True)
+    return Source(
+        "own",
+        label,
+        cases,
+        summary_table(cases),
+        study_contrasts(cases),
+        pd.DataFrame(rows),
+        pd.concat(curves, ignore_index=True) if curves else pd.DataFrame(columns=CURVES),
+    )
+
+
+def _reference(folder):
+    names = ("cases.csv.gz", "summary.csv", "contrasts.csv", "validation.csv")
+    cases, summary, contrasts, runs = (read_table(folder / name) for name in names)
+    # Its tables of runs name no task, but each has one, which the cases know.
+    place = cases[["suite", "arm", "seed", "task"]].drop_duplicates()
+    runs, curves = runs.merge(place, how="left"), curves_table(folder).merge(place)
+    label = "Committed reference"
+    return Source("reference", label, cases, summary, contrasts, runs, curves[CURVES])
+
+
+#: Suites in whose order one experiment that has several names is given one.
+_NAMING = ("presets", "peers", "language", "size", "head", "fusion", "adaptation")
+
+
+def distinct(runs):
+    """Every experiment with all of the data, once however many names it has.
+
+    Args:
+        runs: as `Source.runs`.
+
+    Returns:
+        list of (suite, arm), for `part_of`.
+    """
+    cells, known = [], set()
+    for suite in _NAMING:
+        for arm in SUITES[suite]:
+            own = runs[(runs["suite"] == suite) & (runs["arm"] == arm)]
+            fingerprints = set(own["fingerprint"])
+            if fingerprints - known and arm not in {name for _, name in cells}:
+                cells.append((suite, arm))
+            known |= fingerprints
+    return cells
+
+
+def part_of(source, cells):
+    """What a source has of some arms: the foreground alone, in the order of the arms.
+
+    Args:
+        source: a `Source`.
+        cells: list of (suite, arm); rows of several suites are said to be of the suite "all".
+    """
+    tables = {name: _rows_of(getattr(source, name), cells) for name in _TABLES}
+    return replace(source, **tables)
+
+
+def tasks_of(source, suite):
+    """The tasks that a suite is shown for: a set of names; for "", those of any other suite.
+
+    The models that were run on many tasks are arms of other suites, too. A task that has no more
+    of a suite than those is left to the table of the named models, but for what the paper compares.
+    """
+    if not suite:
+        return set().union(*(tasks_of(source, other) for other in SUITES if other != "presets"))
+    runs = source.runs
+    named, own = runs[runs["suite"] == "presets"], runs[runs["suite"] == suite]
+    if suite == "presets" or named["task"].nunique() < 2:
+        return set(own["task"])
+    more = set(own[~own["fingerprint"].isin(named["fingerprint"])]["task"])
+    compared = {suite for suite, *_ in HEADLINE}
+    return more or set(own["task"] if suite in compared else ())
+
+
+def rows_of_tasks(source, tasks):
+    """What a source has of some tasks."""
+    tables = {name: getattr(source, name) for name in _TABLES}
+    return replace(source, **{name: t[t["task"].isin(tasks)] for name, t in tables.items()})
+
+
+#: The tables of a `Source` that go by arm and task.
+_TABLES = ("cases", "summary", "runs", "curves")
+
+
+def _rows_of(table, cells):
+    place = {cell: n for n, cell in enumerate(cells)}
+    order = [place.get(cell, -1) for cell in zip(table["suite"], table["arm"], strict=True)]
+    rows = table.assign(_order=order).sort_values("_order", kind="stable")
+    rows = rows[rows["_order"] >= 0].drop(columns="_order")
+    if "structure" in rows:
+        rows = rows[rows["structure"] == "foreground"]
+    return rows if rows["suite"].nunique() < 2 else rows.assign(suite="all")

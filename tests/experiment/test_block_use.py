@@ -1,0 +1,72 @@
+"""What a trained model loses without its block, on models whose use of it is known."""
+
+import json
+
+import pytest
+import torch
+
+from mvl.config import LanguageConfig
+from mvl.data.preparation import open_task
+from mvl.experiment.block_use import EDITS, block_use
+from mvl.experiment.evaluation import evaluate
+from mvl.experiment.run import Run, fit
+
+LLAMA = "random:" + json.dumps(
+    {
+        "model_type": "llama",
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 16,
+    }
+)
+
+
+@pytest.fixture
+def run(tiny, phantom, tmp_path):
+    language = LanguageConfig(LLAMA, terms="contribution", scale=2.0, start="identity", skip=False)
+    config = tiny(model={"language": language}, training={"epochs": 8, "learning_rate": 1e-2})
+    data = open_task(config.data, 0, phantom, progress=False)
+    return Run.load(fit(config, data, tmp_path, show=False)), data
+
+
+def dice_of(table):
+    return table.groupby("edit", sort=False)["dice"].mean()
+
+
+def test_first_row_is_the_model_itself_and_nothing_stays_edited(run):
+    model, data = run
+    cases = data.side("validation")
+    table = block_use(model, cases, show=False)
+    assert list(dice_of(table).index) == list(EDITS)
+    own = evaluate(model.model, cases, model.preparation, model.task, "foreground", show=False)
+    first = table[table["edit"] == "as trained"]
+    assert first["dice"].tolist() == own["dice"].tolist()
+    assert model.model.language.edit is None
+
+
+def test_a_block_that_writes_nothing_is_not_used(run, monkeypatch):
+    model, data = run
+    monkeypatch.setattr(model.model.language.d2, "weight", torch.nn.Parameter(torch.zeros(16, 32)))
+    dice = dice_of(block_use(model, data.side("validation"), show=False))
+    assert dice.nunique() == 1
+
+
+def test_where_all_goes_through_the_block_it_is_used(run, monkeypatch):
+    """The mean and zero then give every token the same update, whatever the volume holds."""
+    model, data = run
+    part = model.model.language
+    monkeypatch.setattr(part, "config", LanguageConfig(LLAMA, residual=False, skip=False))
+    seen = []
+    hook = part.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    try:
+        block_use(model, data.side("validation")[:1], show=False)
+    finally:
+        hook.remove()
+    trained, deleted, mean, permuted = seen
+    assert deleted.std(1).max() < 1e-6 and mean.std(1).max() < 1e-6
+    torch.testing.assert_close(mean[0, 0], trained[0].mean(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(permuted[0].sort(0).values, trained[0].sort(0).values)
+    assert not torch.equal(permuted, trained)

@@ -1,0 +1,355 @@
+"""Evaluation in native space, with models whose answer is known."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+from mvl.config import DataConfig
+from mvl.data.preparation import Preparation
+from mvl.data.task_folder import Case
+from mvl.data.tasks import TASKS, Task
+from mvl.errors import DataError
+from mvl.experiment.evaluation import evaluate, predict_file, predict_folder, segment
+from mvl.experiment.metrics import segmentation_metrics
+from mvl.experiment.training import decide
+
+TASK = Task("Other", "MRI", ("MRI",), {1: "core", 4: "rim"}, tolerance_mm=1.0)
+
+
+class Bright(torch.nn.Module):
+    """Calls foreground what is brighter than halfway between darkest and brightest."""
+
+    def __init__(self):
+        super().__init__()
+        self.nothing = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, volume):
+        return volume - (volume.amin() + volume.amax()) / 2 + self.nothing
+
+
+class ByValue(Bright):
+    """Three classes by intensity: z-scores near the background's, the core's, the rim's."""
+
+    def forward(self, volume):
+        low, high = volume.amin(), volume.amax()
+        levels = [low, (low + high) / 2, high]
+        return torch.cat([-(volume - level).abs() for level in levels], dim=1)
+
+
+def write(folder, name, image, label, affine):
+    paths = [folder / f"{name}_{kind}.nii.gz" for kind in ("image", "label")]
+    for path, array in zip(paths, (image.astype(np.float32), label.astype(np.int16)), strict=True):
+        nibabel.save(nibabel.Nifti1Image(array, affine), path)
+    return Case(name, name, *paths)
+
+
+def ball(shape, centre, radius, spacing):
+    axes = np.ogrid[tuple(slice(n) for n in shape)]
+    squares = (((a - c) * s) ** 2 for a, c, s in zip(axes, centre, spacing, strict=True))
+    return sum(squares) <= radius**2
+
+
+SPACING = (0.7, 1.3, 3.0)
+SHAPE = (40, 24, 14)
+
+
+@pytest.fixture
+def shifted(tmp_path):
+    """The bright ball lies two voxels beside the labelled one: 1.4 mm along the first axis."""
+    label = ball(SHAPE, (18, 11, 7), 9, SPACING)
+    image = 100 + 100 * np.roll(label, 2, axis=0)
+    return write(tmp_path, "ball", image, label, np.diag([*SPACING, 1.0])), label
+
+
+@pytest.mark.parametrize("grid", [(40, 24, 14), (48, 32, 16), (44, 24, 14)])
+def test_metrics_are_those_of_the_files_grid_in_millimetres(shifted, grid):
+    case, label = shifted
+    expected = segmentation_metrics(np.roll(label, 2, axis=0), label, SPACING, 1.0)
+    preparation = Preparation(TASK, DataConfig(grid=grid))
+    row = evaluate(Bright(), [case], preparation, TASK, "foreground", show=False).iloc[0]
+    assert 0 < expected["dice"] < 1 and expected["hd95_mm"] > 1
+    assert {name: row[name] for name in expected} == pytest.approx(expected)
+    assert (row["subject"], row["case"], row["structure"]) == ("ball", "ball", "foreground")
+
+
+def test_a_resized_prediction_is_measured_on_the_files_grid(shifted):
+    case, label = shifted
+    config = DataConfig(grid=(32, 32, 32), fit="resize")
+    preparation = Preparation(TASK, config)
+    row = evaluate(Bright(), [case], preparation, TASK, "foreground", show=False).iloc[0]
+    exact = segmentation_metrics(np.roll(label, 2, axis=0), label, SPACING, 1.0)
+    assert row["hd95_mm"] == pytest.approx(exact["hd95_mm"], abs=1.0)
+    assert row["dice"] == pytest.approx(exact["dice"], abs=0.06)
+
+
+def rotation(degrees):
+    c, s = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+
+
+FITS = [
+    DataConfig(grid=(48, 32, 16)),
+    DataConfig(grid=(32, 32, 32), fit="resize"),
+    DataConfig(grid=(16, 16, 8), fit="crop", spacing_mm=(1.0, 1.0, 2.0)),
+]
+
+
+@pytest.mark.parametrize("config", FITS, ids=lambda config: config.fit)
+def test_orientation_and_oblique_affines_do_not_change_the_metrics(tmp_path, shifted, config):
+    case, label = shifted
+    image = nibabel.load(case.image).get_fdata()
+    turned = np.eye(4)
+    turned[:3, :3] = rotation(20) @ np.diag(SPACING)
+    stored = np.eye(4)  # the file's axes run to the back, up and to the right
+    stored[:3, :3] = np.array([[0, 0, 0.7], [-1.3, 0, 0], [0, 3.0, 0]])
+    stored[1, 3] = 1.3 * (SHAPE[1] - 1)
+
+    def other(array):
+        return array.transpose(1, 2, 0)[::-1]
+
+    left = np.diag([-0.7, -1.3, -3.0, 1.0])  # the same voxels in the same places, from LPI
+    left[:3, 3] = np.array(SPACING) * (np.array(SHAPE) - 1)
+    lpi = [array[::-1, ::-1, ::-1] for array in (image, label)]
+    cases = [
+        case,
+        write(tmp_path, "oblique", image, label, turned),
+        write(tmp_path, "permuted", other(image), other(label), stored),
+        write(tmp_path, "lpi", *lpi, left),
+    ]
+    assert nibabel.aff2axcodes(left) == ("L", "P", "I")
+    preparation = Preparation(TASK, config)
+    table = evaluate(Bright(), cases, preparation, TASK, "foreground", show=False)
+    assert 0.5 < table["dice"][0] < 1
+    for metric in ("dice", "hd95_mm", "nsd", "specificity"):
+        assert table[metric].to_numpy() == pytest.approx([table[metric][0]] * 4, abs=1e-6)
+
+
+@pytest.mark.parametrize("rim", [4, 1004])  # FreeSurfer's labels go beyond 255
+def test_labels_are_measured_one_by_one_and_together(tmp_path, rim):
+    task = replace(TASK, labels={1: "core", rim: "rim"})
+    label = np.zeros(SHAPE, np.int16)
+    label[10:20, 5:15, 4:10], label[20:26, 5:15, 4:10] = 1, rim
+    image = 50 + 50 * (label == 1) + 100 * (label == rim)
+    case = write(tmp_path, "two", image, label, np.diag([*SPACING, 1.0]))
+    preparation = Preparation(task, DataConfig(grid=SHAPE, target="labels"))
+    table = evaluate(ByValue(), [case], preparation, task, "labels", show=False)
+    assert table["structure"].tolist() == ["core", "rim", "foreground"]
+    assert (table["dice"] == 1).all() and (table["hd95_mm"] == 0).all()
+    predict_file(case.image, tmp_path / "out.nii.gz", ByValue(), preparation, task, "labels")
+    written = nibabel.load(tmp_path / "out.nii.gz")
+    assert np.array_equal(np.asarray(written.dataobj), label)
+    assert written.get_data_dtype() == (np.uint8 if rim == 4 else np.int16)
+
+
+class Same(Bright):
+    """Logits of three classes, a function of the voxel alone."""
+
+    def forward(self, volume):
+        return torch.cat([volume, -volume, 0.3 * volume.abs() - 0.1], dim=1)
+
+
+def test_a_window_slides_over_a_volume_that_is_larger(tmp_path, shifted):
+    """A model that looks at voxels alone does not notice the window, nor its overlap."""
+    case, label = shifted
+    config = DataConfig(grid=(16, 16, 8), fit="crop", spacing_mm=SPACING)
+    image = nibabel.load(case.image).get_fdata()
+
+    class Above(Bright):
+        def forward(self, volume):
+            assert volume.shape[2:] == config.grid
+            return volume - threshold
+
+    threshold = float(np.mean([image.min(), image.max()]) - image.mean()) / image.std()
+    preparation = Preparation(TASK, config)
+    row = evaluate(Above(), [case], preparation, TASK, "foreground", show=False).iloc[0]
+    expected = segmentation_metrics(np.roll(label, 2, axis=0), label, SPACING, 1.0)
+    assert {name: row[name] for name in expected} == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("config", FITS, ids=lambda config: config.fit)
+def test_classes_decided_one_at_a_time_are_those_decided_together(shifted, config):
+    preparation = Preparation(TASK, config)
+    volume = preparation.load([shifted[0]], progress=False)[0]
+    logits = Same()(volume["image"].as_tensor()[None])[0]
+    together = decide(preparation.to_native(logits, volume["image"])[None])[0]
+    found = segment(Same(), volume, preparation)
+    assert found.any() and torch.equal(found, together)
+
+
+def test_the_brains_regions_are_measured_beside_its_labels(tmp_path):
+    task = TASKS["Task01_BrainTumour"]
+    label = np.zeros((16, 16, 16))
+    label[2:14, 2:14, 2:14], label[4:12, 4:12, 4:12], label[6:10, 6:10, 6:10] = 1, 3, 2
+    image = np.stack([50 + 50 * label] * 4, axis=-1)
+    case = write(tmp_path, "brain", image, label, np.eye(4))
+
+    class NoEnhancing(Bright):
+        """Sees oedema and dead core, and takes the enhancing rim for core."""
+
+        def forward(self, volume):
+            first = volume[:, :1]
+            steps = first.unique()
+            near = [-(first - steps[value]).abs() for value in range(4)]
+            return torch.cat([near[0], near[1], torch.maximum(near[2], near[3]), near[3] - 9], 1)
+
+    preparation = Preparation(task, DataConfig(grid=(16, 16, 16), target="labels"))
+    table = evaluate(NoEnhancing(), [case], preparation, task, "labels", show=False)
+    dice = table.set_index("structure")["dice"].groupby(level=0).first()
+    assert table["structure"].tolist() == [
+        *("edema", "non-enhancing tumour", "enhancing tumour", "foreground"),
+        *("whole tumour", "tumour core"),
+    ]
+    assert dice["whole tumour"] == dice["foreground"] == dice["tumour core"] == dice["edema"] == 1
+    assert dice["enhancing tumour"] == 0
+    core, enhancing = (4**3, 8**3 - 4**3)
+    assert dice["non-enhancing tumour"] == pytest.approx(2 * core / (2 * core + enhancing))
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+import torch
+from mvl.config import DataConfig
+from mvl.data.preparation import Preparation
+from mvl.data.task_folder import Case
+from mvl.experiment.evaluation import evaluate
+from mvl.data.tasks import TASKS
+
+
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.bias = torch.nn.Parameter(torch.tensor(-0.5))
+    def forward(self, volume):
+        logits = volume + self.bias
+        return torch.cat([-logits, logits, logits - 0.4], 1) if labels else logits
+
+torch.set_num_threads(1)
+folder, fit, labels = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "labels"
+task = TASKS["Task03_Liver"]
+spacing = (0.8, 0.8, 1.0) if fit == "crop" else None
+config = DataConfig(grid=(128, 128, 128), fit=fit, spacing_mm=spacing, target=sys.argv[3])
+preparation = Preparation(task, config)
+
+case = Case("large", "large", folder / "image.nii", folder / "label.nii")
+table = evaluate(Model(), [case], preparation, task, config.target, show=False)
+print(peak(), table.set_index("structure")["dice"]["foreground"])
+"""
+
+
+@pytest.fixture(scope="module")
+def ct(tmp_path_factory):
+    """A CT of 512 x 512 x 400 stored as int16, with a ball of liver and a tumour in it."""
+    folder, shape = tmp_path_factory.mktemp("ct"), (512, 512, 400)
+    axes = np.ogrid[tuple(slice(-1, 1, n * 1j) for n in shape)]
+    distance = sum(axis.astype(np.float32) ** 2 for axis in axes)
+    label = (distance < 0.25).astype(np.uint8) + (distance < 0.01)
+    image = np.where(label > 0, np.int16(120), np.int16(-60))
+    for name, array in (("image", image), ("label", label)):
+        nibabel.save(
+            nibabel.Nifti1Image(array, np.diag([-0.8, -0.8, 1, 1])), folder / f"{name}.nii"
+        )
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("fit", "target"), [("resize", "foreground"), ("crop", "labels")])
+def test_a_ct_of_400_slices_is_evaluated_in_4_gb(ct, fit, target):
+    # A process of its own, for its own peak, imports and interpreter included.
+    arguments = [sys.executable, "-c", MEASURE, str(ct), fit, target]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    peak, dice = map(float, done.stdout.split())
+    assert dice > 0.9
+    assert peak < 4e9
+
+
+@pytest.mark.parametrize("config", FITS, ids=lambda config: config.fit)
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_a_stack_of_few_slices_is_measured_on_its_own(tmp_path, config, depth):
+    """Slices of 8 mm: with crops of 2 mm, one becomes four and has to become one again."""
+    label = np.zeros((40, 44, depth), bool)
+    label[12:20, 8:36] = True
+    image = 100 + 100 * np.roll(label, 2, axis=0)  # 2 mm beside it
+    case = write(tmp_path, "thin", image, label, np.diag([1.0, 1.0, 8.0, 1.0]))
+    preparation = Preparation(TASK, config)
+
+    class Above(Bright):
+        def forward(self, volume):  # z-scores: -0.38 and 2.62
+            return volume - 1.1
+
+    predict_file(case.image, tmp_path / "out.nii.gz", Above(), preparation, TASK, "foreground")
+    assert nibabel.load(tmp_path / "out.nii.gz").shape == (40, 44, depth)
+    row = evaluate(Above(), [case], preparation, TASK, "foreground", show=False).iloc[0]
+    exact = 2 * 6 / (8 + 8)  # of eight columns, six are common
+    assert row["dice"] == pytest.approx(exact, abs=0 if config.fit != "resize" else 0.04)
+    assert row["hd95_mm"] == pytest.approx(2.0, abs=0 if config.fit != "resize" else 1.0)
+
+
+def test_a_prediction_has_the_images_grid_and_affine(tmp_path, shifted):
+    _, label = shifted
+    affine = np.eye(4)
+    affine[:3, :3] = rotation(20) @ np.diag([-0.7, 1.3, 3.0])
+    affine[:3, 3] = [10, -20, 30]
+    case = write(tmp_path, "tilted", 100 + 100 * label, label, affine)
+    preparation = Preparation(TASK, DataConfig(grid=(48, 32, 16)))
+    predict_file(case.image, tmp_path / "out.nii.gz", Bright(), preparation, TASK, "foreground")
+    written = nibabel.load(tmp_path / "out.nii.gz")
+    assert np.allclose(written.affine, affine, atol=1e-5)
+    assert np.array_equal(np.asarray(written.dataobj), label)
+
+
+def test_a_folder_keeps_the_same_models_segmentations_alone(tmp_path, shifted):
+    _, label = shifted
+    case = write(tmp_path, "one", 100 + 100 * label, label, np.eye(4))
+    images, out = tmp_path / "images", tmp_path / "out"
+    images.mkdir()
+    image = case.image.rename(images / "one.nii.gz")
+    path, first = out / "one.nii.gz", Bright()
+    preparation = Preparation(TASK, DataConfig(grid=(48, 32, 16)))
+
+    def predicted(model, preparation=preparation):
+        before = path.stat().st_mtime_ns if path.exists() else 0
+        predict_folder(images, out, model, preparation, TASK, "foreground", show=False)
+        return path.stat().st_mtime_ns != before
+
+    assert predicted(first) and not predicted(first) and not predicted(Bright())
+    other = Bright()
+    torch.nn.init.constant_(other.nothing, 9)
+    assert predicted(other) and (np.asarray(nibabel.load(path).dataobj) == 1).all()
+    assert predicted(other, Preparation(TASK, DataConfig(grid=(40, 32, 16))))
+    assert predicted(first)
+    # Another image in its place: moved by a millimetre, or newer.
+    moved = nibabel.load(image)
+    moved.affine[0, 3] += 1
+    nibabel.save(nibabel.Nifti1Image(moved.get_fdata(), moved.affine), image)
+    os.utime(image, (1, 1))
+    assert predicted(first) and not predicted(first)
+    os.utime(image)
+    assert predicted(first)
+
+
+def test_an_image_that_does_not_fit_the_model_is_named(tmp_path):
+    preparation = Preparation(TASK, DataConfig(grid=(8, 8, 8)))
+
+    def predict(array):
+        nibabel.save(nibabel.Nifti1Image(array.astype(np.float32), np.eye(4)), tmp_path / "x.nii")
+        predict_file(tmp_path / "x.nii", tmp_path / "o.nii", Bright(), preparation, TASK, "labels")
+
+    with pytest.raises(DataError, match=r"x.nii has 2 channels.*trained on 1 \(MRI\)"):
+        predict(np.zeros((8, 8, 8, 2)))
+    with pytest.raises(DataError, match="NaN"):
+        predict(np.full((8, 8, 8), np.nan))
+    (tmp_path / "x.nii").write_bytes(b"no image")
+    with pytest.raises(DataError, match="x.nii"):
+        predict_file(tmp_path / "x.nii", tmp_path / "o.nii", Bright(), preparation, TASK, "labels")
+    assert not (tmp_path / "o.nii").exists()

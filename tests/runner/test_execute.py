@@ -1,0 +1,496 @@
+"""The batch runner on tiny notebooks, in a repository made for each test."""
+
+import ast
+import errno
+import fcntl
+import os
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+import mvl
+from mvl.errors import ConfigError, RunError
+from mvl.files import REPOSITORY, write_json
+from mvl.machine import GIB
+from mvl.runner import execute as batch
+from mvl.runner import kernels
+
+PROFILE = """\
+profile: smoke
+task: Task04_Hippocampus
+source: auto
+phantom_cases: 16
+phantom_scale: 0.5
+grid: [16, 16, 16]
+fit: pad
+block: package:all-minilm-l6-v2
+epochs: 2
+seeds: [0]
+language_arms: []
+fusion_arms: []
+adaptation_arms: []
+data_arms: []
+peers_arms: []
+tasks: ["Task04_Hippocampus", "Task09_Spleen"]
+tasks_arms: []
+tasks_grid: [16, 16, 16]
+tasks_phantom_cases: 8
+tasks_phantom_scale: 0.1
+"""
+
+
+class Repository:
+    """A folder with a profile, a package and notebooks; their cells can append to `log`."""
+
+    def __init__(self, folder):
+        self.root = folder / "a folder with {braces}"
+        for name in ("notebooks", "profiles", "mvl"):
+            (self.root / name).mkdir(parents=True)
+        self.log = self.root / "log.txt"
+        self.write("profiles/smoke.yaml", PROFILE)
+        self.write("mvl/code.py", "x = 1\n")
+
+    def write(self, name, text):
+        (self.root / name).write_text(text, encoding="utf-8")
+
+    def notebook(self, name, *cells, parameters=None):
+        notebook = new_notebook(cells=[new_markdown_cell(f"# {name}")])
+        if parameters is not None:
+            cell = new_code_cell(parameters, metadata={"tags": ["parameters"]})
+            notebook.cells.append(cell)
+        notebook.cells += map(new_code_cell, cells)
+        nbformat.write(notebook, self.root / "notebooks" / f"{name}.ipynb")
+
+    def logs(self, expression):
+        """Source of a cell that appends the value of `expression` to the log."""
+        return f"print({expression}, file=open({str(self.log)!r}, 'a'))"
+
+    def logged(self):
+        return self.log.read_text().split("\n")[:-1] if self.log.exists() else []
+
+    def executed(self, name):
+        return nbformat.read(self.root / "results/smoke/notebooks" / f"{name}.ipynb", as_version=4)
+
+    def run(self, **options):
+        """Exit status of a run; the outcomes are in `outcomes`."""
+        self.outcomes = batch.run("smoke", root=self.root, **options)
+        return int(any(outcome.status == "failed" for outcome in self.outcomes.values()))
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    monkeypatch.setenv("MVL_DATA_ROOT", str(tmp_path / "data"))
+    monkeypatch.setattr(kernels, "IMPORTS", ())  # these notebooks need none
+    return Repository(tmp_path)
+
+
+@pytest.fixture
+def three(repository):
+    for name in ("02_c", "00_a", "01_b"):
+        repository.notebook(name, repository.logs(repr(name)))
+    return repository
+
+
+def test_notebooks_run_in_order_and_are_skipped_while_unchanged(three, capsys):
+    three.notebook("draft", "1 / 0")  # without a number: none of the story's
+    assert three.run() == 0
+    assert three.logged() == ["00_a", "01_b", "02_c"]
+    assert capsys.readouterr().out.count(" ok  ") == 3
+
+    assert three.run() == 0
+    assert len(three.logged()) == 3
+    assert capsys.readouterr().out.count("unchanged") == 3
+
+    three.notebook("01_b", three.logs("'changed'"))
+    three.run()
+    assert three.logged()[3:] == ["changed"]
+    three.run(only="02", force=True)
+    assert three.logged()[4:] == ["02_c"]
+
+
+def test_each_thing_that_a_result_depends_on_makes_it_run_again(repository, tmp_path):
+    repository.notebook("00_a", repository.logs("'ran'"))
+    dataset = tmp_path / "data" / "Task04_Hippocampus" / "dataset.json"
+    label = dataset.parent / "labelsTr" / "a.nii.gz"
+    label.parent.mkdir(parents=True)
+    (repository.root / "benchmarks").mkdir()
+    (repository.root / "mvl" / "report").mkdir()
+    assert repository.run() == 0
+
+    def job():
+        profile = batch.load_profile("smoke", repository.root)
+        return batch.Job(repository.root / "notebooks" / "00_a.ipynb", profile, repository.root)
+
+    def changes(write, path, text):
+        assert job().is_done()
+        write(path, text)
+        changed = not job().is_done()
+        write_json(job().record, job().made_of())
+        return changed
+
+    assert changes(repository.write, "mvl/code.py", "x = 2\n")
+    assert changes(repository.write, "mvl/figures.mplstyle", "font.size: 9\n")
+    assert changes(repository.write, "benchmarks/results.json", "{}")
+    assert changes(repository.write, "profiles/smoke.yaml", PROFILE.replace(": 2", ": 3"))
+    assert changes(Path.write_text, dataset, "{}")
+    assert changes(Path.write_text, label, "voxels")
+    assert changes(Path.write_text, label, "others")
+    weights = tmp_path / "language model" / "model.safetensors"
+    weights.parent.mkdir()
+    own = PROFILE.replace("package:all-minilm-l6-v2", f"path:{weights.parent}")
+    assert changes(repository.write, "profiles/smoke.yaml", own)
+    assert changes(Path.write_text, weights, "weights")
+    assert changes(Path.write_text, weights, "others' weights")
+    # The report and the command line come after, whatever a notebook shows.
+    assert not changes(repository.write, "mvl/show/report/page.py", "x = 2\n")
+    assert not changes(repository.write, "mvl/report/index.html", "<p>")
+    assert not changes(repository.write, "profiles/quick.yaml", "")
+    assert not changes(repository.write, "mvl/.code.py.swp", "x = 3\n")
+
+    assert changes(repository.write, "profiles/smoke.yaml", PROFILE)
+    assert repository.run() == 0
+    assert repository.logged() == ["ran"]
+    job().copy.unlink()
+    assert repository.run() == 0
+    assert repository.logged() == ["ran", "ran"]
+
+
+def test_what_is_not_watched_is_out_of_every_notebooks_reach():
+    def imported(tree):
+        """Names of modules of ours that a module's or a notebook's source may import."""
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                yield node.module
+                yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            elif isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "mvl":
+                yield f"mvl.{mvl._HOME.get(node.attr, node.attr)}"
+
+    todo, reached = [], set()
+    for path in (REPOSITORY / "notebooks").glob("*.ipynb"):
+        cells = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+        todo += [cell.source for cell in cells if "google.colab" not in cell.source]
+    while todo:
+        for name in imported(ast.parse(todo.pop())):
+            for path in (
+                REPOSITORY / (name.replace(".", "/") + ".py"),
+                REPOSITORY / name.replace(".", "/") / "__init__.py",
+            ):
+                if name.startswith("mvl") and path.is_file() and path not in reached:
+                    reached.add(path)
+                    todo.append(path.read_text())
+    assert (
+        REPOSITORY / "mvl/experiment/training.py" in reached
+        and REPOSITORY / "mvl/models/attention.py" in reached
+    )
+    beside = {REPOSITORY / "mvl" / name for name in batch.BESIDE}
+    assert all(path.exists() for path in beside)
+    assert all(beside.isdisjoint((path, *path.parents)) for path in reached)
+
+
+def test_inputs_that_the_notebook_makes_itself_do_not_make_it_run_twice(repository, tmp_path):
+    dataset = tmp_path / "data" / "Task04_Hippocampus" / "dataset.json"
+    repository.notebook(
+        "00_a",
+        f"import pathlib; p = pathlib.Path({str(dataset)!r}); p.parent.mkdir(parents=True)",
+        "p.write_text('{}')",
+        repository.logs("'ran'"),
+    )
+    assert repository.run() == 0
+    assert repository.run() == 0
+    assert repository.logged() == ["ran"]
+
+
+def test_a_notebook_of_many_tasks_depends_on_all_their_files_and_no_other_does(
+    repository, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("MVL_DATA_ROOT", str(tmp_path / "data"))
+    phantom = repository.root / "data" / "smoke" / "Task09_Spleen" / "dataset.json"
+    repository.notebook("00_a", repository.logs("'one'"))
+    make = f"import pathlib; p = pathlib.Path({str(phantom)!r})"
+    make += "; p.parent.mkdir(parents=True, exist_ok=True); p.exists() or p.write_text('{}')"
+    repository.notebook("01_b", make, repository.logs("'many'"), parameters="tasks = []")
+    assert repository.run() == 0
+    assert repository.run() == 0
+    assert repository.logged() == ["one", "many"], "its own phantom is nothing new"
+    real = tmp_path / "data" / "Task09_Spleen" / "dataset.json"
+    real.parent.mkdir(parents=True)
+    for path in (phantom, real):
+        path.write_text("{} ")
+        assert repository.run() == 0
+    assert repository.logged() == ["one", "many", "many", "many"]
+
+
+def test_declared_parameters_alone_are_passed(repository):
+    repository.notebook(
+        "00_a",
+        repository.logs("epochs, grid, other, 'seeds' in globals()"),
+        parameters="epochs = 77\ngrid = [1, 1, 1]\nother = 'own'",
+    )
+    assert repository.run() == 0
+    assert repository.logged() == ["2 [16, 16, 16] own False"]
+
+
+def test_the_kernel_is_this_interpreter_and_knows_profile_and_data(
+    repository, tmp_path, monkeypatch
+):
+    spec = tmp_path / "share" / "kernels" / "python3"
+    spec.mkdir(parents=True)
+    (spec / "kernel.json").write_text(
+        '{"argv": ["/bin/false", "{connection_file}"], "display_name": "x", "language": "python"}'
+    )
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "share"))
+    monkeypatch.setenv("MVL_PROFILE", "gpu")
+    monkeypatch.setenv("MVL_DATA_ROOT", "data")  # relative to where the command was given
+    told = "os.environ['MVL_PROFILE'], os.environ['MVL_DATA_ROOT']"
+    facts = repository.logs(f"sys.executable, os.getcwd(), {told}")
+    repository.notebook("00_a", "import os, sys", facts)
+    assert repository.run() == 0
+    where = repository.root / "notebooks"
+    assert repository.logged() == [f"{sys.executable} {where} smoke {Path('data').absolute()}"]
+
+
+def test_a_kernel_is_made_ready_for_the_next_notebook_and_the_last_has_none(
+    repository, monkeypatch
+):
+    monkeypatch.setattr(kernels, "IMPORTS", ("this",))  # a module that nothing else imports
+    told = "os.getpid(), 'this' in sys.modules, 'this' in dir()"
+    alone = "len(psutil.Process(os.getppid()).children())"
+    for name in ("00_a", "01_b", "02_c"):
+        facts = repository.logs(f"{told}, {alone}")
+        repository.notebook(name, "import os, sys, psutil; x = 1", facts)
+    assert repository.run() == 0
+    lines = [line.split() for line in repository.logged()]
+    assert len({line[0] for line in lines}) == 3, "a process each"
+    assert [line[1:3] for line in lines] == [["False"] * 2, ["True", "False"], ["True", "False"]]
+    beside = [int(line[3]) - 1 for line in lines]
+    assert beside[0] == beside[1] == beside[2] + 1
+    assert not any(psutil.pid_exists(int(line[0])) for line in lines)
+
+
+def test_a_kernel_that_dies_while_it_waits_is_replaced(repository):
+    others = "[p for p in psutil.Process(os.getppid()).children() if p.pid != os.getpid()]"
+    kill = f"[p.kill() for p in {others} if 'ipykernel' in str(p.cmdline())]"
+    repository.notebook("00_a", "import os, psutil", repository.logs(f"len({kill})"))
+    repository.notebook("01_b", repository.logs("'b'"))
+    assert repository.run() == 0
+    assert repository.logged() == ["1", "b"]
+
+
+def test_no_kernel_is_made_ready_for_notebooks_that_are_unchanged(repository):
+    repository.notebook("00_a", "x = 1")
+    repository.notebook("01_b", "x = 1")
+    assert repository.run() == 0
+    count = "len(psutil.Process(os.getppid()).children())"
+    repository.notebook("00_a", "import os, psutil", repository.logs(count))
+    assert repository.run() == 0
+    assert [outcome.status for outcome in repository.outcomes.values()] == ["ok", "unchanged"]
+    assert repository.run(force=True) == 0
+    alone, with_next = map(int, repository.logged())
+    assert with_next == alone + 1
+
+
+def test_a_kernel_that_cannot_be_made_ready_stops_nobody(repository, monkeypatch, capsys):
+    start = kernels.Kernels._start
+    tried = []
+
+    def refuse(self, *given):
+        tried.append(given)
+        if len(tried) in refused:
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return start(self, *given)
+
+    monkeypatch.setattr(kernels.Kernels, "_start", refuse)
+    repository.notebook("00_a", repository.logs("'a'"))
+    repository.notebook("01_b", repository.logs("'b'"))
+    refused = {2}  # the one that waits
+    assert repository.run() == 0
+    assert repository.logged() == ["a", "b"]
+    tried.clear()
+    refused = {1}
+    assert repository.run(force=True) == 1
+    assert "00_a: the kernel did not start: Resource tempor" in capsys.readouterr().err
+
+
+def test_code_that_is_changed_meanwhile_makes_the_later_notebooks_run_again(repository):
+    repository.notebook(
+        "00_a", f"open({str(repository.root / 'mvl/code.py')!r}, 'a').write('y = 2')"
+    )
+    repository.notebook("01_b", "x = 1")
+    assert repository.run() == 0
+    repository.notebook("00_a", "x = 1")
+    assert repository.run() == 0
+    assert repository.outcomes["01_b"].status == "ok", "it may have imported what was there before"
+    assert repository.run() == 0
+    assert repository.outcomes["01_b"].status == "unchanged"
+
+
+def test_only_and_from_choose(three):
+    three.run(only="01")
+    assert three.logged() == ["01_b"]
+    three.run(start="01_b", force=True)
+    assert three.logged()[1:] == ["01_b", "02_c"]
+    with pytest.raises(ConfigError, match="no notebook '07'; there are: 00_a, 01_b, 02_c"):
+        three.run(only="07")
+    with pytest.raises(ConfigError, match="not both"):
+        three.run(only="00", start="01")
+
+
+def test_a_failing_cell_ends_the_run_and_is_named(repository, capsys):
+    repository.notebook("00_a", repository.logs("'a'"))
+    repository.notebook(
+        "01_b",
+        "x = 0",
+        "# halves\ny = 1 / x",
+        repository.logs("'never'"),
+        parameters="epochs = 1",
+    )
+    repository.notebook("02_c", repository.logs("'c'"))
+    assert repository.run() == 1
+    assert repository.logged() == ["a"]
+
+    out, err = capsys.readouterr()
+    # Heading, parameters, x = 0 stand before it; the cell that papermill puts in is not counted.
+    assert "01_b: cell 4 of 5 failed: ZeroDivisionError: division by zero" in err
+    assert "y = 1 / x" in err and "results/smoke/notebooks/01_b.ipynb" in err
+    assert "Traceback" not in out + err
+    table = [line.split() for line in out.partition("notebook  ")[2].splitlines()[1:]]
+    assert [row[:2] for row in table[:2]] == [["00_a", "ok"], ["01_b", "failed"]]
+    assert all(float(row[2]) > 0 and float(row[3]) > 0 and row[4] == "GiB" for row in table[:2])
+    assert table[2] == ["02_c", "not", "run", "-", "-"]
+    outputs = [out for cell in repository.executed("01_b").cells for out in cell.get("outputs", [])]
+    assert [out.ename for out in outputs] == ["ZeroDivisionError"]
+
+    # Mended, the run goes on where it stopped.
+    repository.notebook("01_b", repository.logs("'b'"))
+    assert repository.run() == 0
+    assert repository.logged() == ["a", "b", "c"]
+
+
+def test_a_kernel_that_dies_is_named_with_its_memory_and_the_copy_kept(repository, capsys):
+    hold = f"import os, time; x = b'x' * {GIB // 2}; time.sleep(1); os.kill(os.getpid(), 9)"
+    repository.notebook("00_a", "print('before')", hold)
+    assert repository.run() == 1
+    out, err = capsys.readouterr()
+    assert "00_a: cell 3 of 3 failed: its kernel died" in err
+    held = float(re.search(r"it held (\d\.\d) GiB at most, of \d+\.\d GiB at hand", err)[1])
+    assert 0.5 <= held <= 0.8, "half a GiB, and what Python takes for itself"
+    assert out.splitlines()[-1].split()[:2] == ["00_a", "failed"]
+    assert out.splitlines()[-1].split()[-1] == "GiB"
+    assert "Traceback" not in out + err
+    assert repository.executed("00_a").cells[1].outputs[0].text == "before\n"
+    assert repository.run() == 1, "a notebook that failed is never taken for done"
+
+
+EXPERIMENTS = """\
+import os, pathlib, signal
+import mvl
+data_config = mvl.DataConfig(grid=(16, 24, 16))
+model = mvl.ModelConfig(width=16, encoder_depth=2, decoder_depth=1, heads=2)
+training = mvl.TrainingConfig(epochs=3, warmup_epochs=1)
+first, second = (mvl.ExperimentConfig(data_config, model, training, seed) for seed in (0, 1))
+killed = pathlib.Path({killed!r})
+
+def die_once(rows):
+    if len(rows) == 2 and not killed.exists():
+        killed.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def fit(config, on_epoch=None):
+    data = mvl.open_task(data_config, config.seed, {data!r}, progress=False)
+    return mvl.fit(config, data, {runs!r}, show=False, on_epoch=on_epoch)
+"""
+
+
+def test_after_a_kernel_has_died_a_rerun_goes_on_from_what_was_trained(
+    repository, phantom, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    runs, killed = tmp_path / "runs", tmp_path / "killed"
+    code = EXPERIMENTS.format(killed=str(killed), data=str(phantom), runs=str(runs))
+    repository.notebook("00_a", code, "fit(first)", "fit(second, die_once)")
+
+    def state(name):
+        """{run folder: (bytes of a file, when it was written)}, of the runs that have it."""
+        paths = runs.glob(f"*/{name}")
+        return {path.parent: (path.read_bytes(), path.stat().st_mtime_ns) for path in paths}
+
+    assert repository.run() == 1
+    assert "00_a: cell 4 of 4 failed: its kernel died" in capsys.readouterr().err
+    trained, curves = state("trained.json"), state("curves.csv")
+    ((first, _),) = trained.items()
+    ((second, (rows, _)),) = (item for item in curves.items() if item[0] != first)
+    assert rows.count(b"\n") == 1 + 2, "a heading and the epochs before it was killed"
+
+    assert repository.run() == 0
+    assert state("trained.json")[first] == trained[first], "what was trained is not trained again"
+    assert second in state("trained.json")
+    again = state("curves.csv")[second][0]
+    assert again.startswith(rows) and again.count(b"\n") == 1 + 3, "it went on after epoch 2"
+
+
+def test_a_failure_takes_the_place_of_an_earlier_success(repository, monkeypatch):
+    repository.notebook("00_a", "import os", "assert 'FAIL' not in os.environ")
+    assert repository.run() == 0
+    with monkeypatch.context() as patch:
+        patch.setenv("FAIL", "1")
+        assert repository.run(force=True) == 1
+    assert repository.run() == 0
+    assert not any(
+        output.output_type == "error"
+        for cell in repository.executed("00_a").cells
+        for output in cell.get("outputs", [])
+    )
+
+
+def test_a_line_at_intervals_says_where_it_is_and_what_is_left(repository, capsys, monkeypatch):
+    monkeypatch.setattr(batch, "INTERVAL_S", 0.2)
+    repository.notebook("00_a", "import time; time.sleep(1)", "time.sleep(2)")
+    assert repository.run() == 0
+    out = capsys.readouterr().out
+    assert "00_a: cell 2 of 3, 0:0" in out and "\r" not in out
+    assert "left" not in out, "nothing is known yet"
+
+    assert repository.run(force=True) == 0
+    out = capsys.readouterr().out
+    left = [(int(cell), int(s)) for cell, s in re.findall(r"cell (\d).*about 0:0(\d) left", out)]
+    assert {2, 3} & {seconds for cell, seconds in left if cell == 2}
+    assert {1, 2} & {seconds for cell, seconds in left if cell == 3}
+    assert [s for _, s in left] == sorted((s for _, s in left), reverse=True)
+
+
+def test_a_cell_that_takes_longer_than_before_is_no_guide(repository, capsys, monkeypatch):
+    monkeypatch.setattr(batch, "INTERVAL_S", 0.2)
+    monkeypatch.setenv("SECONDS", "0")
+    repository.notebook("00_a", "import os, time; time.sleep(float(os.environ['SECONDS']))")
+    assert repository.run() == 0
+    monkeypatch.setenv("SECONDS", "1.5")
+    assert repository.run(force=True) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if "cell 2 of 2" in line]
+    assert said and "left" not in said[-1]
+
+
+def test_two_runs_do_not_write_the_same_results(three):
+    folder = three.root / "results/smoke"
+    folder.mkdir(parents=True)
+    with open(folder / ".lock", "w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(RunError, match="another process is running profile smoke"):
+            three.run()
+    assert three.logged() == []
+    assert three.run() == 0
+
+
+def test_a_broken_or_missing_notebook_is_one_sentence(repository, capsys):
+    with pytest.raises(RunError, match="holds no notebook"):
+        repository.run()
+    repository.write("notebooks/00_a.ipynb", "{")
+    assert repository.run() == 1
+    out, err = capsys.readouterr()
+    assert "00_a.ipynb is no readable notebook" in err and "Traceback" not in out + err

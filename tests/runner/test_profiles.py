@@ -1,0 +1,137 @@
+"""Profiles: their files, and the choice of one by the machine's memory."""
+
+import subprocess
+import sys
+
+import IPython.display
+import pytest
+
+from mvl.cli import main
+from mvl.errors import ConfigError
+from mvl.files import REPOSITORY
+from mvl.machine import GIB
+from mvl.runner import profiles
+from mvl.runner.profiles import choose_profile, default_profile, load_profile
+
+TEXT = (REPOSITORY / "profiles" / "smoke.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (TEXT.replace("epochs: 2\n", ""), "lacks epochs"),
+        (TEXT + "epoch: 2\n", "has the unknown epoch"),
+        (TEXT.replace("epochs: 2", "epochs: two"), "epochs must be a int"),
+        (TEXT.replace("profile: smoke", "profile: quick"), "the file's own name"),
+        ("- a list\n", "expected lines"),
+        ("a: [\n", "not readable YAML"),
+    ],
+)
+def test_a_wrong_profile_is_one_sentence(tmp_path, text, message):
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "profiles" / "smoke.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_profile("smoke", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("block", "found"),
+    [
+        ("path:models/llama", "path:ROOT/models/llama"),
+        ("path:/models/llama", "path:/models/llama"),
+        ("path:~/llama", "path:HOME/llama"),
+        ("random:config.json", "random:ROOT/config.json"),
+        *[(same, same) for same in ("package:all-minilm-l6-v2", "hub:a/b@c", 'random:{"a": "b"}')],
+    ],
+)
+def test_a_local_block_is_named_from_the_repositorys_root_on(tmp_path, monkeypatch, block, found):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "profiles").mkdir()
+    text = TEXT.replace("package:all-minilm-l6-v2", f"'{block}'")
+    (tmp_path / "profiles" / "smoke.yaml").write_text(text)
+    found = found.replace("ROOT", str(tmp_path)).replace("HOME", str(tmp_path / "home"))
+    assert load_profile("smoke", tmp_path)["block"] == found
+
+
+def test_an_unknown_profile_names_the_known_ones():
+    with pytest.raises(ConfigError, match="gpu, paper, quick, smoke"):
+        load_profile("fast")
+
+
+@pytest.fixture
+def memory(monkeypatch):
+    """Sets the memory that the machine seems to have, in GiB; 16 to begin with."""
+    monkeypatch.delenv("MVL_PROFILE", raising=False)
+
+    def set_to(gib):
+        monkeypatch.setattr(profiles, "memory_limit", lambda: int(gib * GIB))
+
+    set_to(16)
+    return set_to
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What a notebook would show, as Markdown."""
+    texts = []
+    monkeypatch.setattr(IPython.display, "display", lambda shown: texts.append(shown.data))
+    return texts
+
+
+def test_little_memory_chooses_smoke_and_a_name_chooses_itself(memory, monkeypatch):
+    assert default_profile() == ("quick", "")
+    memory(2)
+    assert default_profile() == ("smoke", "this machine has 2.0 GiB of memory")
+    monkeypatch.setenv("MVL_PROFILE", "gpu")
+    assert default_profile() == ("gpu", "MVL_PROFILE names it")
+
+
+def test_a_notebook_gets_the_parameters_that_fit_and_says_so(memory, shown):
+    quick, smoke = load_profile("quick"), load_profile("smoke")
+    namespace = {name: quick[name] for name in ("profile", "epochs", "fit", "seeds")}
+    choose_profile(namespace)
+    assert namespace["epochs"] == quick["epochs"] and not shown
+
+    memory(2)
+    choose_profile(namespace)
+    # Those that it declares, and no others.
+    assert namespace == {name: smoke[name] for name in ("profile", "epochs", "fit", "seeds")}
+    (text,) = shown
+    assert "The profile smoke is taken (this machine has 2.0 GiB of memory)" in text
+    assert f"`epochs = {smoke['epochs']}`" in text and "fit" not in text
+    choose_profile(namespace)
+    assert len(shown) == 1, "once is enough"
+
+
+def test_parameters_that_somebody_chose_stay(memory, shown, monkeypatch):
+    memory(2)
+    quick = load_profile("quick")
+    for chosen in (quick | {"epochs": 3}, load_profile("gpu"), {"grid": [8, 8, 8]}):
+        namespace = dict(chosen)
+        choose_profile(namespace)
+        assert namespace == chosen
+    # As the batch runner says it to kernels of ./run_all.sh --profile quick.
+    monkeypatch.setenv("MVL_PROFILE", "quick")
+    namespace = dict(quick)
+    choose_profile(namespace)
+    assert namespace == quick and not shown
+
+
+def test_without_a_name_the_batch_runner_takes_the_profile_that_fits(memory, monkeypatch, capsys):
+    ran = []
+    monkeypatch.setattr("mvl.runner.execute.run", lambda *options: ran.append(options) or {})
+    monkeypatch.setattr("mvl.cli._report_page", lambda options: None)
+    memory(2)
+    assert main(["run", "--only", "03"]) == 0
+    assert "Profile smoke: this machine has 2.0 GiB of memory" in capsys.readouterr().out
+    assert main(["run", "--profile", "quick"]) == 0
+    memory(16)
+    assert main(["run"]) == 0
+    assert [options[0] for options in ran] == ["smoke", "quick", "quick"]
+
+
+def test_choosing_is_light():
+    code = "import sys, mvl; mvl.choose_profile\n"
+    code += "print(sorted({'torch', 'monai', 'pandas', 'numpy'} & set(sys.modules)))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout == "[]\n"

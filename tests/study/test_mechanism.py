@@ -1,0 +1,397 @@
+"""The mechanism's measures, against counts by hand and parts whose answer is known."""
+
+from itertools import product
+
+import nibabel
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from monai.data import MetaTensor
+from torch import nn
+
+from mvl.blocks.language_part import LanguagePart
+from mvl.config import DataConfig, ExperimentConfig, LanguageConfig
+from mvl.data.preparation import Preparation, open_task
+from mvl.data.task_folder import Case
+from mvl.data.tasks import Task
+from mvl.errors import DataError, RunError
+from mvl.experiment.run import Run, collect, fit
+from mvl.experiment.run import test as open_test_set
+from mvl.models.segmenter import MedVisionLlama, build_segmenter
+from mvl.models.tokens import LinearHead, PatchEmbed
+from mvl.study import statistics
+from mvl.study.mechanism import (
+    MEASURES,
+    auroc,
+    beside_metrics,
+    by_stage,
+    defined,
+    image_voxels,
+    patch_auroc,
+    patch_truth,
+    stage_auroc,
+    token_norms,
+)
+
+#: A CT's window is a fixed scale, so that a voxel's value on the grid is known beforehand.
+CT = Task("Scan", "CT", ("CT",), {1: "core", 4: "rim"}, tolerance_mm=1.0, window_hu=(0, 100))
+GRID, PATCH, TOKENS = (8, 12, 4), (4, 2, 2), (2, 6, 2)
+
+
+@pytest.mark.parametrize("levels", [2, 5, 1000])
+def test_auroc_is_the_share_of_pairs_in_the_right_order(levels):
+    rng = np.random.default_rng(levels)
+    scores, positive = rng.integers(levels, size=60) / 7, rng.random(60) < 0.3
+    pairs = [(a > b) + (a == b) / 2 for a in scores[positive] for b in scores[~positive]]
+    assert auroc(scores, positive) == pytest.approx(np.mean(pairs), abs=1e-12)
+    assert auroc(-scores, positive) == pytest.approx(1 - np.mean(pairs), abs=1e-12)
+    assert auroc(np.exp(scores), positive) == auroc(scores, positive)
+
+
+def test_auroc_at_its_ends():
+    assert auroc([1, 2, 3], [False, False, True]) == 1
+    assert auroc([1, 2, 3], [True, False, False]) == 0
+    assert auroc([5, 5, 5], [True, False, True]) == 0.5
+    assert np.isnan(auroc([1, 2], [True, True])) and np.isnan(auroc([1, 2], [False, False]))
+    with pytest.raises(ValueError, match="NaN"):
+        auroc([1, np.nan], [True, False])
+    with pytest.raises(ValueError, match="two"):
+        auroc([1, 2, 3], [True, False])
+
+
+class Scaled(nn.Module):
+    """What stands for a mapper or a block: its input times a factor, plus a constant."""
+
+    def __init__(self, factor, constant=0.0):
+        super().__init__()
+        self.factor, self.constant = factor, constant
+
+    def forward(self, x):
+        return self.factor * x + self.constant
+
+
+def by_hand(part, grid=GRID, patch=PATCH):
+    """A model whose only token feature is its patch's mean, handed to `part` as it is."""
+    embed = PatchEmbed(1, patch, 1)
+    nn.init.constant_(embed.project.weight, 1 / np.prod(patch))
+    nn.init.zeros_(embed.project.bias)
+    tokens = tuple(g // p for g, p in zip(grid, patch, strict=True))
+    head = LinearHead(1, patch, 1, tokens)
+    position = torch.zeros(1, int(np.prod(tokens)), 1)
+    return MedVisionLlama(embed, position, [nn.Identity()], None, part, [], nn.Identity(), head)
+
+
+def passing():
+    """A part that writes the token itself: its update's norm is the patch's mean."""
+    return LanguagePart(nn.Identity(), nn.Identity(), nn.Identity(), LanguageConfig())
+
+
+def write(folder, name, image, label):
+    paths = [folder / f"{name}_{kind}.nii.gz" for kind in ("image", "label")]
+    for path, array in zip(paths, (image.astype(np.float32), label.astype(np.uint8)), strict=True):
+        nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), path)
+    return Case(name, f"subject of {name}", *paths)
+
+
+def measured(model, cases):
+    return patch_auroc(model, cases, Preparation(CT, DataConfig(grid=GRID)), show=False)
+
+
+def box(index, patch=PATCH):
+    """The voxels of the patch at a place (i, j, k) of the token grid."""
+    return tuple(slice(i * p, (i + 1) * p) for i, p in zip(index, patch, strict=True))
+
+
+def test_tokens_and_patches_stand_in_one_order(tmp_path):
+    """On a grid and patch of unequal edges, one hot patch is found at its own place alone."""
+    hot = (1, 2, 0)
+    image = np.zeros(GRID)
+    image[box(hot)] = 100
+    found = {}
+    for place in product(*map(range, TOKENS)):
+        label = np.zeros(GRID)
+        label[box(place)] = 1
+        case = write(tmp_path, "-".join(map(str, place)), image, label)
+        found[place] = measured(by_hand(passing()), [case]).iloc[0]
+    # Any other single patch ties with 22 cold ones and loses to the hot one.
+    assert {place: row["auroc_update"] for place, row in found.items()} == pytest.approx(
+        {place: 1.0 if place == hot else 11 / 23 for place in found}
+    )
+    assert all((row["patches"], row["foreground_patches"]) == (24, 1) for row in found.values())
+
+    # The same place from what the model hands out, by row-major counting.
+    volume = torch.from_numpy(image).float()[None, None] / 100
+    norms = token_norms(by_hand(passing()), volume)["auroc_update"]
+    assert np.flatnonzero(norms[0]).tolist() == [1 * 12 + 2 * 2 + 0]
+
+
+@pytest.fixture
+def graded(tmp_path):
+    """Labels that fill more and more of 24 patches; the image is the label."""
+    label = np.zeros(GRID)
+    for n, place in enumerate(product(*map(range, TOKENS))):
+        filled = np.zeros(16)
+        filled[: n % 13] = (1, 4)[n % 2]
+        label[box(place)] = filled.reshape(PATCH)
+    return write(tmp_path, "graded", 100 * (label > 0), label)
+
+
+def test_an_update_as_large_as_the_foregrounds_share_is_perfect(graded):
+    row = measured(by_hand(passing()), [graded]).iloc[0]
+    assert (row["auroc_update"], row["auroc_change"]) == (1, 1)
+    # Patches with 8, 9, 10, 11 or 12 of 16 voxels: 5 of each 13; with n % 13 over 24 patches
+    # that is 8 to 12 (5 patches) and 21 to 23 (3 patches).
+    assert (row["patches"], row["foreground_patches"]) == (24, 8)
+    assert (row["subject"], row["case"]) == ("subject of graded", "graded")
+    assert row["structure"] == "foreground"
+
+
+def test_an_update_that_is_larger_in_the_background_is_the_opposite(graded):
+    inverted = LanguagePart(
+        nn.Identity(), Scaled(-1.0, 2.0), nn.Identity(), LanguageConfig(residual=False)
+    )
+    row = measured(by_hand(inverted), [graded]).iloc[0]
+    assert (row["auroc_update"], row["auroc_change"]) == (0, 0)
+
+
+def test_a_constant_update_is_chance(graded):
+    constant = LanguagePart(nn.Identity(), nn.Identity(), Scaled(0.0, 3.0), LanguageConfig())
+    row = measured(by_hand(constant), [graded]).iloc[0]
+    assert (row["auroc_update"], row["auroc_change"]) == (0.5, 0.5)
+
+
+def test_update_and_change_are_two_measures(graded):
+    """The block takes back what the residual adds: it writes, but the stream stays as it was."""
+    part = LanguagePart(nn.Identity(), Scaled(-1.0), nn.Identity(), LanguageConfig())
+    row = measured(by_hand(part), [graded]).iloc[0]
+    assert (row["auroc_update"], row["auroc_change"]) == (1, 0.5)
+    # And without the block's own writing, the change is the residual's.
+    part = LanguagePart(nn.Identity(), Scaled(0.0), nn.Identity(), LanguageConfig())
+    row = measured(by_hand(part), [graded]).iloc[0]
+    assert (row["auroc_update"], row["auroc_change"]) == (0.5, 1)
+
+
+@pytest.mark.parametrize("half, foreground", [(8, 1), (7, 0)])
+def test_half_of_a_patch_is_foreground(tmp_path, half, foreground):
+    label = np.zeros(GRID)
+    filled = np.zeros(16)  # the voxels of a patch
+    filled[:half] = 1
+    label[box((0, 1, 0))] = filled.reshape(PATCH)
+    row = measured(by_hand(passing()), [write(tmp_path, "half", label, label)]).iloc[0]
+    assert row["foreground_patches"] == foreground
+    assert np.isnan(row["auroc_update"]) == (not foreground)
+
+
+def test_padding_takes_no_part(tmp_path):
+    """4 x 8 x 4 voxels in a grid of 8 x 12 x 4 of patches 4 x 2 x 2: along the first axis voxels
+    2 to 5 are the image's, so no patch is all padding; along the second 2 to 9, so that the
+    outer two of six patches are."""
+    shape = (4, 8, 4)
+    label, image = np.zeros(shape), np.full(shape, 50.0)
+    label[:, 2:4] = 1  # voxels 4 and 5 of the grid: the third patch, half filled along axis 0
+    # Dimmer than the other patches, brighter than padding: the 8 padded patches
+    # would lift the AUROC from 0 to 8 / 20.
+    image[label > 0] = 20
+    case = write(tmp_path, "padded", image, label)
+    row = measured(by_hand(passing()), [case]).iloc[0]
+    assert (row["patches"], row["foreground_patches"]) == (2 * 4 * 2, 4)
+    assert row["auroc_update"] == 0
+    volume = Preparation(CT, DataConfig(grid=GRID)).load([case], progress=False)[0]
+    foreground, counted = patch_truth(volume, PATCH)
+    norms = token_norms(by_hand(passing()), volume["image"].as_tensor()[None])["auroc_update"][0]
+    assert auroc(norms, foreground) == pytest.approx(8 / 20)
+    expected = np.ones(TOKENS, bool)
+    expected[:, [0, 5]] = False
+    assert np.array_equal(counted.reshape(TOKENS), expected)
+
+
+@pytest.mark.parametrize("shape", [(8, 12, 4), (5, 9, 3), (10, 7, 4), (3, 15, 9)])
+def test_image_voxels_are_those_that_come_back_to_the_file(tmp_path, shape):
+    case = write(tmp_path, "any", np.ones(shape), np.ones(shape))
+    preparation = Preparation(CT, DataConfig(grid=GRID))
+    image = preparation.load([case], progress=False)[0]["image"]
+    inside = image_voxels(image)
+    # Each voxel of the grid carries its own number back to the file, which says who was there.
+    numbers = torch.arange(1.0, 1 + np.prod(GRID)).view(1, *GRID)
+    came_back = preparation.to_native(numbers, image).unique()
+    expected = torch.isin(numbers[0], came_back[came_back > 0])
+    assert torch.equal(inside, expected)
+    assert inside.sum() == np.prod(np.minimum(shape, GRID))
+    # The image still knows after a prediction was brought back.
+    assert torch.equal(image_voxels(image), inside)
+
+
+def test_a_resized_volume_has_no_padding(tmp_path):
+    shape = (5, 20, 4)
+    case = write(tmp_path, "any", np.ones(shape), np.ones(shape))
+    preparation = Preparation(CT, DataConfig(grid=GRID, fit="resize"))
+    image = preparation.load([case], progress=False)[0]["image"]
+    assert image_voxels(image).shape == GRID and image_voxels(image).all()
+    with pytest.raises(DataError, match="not known"):
+        image_voxels(MetaTensor(torch.ones(1, *GRID)))
+
+
+def test_each_stage_has_the_auroc_of_its_own_norm(tmp_path, graded):
+    """The part turns the stream around: what was large on the foreground is small after it."""
+    turned = LanguagePart(
+        nn.Identity(), nn.Identity(), Scaled(-1.0, 1.0), LanguageConfig(residual=False)
+    )
+    preparation = Preparation(CT, DataConfig(grid=GRID))
+    table = stage_auroc(by_hand(turned), [graded], preparation, show=False)
+    # x, then 1 - x, then x + (1 - x).
+    assert table.loc[0, ["auroc_encoder", "auroc_update", "auroc_after"]].tolist() == [1, 0, 0.5]
+    assert "auroc_decoder" not in table and table.loc[0, "foreground_patches"] == 8
+    plain = stage_auroc(by_hand(None), [graded], preparation, show=False)
+    assert [name for name in plain if name.startswith("auroc")] == ["auroc_encoder"]
+    assert plain.loc[0, "auroc_encoder"] == 1
+
+    nothing = write(tmp_path, "nothing", np.ones(GRID), np.zeros(GRID))
+    empty = stage_auroc(by_hand(turned), [nothing], preparation, show=False)
+    tables = {"a": table, "b": plain, "c": empty}
+    rows = by_stage(pd.concat([found.assign(arm=arm) for arm, found in tables.items()]))
+    found = list(zip(rows["arm"], rows["stage"], rows["auroc_stream"], strict=True))
+    assert found == [
+        *(("a", "after the encoder", 1), ("b", "after the encoder", 1)),
+        *(("a", "the block's update", 0), ("a", "after the block", 0.5)),
+    ]
+
+
+def test_a_case_of_one_kind_is_counted_and_named(tmp_path, graded):
+    nothing = write(tmp_path, "nothing", np.ones(GRID), np.zeros(GRID))
+    everything = write(tmp_path, "everything", np.ones(GRID), np.ones(GRID))
+    table = measured(by_hand(passing()), [nothing, graded, everything])
+    assert table["case"].tolist() == ["nothing", "graded", "everything"]
+    assert table["foreground_patches"].tolist() == [0, 8, 24]
+    assert table[list(MEASURES)].isna().all(axis=1).tolist() == [True, False, True]
+    # What one run lacks leaves every run.
+    other = table.assign(arm="b").fillna({name: 0.5 for name in MEASURES})
+    kept, left_out = defined(pd.concat([table.assign(arm="a"), other]))
+    assert left_out == ["everything", "nothing"]
+    assert kept["case"].tolist() == ["graded", "graded"]
+    assert kept["arm"].tolist() == ["a", "b"]
+
+
+def test_a_case_without_a_label_and_a_model_without_a_part_are_refused(tmp_path, graded):
+    with pytest.raises(RunError, match="no language part"):
+        measured(by_hand(None), [graded])
+    unlabelled = Case("graded", "graded", graded.image, None)
+    with pytest.raises(DataError, match="graded has no label"):
+        measured(by_hand(passing()), [unlabelled])
+    broken = by_hand(
+        LanguagePart(nn.Identity(), Scaled(float("inf")), nn.Identity(), LanguageConfig())
+    )
+    with pytest.raises(RunError, match="not finite"):
+        measured(broken, [graded])
+
+
+@pytest.mark.parametrize("position", ["between", "before"])
+@pytest.mark.parametrize("control", ["pretrained", "random", "shuffled", "identity", "trainable"])
+def test_every_control_is_measured_by_its_own_forward_pass(tiny, control, position):
+    changes = {"language": LanguageConfig(control=control), "language_position": position}
+    config = tiny(model=changes).model
+    grid = (16, 24, 16)
+    model = build_segmenter(config, 1, 1, grid, seed=3).eval()
+    volume = torch.randn(2, 1, *grid, generator=torch.Generator().manual_seed(0))
+    found = token_norms(model, volume)
+    with torch.no_grad():
+        x, part = model.embed(volume), model.language
+        if position == "between":
+            x = model.encoder[1](model.encoder[0](x + model.position))
+        z = part.d1(x)
+        h = z if control == "identity" else part.block(z)
+        update, change = part.d2(h), part.d2(h + z)
+    assert found["auroc_update"].shape == (2, 12)
+    assert found["auroc_update"] == pytest.approx(update.norm(dim=-1).numpy(), rel=1e-4)
+    assert found["auroc_change"] == pytest.approx(change.norm(dim=-1).numpy(), rel=1e-3)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.fixture(scope="module")
+def study(phantom, tmp_path_factory):
+    """The suite's table of two arms and two seeds, and one of its runs with its data."""
+    runs, tables = tmp_path_factory.mktemp("runs"), []
+    for control, seed in product(("pretrained", "identity"), (0, 1)):
+        config = ExperimentConfig.from_dict(
+            {
+                "data": {"grid": [16, 24, 16]},
+                "model": {"width": 16, "encoder_depth": 1, "decoder_depth": 1, "heads": 2}
+                | {"patch": [4, 4, 4], "language": {"control": control}},
+                "training": {"epochs": 2},
+                "seed": seed,
+            }
+        )
+        data = open_task(config.data, seed, phantom, progress=False)
+        folder = fit(config, data, runs, show=False)
+        open_test_set(folder, data, show=False)
+        run = Run.load(folder)
+        table = patch_auroc(run.model, data.side("test"), run.preparation, show=False)
+        tables.append(beside_metrics(table, collect(folder, "language", control)))
+    return pd.concat(tables, ignore_index=True), table, run, data, collect(folder, "x", "y")
+
+
+def test_a_runs_measures_are_those_of_its_model_and_labels(study):
+    """Recounted from the files: labels by nibabel, patches by slicing, pairs one by one."""
+    _, table, run, data, _ = study
+    cases = data.side("test")
+    assert table["case"].tolist() == [case.name for case in cases]
+    assert table["subject"].tolist() == [case.subject for case in cases]
+    for case, row in zip(cases, table.itertuples(), strict=True):
+        label = np.asarray(nibabel.load(case.label).dataobj) > 0
+        before = [(g - n) // 2 for g, n in zip((16, 24, 16), label.shape, strict=True)]
+        assert min(before) >= 0
+        place = tuple(slice(b, b + n) for b, n in zip(before, label.shape, strict=True))
+        truth, inside = np.zeros((16, 24, 16), bool), np.zeros((16, 24, 16), bool)
+        truth[place], inside[place] = label, True
+        image = run.preparation.load([case], progress=False)[0]["image"].as_tensor()[None]
+        part = run.model.language
+        with torch.no_grad():
+            stream = run.model.encoder[0](run.model.embed(image) + run.model.position)
+            norms = part.d2(part.block(part.d1(stream)))[0].norm(dim=-1).numpy()
+        positive, negative = [], []
+        for n, (i, j, k) in enumerate(product(range(4), range(6), range(4))):
+            voxels = box((i, j, k), (4, 4, 4))
+            if truth[voxels].sum() >= 32:
+                positive.append(norms[n])
+            elif inside[voxels].any():
+                negative.append(norms[n])
+        assert (row.patches, row.foreground_patches) == (
+            len(positive) + len(negative),
+            len(positive),
+        )
+        assert len(positive) > 0 and len(negative) > 10
+        share = np.mean([(a > b) + (a == b) / 2 for a in positive for b in negative])
+        # One pair may change sides by rounding.
+        assert row.auroc_update == pytest.approx(share, abs=1.01 / (len(positive) * len(negative)))
+
+
+def test_the_batch_size_changes_nothing(study):
+    _, table, run, data, _ = study
+    one = patch_auroc(run.model, data.side("test"), run.preparation, batch_size=1, show=False)
+    pd.testing.assert_frame_equal(one, table, rtol=0, atol=0.01)
+
+
+def test_the_table_is_one_that_the_statistics_take(study):
+    table = study[0]
+    assert not table[list(MEASURES)].isna().any(axis=None)
+    pairs = [("language", "pretrained", "identity")]
+    found = statistics.contrasts_table(table, pairs, tuple(MEASURES), draws=200)
+    assert found["metric"].tolist() == list(MEASURES) and (found["n_seeds"] == 2).all()
+    for row in found.itertuples():
+        means = table.groupby(["arm", "seed", "subject"])[row.metric].mean().groupby("arm").mean()
+        assert row.difference == pytest.approx(means["pretrained"] - means["identity"])
+
+
+def test_measures_stand_beside_the_metrics_of_their_own_run_alone(study):
+    _, table, _, _, cases = study
+    shuffled = table.sample(frac=1, random_state=0)
+    joined = beside_metrics(shuffled, cases)
+    assert joined["case"].tolist() == cases["case"].tolist()
+    assert joined["dice"].tolist() == cases["dice"].tolist()
+    by_case = table.set_index("case")["auroc_change"]
+    assert joined.set_index("case")["auroc_change"].to_dict() == by_case.to_dict()
+    for mine, theirs in ((table[1:], cases), (table, cases[1:])):
+        with pytest.raises(RunError, match="different cases"):
+            beside_metrics(mine, theirs)
+    with pytest.raises(RunError, match="one run"):
+        beside_metrics(table, pd.concat([cases, cases]))

@@ -1,0 +1,158 @@
+"""Experiments on a Ray cluster: the numbers of one machine, whatever dies on the way."""
+
+import socket
+import sys
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mvl.data.preparation import open_task
+from mvl.errors import ConfigError
+from mvl.experiment.run import fit, run_folder, test
+from mvl.files import read_json
+from mvl.locks import locked
+from mvl.study.parallel import fit_at_once, fit_cell, fit_on_ray
+
+open_test_set = test  # pytest would take the name `test` for a test
+del test
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def hopeless(config):
+    training = replace(config.training, learning_rate=1e30, clip_norm=0.0)
+    return replace(config, training=training)
+
+
+def test_a_missing_ray_is_a_sentence(tiny, phantom, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r'pip install "mvl\[cluster\]"'):
+        fit_on_ray({("plain", 0): tiny()}, tmp_path, phantom)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_address_is_checked_before_anything_waits_for_it(tmp_path):
+    for wrong in ("slurm", "ray://", "ray://head", ":6379"):
+        with pytest.raises(ConfigError, match="expected ray, HOST:PORT or ray://HOST:PORT"):
+            fit_on_ray({}, tmp_path, on=wrong)
+    with socket.socket() as taken:  # bound, but nobody listens
+        taken.bind(("127.0.0.1", 0))
+        started = time.monotonic()
+        with pytest.raises(ConfigError, match="no Ray cluster answers at 127.0.0.1"):
+            fit_on_ray({}, tmp_path, on=f"127.0.0.1:{taken.getsockname()[1]}")
+    assert time.monotonic() - started < 15
+
+
+def test_a_task_trains_as_fit_does(tiny, phantom, tmp_path):
+    config = tiny()
+    data = open_task(config.data, 0, phantom, progress=False)
+    place = (str(tmp_path / "task"), str(phantom), "fail", False, 0)
+    folder, failure = fit_cell(config.to_dict(), *place)
+    own = fit(config, data, tmp_path / "own", show=False)
+    assert failure is None and folder == str(tmp_path / "task" / own.name)
+    for file in ("curves.csv", "model.safetensors"):
+        assert (tmp_path / "task" / own.name / file).read_bytes() == (own / file).read_bytes()
+
+
+def test_a_fault_is_a_value(tiny, phantom, tmp_path):
+    place = (str(tmp_path), str(phantom), "fail", False, 0)
+    folder, failure = fit_cell(hopeless(tiny()).to_dict(), *place)
+    assert folder is None and "the loss became" in failure
+
+
+def test_a_task_waits_for_a_lock_that_goes(tiny, phantom, tmp_path):
+    config = tiny(training={"epochs": 1})
+    folder = run_folder(config, open_task(config.data, 0, phantom, progress=False), tmp_path)
+    released = threading.Event()
+
+    def hold():
+        with locked(folder, "training this run"):
+            held.set()
+            released.wait(60)
+
+    held, holder = threading.Event(), threading.Thread(target=hold)
+    holder.start()
+    held.wait(60)
+    place = (str(tmp_path), str(phantom), "fail", False)
+    assert "another process is training" in fit_cell(config.to_dict(), *place, 0)[1]
+    threading.Timer(2, released.set).start()
+    assert fit_cell(config.to_dict(), *place, 60) == (str(folder), None)
+    holder.join()
+
+
+@pytest.mark.slow
+def test_a_lost_node_changes_no_byte(tiny, phantom, tmp_path, monkeypatch):
+    """Two nodes train; one of them is killed in the middle of a run."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'mvl[cluster]'")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    from ray.cluster_utils import Cluster
+
+    config = tiny(model={"dropout": 0.1}, training={"epochs": 60})
+    configs = {("plain", seed): replace(config, seed=seed) for seed in range(3)}
+    configs["hopeless", 0] = hopeless(config)
+    data = {s: open_task(config.data, s, phantom, progress=False) for s in range(3)}
+    folders = {key: run_folder(c, data[c.seed], tmp_path) for key, c in configs.items()}
+
+    def halfway():
+        """Folders in which an epoch is trained, but not the last one."""
+        begun = [f for f in folders.values() if (f / "state.safetensors").exists()]
+        return [f for f in begun if not (f / "trained.json").exists()]
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        other = cluster.add_node(num_cpus=1)
+        outcome = []
+        work = threading.Thread(
+            target=lambda: outcome.append(
+                fit_on_ray(configs, tmp_path, phantom, cluster.address, show=False)
+            )
+        )
+        work.start()
+        deadline = time.monotonic() + 300
+        while len(halfway()) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        begun = {f: (f / "environment.json").stat().st_mtime_ns for f in halfway()}
+        assert len(begun) == 2, "two nodes train at a time"
+        cluster.remove_node(other, allow_graceful=False)
+        work.join(300)
+    finally:
+        cluster.shutdown()
+
+    (trained, failures), *_ = outcome
+    assert trained == {key: f for key, f in folders.items() if key[0] == "plain"}
+    assert list(failures) == [("hopeless", 0)] and "the loss became" in failures["hopeless", 0]
+    again = [f for f in begun if (f / "environment.json").stat().st_mtime_ns > begun[f]]
+    assert len(again) == 1, "the lost node's run was begun anew, the other node's was not"
+
+    for (_, seed), folder in trained.items():
+        whole = fit(replace(config, seed=seed), data[seed], tmp_path / "here", show=False)
+        for place in (folder, whole):
+            assert read_json(place / "environment.json")["threads"] == 1
+            open_test_set(place, data[seed], show=False)
+        for file in ("curves.csv", "model.safetensors", "cases.csv"):
+            assert (folder / file).read_bytes() == (whole / file).read_bytes()
+
+
+def test_a_process_trains_as_fit_does_and_a_failure_is_told(tiny, phantom, tmp_path):
+    configs = {("plain", 0): tiny(), ("wild", 0): hopeless(tiny())}
+    trained, failures = fit_at_once(configs, tmp_path / "jobs", 1, phantom, show=False)
+    assert list(trained) == [("plain", 0)]
+    assert list(failures) == [("wild", 0)] and "learning rate" in failures["wild", 0]
+    data = open_task(configs["plain", 0].data, 0, phantom, progress=False)
+    own = fit(configs["plain", 0], data, tmp_path / "own", show=False)
+    for name in ("model.safetensors", "curves.csv"):
+        assert (trained["plain", 0] / name).read_bytes() == (own / name).read_bytes()
+
+
+def test_no_job_at_all_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="below 1"):
+        fit_at_once({}, tmp_path, 0)
