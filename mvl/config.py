@@ -259,7 +259,7 @@ class TrainingConfig:
 class AuditConfig:
     """What the audit trains as the released code does; the study has none of it.
 
-    `mvl.audit.released` does these things, `mvl.audit` measures them.
+    `mvl.experiment.released` does these things, `mvl.audit` measures them.
     """
 
     #: "soft": Dice of probabilities. "hard": of the thresholded prediction, which has no gradient.

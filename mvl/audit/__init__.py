@@ -1,7 +1,7 @@
 """What each thing that the released code does differently is worth: the audit.
 
-`SWITCHES` says what the code does and what that can change, `audit.released` does it, and here it
-is measured, on the study's data and against the study's way:
+`SWITCHES` says what the code does and what that can change, `experiment.released` does it, and
+here it is measured, on the study's data and against the study's way:
 
     split        who stands on which side; counted over draws, nothing is trained
     training     a training with one thing done as the released code does it, or all (`ARMS`)

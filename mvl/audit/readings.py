@@ -5,11 +5,11 @@ import pandas as pd
 import torch
 from torch.nn import functional as F
 
-from mvl.audit.released import BATCH, GRID, dilation_nsd, resize_mask, surface_hits
 from mvl.audit.switches import COLUMNS, SWITCHES, facts_of
 from mvl.config import PROTOCOL_VERSION
 from mvl.data.nifti import read_label, spacing_of
 from mvl.experiment.metrics import segmentation_metrics
+from mvl.experiment.released import BATCH, GRID, dilation_nsd, resize_mask, surface_hits
 from mvl.progress import track
 
 

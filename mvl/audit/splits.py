@@ -3,9 +3,9 @@
 import numpy as np
 import pandas as pd
 
-from mvl.audit.released import on_both_sides, released_split
 from mvl.audit.switches import COLUMNS
 from mvl.config import PROTOCOL_VERSION
+from mvl.experiment.released import on_both_sides, released_split
 
 #: How often the released code's split is drawn, to see what its missing seed is worth.
 DRAWS = 20

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pandas as pd
 
-from mvl.audit.released import COPIES, siblings, test_size
 from mvl.audit.splits import DRAWS
 from mvl.audit.switches import COLUMNS, facts_of
 from mvl.config import PRESETS, ExperimentConfig
 from mvl.errors import ConfigError
+from mvl.experiment.released import COPIES, siblings, test_size
 from mvl.study.statistics import contrast
 from mvl.study.suites import SUITES
 

@@ -39,7 +39,6 @@ import pandas as pd
 import torch
 from monai.data import MetaTensor
 
-from mvl.audit.released import procedure_of
 from mvl.blocks.language_part import block_reference
 from mvl.config import PROTOCOL_VERSION, ExperimentConfig, fingerprint
 from mvl.data.coverage import coverage_told, grid_coverage, lost_on_grid, require_coverage
@@ -58,6 +57,7 @@ from mvl.experiment.identity import (
     require_same,
 )
 from mvl.experiment.metrics import METRICS
+from mvl.experiment.released import procedure_of
 from mvl.experiment.training import (
     CURVES,
     STATE,

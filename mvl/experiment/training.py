@@ -186,7 +186,7 @@ def flushed_subnormals():
 class Procedure:
     """What a training does besides what its configuration's numbers say: the study's way.
 
-    `mvl.audit.released` departs from it, for the audit.
+    `mvl.experiment.released` departs from it, for the audit.
     """
 
     def volumes(self, preparation, data, show):

@@ -28,13 +28,13 @@ from mvl.audit import (
     waterfall_steps,
     write_audit,
 )
-from mvl.audit.released import draw_copies
 from mvl.config import PRESETS, AuditConfig, DataConfig
 from mvl.data.preparation import Preparation, open_task
 from mvl.data.task_folder import Case
 from mvl.data.tasks import TASKS
 from mvl.errors import ConfigError, MvlError, RunError
 from mvl.experiment.evaluation import evaluate
+from mvl.experiment.released import draw_copies
 from mvl.files import REPOSITORY
 from mvl.models.segmenter import build_segmenter
 from mvl.study.reference import REFERENCE, read_table

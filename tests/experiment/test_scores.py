@@ -11,7 +11,6 @@ import pytest
 import torch
 from monai.losses import DiceCELoss
 
-from mvl.audit.released import procedure_of
 from mvl.cli import main
 from mvl.config import AuditConfig, DataConfig, ExperimentConfig
 from mvl.data.coverage import coverage_told, grid_coverage, lost_on_grid, require_coverage
@@ -29,6 +28,7 @@ from mvl.data.tasks import Task
 from mvl.errors import DataError
 from mvl.experiment.evaluation import evaluate, false_positives, predict_file
 from mvl.experiment.metrics import METRICS, segmentation_metrics
+from mvl.experiment.released import procedure_of
 from mvl.experiment.training import segmentation_loss, validate
 
 TASK = Task("Mine", "MRI", ("MRI",), {1: "a"}, tolerance_mm=1.0)

@@ -11,7 +11,12 @@ from monai.transforms import ResizeWithPadOrCrop
 from scipy.spatial.distance import cdist
 from torch.nn import functional as F
 
-from mvl.audit.released import (
+from mvl.blocks.language_part import build_language
+from mvl.config import PRESETS, AuditConfig, DataConfig, ExperimentConfig, fingerprint
+from mvl.data.preparation import Preparation, open_task, training_batches
+from mvl.data.task_folder import Case
+from mvl.errors import ConfigError
+from mvl.experiment.released import (
     COPIES,
     GRID,
     CopyAugmentation,
@@ -30,11 +35,6 @@ from mvl.audit.released import (
     surface_hits,
     worked_examples,
 )
-from mvl.blocks.language_part import build_language
-from mvl.config import PRESETS, AuditConfig, DataConfig, ExperimentConfig, fingerprint
-from mvl.data.preparation import Preparation, open_task, training_batches
-from mvl.data.task_folder import Case
-from mvl.errors import ConfigError
 from mvl.experiment.run import fit
 from mvl.models.sizes import LLAMA_3_1_8B, count_parameters
 from mvl.models.tokens import to_patches
