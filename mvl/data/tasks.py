@@ -225,11 +225,7 @@ def read_data(path: Path) -> object:
 
 
 def read_task(folder: str | Path) -> Task:
-    """The task that a folder holds, from its `dataset.json`.
-
-    Raises:
-        DataError: no dataset.json, or one that `task_of` refuses.
-    """
+    """The task that a folder's `dataset.json` describes: see `task_of`."""
     return task_of(folder, read_description(folder))
 
 
