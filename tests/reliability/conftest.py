@@ -55,7 +55,7 @@ def note(request):
 
 
 def last_line(output):
-    """The last line of an output, with the places of this run's files shortened."""
+    """The last line of an output, with the paths of this run's files shortened."""
     line = output.strip().splitlines()[-1]
     return re.sub(r"/\S*?/pytest-of-[^/]+/pytest-\d+/[^/\s]+", "…", line).removeprefix("mvl: ")
 
@@ -79,11 +79,11 @@ def pytest_sessionfinish(session, exitstatus):
 @pytest.fixture(scope="session")
 def given(phantom, tmp_path_factory):
     """What the stages start from: data, a trained run, and servers on this machine."""
-    place = tmp_path_factory.mktemp("given")
-    done = children.run(train, phantom, place / "runs", log=place / "log")
+    folder = tmp_path_factory.mktemp("given")
+    done = children.run(train, phantom, folder / "runs", log=folder / "log")
     assert done.status == 0, done.output
-    (trained,) = (place / "runs").iterdir()
-    server, hub = Server(), _FakeHub(_checkpoint(place / "model"))
+    (trained,) = (folder / "runs").iterdir()
+    server, hub = Server(), _FakeHub(_checkpoint(folder / "model"))
     voxels = np.random.default_rng(0).bytes(1_000_000)
     files = [(f"{TASK}/imagesTr/{n}.nii.gz", voxels) for n in range(20)]
     server.body = archive((f"{TASK}/dataset.json", DESCRIPTION), *files)

@@ -161,8 +161,8 @@ def start(name, folder, given, function=None, kill=None):
     if not folder.exists():
         folder.mkdir()
         STAGES[name].prepare(folder, given)
-    places = {"MVL_CACHE": "results/cache", "MVL_DATA_ROOT": "data", "IPYTHONDIR": "ipython"}
-    environment = {key: str(folder / place) for key, place in places.items()}
+    variables = {"MVL_CACHE": "results/cache", "MVL_DATA_ROOT": "data", "IPYTHONDIR": "ipython"}
+    environment = {key: str(folder / path) for key, path in variables.items()}
     environment |= {"HF_ENDPOINT": given.hub, "PYTHONPATH": str(REPOSITORY)}
     environment |= {"JUPYTER_RUNTIME_DIR": str(folder / "runtime")}
     arguments = (function or call, name, folder, given)

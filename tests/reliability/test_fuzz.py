@@ -122,18 +122,18 @@ def _changed(draw, sound):
     """A sound JSON object with up to three values exchanged, taken out or added, at any depth."""
     whole = json.loads(json.dumps(draw(sound)))
     for _ in range(draw(st.integers(0, 3))):
-        place = whole
+        inside = whole
         while True:
-            added = ["new"] if isinstance(place, dict) else []
-            key = draw(st.sampled_from([*sorted(place), *added] if added else range(len(place))))
-            inner = place.get(key) if added else place[key]
+            added = ["new"] if isinstance(inside, dict) else []
+            key = draw(st.sampled_from([*sorted(inside), *added] if added else range(len(inside))))
+            inner = inside.get(key) if added else inside[key]
             if not (isinstance(inner, dict | list) and inner and draw(st.booleans())):
                 break
-            place = inner
-        if draw(st.booleans()) or not (added or len(place) > 1):
-            place[key] = draw(_JSON)
-        elif not added or key in place:
-            del place[key]
+            inside = inner
+        if draw(st.booleans()) or not (added or len(inside) > 1):
+            inside[key] = draw(_JSON)
+        elif not added or key in inside:
+            del inside[key]
     return whole
 
 

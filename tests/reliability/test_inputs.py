@@ -259,7 +259,7 @@ DAMAGED = (M, "is damaged")
 add("A language model's block", extract, {
     "a header longer than the file": (*DAMAGED, weights({}, length=1 << 40)),
     "a header of 2^64 bytes": (*DAMAGED, weights({}, length=2**64 - 1)),
-    "a header that is no JSON": (M, "not readable JSON", weights(b"{")),
+    "a header that is not JSON": (M, "not readable JSON", weights(b"{")),
     "a header nested 100,000 times": ("not readable JSON", weights(b"[" * 100_000)),
     "overlapping tensors": (*DAMAGED, weights({"a": at(0, 16, [4]), "b": at(8, 16)})),
     "a gap": (*DAMAGED, weights({"a": at(0, 4, [1]), "b": at(8, 16)})),
@@ -282,7 +282,7 @@ add("A language model's block", extract, {
     "no config.json": ("there is no config.json in", gone(C)),
     "a config.json of 100 GB": ("config.json is too large", both(put(M, b""), grown(C))),
     "a config.json that is a list": (C, "expected a JSON object", both(put(M, b""), put(C, b"[]"))),
-    "a config.json that is no JSON": (C, "not readable JSON", both(put(M, b""), put(C, b"{"))),
+    "a config.json that is not JSON": (C, "not readable JSON", both(put(M, b""), put(C, b"{"))),
     "a config.json without permission": (C, "Permission denied", both(put(M, b""), forbidden(C))),
     "a folder without permission": ("Permission denied", forbidden("")),
     "an unknown family": ("nonsense", config(model_type="nonsense")),
@@ -316,7 +316,7 @@ add("A hub", ask_hub, {
     "a revision without commit": (HUB, "names no commit for main", ("", 200, b"", {})),
     "a config.json of 100 GB": (HUB, "config.json is too large", ("", 200, b"", HUGE)),
     "a config.json that breaks off": (HUB, "the connection broke", ("", 200, b"{", SHORT)),
-    "a config.json that is no JSON": (HUB, "not readable JSON", ("", 200, b"{", NAMED)),
+    "a config.json that is not JSON": (HUB, "not readable JSON", ("", 200, b"{", NAMED)),
     "a config.json that is a list": (HUB, "expected a JSON object", ("", 200, b"[]", NAMED)),
 })
 
@@ -384,7 +384,7 @@ add("A run folder", evaluate, {
     "block.json a list": ("block.json", "lacks 'sha256'", with_block([])),
     "an empty table": ("cases.csv", "not a readable table", with_table(b"")),
     "a table without columns": ("cases.csv", "lacks the column", with_table(b"case\na\n")),
-    "a table that is no text": ("cases.csv", "not a readable table", with_table(b"\xff\xfe\0\0")),
+    "a table that is not text": ("cases.csv", "not a readable table", with_table(b"\xff\xfe\0\0")),
     "a table of 100 GB": ("cases.csv", "too large", both(with_table(b""), grown("cases.csv"))),
 })
 add("A run folder", verify, {
@@ -393,7 +393,7 @@ add("A run folder", verify, {
 })
 RESTART = ("state.safetensors", "delete it to start")
 add("A run folder", resume, {
-    "a state that is no safetensors": (*RESTART, b"\xff" * 99),
+    "a state that is not safetensors": (*RESTART, b"\xff" * 99),
     "a state with a lying header": (*RESTART, tensors({}, length=1 << 40)),
     "a state of another version": (*RESTART, OTHER),
 })
@@ -480,7 +480,7 @@ add("The command line", command, {
     "in place of its image": ("the image itself", "predict IMAGE --run RUN -o IMAGE"),
     "a suite of no epoch": ("epochs 0 is below 1", f"{SUITE} --epochs 0"),
     "a shard of none": ("shard 1/0", f"{SUITE} --shard 1/0"),
-    "a shard that is no share": ("--shard one: expected I/N", f"{SUITE} --shard one"),
+    "a shard that is not share": ("--shard one: expected I/N", f"{SUITE} --shard one"),
     "a suite without a run": ("no cell of suite tiny", SUITE.replace("run tiny", "table tiny")),
 })
 

@@ -92,17 +92,17 @@ class Watch:
         threading.setprofile(None)
 
     def _profile(self, frame, event, function):
-        place = frame.f_code.co_filename
-        pickled = f"{place}:{frame.f_code.co_name}".endswith(_TORCHS)
+        file = frame.f_code.co_filename
+        pickled = f"{file}:{frame.f_code.co_name}".endswith(_TORCHS)
         if event == "c_call":
             # A user's pickler inherits from pickle's.
             kinds = type(getattr(function, "__self__", None)).__mro__
             pickled = "_pickle" in {function.__module__, *(kind.__module__ for kind in kinds)}
             # A pool of threads wakes itself by a None, pickled, in its own pipe.
-            caller = frame.f_back if place.endswith("multiprocessing/reduction.py") else frame
+            caller = frame.f_back if file.endswith("multiprocessing/reduction.py") else frame
             pickled &= not caller.f_code.co_filename.endswith("multiprocessing/queues.py")
         if pickled:
-            self.pickled.append(f"{place}:{frame.f_lineno}")
+            self.pickled.append(f"{file}:{frame.f_lineno}")
 
     def _audit(self, event, arguments):
         if event == "pickle.find_class":
@@ -198,12 +198,12 @@ def watched(*command, log, folder, **environment):
         (exit status, what was printed, how many processes there were, what was asked).
     """
     paths = f"{folder}{os.pathsep}{REPOSITORY / 'tests' / 'reliability' / 'watch'}"
-    places = {"PYTHONPATH": paths, "MVL_WATCH": str(log), "JUPYTER_RUNTIME_DIR": str(folder)}
-    places |= {"IPYTHONDIR": str(folder / ".ipython"), "PYTHONDONTWRITEBYTECODE": "1"}
+    variables = {"PYTHONPATH": paths, "MVL_WATCH": str(log), "JUPYTER_RUNTIME_DIR": str(folder)}
+    variables |= {"IPYTHONDIR": str(folder / ".ipython"), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
         command,
         cwd=folder,
-        env=os.environ | TOKENS | PROXY | places | environment,
+        env=os.environ | TOKENS | PROXY | variables | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -255,8 +255,8 @@ def without_network(folder):
 
 
 def test_no_secret_is_printed_where_the_network_fails(tmp_path, note):
-    places = {"HF_ENDPOINT": "http://hub.example", "MVL_CACHE": str(tmp_path / "cache")}
-    environment = TOKENS | PROXY | places
+    variables = {"HF_ENDPOINT": "http://hub.example", "MVL_CACHE": str(tmp_path / "cache")}
+    environment = TOKENS | PROXY | variables
     done = children.run(without_network, tmp_path, log=tmp_path / "log", environment=environment)
     assert done.value == [1, 1, 1], done.output
     assert "data.example" in done.output and "hub.example" in done.output
