@@ -219,12 +219,10 @@ def _read_split(path, names):
     if not path.exists():
         return {}
     split = read_data(path)
-    lists = split.values() if isinstance(split, dict) else [None]
-    if not (
-        split
-        and all(isinstance(listed, list) and listed for listed in lists)
-        and all(isinstance(name, str) for listed in lists for name in listed)
-        and set(split) <= set(SIDES)
+    lists = list(split.values()) if isinstance(split, dict) and set(split) <= set(SIDES) else []
+    if not lists or not all(
+        isinstance(listed, list) and listed and all(isinstance(name, str) for name in listed)
+        for listed in lists
     ):
         raise DataError(
             f'{path}: expected names of cases by side, {{"train": [...], "validation": [...], '
@@ -240,16 +238,11 @@ def _read_split(path, names):
                 )
             if side_of.setdefault(name, side) != side:
                 raise DataError(f"{path}: {name} is in {side_of[name]} and in {side}")
-    lacking = [side for side in SIDES if side not in split]
+    lacking = [side for side in SIDES if side not in split] or sorted(set(names) - set(side_of))
     if "train" in split and lacking:
         raise DataError(
-            f"{path} names train, but no {' and no '.join(lacking)}: name all three, or leave "
-            "train out, and it is the other cases"
-        )
-    if "train" in split and (missing := sorted(set(names) - set(side_of))):
-        raise DataError(
-            f"{path}: {len(missing)} of {len(names)} cases are on no side ({_first(missing)}); add "
-            "them to one"
+            f"{path} names train, so it must name the other sides and every case; it lacks "
+            f"{_first(lacking)}: add them, or leave train out, and it is the other cases"
         )
     return side_of
 

@@ -125,7 +125,8 @@ def _task(name, modality, channels, labels, tolerance, cases, spacing, shape, wi
 
 
 # fmt: off
-_DECATHLON = (
+#: Folder name -> Task, in MSD's order.
+TASKS = {task.name: task for task in (
     _task("Task01_BrainTumour", "MRI", ["FLAIR", "T1w", "T1gd", "T2w"],
           ["edema", "non-enhancing tumour", "enhancing tumour"],
           5, 484, (1.0, 1.0, 1.0), (240, 240, 155),
@@ -148,25 +149,17 @@ _DECATHLON = (
           3, 41, (0.79, 0.79, 5.0), (512, 512, 90), (-160, 240)),
     _task("Task10_Colon", "CT", ["CT"], ["colon cancer primaries"],
           4, 126, (0.78, 0.78, 5.0), (512, 512, 95), (-160, 240)),
-)
-# fmt: on
-
-#: Folder name -> Task, in MSD's order.
-TASKS = {task.name: task for task in _DECATHLON}
-
-# fmt: off
-_CONVERTED = (
+)}
+#: Folder name -> Task, of what `mvl data convert` makes. No number of the paper is about them.
+CONVERTED = {task.name: task for task in (
     _task("OpenKBP_HeadNeckCT", "CT", ["CT"],
           ["brainstem", "spinal cord", "right parotid", "left parotid", "mandible"],
           4, 115, (3.91, 3.91, 2.5), (64, 72, 80), (-200, 500)),
     _task("CHAOS_AbdomenMR", "MRI", ["MRI T2-SPIR"],
           ["liver", "right kidney", "left kidney", "spleen"],
           3, 20, (1.25, 1.25, 7.7), (256, 256, 36)),
-)
+)}
 # fmt: on
-
-#: Folder name -> Task, of what `mvl data convert` makes. No number of the paper is about them.
-CONVERTED = {task.name: task for task in _CONVERTED}
 
 #: Tolerance and window for a user's folder that names none.
 DEFAULT_TOLERANCE_MM = 2.0
