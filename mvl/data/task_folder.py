@@ -8,7 +8,6 @@ cases on each side. The folder itself is the user's and may be a symbolic link; 
 """
 
 import csv
-import hashlib
 import io
 import os
 import re
@@ -16,9 +15,6 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
-from mvl.data.nifti import read_header, read_label, read_volume
 from mvl.data.tasks import CONVERTED, TASKS, read_task
 from mvl.errors import DataError, MvlError
 from mvl.files import REPOSITORY, read_json, read_small
@@ -381,34 +377,3 @@ def _read_subjects(path, cases):
             f"{', ...' if len(missing) > 5 else ''}); add a row for each"
         )
     return subjects
-
-
-def content_hash(array):
-    """SHA-256 (hex) of an array's values and shape, whatever type they were stored in."""
-    digest = hashlib.sha256(repr(array.shape).encode())
-    # Transposed, since NIfTI's order is Fortran's and hashing wants C's without a copy.
-    digest.update(np.ascontiguousarray(array.astype("<f4", copy=False).T))
-    return digest.hexdigest()
-
-
-def voxel_hash(case):
-    """SHA-256 (hex) of a case's image and label voxels and of their affines.
-
-    Two cases of equal voxels and placement have one hash, whatever their compression, voxel
-    type or name.
-
-    Raises:
-        DataError: the case has no label, or one of its files cannot be read.
-    """
-    if case.label is None:
-        raise DataError(f"case {case.name} has no label")
-    image, affine = read_volume(case.image)
-    label, label_affine = read_label(case.label), read_header(case.label).affine
-    return joint_hash((content_hash(image), content_hash(label)), (affine, label_affine))
-
-
-def joint_hash(contents, affines):
-    """`voxel_hash` from the `content_hash` and the affine of image and label."""
-    digest = hashlib.sha256("".join(contents).encode())
-    digest.update(np.stack(affines).astype("<f8").tobytes())
-    return digest.hexdigest()
