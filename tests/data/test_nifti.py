@@ -529,11 +529,6 @@ def test_scaling_extensions_and_version_2_are_read_as_nibabel_reads_them(tmp_pat
     )  # the fourth axis, of one voxel, is left out
 
 
-def test_channels_come_last(tmp_path):
-    array = np.random.default_rng(0).normal(size=(4, 5, 6, 2)).astype(np.float32)
-    np.testing.assert_array_equal(read_volume(save(tmp_path / "x.nii.gz", array))[0], array)
-
-
 @pytest.mark.parametrize(("lowest", "dtype"), [(0, np.uint8), (-1, np.int16)])
 def test_float_labels_of_whole_numbers_become_small_integers(tmp_path, lowest, dtype):
     array = np.full((4, 5, 6), lowest, np.float32)
