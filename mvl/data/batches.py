@@ -10,15 +10,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from monai import transforms
 from monai.data import get_track_meta, set_track_meta
-from monai.transforms import (
-    Compose,
-    RandAffined,
-    RandCropByPosNegLabeld,
-    RandFlipd,
-    RandScaleIntensityd,
-    RandShiftIntensityd,
-)
 
 from mvl.config import DataConfig, derive_seed
 
@@ -31,7 +24,7 @@ def crop_size(config: DataConfig) -> tuple[int, ...]:
     return tuple(math.ceil(n + sine * (whole - n)) for n in config.grid)
 
 
-def augmentation(config: DataConfig) -> Compose:
+def augmentation(config: DataConfig) -> transforms.Compose:
     """What may be done to a training volume; call `set_random_state` before each.
 
     Rotation of image and label together, brightness and contrast of the image, and mirroring
@@ -41,32 +34,18 @@ def augmentation(config: DataConfig) -> Compose:
     both, angle = ("image", "label"), float(np.deg2rad(config.rotation_degrees))
     steps = []
     if config.fit == "crop":
-        steps.append(
-            RandCropByPosNegLabeld(
-                both,
-                "label",
-                crop_size(config),
-                num_samples=1,
-                fg_indices_key="foreground",
-                bg_indices_key="background",
-            )
-        )
+        keys = {"fg_indices_key": "foreground", "bg_indices_key": "background"}
+        size = crop_size(config)
+        steps.append(transforms.RandCropByPosNegLabeld(both, "label", size, num_samples=1, **keys))
+    how = {"mode": ("bilinear", "nearest"), "padding_mode": "zeros", "cache_grid": True}
     steps += [
-        RandAffined(
-            both,
-            config.grid,
-            prob=1.0,
-            cache_grid=True,
-            rotate_range=(angle, angle, angle),
-            mode=("bilinear", "nearest"),
-            padding_mode="zeros",
-        ),
-        RandScaleIntensityd("image", factors=config.intensity, prob=1.0),
-        RandShiftIntensityd("image", offsets=config.intensity, prob=1.0),
+        transforms.RandAffined(both, config.grid, prob=1.0, rotate_range=(angle,) * 3, **how),
+        transforms.RandScaleIntensityd("image", factors=config.intensity, prob=1.0),
+        transforms.RandShiftIntensityd("image", offsets=config.intensity, prob=1.0),
     ]
     axes = {False: (), True: range(3), "left-right": range(1)}[config.flips]  # of RAS
-    steps += [RandFlipd(both, prob=0.5, spatial_axis=axis) for axis in axes]
-    return Compose(steps)
+    steps += [transforms.RandFlipd(both, prob=0.5, spatial_axis=axis) for axis in axes]
+    return transforms.Compose(steps)
 
 
 def training_batches(
@@ -77,7 +56,7 @@ def training_batches(
     epoch: int,
     process: int = 0,
     processes: int = 1,
-    augment: Compose | None = None,
+    augment: transforms.Compose | None = None,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield the batches of one epoch, or one process' share of each.
 

@@ -6,7 +6,6 @@ The pass opens each file once and keeps, in a `CaseRecord`, what the rest of a r
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,9 +33,6 @@ _SAMPLE = 2_000
 _FAR, _SPREAD = 1000, 3
 #: Beyond any CT's range: metal has up to 30,000 HU. A window cuts off what lies below.
 _BEYOND_HU = 100_000
-
-#: Takes (what is wrong, what to do).
-_Report = Callable[[str, str], None]
 
 
 @dataclass(frozen=True)
@@ -99,14 +95,11 @@ class CheckResult:
 def check_cases(task: Task, cases: list[Case], progress: bool = True) -> CheckResult:
     """Read every case once and collect everything that is wrong.
 
-    Looked for: a file that is missing, unreadable, damaged, not NIfTI or lies about its size; a
-    wrong number of axes or channels; voxels whose place is not certain (see `mvl.data.nifti`);
-    image and label of different shape or place; NaN or infinite voxels; a channel with one value
-    alone; an image of a few values, or the label itself; voxels so far from the others that no
-    scale shows these; label values that are not whole or not the task's; an empty label of a case
-    that is not declared healthy, or another of one that is; a label wholly on the image's
-    background; one image of two subjects. And of the task: a label that no case has, a healthy
-    case that is not there.
+    Looked for are files that cannot be read as what they should be (see `mvl.data.nifti`); shapes,
+    channels and places that do not fit; voxels that are not finite, blank, too few different ones,
+    or so far from the others that no scale shows these; labels that are not the task's, empty or
+    on the image's background; an image of two subjects; and of the task, a label that no case has
+    and a healthy case that is not there.
     """
     result = CheckResult(task)
     first_with = {}
@@ -195,7 +188,7 @@ def _table(faults):
     return "\n".join(f"  {a:<{case}}  {b:<{fault}}  {c}" for a, b, c in rows)
 
 
-def _check_case(task: Task, case: Case, record: CaseRecord) -> list[tuple[str, str]]:
+def _check_case(task, case, record):
     """The faults of one case and their remedies; fills in its record."""
     faults = []
 
@@ -254,7 +247,7 @@ def content_hash(array: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def _check_image(task: Task, image: np.ndarray, report: _Report) -> None:
+def _check_image(task, image, report):
     channels = np.moveaxis(image[..., None] if image.ndim == 3 else image, -1, 0)
     if len(channels) != len(task.channels):
         report(
@@ -323,7 +316,7 @@ def _far_voxel(channel, low, high, ct):
     return (value, begin, end) if far else None
 
 
-def _check_overlap(image: np.ndarray, label: np.ndarray, report: _Report) -> None:
+def _check_overlap(image, label, report):
     """Require that a label marks something: not all of it is the image's background."""
     if label.ndim != 3:
         return
@@ -339,9 +332,7 @@ def _check_overlap(image: np.ndarray, label: np.ndarray, report: _Report) -> Non
         )
 
 
-def _check_label(
-    task: Task, case: Case, label: np.ndarray, values: set[int], report: _Report
-) -> None:
+def _check_label(task, case, label, values, report):
     if label.ndim != 3:
         report(f"label: {label.ndim}D of shape {label.shape}", "save it as one 3D volume")
     if foreign := sorted(values - {0, task.ignore} - set(task.labels)):

@@ -11,21 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from monai import transforms
 from monai.data import MetaTensor
-from monai.transforms import (
-    Compose,
-    InvertibleTransform,
-    MapLabelValued,
-    MapTransform,
-    NormalizeIntensity,
-    Orientationd,
-    Resize,
-    ResizeWithPadOrCropd,
-    ScaleIntensity,
-    ScaleIntensityRange,
-    SpatialPadd,
-    allow_missing_keys_mode,
-)
+from monai.transforms import InvertibleTransform, MapTransform
 from monai.transforms.utils import map_classes_to_indices, scale_affine
 
 from mvl.config import DataConfig
@@ -68,20 +56,22 @@ class Preparation:
         if task.ignore is not None:
             values, classes, kind = [*values, task.ignore], [*classes, IGNORED], np.int16
         if config.fit == "pad":
-            fit = [ResizeWithPadOrCropd(both, config.grid, allow_missing_keys=True)]
+            fit = [transforms.ResizeWithPadOrCropd(both, config.grid, allow_missing_keys=True)]
         else:
             fit = [Resampled(both, config.grid, config.spacing_mm)]
         if config.fit == "crop":
-            fit.append(SpatialPadd(both, crop_size(config), allow_missing_keys=True))
+            fit.append(transforms.SpatialPadd(both, crop_size(config), allow_missing_keys=True))
         self.config = config
-        self._transform = Compose(
+        self._transform = transforms.Compose(
             [
                 _Read(both, allow_missing_keys=True),
                 _Measured(values, classes),
-                Orientationd(both, axcodes="RAS", labels=None, allow_missing_keys=True),
+                transforms.Orientationd(both, axcodes="RAS", labels=None, allow_missing_keys=True),
                 _Normalised(task, config),
                 *fit,
-                MapLabelValued("label", values, classes, dtype=kind, allow_missing_keys=True),
+                transforms.MapLabelValued(
+                    "label", values, classes, dtype=kind, allow_missing_keys=True
+                ),
             ]
         )
 
@@ -126,7 +116,7 @@ class Preparation:
         # MONAI's inverse takes entries out of the record, and the image may be wanted again.
         operations = copy.deepcopy(list(image.applied_operations))
         logits = MetaTensor(logits, meta=image.meta, applied_operations=operations)
-        with allow_missing_keys_mode(self._transform):
+        with transforms.allow_missing_keys_mode(self._transform):
             return self._transform.inverse({"image": logits})["image"].as_tensor()
 
 
@@ -184,11 +174,11 @@ class _Normalised(MapTransform):
     def __init__(self, task, config):
         super().__init__("image")
         # The smallest and the largest value are of all channels together.
-        self.whole = ScaleIntensity() if config.intensities == "min-max" else None
+        self.whole = transforms.ScaleIntensity() if config.intensities == "min-max" else None
         self.scales = [
-            ScaleIntensityRange(*window, 0.0, 1.0, clip=True)
+            transforms.ScaleIntensityRange(*window, 0.0, 1.0, clip=True)
             if window
-            else NormalizeIntensity(nonzero=True)
+            else transforms.NormalizeIntensity(nonzero=True)
             for window in windows_of(task, config)
         ]
 
@@ -226,11 +216,8 @@ class Resampled(MapTransform, InvertibleTransform):
                 resized = self._smoothly(volume.as_tensor(), size)
             else:
                 resized = _resized(volume.as_tensor(), size, mode="nearest-exact")
-            resized = MetaTensor(
-                resized, meta=volume.meta, applied_operations=volume.applied_operations
-            )
-            turn = scale_affine(before, size)
-            data[key] = self.push_transform(resized, affine=turn, orig_size=before)
+            resized, affine = _like(volume, resized), scale_affine(before, size)
+            data[key] = self.push_transform(resized, affine=affine, orig_size=before)
         return data
 
     def inverse(self, data):
@@ -238,10 +225,7 @@ class Resampled(MapTransform, InvertibleTransform):
         for key in self.key_iterator(data):
             size = self.pop_transform(data[key])["orig_size"]
             resized = _resized(data[key].as_tensor(), size, mode="trilinear")
-            # Its `set_array` would spread one slice over as many as there were before.
-            data[key] = MetaTensor(
-                resized, meta=data[key].meta, applied_operations=data[key].applied_operations
-            )
+            data[key] = _like(data[key], resized)
         return data
 
     def _size(self, volume):
@@ -266,4 +250,9 @@ class Resampled(MapTransform, InvertibleTransform):
 
 
 def _resized(tensor, size, **how):
-    return Resize(size, **how)(tensor).as_tensor()
+    return transforms.Resize(size, **how)(tensor).as_tensor()
+
+
+def _like(volume, tensor):
+    # `set_array` would spread one slice over as many as there were before.
+    return MetaTensor(tensor, meta=volume.meta, applied_operations=volume.applied_operations)
