@@ -67,6 +67,8 @@ class TrainingDomain:
         """
         try:
             domain = cls(**{name: _tuples(value) for name, value in values.items()})
+            if not isinstance(domain.cases, int):
+                raise ValueError(f"cases is {domain.cases}")
             channels, volumes = len(domain.quantiles), list(domain.volume_ml.values())
             for name, value, *shape in (
                 ("spacing_mm", domain.spacing_mm, 3),

@@ -127,10 +127,7 @@ def read_label(path: str | PathLike) -> tuple[np.ndarray, Header]:
     """
     header, stored = _read(path)
     array, low, high = np.empty(stored.size, np.int16), np.inf, -np.inf
-    blocks = _scaled(stored, header)
-    if stored.dtype.kind != "f" and (header.slope, header.intercept) == (1, 0):
-        blocks = [(slice(None), stored)]  # float64 would round what is beyond 2^53
-    for part, block in blocks:
+    for part, block in _scaled(stored, header):
         if block.dtype.kind == "f":
             with np.errstate(invalid="ignore"):
                 whole = np.rint(block)
@@ -369,11 +366,18 @@ def _require_distinct(path, values):
 
 
 def _scaled(stored, header):
-    """Yield (slice, intensities in float64) of stored voxels, a block at a time."""
+    """Yield (slice, intensities) of stored voxels: in float64, a block at a time.
+
+    Whole numbers that need no scaling come at once as they are; float64 would round from 2^53 on.
+    """
+    scaled = (header.slope, header.intercept) != (1, 0)
+    if stored.dtype.kind != "f" and not scaled:
+        yield slice(None), stored
+        return
     for start in range(0, stored.size, _BLOCK):
         part = slice(start, start + _BLOCK)
         block = stored[part].astype(np.float64)
-        if (header.slope, header.intercept) != (1, 0):
+        if scaled:
             block *= header.slope
             block += header.intercept
         yield part, block
@@ -383,4 +387,4 @@ def _sample(stored, header):
     """The different finite intensities, in float64, of voxels that are evenly spread."""
     part = stored[:: max(1, stored.size // _SAMPLE)]
     values = np.unique(np.concatenate([block for _, block in _scaled(part, header)]))
-    return values[np.isfinite(values)]
+    return values[np.isfinite(values)].astype(np.float64)

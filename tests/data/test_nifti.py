@@ -24,7 +24,7 @@ from mvl.errors import DataError
 from mvl.experiment.evaluation import evaluate, predict_file
 
 AFFINE = np.array([[0.5, 0, 0, -3], [0, 0.8, 0, 2], [0, 0, 2, 1], [0, 0, 0, 1]])
-SHAPE = (24, 9, 8)
+EDGES, SHAPE = (0.5, 0.8, 2), (24, 9, 8)
 TASK = Task("Other", "MRI", ("MRI",), {1: "slab"}, tolerance_mm=1.0)
 
 
@@ -148,7 +148,7 @@ def test_what_is_read_lies_and_measures_right(tmp_path, name):
     how = ACCEPTED[name]
     image = save(tmp_path / "i.nii.gz", BRIGHT, **how)
     label, header = save(tmp_path / "l.nii", slab(6), **how), read_header(image)
-    assert header.spacing == pytest.approx((0.5, 0.8, 2), rel=1e-3)  # mm
+    assert header.spacing == pytest.approx(EDGES, rel=1e-3)  # mm
 
     written = predicted(image, tmp_path / "out.nii.gz")
     for place in (itk_place, nibabel_place):
@@ -211,42 +211,34 @@ SHEARED = AFFINE.copy()
 SHEARED[1, 2] = 2 * np.tan(np.deg2rad(20))
 
 
-def set_form(form):
-    """The remedy that takes one form for both."""
+def by(change):
+    """The remedy that changes nibabel's volume in place."""
 
-    def mend(path):
+    def remedy(path):
         volume = nibabel.load(path)
-        setters = {"sform": volume.set_qform, "qform": volume.set_sform}
-        setters[form](getattr(volume, f"get_{form}")(), 1)
+        change(volume)
         return volume
 
-    return mend
-
-
-def orient(path):
-    volume = nibabel.load(path)
-    volume.set_sform(AFFINE, 1)
-    return volume
-
-
-def scale_sform(path):
-    volume = nibabel.load(path)
-    edges = volume.header["pixdim"][1:4] / np.linalg.norm(volume.affine[:3, :3], axis=0)
-    volume.set_sform(volume.affine @ np.diag([*edges, 1]), 1)
-    return volume
+    return remedy
 
 
 def to_right_angles(path):
-    return resample_to_output(nibabel.load(path), (0.5, 0.8, 2))
+    return resample_to_output(nibabel.load(path), EDGES)
 
 
-def in_units(code):
-    def mend(path):
-        volume = nibabel.load(path)
-        volume.header["xyzt_units"] = code
-        return volume
+def scaled_to_pixdim(volume):
+    edges = volume.header["pixdim"][1:4] / np.linalg.norm(volume.affine[:3, :3], axis=0)
+    volume.set_sform(volume.affine @ np.diag([*edges, 1]), 1)
 
-    return mend
+
+orient = by(lambda volume: volume.set_sform(AFFINE, 1))
+take_sform = by(lambda volume: volume.set_qform(volume.get_sform(), 1))
+take_qform = by(lambda volume: volume.set_sform(volume.get_qform(), 1))
+scale_sform = by(scaled_to_pixdim)
+metres, millimetres, micrometres = (
+    by(lambda volume, code=code: volume.header.__setitem__("xyzt_units", code))
+    for code in (1, 2, 3)
+)
 
 
 def positive(path):
@@ -254,52 +246,37 @@ def positive(path):
     return nibabel.Nifti1Image(np.asarray(volume.dataobj), volume.affine)
 
 
-take_sform, take_qform = set_form("sform"), set_form("qform")
-
 #: name -> (how the file is made, a telling word, [(remedy, edges by it in mm)])
 REFUSED = {
-    "no orientation": ({"codes": (0, 0)}, "no orientation", [(orient, (0.5, 0.8, 2))]),
+    "no orientation": ({"codes": (0, 0)}, "no orientation", [(orient, EDGES)]),
     "pixdim against the sform": (
         {"codes": (1, 0), "pixdim": pixdim(1, 1, 2)},
         "0.5 x 0.8 x 2 mm by the sform, of 1 x 1 x 2 mm by pixdim",
-        [(take_sform, (0.5, 0.8, 2)), (scale_sform, (1, 1, 2))],
-    ),
+        [(take_sform, EDGES), (scale_sform, (1, 1, 2))]),
     "a sform of other edges than the qform": (
         {"sform": np.diag([2, 2, 2, 1]) @ AFFINE},
         "1 x 1.6 x 4 mm by the sform, of 0.5 x 0.8 x 2",
-        [(take_sform, (1, 1.6, 4)), (take_qform, (0.5, 0.8, 2))],
-    ),
-    "gantry tilt": ({"sform": SHEARED, "codes": (1, 0)}, "sheared", [
-        (to_right_angles, (0.5, 0.8, 2)),
-    ]),
+        [(take_sform, (1, 1.6, 4)), (take_qform, EDGES)]),
+    "gantry tilt": ({"sform": SHEARED, "codes": (1, 0)}, "sheared", [(to_right_angles, EDGES)]),
     "gantry tilt in both": (
-        {"sform": SHEARED, "qform": SHEARED}, "meet at 70.0 degrees",
-        [(to_right_angles, (0.5, 0.8, 2))],
-    ),
-    "mirrored forms": ({"sform": turned(-1, 1, 1)}, "LAS by the sform, to RAS by the qform", [
-        (take_sform, (0.5, 0.8, 2)), (take_qform, (0.5, 0.8, 2)),
-    ]),
-    "forms turned by half a turn": ({"sform": turned(-1, -1, 1)}, "LPS by the sform", [
-        (take_sform, (0.5, 0.8, 2)), (take_qform, (0.5, 0.8, 2)),
-    ]),
+        {"sform": SHEARED, "qform": SHEARED}, "meet at 70.0 degrees", [(to_right_angles, EDGES)]),
+    "mirrored forms": (
+        {"sform": turned(-1, 1, 1)}, "LAS by the sform, to RAS by the qform",
+        [(take_sform, EDGES), (take_qform, EDGES)]),
+    "forms turned by half a turn": (
+        {"sform": turned(-1, -1, 1)}, "LPS by the sform",
+        [(take_sform, EDGES), (take_qform, EDGES)]),
     "a quaternion of norm 1.1": ({"codes": (0, 1), "quatern_b": 1.1}, "not a rotation", []),
     "qfac of 0.5": (
-        {"codes": (0, 1), "pixdim": pixdim(0.5, 0.8, 2, qfac=0.5)}, "not a rotation", [],
-    ),
-    "a unit that is none": ({"unit": 5}, "unit of length (code 5)", [
-        (in_units(2), (0.5, 0.8, 2)),
-    ]),
+        {"codes": (0, 1), "pixdim": pixdim(0.5, 0.8, 2, qfac=0.5)}, "not a rotation", []),
+    "a unit that is none": ({"unit": 5}, "unit of length (code 5)", [(millimetres, EDGES)]),
     "micrometres without a unit": (
         {"sform": MICROMETRES, "qform": MICROMETRES, "unit": 0}, "500 x 800 x 2000 mm",
-        [(in_units(3), (0.5, 0.8, 2))],
-    ),
+        [(micrometres, EDGES)]),
     "metres called millimetres": (
-        {"sform": METRES, "qform": METRES}, "0.0005 x 0.0008 x 0.002 mm",
-        [(in_units(1), (0.5, 0.8, 2))],
-    ),
+        {"sform": METRES, "qform": METRES}, "0.0005 x 0.0008 x 0.002 mm", [(metres, EDGES)]),
     "an edge below 0": (
-        {"codes": (1, 0), "pixdim": pixdim(0.5, -0.8, 2)}, "spacing", [(positive, (0.5, 0.8, 2))],
-    ),
+        {"codes": (1, 0), "pixdim": pixdim(0.5, -0.8, 2)}, "spacing", [(positive, EDGES)]),
     "NaN in the sform": ({"srow_x": [np.nan, 0, 0, 0]}, "not invertible", []),
 }  # fmt: skip
 
