@@ -6,7 +6,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from mvl.data.task_folder import Case, data_root, find_task, list_cases, task_and_cases, voxel_hash
+from mvl.data.task_folder import Case, data_root, find_task, list_cases, task_and_cases
 from mvl.errors import DataError
 
 AFFINE = np.diag([0.7, 1.3, 3.0, 1.0])
@@ -147,55 +147,6 @@ def test_a_malformed_dataset_json_is_one_sentence(tmp_path, text):
 def test_a_case_that_is_listed_twice_is_refused(tmp_path):
     with pytest.raises(DataError, match="x twice"):
         list_cases(make_task(tmp_path, ["x", "y", "x"]))
-
-
-@pytest.fixture
-def case(tmp_path):
-    rng = np.random.default_rng(0)
-    image = save(tmp_path / "i.nii.gz", rng.integers(0, 99, (4, 5, 6)).astype(np.float32))
-    label = save(tmp_path / "l.nii.gz", rng.integers(0, 3, (4, 5, 6)).astype(np.uint8))
-    return Case("i", "i", image, label)
-
-
-def test_the_voxel_hash_sees_content_and_nothing_else(tmp_path, case):
-    first = voxel_hash(case)
-    assert voxel_hash(case) == first
-    image, label = nibabel.load(case.image), nibabel.load(case.label)
-    same = Case(
-        "other",
-        "s",
-        save(tmp_path / "same_i.nii", image.get_fdata().astype(np.int16), image.affine),
-        save(tmp_path / "same_l.nii", label.get_fdata().astype(np.float64), label.affine),
-    )
-    assert voxel_hash(same) == first
-
-    def changed(image_change=lambda a: a, label_change=lambda a: a, affine=image.affine):
-        return voxel_hash(
-            Case(
-                "c",
-                "c",
-                save(tmp_path / "c_i.nii", image_change(image.get_fdata()), affine),
-                save(tmp_path / "c_l.nii", label_change(label.get_fdata()), label.affine),
-            )
-        )
-
-    def touched(array):
-        array[0, 0, 0] += 1
-        return array
-
-    hashes = [
-        first,
-        changed(touched),
-        changed(label_change=touched),
-        changed(lambda a: a.reshape(5, 4, 6)),
-        changed(affine=np.eye(4)),
-    ]
-    assert len(set(hashes)) == len(hashes)
-
-
-def test_a_case_without_a_label_has_no_voxel_hash(case):
-    with pytest.raises(DataError, match="no label"):
-        voxel_hash(Case("i", "i", case.image, None))
 
 
 # --- names, persons and splits that a task brings ------------------------------------------
