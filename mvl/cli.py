@@ -333,7 +333,7 @@ def _train(options):
     data_config = _data_config(options)
     config = ExperimentConfig(data_config, model, training, options.seed)
 
-    from mvl.data.preparation import open_task
+    from mvl.data.task_data import open_task
     from mvl.experiment.run import fit
     from mvl.experiment.training import processes
     from mvl.files import read_json
@@ -355,7 +355,7 @@ def _tell_assumptions(task):
 
 
 def _evaluate(options):
-    from mvl.data.preparation import open_task
+    from mvl.data.task_data import open_task
     from mvl.experiment.metrics import METRICS
     from mvl.experiment.run import HEALTHY, read_config, test
     from mvl.files import read_table
@@ -416,7 +416,7 @@ def _check(options):
     task, cases = task_and_cases(folder)
     if beside := unlisted(folder, cases):
         print(f"not used: {len(beside)} images that dataset.json does not name, as {beside[0]}")
-    require(cases, check_cases(folder, cases), "fail")
+    require(cases, check_cases(task, cases), "fail")
     print(f"{folder}: {len(cases)} cases of {len({c.subject for c in cases})} subjects, no fault")
     _tell_assumptions(task)
 
@@ -578,7 +578,7 @@ def _suite_tune(options):
 def _suite_use(options):
     import pandas as pd
 
-    from mvl.data.preparation import open_task
+    from mvl.data.task_data import open_task
     from mvl.errors import RunError
     from mvl.experiment.block_use import EDITS, block_use
     from mvl.experiment.run import TRAINED, Run, run_folder
@@ -693,7 +693,7 @@ def _reference(options):
     import pandas as pd
 
     from mvl.config import LEARNING_RATES
-    from mvl.data.preparation import open_task
+    from mvl.data.task_data import open_task
     from mvl.experiment.run import TRAINED, run_folder, test
     from mvl.study.reference import (
         GPU,

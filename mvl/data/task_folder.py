@@ -9,16 +9,12 @@ folder itself may be a symbolic link; what `dataset.json` names must lie inside 
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import numpy as np
 
 from mvl.data.tasks import CONVERTED, TASKS, Task, read_data, read_description, task_of
 from mvl.errors import DataError, MvlError
@@ -344,22 +340,3 @@ def _read_subjects(path, cases):
             "each"
         )
     return subjects
-
-
-def content_hash(array: np.ndarray) -> str:
-    """SHA-256 (hex) of an array's values and shape, whatever type they were stored in."""
-    digest = hashlib.sha256(repr(array.shape).encode())
-    # Transposed: NIfTI's order is Fortran's, and hashing wants C's without a copy.
-    digest.update(np.ascontiguousarray(array.astype("<f4", copy=False).T))
-    return digest.hexdigest()
-
-
-def joint_hash(contents: Iterable[str], affines: Iterable[np.ndarray]) -> str:
-    """SHA-256 (hex) of a case, from the `content_hash` and the affine of its image and label.
-
-    Two cases of equal voxels and position have one hash, whatever their compression, voxel type
-    or name.
-    """
-    digest = hashlib.sha256("".join(contents).encode())
-    digest.update(np.stack(list(affines)).astype("<f8").tobytes())
-    return digest.hexdigest()

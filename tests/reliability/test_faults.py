@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from mvl.config import DataConfig, ExperimentConfig, ModelConfig, TrainingConfig
-from mvl.data.preparation import Preparation, open_task
+from mvl.data.preparation import Preparation
+from mvl.data.task_data import open_task
 from mvl.errors import RunError
 from mvl.experiment.training import train
 from mvl.models.segmenter import build_segmenter

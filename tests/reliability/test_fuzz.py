@@ -101,8 +101,9 @@ def test_a_nifti_file_is_read_or_refused(tmp_path, kind, data, keep, packed, cut
     for reader in (read_volume, read_label):
         result = read_or_refused(name, partial(reader, path), path)
         if result is not None:
-            voxels = result[0] if reader is read_volume else result
-            assert voxels.shape == read_header(path).shape and voxels.nbytes < 1 << 20
+            voxels, header = result
+            assert voxels.shape == read_header(path).shape == header.shape
+            assert voxels.nbytes < 1 << 20
     if not edits and not cut:
         np.testing.assert_array_equal(read_volume(path)[0].ravel("F"), np.arange(np.prod(_SHAPE)))
 
@@ -239,7 +240,7 @@ def test_a_dataset_json_is_read_or_refused(tmp_path, description):
     for case in cases:
         for file in filter(None, (case.image, case.label)):
             assert file.resolve().is_relative_to(folder.resolve())
-    result = check_cases(folder, cases, progress=False)
+    result = check_cases(task, cases, progress=False)
     assert all(fault.fault and fault.remedy for fault in result.faults)
     if description == _description(_SOUND):
         assert tuple(case.name for case in cases) == _NAMES and not result.faults
