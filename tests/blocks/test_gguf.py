@@ -9,7 +9,8 @@ import pytest
 import torch
 import transformers
 
-from mvl.blocks.language_part import block_reference, build_language, extract_block
+from mvl.blocks.extraction import block_reference, extract_block
+from mvl.blocks.language_part import build_language
 from mvl.blocks.sources import PACKAGES, cache_folder
 from mvl.config import LanguageConfig
 from mvl.errors import BlockError

@@ -8,10 +8,11 @@ from monai.networks import nets
 
 from mvl.config import DataConfig, ExperimentConfig, PeerConfig, TrainingConfig
 from mvl.data.preparation import open_task
-from mvl.errors import ConfigError, RunError
+from mvl.errors import ConfigError
 from mvl.experiment.run import Run, fit
 from mvl.experiment.run import test as open_test_set
 from mvl.experiment.training import load_weights, save_weights
+from mvl.models.folder import trained_state
 from mvl.models.peers import build_peer, padded_grid
 from mvl.models.sizes import count_parameters
 
@@ -84,7 +85,7 @@ def test_grids_are_padded_to_what_can_be_halved():
 def test_it_is_monais_own_network(name):
     """Equal logits where nothing is padded; and, padded by hand, where something is."""
     model, bare = build(name).eval(), BARE[name]().eval()
-    own = {key.removeprefix("network."): t for key, t in model.trained_state().items()}
+    own = {key.removeprefix("network."): t for key, t in trained_state(model).items()}
     missing, foreign = bare.load_state_dict(own, strict=False)
     # DynUNet's second names are of the same weights.
     expected = UNUSED.get(name, ("skip_layers.",))[0]
@@ -142,23 +143,11 @@ def test_a_file_holds_every_weight_and_buffer_once(name, tmp_path):
         save_weights(model, tmp_path / "model.safetensors")
         load_weights(other, tmp_path / "model.safetensors")
         assert torch.equal(model(volume), other(volume))
-    state = model.trained_state()
+    state = trained_state(model)
     assert {id(t) for t in model.state_dict(keep_vars=True).values()} == {
         id(t) for key, t in model.state_dict(keep_vars=True).items() if key in state
     }
     assert all(key in state for key, _ in model.named_buffers())
-
-
-def test_a_state_of_another_model_is_refused_by_name():
-    model = build("unet")
-    state = model.trained_state()
-    gone = next(iter(state))
-    with pytest.raises(RunError, match=f"a run is of another model: it lacks {gone}"):
-        model.load_trained_state({k: t for k, t in state.items() if k != gone}, "a run")
-    with pytest.raises(RunError, match="it has foreign"):
-        model.load_trained_state(state | {"foreign": torch.zeros(1)}, "a run")
-    with pytest.raises(RunError, match=f"{gone} has shape"):
-        model.load_trained_state(state | {gone: torch.zeros(2, 3)}, "a run")
 
 
 def test_a_configuration_with_a_peer_is_read_back_and_refused_by_name():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mvl.config import PRESETS, LanguageConfig, ModelConfig
-from mvl.errors import ConfigError, RunError
+from mvl.errors import ConfigError
 from mvl.models.segmenter import build_segmenter
 
 GRID = (16, 24, 16)
@@ -87,25 +87,6 @@ def test_the_language_part_is_what_the_formula_says():
     part, x = model.language, torch.randn(2, 12, 16)
     z = part.d1(x)
     assert torch.allclose(part(x), x + part.d2(part.block(z) + z), atol=1e-6)
-
-
-def test_the_checkpoint_holds_all_but_the_block():
-    model = build_segmenter(replace(SMALL, language=BLOCK), 1, 1, GRID, seed=0)
-    left_out = model.state_dict().keys() - model.trained_state().keys()
-    assert left_out and all(name.startswith("language.block.layers.") for name in left_out)
-
-
-def test_a_state_of_another_model_is_refused_by_name():
-    model = build_segmenter(SMALL, 1, 1, GRID, seed=0)
-    state = model.trained_state()
-    with pytest.raises(RunError, match="x.safetensors .* lacks position"):
-        model.load_trained_state(
-            {k: v for k, v in state.items() if k != "position"}, "x.safetensors"
-        )
-    with pytest.raises(RunError, match="it has foreign"):
-        model.load_trained_state(state | {"foreign": torch.zeros(1)}, "x.safetensors")
-    with pytest.raises(RunError, match=r"position has shape \(1, 2, 16\)"):
-        model.load_trained_state(state | {"position": torch.zeros(1, 2, 16)}, "x.safetensors")
 
 
 def test_a_patch_that_does_not_divide_the_grid_is_named():

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from mvl.data import download
 from mvl.errors import MvlError
 from mvl.experiment.run import Run
+from mvl.models.folder import save_model
 from mvl.runner.profiles import load_profile
 from mvl.study import reference
 from mvl.study.reference import BEST, REFERENCE
@@ -571,7 +572,7 @@ def _saved(name, said, **values):
 
 def _without_task(folder, given):
     volumes.make_task(folder)
-    Run.load(given.trained).model.save_pretrained(folder / "model")
+    save_model(Run.load(given.trained).model, folder / "model")
     image = volumes.image_of(folder)
     return "predict", image, "--run", folder / "model", "-o", folder / "out.nii.gz"
 

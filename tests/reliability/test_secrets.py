@@ -19,7 +19,7 @@ import torch
 
 from mvl.data import download
 from mvl.experiment.run import Run
-from mvl.models.segmenter import MedVisionLlama
+from mvl.models.folder import load_model, save_model
 from mvl.show import figures
 from tests.reliability import children, stages
 
@@ -185,8 +185,8 @@ def ordinary_day(folder, given):
     ):
         statuses.append(stages.mvl(*words))
     trained = Run.load(run)
-    trained.model.save_pretrained(folder / "model", trained.task, trained.config.data)
-    MedVisionLlama.from_pretrained(folder / "model")
+    save_model(trained.model, folder / "model", trained.task, trained.config.data)
+    load_model(folder / "model")
     cases = pd.read_csv(folder / "suites" / "tiny.csv")
     figures.save(figures.arm_means(cases), folder / "figure")
     watch.stop()

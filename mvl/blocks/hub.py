@@ -1,0 +1,291 @@
+"""Single tensors of a model on the Hugging Face hub, by byte ranges.
+
+huggingface_hub fetches and keeps the small files, resolves a branch to its commit, and sends the
+user's token. It has changed its HTTP client twice, so no exception of a client is named here.
+Its own range reader takes a whole file for a range where a server ignores ranges, and its parser
+of headers, too; so ranges are read here, and an answer other than 206 is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import re
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import urlsplit
+
+import torch
+
+from mvl.blocks.checkpoints import (
+    CONFIG,
+    DTYPES,
+    Checkpoint,
+    Entry,
+    FolderCheckpoint,
+    read_object,
+)
+from mvl.errors import BlockError, MvlError
+
+#: A commit's hash on the hub.
+_COMMIT = "[0-9a-f]{40}"
+#: Largest header that the safetensors library accepts.
+_HEADER_LIMIT = 100_000_000
+#: Attempts at one place of a transfer before it is given up, and the wait between them.
+_ATTEMPTS = 5
+_WAIT_SECONDS = 1.0
+_TIMEOUT_SECONDS = 30
+
+
+class Unreachable(BlockError):
+    """A fault of the hub or the network that may pass by itself."""
+
+
+class Absent(BlockError):
+    """The hub's model has no such file."""
+
+
+def endpoint() -> str:
+    """The hub's address; huggingface_hub reads HF_ENDPOINT when it is imported, this now."""
+    from huggingface_hub import constants
+
+    return os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
+
+
+@contextlib.contextmanager
+def _in_words(place: str) -> Iterator[None]:
+    """Turn what huggingface_hub and its HTTP client raise into one sentence.
+
+    No other error is attached, since it may hold an address with a signature.
+    """
+    from huggingface_hub import errors
+
+    try:
+        yield
+        return
+    except MvlError:
+        raise
+    except Exception as raised:
+        # Where the cache cannot serve either, the cause says why the hub was not read.
+        local = isinstance(raised, errors.LocalEntryNotFoundError)
+        error = (raised.__cause__ or raised) if local else raised
+        status = getattr(getattr(error, "response", None), "status_code", None)
+    name = place.removeprefix("hub:").partition("@")[0]
+    host = urlsplit(endpoint()).hostname
+    if isinstance(error, errors.HFValidationError):
+        fault = BlockError(f"{place} does not name a model as OWNER/NAME[@REVISION]")
+    elif isinstance(error, errors.OfflineModeIsEnabled):
+        fault = Unreachable(f"{place} cannot be reached: HF_HUB_OFFLINE is set")
+    elif isinstance(error, errors.RemoteEntryNotFoundError):
+        fault = Absent(f"{place} has no such file")
+    elif isinstance(error, errors.GatedRepoError) or (
+        status in (401, 403) and not isinstance(error, errors.RepositoryNotFoundError)
+    ):
+        fault = BlockError(
+            f"{place} may not be read ({status}): accept its licence at "
+            f"https://huggingface.co/{name}, then log in with `hf auth login` or set HF_TOKEN to a "
+            "token that may read it"
+        )
+    elif isinstance(error, errors.RepositoryNotFoundError | errors.RevisionNotFoundError):
+        fault = BlockError(
+            f"{place}: there is no such model or revision, or it is private and needs "
+            "`hf auth login`"
+        )
+    elif status:
+        fault = Unreachable(f"{place}: {host} answered {status}; try again later")
+    else:
+        fault = Unreachable(f"{place}: {host} cannot be reached ({type(error).__name__})")
+    raise fault from None
+
+
+def download(repository: str, name: str, revision: str | None = None) -> Path:
+    """Path of a small file in Hugging Face's cache, from the hub unless that is up to date.
+
+    Raises:
+        Absent: the model has no such file.
+        BlockError: no access, no such model, or no network and no copy in the cache.
+    """
+    from huggingface_hub import hf_hub_download
+
+    with _in_words(f"hub:{repository}" + (f"@{revision}" if revision else "")):
+        options = {"library_name": "mvl", "endpoint": endpoint()}
+        return Path(hf_hub_download(repository, name, revision=revision, **options))
+
+
+def open_hub(source: str, cache: Path) -> Checkpoint:
+    """The checkpoint of "hub:OWNER/NAME[@REVISION]"; a branch is resolved to its commit.
+
+    A block of a named commit that `cache` keeps needs no network. Nor does a model that
+    `hf download` has left whole in Hugging Face's cache, which is then read there.
+
+    Args:
+        source: a `LanguageConfig.source`.
+        cache: the folder of all blocks.
+    """
+    repository, _, revision = source.removeprefix("hub:").partition("@")
+    stem = f"{repository.replace('/', '--')}@"
+    if re.fullmatch(_COMMIT, revision):
+        for path in sorted(cache.glob(f"{stem}{revision}/layer*/{CONFIG}")):
+            return HubCheckpoint(source, revision, cache / f"{stem}{revision}", read_object(path))
+    try:
+        path = download(repository, CONFIG, revision or None)
+    except Unreachable as error:
+        kept = sorted(path.name.removeprefix(stem) for path in cache.glob(f"{stem}*"))
+        remedy = "use package:, path: or random: without network"
+        if kept:
+            remedy = f"in the cache are hub:{repository}@" + ", @".join(kept)
+        raise Unreachable(f"{error}; {remedy}") from None
+    except Absent:
+        return HubCheckpoint(source, revision or "main", cache, None)
+    commit = path.parent.name
+    with contextlib.suppress(BlockError):
+        whole = FolderCheckpoint(source, path.parent, commit)
+        if all((path.parent / file).is_file() for file in whole.names().values()):
+            return whole
+    return HubCheckpoint(source, commit, cache / f"{stem}{commit}", read_object(path))
+
+
+class HubCheckpoint(FolderCheckpoint):
+    """One commit of a model on the hub."""
+
+    def __init__(self, source: str, commit: str, cache: Path, config: dict | None) -> None:
+        self.repository = source.removeprefix("hub:").partition("@")[0]
+        self._headers, self._versions = {}, {}
+        super().__init__(source, Path(source), commit, config, cache)
+
+    def read(
+        self, names: Iterable[str], dtype: torch.dtype, partial: BinaryIO | None = None
+    ) -> dict[str, torch.Tensor]:
+        entries = self.entries(names)
+        ordered = sorted(entries.items(), key=lambda item: (item[1].file, item[1].start))
+        about = repr((self.revision, ordered, sorted(self._versions.items()))).encode()
+        mark = hashlib.sha256(about).hexdigest().encode()
+        partial.seek(0)
+        if partial.read(len(mark)) != mark:  # new, or of another version of the files
+            partial.truncate(0)
+            partial.write(mark)
+        have = partial.seek(0, os.SEEK_END) - len(mark)
+        for _, entry in ordered:
+            done = min(have, entry.bytes)
+            have -= done
+            for chunk in self._bytes(entry.file, entry.start + done, entry.start + entry.bytes):
+                partial.write(chunk)
+        partial.seek(len(mark))
+        tensors = {}
+        for name, entry in ordered:
+            stored = torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
+            partial.readinto(stored.view(-1).view(torch.uint8).numpy())
+            tensors[name] = stored.to(dtype)
+        return tensors
+
+    def _json(self, name: str) -> dict | None:
+        try:
+            return read_object(download(self.repository, name, self.revision))
+        except Absent:
+            return None
+
+    def _exists(self, pattern: str) -> bool:
+        """Whether there is a file of this name; the hub's files are not listed for a pattern."""
+        from huggingface_hub import HfApi
+
+        if "*" in pattern:
+            return False
+        with _in_words(self.source):
+            hub = HfApi(endpoint=endpoint(), library_name="mvl")
+            return hub.file_exists(self.repository, pattern, revision=self.revision)
+
+    def _size(self, file: str) -> int:
+        if file not in self._versions:
+            with self._range(file, 0, 8):
+                pass
+        return self._versions[file][1]
+
+    def _header(self, file: str) -> dict[str, Entry]:
+        """The header, its offsets checked against types and shapes.
+
+        Source: https://github.com/huggingface/safetensors#format
+        """
+        if file in self._headers:
+            return self._headers[file]
+        damaged = f"{self.place}/{file} is damaged: its header"
+        length = int.from_bytes(b"".join(self._bytes(file, 0, 8)), "little")
+        if length > min(_HEADER_LIMIT, self._size(file) - 8):
+            raise BlockError(f"{damaged} claims {length} bytes")
+        entries = {}
+        try:
+            header = json.loads(b"".join(self._bytes(file, 8, 8 + length)))
+            header.pop("__metadata__", None)
+            for name, claim in header.items():
+                dtype, shape = claim["dtype"], tuple(claim["shape"])
+                start, stop = claim["data_offsets"]
+                item = DTYPES[dtype].itemsize if dtype in DTYPES else None
+                if start < 0 or item and stop - start != math.prod(shape) * item:
+                    raise ValueError(name)
+                entries[name] = Entry(file, dtype, shape, stop - start, 8 + length + start)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise BlockError(f"{damaged} is wrong ({error})") from error
+        self._headers[file] = entries
+        return entries
+
+    def _bytes(self, file: str, start: int, stop: int) -> Iterator[bytes]:
+        """The bytes `start` to `stop` in pieces; a broken connection goes on where it broke."""
+        failures = 0
+        while start < stop:
+            with contextlib.suppress(Unreachable), self._range(file, start, stop) as response:
+                for chunk in response.iter_bytes():
+                    start, failures = start + len(chunk), 0
+                    yield chunk
+            if start < stop:
+                failures += 1
+                if failures == _ATTEMPTS:
+                    raise BlockError(
+                        f"{self.place}/{file}: the connection broke {_ATTEMPTS} times at byte "
+                        f"{start}; run it again, it goes on there"
+                    )
+                time.sleep(_WAIT_SECONDS * 2 ** (failures - 1))
+
+    @contextlib.contextmanager
+    def _range(self, file: str, start: int, stop: int) -> Iterator:
+        """The answer to a request of bytes `start` to `stop`, refused before its body comes."""
+        from huggingface_hub import get_session, hf_hub_url
+        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+
+        place = f"{self.place}/{file}"
+        with _in_words(self.source):
+            url = hf_hub_url(self.repository, file, revision=self.revision, endpoint=endpoint())
+            headers = build_hf_headers(library_name="mvl") | {
+                "Accept-Encoding": "identity",
+                "Range": f"bytes={start}-{stop - 1}",
+            }
+            options = {"headers": headers, "follow_redirects": True, "timeout": _TIMEOUT_SECONDS}
+            with get_session().stream("GET", url, **options) as response:
+                hf_raise_for_status(response)
+                span = re.fullmatch(
+                    r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range") or ""
+                )
+                if response.status_code != 206 or not span or int(span[1]) != start:
+                    raise BlockError(
+                        f"{place}: the server ignores byte ranges and would send the whole file; "
+                        "download the model and use path:FOLDER"
+                    )
+                # The hub's own answer names commit and ETag; a store elsewhere has others.
+                first = (*response.history, response)[0].headers
+                tag = first.get("X-Linked-ETag") or first.get("ETag") or ""
+                version = (tag.removeprefix("W/").strip('"'), int(span[2]))
+                commit = first.get("X-Repo-Commit") or self.revision
+                known = self._versions.setdefault(file, version)
+                if commit != self.revision or version != known:
+                    raise BlockError(f"{place} changed on the hub while it was read")
+                yield response
+
+    def _conversion(self) -> str:
+        return (
+            "Many models carry a safetensors conversion as an open pull request: "
+            f"hub:{self.repository}@refs/pr/N, N from its Community tab; or convert it elsewhere "
+            "by transformers' save_pretrained and use path:FOLDER"
+        )

@@ -1,0 +1,207 @@
+"""Single tensors out of folders: their values, their memory, and files that are damaged."""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from mvl.blocks import checkpoints
+from mvl.blocks.checkpoints import hash_tensors
+from mvl.blocks.sources import open_checkpoint
+from mvl.errors import BlockError
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+@pytest.fixture
+def opened(tmp_path):
+    """A function: write tensors (or a file's bytes) and config.json, and open the folder."""
+
+    def write(weights, config=None):
+        if isinstance(weights, dict):
+            save_file(weights, tmp_path / WEIGHTS)
+        else:
+            (tmp_path / WEIGHTS).write_bytes(weights)
+        (tmp_path / "config.json").write_text(json.dumps(config or {"model_type": "x"}))
+        return open_checkpoint(f"path:{tmp_path}")
+
+    return write
+
+
+@pytest.mark.parametrize("layer", [0, 1, 3])
+def test_a_layer_of_a_sharded_model(sharded, layer):
+    checkpoint, expected = open_checkpoint(f"path:{sharded[0]}"), sharded[1].state_dict()
+    names = [n for n in checkpoint.names() if n.startswith(f"model.layers.{layer}.")]
+    assert len(names) == 9
+    assert layer != 1 or len({checkpoint.names()[name] for name in names}) == 2
+    tensors = checkpoint.read(names, torch.float32)
+    assert all(torch.equal(tensors[name], expected[name]) for name in names)
+    assert checkpoint.model_bytes() == 4 * sum(p.numel() for p in sharded[1].parameters())
+
+
+@pytest.mark.parametrize("stored", ["float64", "float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("held", ["float32", "bfloat16"])
+def test_number_formats_are_converted_as_torch_does(opened, stored, held):
+    dtype, generator = getattr(torch, stored), torch.Generator().manual_seed(0)
+    tensors = {
+        "a": torch.randn(5, 7, generator=generator).to(dtype),
+        "scalar": torch.tensor(3.25).to(dtype),
+    }
+    checkpoint = opened(tensors)
+    read = checkpoint.read(tensors, getattr(torch, held))
+    for name, tensor in tensors.items():
+        assert torch.equal(read[name], tensor.to(getattr(torch, held)))
+        # The last bits of a product depend on where its factors lie.
+        assert read[name].data_ptr() % 64 == 0
+        assert checkpoint.entries([name])[name].bytes == tensor.nbytes
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells the peak")
+def test_peak_memory_is_the_block(tmp_path):
+    """Peak while reading 128 MiB in 8 tensors: that and one tensor more, above what was there."""
+    code = f"""
+import json, re, torch
+from pathlib import Path
+from mvl.blocks.sources import open_checkpoint
+def peak(field):
+    return 1024 * int(re.search(field + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+size, names = 16 << 20, list("abcdefgh")
+header = json.dumps({{
+    name: {{"dtype": "BF16", "shape": [size // 2], "data_offsets": [i * size, (i + 1) * size]}}
+    for i, name in enumerate(names)
+}})
+header += " " * (-len(header) % 8)
+folder = Path({str(tmp_path)!r})
+with open(folder / "model.safetensors", "wb") as file:
+    file.write(len(header).to_bytes(8, "little") + header.encode())
+    file.truncate(8 + len(header) + 8 * size)
+(folder / "config.json").write_text('{{"a": 1}}')
+opened = open_checkpoint(f"path:{{folder}}")
+opened.entries(names)
+before = peak("VmRSS")
+tensors = opened.read(names, torch.bfloat16)
+print((peak("VmHWM") - before) / (8 * size))
+assert not any(tensor.any() for tensor in tensors.values())
+"""
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(checkpoints.__file__).parents[2]),
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert 0.9 < float(done.stdout) < 1.3
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_numbers_that_are_not_plain_are_refused(opened, dtype):
+    checkpoint = opened({"w": torch.zeros(4).to(dtype)})
+    with pytest.raises(BlockError, match="quantised .w is stored as (I8|F8_E4M3)"):
+        checkpoint.read(["w"], torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("config", "tensor", "match"),
+    [
+        ({"quantization_config": {"quant_method": "gptq"}}, "w", "gptq"),
+        ({"quantization": {"group_size": 64, "bits": 4}}, "w", "config.json says"),
+        ({}, "q_proj.SCB", "bitsandbytes, 8 bits"),
+        ({}, "q_proj.weight.absmax", "bitsandbytes, 4 bits"),
+        ({}, "q_proj.qweight", "GPTQ or AWQ"),
+        ({}, "q_proj.weight_scale_inv", "FP8"),
+        ({}, "q_proj.scales", "MLX"),
+    ],
+)
+def test_a_quantised_checkpoint_says_how(opened, config, tensor, match):
+    with pytest.raises(BlockError, match=match):
+        opened({tensor: torch.zeros(4)}, config).names()
+
+
+@pytest.mark.parametrize(
+    ("files", "match"),
+    [
+        ({"params.json": "{}", "consolidated.00.pth": ""}, "hub:meta-llama/Llama-3.1-8B"),
+        ({"m.Q4_K_M.gguf": "GGUF"}, "gguf:FILE"),
+        ({"config.json": '{"a": 1}', "m.gguf": "GGUF"}, "gguf:FILE"),
+        ({"adapter_config.json": "{}", "adapter_model.safetensors": ""}, "merge_and_unload"),
+        ({"config.json": '{"a": 1}', "onnx/model.onnx": ""}, "ONNX"),
+        ({"model.onnx": ""}, "ONNX"),
+        ({"modules.json": "[]", "0_Transformer/config.json": "{}"}, "0_Transformer"),
+        ({"config.json": '{"a": 1}', "pytorch_model.bin": "cos"}, r"pickle.*save_pretrained\("),
+        ({"config.json": '{"a": 1}'}, "neither model.safetensors nor"),
+        ({}, "no config.json"),
+    ],
+)
+def test_another_layout_is_named_with_the_remedy(tmp_path, files, match):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    with pytest.raises(BlockError, match=match):
+        open_checkpoint(f"path:{tmp_path}").names()
+
+
+def _claim(start, stop, shape=(2,), dtype="F32"):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": [start, stop]}
+
+
+def _file(header, data=b"\0" * 16, length=None):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return (len(text) if length is None else length).to_bytes(8, "little") + text + data
+
+
+#: Headers that lie about a file of 16 bytes; `test_hub` sends them from a hub.
+LIES = {
+    "overlap": {"a": _claim(0, 12, (3,)), "b": _claim(8, 16)},
+    "a gap": {"a": _claim(0, 4, (1,)), "b": _claim(8, 16)},
+    "beyond the file": {"a": _claim(0, 16, (4,)), "b": _claim(16, 32, (4,))},
+    "bytes of nobody": {"a": _claim(0, 8)},
+    "negative": {"a": _claim(-8, 0), "b": _claim(0, 16, (4,))},
+    "backwards": {"a": _claim(8, 0), "b": _claim(0, 16, (4,))},
+    "size and shape": {"a": _claim(0, 16)},
+    "a negative shape": {"a": _claim(0, 16, (-4,))},
+    "no such format": {"a": _claim(0, 16, (4,), "F33")},
+    "no offsets": {"a": {"dtype": "F32", "shape": [4]}},
+    "three offsets": {"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 8, 16]}},
+    "a number": {"a": 7},
+    "a list": [],
+    "no JSON": b"no json",
+    "deep": b"[" * 100_000,
+    "no text": b"\xff\xfe",
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_lying_headers(opened, lie):
+    with pytest.raises(BlockError, match="model.safetensors is damaged"):
+        opened(_file(LIES[lie])).names()
+
+
+@pytest.mark.parametrize("length", [17, 2**63, 2**64 - 1])
+def test_lying_header_lengths_and_truncated_files(opened, length):
+    for content in (_file(b"", length=length), _file({"a": _claim(0, 16, (4,))})[:-1], b"12345"):
+        with pytest.raises(BlockError, match="model.safetensors is damaged"):
+            opened(content).names()
+
+
+@pytest.mark.parametrize("file", ["../model.safetensors", "/etc/passwd", "a/b.safetensors", 3])
+def test_an_index_that_points_elsewhere(tmp_path, file):
+    (tmp_path / "config.json").write_text('{"a": 1}')
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"w": file}}))
+    with pytest.raises(BlockError, match=re.escape(f"names {file!r}")):
+        open_checkpoint(f"path:{tmp_path}").names()
+
+
+def test_hash_is_over_names_types_shapes_and_bytes():
+    tensors = {"b": torch.tensor([[1.0, 2.0]]), "a": torch.tensor([3.0]).to(torch.bfloat16)}
+    by_hand = hashlib.sha256(
+        b"a torch.bfloat16 (1,)\n\x40\x40" + b"b torch.float32 (1, 2)\n\0\0\x80\x3f\0\0\0\x40"
+    )
+    assert hash_tensors(tensors) == by_hand.hexdigest()
