@@ -131,11 +131,10 @@ class FolderCheckpoint(Checkpoint):
 
     def names(self) -> dict[str, str]:
         """{tensor's name: the file that holds it}, by the index or the only file's header."""
-        names = (
-            self._index.get("weight_map")
-            if self._index
-            else dict.fromkeys(self._header(WEIGHTS), WEIGHTS)
-        )
+        if self._index is None:
+            names = dict.fromkeys(self._header(WEIGHTS), WEIGHTS)
+        else:
+            names = self._index.get("weight_map")
         if not isinstance(names, dict):
             raise BlockError(f"{self.place}/{INDEX} has no weight_map")
         for name, file in names.items():
@@ -181,7 +180,7 @@ class FolderCheckpoint(Checkpoint):
         return tensors
 
     def model_bytes(self) -> int:
-        if not self._index:
+        if self._index is None:
             return self._size(WEIGHTS)
         total = self._index.get("metadata", {}).get("total_size")
         return total or sum(map(self._size, set(self.names().values())))
@@ -191,12 +190,14 @@ class FolderCheckpoint(Checkpoint):
         """The index of a sharded checkpoint; None where there is a single file."""
         if self._exists(WEIGHTS):
             return None
-        if index := self._json(INDEX):
+        if (index := self._json(INDEX)) is not None:
             return index
         if any(map(self._exists, _PICKLES)):
             raise BlockError(
                 f"{self.source} has pickled weights only (.bin); pickle can run code, so it is "
-                f"refused. {self._conversion()}"
+                "refused. Many models on the hub carry a safetensors conversion as an open pull "
+                "request (hub:OWNER/NAME@refs/pr/N, N from the Community tab). Where you trust the "
+                "file, convert it by transformers' save_pretrained and use path:FOLDER"
             )
         self._refuse_layout()
         raise BlockError(f"{self.place} holds neither {WEIGHTS} nor {INDEX}")
@@ -230,23 +231,18 @@ class FolderCheckpoint(Checkpoint):
         if not path.is_file():
             raise BlockError(f"{path} is missing")
         try:
-            with safe_open(path, "pt") as opened:
+            # safetensors takes a file that may not be read for a missing one.
+            with open(path, "rb"), safe_open(path, "pt") as opened:
                 for name in opened.keys():  # noqa: SIM118
                     part = opened.get_slice(name)
                     dtype, shape = part.get_dtype(), tuple(part.get_shape())
                     size = math.prod(shape) * DTYPES[dtype].itemsize if dtype in DTYPES else 0
                     entries[name] = Entry(file, dtype, shape, size)
-        except (SafetensorError, OSError) as error:
+        except OSError as error:
+            raise BlockError(f"{path} cannot be read: {error.strerror or error}") from error
+        except SafetensorError as error:
             raise BlockError(f"{path} is damaged: {error}") from error
         return entries
-
-    def _conversion(self) -> str:
-        return (
-            "Where you trust the file, convert it once: "
-            f'python -c "from transformers import AutoModel as M; M.from_pretrained('
-            f"'{self.place}').save_pretrained('{self.place}-safetensors')\" and use "
-            f"path:{self.place}-safetensors"
-        )
 
 
 def read_object(path: Path) -> dict:

@@ -43,7 +43,7 @@ _TIMEOUT_SECONDS = 30
 
 
 class Unreachable(BlockError):
-    """A fault of the hub or the network that may pass by itself."""
+    """The hub or the network does not serve; that may pass by itself."""
 
 
 class Absent(BlockError):
@@ -51,7 +51,7 @@ class Absent(BlockError):
 
 
 def endpoint() -> str:
-    """The hub's address; huggingface_hub reads HF_ENDPOINT when it is imported, this now."""
+    """The hub's address; huggingface_hub reads HF_ENDPOINT when it is imported, mvl at each use."""
     from huggingface_hub import constants
 
     return os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
@@ -81,8 +81,6 @@ def _in_words(place: str) -> Iterator[None]:
         fault = BlockError(f"{place} does not name a model as OWNER/NAME[@REVISION]")
     elif isinstance(error, errors.OfflineModeIsEnabled):
         fault = Unreachable(f"{place} cannot be reached: HF_HUB_OFFLINE is set")
-    elif isinstance(error, errors.RemoteEntryNotFoundError):
-        fault = Absent(f"{place} has no such file")
     elif isinstance(error, errors.GatedRepoError) or (
         status in (401, 403) and not isinstance(error, errors.RepositoryNotFoundError)
     ):
@@ -96,10 +94,13 @@ def _in_words(place: str) -> Iterator[None]:
             f"{place}: there is no such model or revision, or it is private and needs "
             "`hf auth login`"
         )
+    elif status == 404:
+        fault = Absent(f"{place} has no such file")
     elif status:
         fault = Unreachable(f"{place}: {host} answered {status}; try again later")
     else:
-        fault = Unreachable(f"{place}: {host} cannot be reached ({type(error).__name__})")
+        reason = type(error).__name__
+        fault = Unreachable(f"{place}: {host} cannot be reached, or is not a hub ({reason})")
     raise fault from None
 
 
@@ -110,10 +111,11 @@ def download(repository: str, name: str, revision: str | None = None) -> Path:
         Absent: the model has no such file.
         BlockError: no access, no such model, or no network and no copy in the cache.
     """
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import constants, hf_hub_download
 
     with _in_words(f"hub:{repository}" + (f"@{revision}" if revision else "")):
-        options = {"library_name": "mvl", "endpoint": endpoint()}
+        cache = os.environ.get("HF_HUB_CACHE") or constants.HF_HUB_CACHE
+        options = {"library_name": "mvl", "endpoint": endpoint(), "cache_dir": cache}
         return Path(hf_hub_download(repository, name, revision=revision, **options))
 
 
@@ -122,10 +124,6 @@ def open_hub(source: str, cache: Path) -> Checkpoint:
 
     A block of a named commit that `cache` keeps needs no network. Nor does a model that
     `hf download` has left whole in Hugging Face's cache, which is then read there.
-
-    Args:
-        source: a `LanguageConfig.source`.
-        cache: the folder of all blocks.
     """
     repository, _, revision = source.removeprefix("hub:").partition("@")
     stem = f"{repository.replace('/', '--')}@"
@@ -195,9 +193,10 @@ class HubCheckpoint(FolderCheckpoint):
 
         if "*" in pattern:
             return False
-        with _in_words(self.source):
+        with contextlib.suppress(Absent), _in_words(self.source):
             hub = HfApi(endpoint=endpoint(), library_name="mvl")
             return hub.file_exists(self.repository, pattern, revision=self.revision)
+        return False
 
     def _size(self, file: str) -> int:
         if file not in self._versions:
@@ -238,8 +237,8 @@ class HubCheckpoint(FolderCheckpoint):
         while start < stop:
             with contextlib.suppress(Unreachable), self._range(file, start, stop) as response:
                 for chunk in response.iter_bytes():
+                    yield chunk[: stop - start]
                     start, failures = start + len(chunk), 0
-                    yield chunk
             if start < stop:
                 failures += 1
                 if failures == _ATTEMPTS:
@@ -282,10 +281,3 @@ class HubCheckpoint(FolderCheckpoint):
                 if commit != self.revision or version != known:
                     raise BlockError(f"{place} changed on the hub while it was read")
                 yield response
-
-    def _conversion(self) -> str:
-        return (
-            "Many models carry a safetensors conversion as an open pull request: "
-            f"hub:{self.repository}@refs/pr/N, N from its Community tab; or convert it elsewhere "
-            "by transformers' save_pretrained and use path:FOLDER"
-        )

@@ -8,7 +8,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_averysecrettoken"
 
 
-class _Server:
+class Server:
     """A server that answers by `answer(handler)` and remembers what it was asked and sent."""
 
     def __init__(self, answer):
@@ -59,7 +59,7 @@ class FakeHub:
         self.ranges, self.commit, self.etag = True, COMMIT, "etag"
         self.cut = None  # bytes of a body after which the connection drops
         self.limit = None  # bytes of the store after which no connection comes about
-        self.store, self.hub = _Server(self._store), _Server(self._hub)
+        self.store, self.hub = Server(self._store), Server(self._hub)
 
     def close(self):
         self.store.close()
@@ -110,7 +110,7 @@ def served(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", hub.hub.address)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setenv("MVL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hf"))
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # between attempts
     yield hub
     hub.close()

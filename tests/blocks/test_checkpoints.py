@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 import subprocess
 import sys
@@ -12,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mvl.blocks import checkpoints
 from mvl.blocks.checkpoints import hash_tensors
 from mvl.blocks.sources import open_checkpoint
 from mvl.errors import BlockError
@@ -63,41 +61,24 @@ def test_number_formats_are_converted_as_torch_does(opened, stored, held):
         assert checkpoint.entries([name])[name].bytes == tensor.nbytes
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells the peak")
-def test_peak_memory_is_the_block(tmp_path):
-    """Peak while reading 128 MiB in 8 tensors: that and one tensor more, above what was there."""
-    code = f"""
-import json, re, torch
-from pathlib import Path
+PEAK = """
+import re, sys, torch
 from mvl.blocks.sources import open_checkpoint
-def peak(field):
-    return 1024 * int(re.search(field + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
-size, names = 16 << 20, list("abcdefgh")
-header = json.dumps({{
-    name: {{"dtype": "BF16", "shape": [size // 2], "data_offsets": [i * size, (i + 1) * size]}}
-    for i, name in enumerate(names)
-}})
-header += " " * (-len(header) % 8)
-folder = Path({str(tmp_path)!r})
-with open(folder / "model.safetensors", "wb") as file:
-    file.write(len(header).to_bytes(8, "little") + header.encode())
-    file.truncate(8 + len(header) + 8 * size)
-(folder / "config.json").write_text('{{"a": 1}}')
-opened = open_checkpoint(f"path:{{folder}}")
-opened.entries(names)
-before = peak("VmRSS")
-tensors = opened.read(names, torch.bfloat16)
-print((peak("VmHWM") - before) / (8 * size))
-assert not any(tensor.any() for tensor in tensors.values())
+def memory(field):
+    return 1024 * int(re.search(field + r":\\s+(\\d+)", open("/proc/self/status").read())[1])
+checkpoint = open_checkpoint(sys.argv[1])
+entries = checkpoint.entries(checkpoint.names())
+before = memory("VmRSS")
+tensors = checkpoint.read(entries, torch.bfloat16)
+print((memory("VmHWM") - before) / sum(entry.bytes for entry in entries.values()))
 """
-    environment = os.environ | {
-        "PYTHONPATH": str(Path(checkpoints.__file__).parents[2]),
-        "OMP_NUM_THREADS": "1",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60
-    )
-    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells the peak")
+def test_peak_memory_is_the_block_and_one_tensor(opened):
+    tensors = {name: torch.zeros(8 << 20, dtype=torch.bfloat16) for name in "abcdefgh"}
+    command = [sys.executable, "-c", PEAK, opened(tensors).source]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert 0.9 < float(done.stdout) < 1.3
 
 
@@ -135,7 +116,7 @@ def test_a_quantised_checkpoint_says_how(opened, config, tensor, match):
         ({"config.json": '{"a": 1}', "onnx/model.onnx": ""}, "ONNX"),
         ({"model.onnx": ""}, "ONNX"),
         ({"modules.json": "[]", "0_Transformer/config.json": "{}"}, "0_Transformer"),
-        ({"config.json": '{"a": 1}', "pytorch_model.bin": "cos"}, r"pickle.*save_pretrained\("),
+        ({"config.json": '{"a": 1}', "pytorch_model.bin": "cos"}, "pickle.*refs.pr.N"),
         ({"config.json": '{"a": 1}'}, "neither model.safetensors nor"),
         ({}, "no config.json"),
     ],
@@ -148,47 +129,31 @@ def test_another_layout_is_named_with_the_remedy(tmp_path, files, match):
         open_checkpoint(f"path:{tmp_path}").names()
 
 
-def _claim(start, stop, shape=(2,), dtype="F32"):
+def claim(start, stop, shape=(2,), dtype="F32"):
     return {"dtype": dtype, "shape": list(shape), "data_offsets": [start, stop]}
 
 
-def _file(header, data=b"\0" * 16, length=None):
+def file_of(header, data=b"\0" * 16, length=None):
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return (len(text) if length is None else length).to_bytes(8, "little") + text + data
 
 
-#: Headers that lie about a file of 16 bytes; `test_hub` sends them from a hub.
-LIES = {
-    "overlap": {"a": _claim(0, 12, (3,)), "b": _claim(8, 16)},
-    "a gap": {"a": _claim(0, 4, (1,)), "b": _claim(8, 16)},
-    "beyond the file": {"a": _claim(0, 16, (4,)), "b": _claim(16, 32, (4,))},
-    "bytes of nobody": {"a": _claim(0, 8)},
-    "negative": {"a": _claim(-8, 0), "b": _claim(0, 16, (4,))},
-    "backwards": {"a": _claim(8, 0), "b": _claim(0, 16, (4,))},
-    "size and shape": {"a": _claim(0, 16)},
-    "a negative shape": {"a": _claim(0, 16, (-4,))},
-    "no such format": {"a": _claim(0, 16, (4,), "F33")},
-    "no offsets": {"a": {"dtype": "F32", "shape": [4]}},
-    "three offsets": {"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 8, 16]}},
-    "a number": {"a": 7},
-    "a list": [],
-    "no JSON": b"no json",
-    "deep": b"[" * 100_000,
-    "no text": b"\xff\xfe",
-}
-
-
-@pytest.mark.parametrize("lie", LIES)
-def test_lying_headers(opened, lie):
+@pytest.mark.parametrize(
+    "content",
+    [
+        file_of({"a": claim(0, 12, (3,)), "b": claim(8, 16)}),
+        file_of({"a": claim(0, 8)}),
+        file_of({"a": claim(0, 16, (4,), "F33")}),
+        file_of({"a": claim(0, 16, (4,))})[:-1],
+        file_of(b"[" * 100_000),
+        file_of(b"", length=2**64 - 1),
+        b"12345",
+    ],
+)
+def test_damaged_files(opened, content):
+    """safetensors' library finds out; `tests/reliability` sends it more."""
     with pytest.raises(BlockError, match="model.safetensors is damaged"):
-        opened(_file(LIES[lie])).names()
-
-
-@pytest.mark.parametrize("length", [17, 2**63, 2**64 - 1])
-def test_lying_header_lengths_and_truncated_files(opened, length):
-    for content in (_file(b"", length=length), _file({"a": _claim(0, 16, (4,))})[:-1], b"12345"):
-        with pytest.raises(BlockError, match="model.safetensors is damaged"):
-            opened(content).names()
+        opened(content).names()
 
 
 @pytest.mark.parametrize("file", ["../model.safetensors", "/etc/passwd", "a/b.safetensors", 3])

@@ -150,6 +150,7 @@ STAGES = {
         _cache,
         environment=lambda folder, given: {
             "MVL_CACHE": str(folder / "results" / "cache"),
+            "HF_HUB_CACHE": str(folder / "hub"),
             "HF_ENDPOINT": given.hub,
         },
     ),

@@ -288,7 +288,7 @@ def test_notebooks_and_report_ask_nothing_and_keep_no_secret(only, tmp_path, not
 def without_network(folder):
     """What does need the network, behind a proxy that is not there: exit statuses."""
     os.environ["HF_ENDPOINT"] = "http://hub.example"
-    os.environ["MVL_CACHE"] = str(folder / "cache")
+    os.environ["MVL_CACHE"] = os.environ["HF_HUB_CACHE"] = str(folder / "cache")
     download._published = lambda task: ("http://data.example/x.tar", "0" * 32)
     return [
         stages.mvl("data", "download", stages.TASK, "--root", folder),
