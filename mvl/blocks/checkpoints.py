@@ -8,9 +8,10 @@ methods for other places. Nothing is read by pickle.
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +30,8 @@ DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
+#: Largest header that the safetensors library accepts.
+_HEADER_LIMIT = 100_000_000
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model.pth")
 
@@ -73,7 +76,7 @@ class Entry:
     dtype: str
     shape: tuple[int, ...]
     bytes: int
-    #: Its first byte in the file, where it is read by byte ranges.
+    #: Its first byte in the file; a GGUF file is read in another way.
     start: int = 0
 
 
@@ -117,7 +120,7 @@ class FolderCheckpoint(Checkpoint):
         config: dict | None = None,
         cache: Path | None = None,
     ) -> None:
-        self.folder, self.place = folder, str(folder)
+        self.folder, self.place, self._headers = folder, str(folder), {}
         super().__init__(source, {}, revision, cache)
         self.config = config or self._json(CONFIG)
         if self.config is None:
@@ -173,10 +176,9 @@ class FolderCheckpoint(Checkpoint):
         """
         tensors = {}
         for name, entry in self.entries(names).items():
-            # One mapping per tensor, so that no more than one is in memory twice. The copy is
-            # aligned: the last bits of a product depend on where its factors lie.
-            with safe_open(self.folder / entry.file, "pt") as file:
-                tensors[name] = file.get_tensor(name).to(dtype, copy=True)
+            with open(self.folder / entry.file, "rb") as file:
+                file.seek(entry.start)
+                tensors[name] = read_tensor(file, entry).to(dtype)
         return tensors
 
     def model_bytes(self) -> int:
@@ -202,6 +204,34 @@ class FolderCheckpoint(Checkpoint):
         self._refuse_layout()
         raise BlockError(f"{self.place} holds neither {WEIGHTS} nor {INDEX}")
 
+    def _header(self, file: str) -> dict[str, Entry]:
+        """{name: `Entry`} of a file, offsets checked against types and shapes.
+
+        Source: https://github.com/huggingface/safetensors#format
+        """
+        if file in self._headers:
+            return self._headers[file]
+        self._check(file)
+        damaged = f"{self.place}/{file} is damaged: its header"
+        length = int.from_bytes(b"".join(self._bytes(file, 0, 8)), "little")
+        if length > min(_HEADER_LIMIT, self._size(file) - 8):
+            raise BlockError(f"{damaged} claims {length} bytes")
+        entries = {}
+        try:
+            header = json.loads(b"".join(self._bytes(file, 8, 8 + length)))
+            header.pop("__metadata__", None)
+            for name, claim in header.items():
+                dtype, shape = claim["dtype"], tuple(claim["shape"])
+                start, stop = claim["data_offsets"]
+                item = DTYPES[dtype].itemsize if dtype in DTYPES else None
+                if start < 0 or item and stop - start != math.prod(shape) * item:
+                    raise ValueError(name)
+                entries[name] = Entry(file, dtype, shape, stop - start, 8 + length + start)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise BlockError(f"{damaged} is wrong ({error})") from error
+        self._headers[file] = entries
+        return entries
+
     def _refuse_layout(self) -> None:
         for pattern, what, remedy in _LAYOUTS:
             if self._exists(pattern):
@@ -226,23 +256,33 @@ class FolderCheckpoint(Checkpoint):
     def _size(self, file: str) -> int:
         return (self.folder / file).stat().st_size
 
-    def _header(self, file: str) -> dict[str, Entry]:
-        path, entries = self.folder / file, {}
+    def _check(self, file: str) -> None:
+        """Have the safetensors library check all that a file's header claims."""
+        path = self.folder / file
         if not path.is_file():
             raise BlockError(f"{path} is missing")
         try:
             # safetensors takes a file that may not be read for a missing one.
-            with open(path, "rb"), safe_open(path, "pt") as opened:
-                for name in opened.keys():  # noqa: SIM118
-                    part = opened.get_slice(name)
-                    dtype, shape = part.get_dtype(), tuple(part.get_shape())
-                    size = math.prod(shape) * DTYPES[dtype].itemsize if dtype in DTYPES else 0
-                    entries[name] = Entry(file, dtype, shape, size)
+            with open(path, "rb"), safe_open(path, "pt"):
+                pass
         except OSError as error:
             raise BlockError(f"{path} cannot be read: {error.strerror or error}") from error
         except SafetensorError as error:
             raise BlockError(f"{path} is damaged: {error}") from error
-        return entries
+
+    def _bytes(self, file: str, start: int, stop: int) -> Iterator[bytes]:
+        """The bytes `start` to `stop` of a file, in pieces."""
+        with open(self.folder / file, "rb") as opened:
+            opened.seek(start)
+            yield opened.read(stop - start)
+
+
+def read_tensor(file: BinaryIO, entry: Entry) -> torch.Tensor:
+    """The tensor whose bytes come next in an open file, read straight into its memory."""
+    tensor = torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
+    if file.readinto(tensor.view(-1).view(torch.uint8).numpy()) != entry.bytes:
+        raise BlockError(f"{entry.file} ended early: it was changed while it was read")
+    return tensor
 
 
 def read_object(path: Path) -> dict:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
-import math
 import os
 import re
 import time
@@ -22,20 +20,11 @@ from urllib.parse import urlsplit
 
 import torch
 
-from mvl.blocks.checkpoints import (
-    CONFIG,
-    DTYPES,
-    Checkpoint,
-    Entry,
-    FolderCheckpoint,
-    read_object,
-)
+from mvl.blocks.checkpoints import CONFIG, Checkpoint, FolderCheckpoint, read_object, read_tensor
 from mvl.errors import BlockError, MvlError
 
 #: A commit's hash on the hub.
 _COMMIT = "[0-9a-f]{40}"
-#: Largest header that the safetensors library accepts.
-_HEADER_LIMIT = 100_000_000
 #: Attempts at one place of a transfer before it is given up, and the wait between them.
 _ATTEMPTS = 5
 _WAIT_SECONDS = 1.0
@@ -153,7 +142,7 @@ class HubCheckpoint(FolderCheckpoint):
 
     def __init__(self, source: str, commit: str, cache: Path, config: dict | None) -> None:
         self.repository = source.removeprefix("hub:").partition("@")[0]
-        self._headers, self._versions = {}, {}
+        self._versions = {}
         super().__init__(source, Path(source), commit, config, cache)
 
     def read(
@@ -174,12 +163,7 @@ class HubCheckpoint(FolderCheckpoint):
             for chunk in self._bytes(entry.file, entry.start + done, entry.start + entry.bytes):
                 partial.write(chunk)
         partial.seek(len(mark))
-        tensors = {}
-        for name, entry in ordered:
-            stored = torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
-            partial.readinto(stored.view(-1).view(torch.uint8).numpy())
-            tensors[name] = stored.to(dtype)
-        return tensors
+        return {name: read_tensor(partial, entry).to(dtype) for name, entry in ordered}
 
     def _json(self, name: str) -> dict | None:
         try:
@@ -204,32 +188,8 @@ class HubCheckpoint(FolderCheckpoint):
                 pass
         return self._versions[file][1]
 
-    def _header(self, file: str) -> dict[str, Entry]:
-        """The header, its offsets checked against types and shapes.
-
-        Source: https://github.com/huggingface/safetensors#format
-        """
-        if file in self._headers:
-            return self._headers[file]
-        damaged = f"{self.place}/{file} is damaged: its header"
-        length = int.from_bytes(b"".join(self._bytes(file, 0, 8)), "little")
-        if length > min(_HEADER_LIMIT, self._size(file) - 8):
-            raise BlockError(f"{damaged} claims {length} bytes")
-        entries = {}
-        try:
-            header = json.loads(b"".join(self._bytes(file, 8, 8 + length)))
-            header.pop("__metadata__", None)
-            for name, claim in header.items():
-                dtype, shape = claim["dtype"], tuple(claim["shape"])
-                start, stop = claim["data_offsets"]
-                item = DTYPES[dtype].itemsize if dtype in DTYPES else None
-                if start < 0 or item and stop - start != math.prod(shape) * item:
-                    raise ValueError(name)
-                entries[name] = Entry(file, dtype, shape, stop - start, 8 + length + start)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise BlockError(f"{damaged} is wrong ({error})") from error
-        self._headers[file] = entries
-        return entries
+    def _check(self, file: str) -> None:
+        """The whole file would be needed; what is read of it is checked when it comes."""
 
     def _bytes(self, file: str, start: int, stop: int) -> Iterator[bytes]:
         """The bytes `start` to `stop` in pieces; a broken connection goes on where it broke."""

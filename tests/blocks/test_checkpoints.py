@@ -56,8 +56,6 @@ def test_number_formats_are_converted_as_torch_does(opened, stored, held):
     read = checkpoint.read(tensors, getattr(torch, held))
     for name, tensor in tensors.items():
         assert torch.equal(read[name], tensor.to(getattr(torch, held)))
-        # The last bits of a product depend on where its factors lie.
-        assert read[name].data_ptr() % 64 == 0
         assert checkpoint.entries([name])[name].bytes == tensor.nbytes
 
 
@@ -66,20 +64,24 @@ import re, sys, torch
 from mvl.blocks.sources import open_checkpoint
 def memory(field):
     return 1024 * int(re.search(field + r":\\s+(\\d+)", open("/proc/self/status").read())[1])
+def read_so_far():  # as the kernel counts it
+    return int(open("/proc/self/io").read().split()[1])
 checkpoint = open_checkpoint(sys.argv[1])
 entries = checkpoint.entries(checkpoint.names())
-before = memory("VmRSS")
+block = sum(entry.bytes for entry in entries.values())
+before, count = memory("VmRSS"), read_so_far()
 tensors = checkpoint.read(entries, torch.bfloat16)
-print((memory("VmHWM") - before) / sum(entry.bytes for entry in entries.values()))
+print((memory("VmHWM") - before) / block, (read_so_far() - count) / block)
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells the peak")
-def test_peak_memory_is_the_block_and_one_tensor(opened):
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells both")
+def test_memory_and_bytes_read_are_the_blocks(opened):
     tensors = {name: torch.zeros(8 << 20, dtype=torch.bfloat16) for name in "abcdefgh"}
     command = [sys.executable, "-c", PEAK, opened(tensors).source]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert 0.9 < float(done.stdout) < 1.3
+    peak, read = map(float, done.stdout.split())
+    assert 0.9 < peak < 1.1 and 1 <= read < 1.01
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
