@@ -120,12 +120,12 @@ class FolderCheckpoint(Checkpoint):
         config: dict | None = None,
         cache: Path | None = None,
     ) -> None:
-        self.folder, self.place, self._headers = folder, str(folder), {}
+        self.folder, self.address, self._headers = folder, str(folder), {}
         super().__init__(source, {}, revision, cache)
         self.config = config or self._json(CONFIG)
         if self.config is None:
             self._refuse_layout()
-            raise BlockError(f"{source}: there is no config.json in {self.place}")
+            raise BlockError(f"{source}: there is no config.json in {self.address}")
         # MLX calls it "quantization".
         how = self.config.get("quantization_config") or self.config.get("quantization")
         if how:
@@ -139,12 +139,11 @@ class FolderCheckpoint(Checkpoint):
         else:
             names = self._index.get("weight_map")
         if not isinstance(names, dict):
-            raise BlockError(f"{self.place}/{INDEX} has no weight_map")
+            raise BlockError(f"{self.address}/{INDEX} has no weight_map")
         for name, file in names.items():
             if not isinstance(file, str) or not re.fullmatch(r"[\w.-]+\.safetensors", file):
                 raise BlockError(
-                    f"{self.place}/{INDEX} names {file!r}, which is not a safetensors file of its "
-                    "folder"
+                    f"{self.address}/{INDEX} names {file!r}, not a safetensors file of its folder"
                 )
             for end, how in _QUANTISED.items():
                 if name.endswith(end):
@@ -158,7 +157,7 @@ class FolderCheckpoint(Checkpoint):
         for name in names:
             entry = headers[files[name]].get(name)
             if entry is None:
-                raise BlockError(f"{self.place}/{files[name]} lacks {name}")
+                raise BlockError(f"{self.address}/{files[name]} lacks {name}")
             if entry.dtype not in DTYPES:
                 self._refuse_quantised(f"{name} is stored as {entry.dtype}")
             entries[name] = entry
@@ -202,7 +201,7 @@ class FolderCheckpoint(Checkpoint):
                 "file, convert it by transformers' save_pretrained and use path:FOLDER"
             )
         self._refuse_layout()
-        raise BlockError(f"{self.place} holds neither {WEIGHTS} nor {INDEX}")
+        raise BlockError(f"{self.address} holds neither {WEIGHTS} nor {INDEX}")
 
     def _header(self, file: str) -> dict[str, Entry]:
         """{name: `Entry`} of a file, offsets checked against types and shapes.
@@ -212,7 +211,7 @@ class FolderCheckpoint(Checkpoint):
         if file in self._headers:
             return self._headers[file]
         self._check(file)
-        damaged = f"{self.place}/{file} is damaged: its header"
+        damaged = f"{self.address}/{file} is damaged: its header"
         length = int.from_bytes(b"".join(self._bytes(file, 0, 8)), "little")
         if length > min(_HEADER_LIMIT, self._size(file) - 8):
             raise BlockError(f"{damaged} claims {length} bytes")

@@ -47,7 +47,7 @@ def endpoint() -> str:
 
 
 @contextlib.contextmanager
-def _in_words(place: str) -> Iterator[None]:
+def _in_words(address: str) -> Iterator[None]:
     """Turn what huggingface_hub and its HTTP client raise into one sentence.
 
     No other error is attached, since it may hold an address with a signature.
@@ -64,32 +64,32 @@ def _in_words(place: str) -> Iterator[None]:
         local = isinstance(raised, errors.LocalEntryNotFoundError)
         error = (raised.__cause__ or raised) if local else raised
         status = getattr(getattr(error, "response", None), "status_code", None)
-    name = place.removeprefix("hub:").partition("@")[0]
+    name = address.removeprefix("hub:").partition("@")[0]
     host = urlsplit(endpoint()).hostname
     if isinstance(error, errors.HFValidationError):
-        fault = BlockError(f"{place} does not name a model as OWNER/NAME[@REVISION]")
+        fault = BlockError(f"{address} does not name a model as OWNER/NAME[@REVISION]")
     elif isinstance(error, errors.OfflineModeIsEnabled):
-        fault = Unreachable(f"{place} cannot be reached: HF_HUB_OFFLINE is set")
+        fault = Unreachable(f"{address} cannot be reached: HF_HUB_OFFLINE is set")
     elif isinstance(error, errors.GatedRepoError) or (
         status in (401, 403) and not isinstance(error, errors.RepositoryNotFoundError)
     ):
         fault = BlockError(
-            f"{place} may not be read ({status}): accept its licence at "
+            f"{address} may not be read ({status}): accept its licence at "
             f"https://huggingface.co/{name}, then log in with `hf auth login` or set HF_TOKEN to a "
             "token that may read it"
         )
     elif isinstance(error, errors.RepositoryNotFoundError | errors.RevisionNotFoundError):
         fault = BlockError(
-            f"{place}: there is no such model or revision, or it is private and needs "
+            f"{address}: there is no such model or revision, or it is private and needs "
             "`hf auth login`"
         )
     elif status == 404:
-        fault = Absent(f"{place} has no such file")
+        fault = Absent(f"{address} has no such file")
     elif status:
-        fault = Unreachable(f"{place}: {host} answered {status}; try again later")
+        fault = Unreachable(f"{address}: {host} answered {status}; try again later")
     else:
         reason = type(error).__name__
-        fault = Unreachable(f"{place}: {host} cannot be reached, or is not a hub ({reason})")
+        fault = Unreachable(f"{address}: {host} cannot be reached, or is not a hub ({reason})")
     raise fault from None
 
 
@@ -203,7 +203,7 @@ class HubCheckpoint(FolderCheckpoint):
                 failures += 1
                 if failures == _ATTEMPTS:
                     raise BlockError(
-                        f"{self.place}/{file}: the connection broke {_ATTEMPTS} times at byte "
+                        f"{self.address}/{file}: the connection broke {_ATTEMPTS} times at byte "
                         f"{start}; run it again, it goes on there"
                     )
                 time.sleep(_WAIT_SECONDS * 2 ** (failures - 1))
@@ -214,7 +214,7 @@ class HubCheckpoint(FolderCheckpoint):
         from huggingface_hub import get_session, hf_hub_url
         from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
-        place = f"{self.place}/{file}"
+        address = f"{self.address}/{file}"
         with _in_words(self.source):
             url = hf_hub_url(self.repository, file, revision=self.revision, endpoint=endpoint())
             headers = build_hf_headers(library_name="mvl") | {
@@ -229,7 +229,7 @@ class HubCheckpoint(FolderCheckpoint):
                 )
                 if response.status_code != 206 or not span or int(span[1]) != start:
                     raise BlockError(
-                        f"{place}: the server ignores byte ranges and would send the whole file; "
+                        f"{address}: the server ignores byte ranges and would send the whole file; "
                         "download the model and use path:FOLDER"
                     )
                 # The hub's own answer names commit and ETag; a store elsewhere has others.
@@ -239,5 +239,5 @@ class HubCheckpoint(FolderCheckpoint):
                 commit = first.get("X-Repo-Commit") or self.revision
                 known = self._versions.setdefault(file, version)
                 if commit != self.revision or version != known:
-                    raise BlockError(f"{place} changed on the hub while it was read")
+                    raise BlockError(f"{address} changed on the hub while it was read")
                 yield response

@@ -4,6 +4,11 @@ import pytest
 import torch
 import transformers
 
+from mvl.blocks.language_part import build_language
+from mvl.config import LanguageConfig
+
+WIDTH, TOKENS = 8, 12
+
 _SIZES = {
     "vocab_size": 40,
     "hidden_size": 32,
@@ -92,6 +97,11 @@ def sharded(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sharded")
     model.save_pretrained(folder, max_shard_size="400KB")
     return folder, model
+
+
+def part_of(source, seed=0, **options):
+    """A language part of tokens of width 8."""
+    return build_language(LanguageConfig(source=source, **options), WIDTH, seed)
 
 
 def states(*shape, seed=3):

@@ -8,13 +8,7 @@ from mvl.blocks.language_part import build_language
 from mvl.config import LanguageConfig
 from mvl.models.folder import load_trained_state, trained_state
 from mvl.models.sizes import LLAMA_3_1_8B
-from tests.blocks.conftest import states
-
-WIDTH, TOKENS = 8, 12
-
-
-def part_of(source, seed=0, **options):
-    return build_language(LanguageConfig(source=source, **options), WIDTH, seed)
+from tests.blocks.conftest import TOKENS, WIDTH, part_of, states
 
 
 def test_counts_at_llamas_size():

@@ -5,17 +5,14 @@ import torch
 from safetensors.torch import save_file
 
 from mvl.blocks.families import FAMILIES
-from mvl.blocks.language_part import build_language
-from mvl.config import LanguageConfig
 from mvl.errors import BlockError
-from tests.blocks.conftest import TINY, save_tiny, states
+from tests.blocks.conftest import TINY, TOKENS, part_of, save_tiny, states
 
-TOKENS = 12
 ROTARY = {name for name, family in FAMILIES.items() if family.rotary}
 
 
 def block_of(source, **options):
-    return build_language(LanguageConfig(source=source, **options), 8, seed=0).block
+    return part_of(source, **options).block
 
 
 def seen_by(model, kind, first, last):

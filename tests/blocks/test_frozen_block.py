@@ -5,16 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mvl.blocks.language_part import build_language
-from mvl.config import LanguageConfig
 from mvl.models.folder import trained_state
-from tests.blocks.conftest import TINY, states
-
-WIDTH, TOKENS = 8, 12
-
-
-def part_of(source, seed=0, **options):
-    return build_language(LanguageConfig(source=source, **options), WIDTH, seed)
+from tests.blocks.conftest import TINY, TOKENS, WIDTH, part_of, states
 
 
 def layers_of(source, seed=0, **options):

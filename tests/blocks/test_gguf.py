@@ -1,4 +1,4 @@
-"""Layers out of GGUF files, held against transformers' own reading of the same files."""
+"""Layers out of GGUF files, compared with transformers' own reading of them."""
 
 import importlib.util
 from pathlib import Path

@@ -7,15 +7,8 @@ import torch
 from torch import nn
 
 from mvl.blocks.frozen_block import FrozenBlock
-from mvl.blocks.language_part import UNIT_NORM_EPS, build_language
-from mvl.config import LanguageConfig
-from tests.blocks.conftest import states
-
-WIDTH, TOKENS = 8, 12
-
-
-def part_of(source, seed=0, **options):
-    return build_language(LanguageConfig(source=source, **options), WIDTH, seed)
+from mvl.blocks.language_part import UNIT_NORM_EPS
+from tests.blocks.conftest import TOKENS, WIDTH, part_of, states
 
 
 def unit(x):

@@ -1,4 +1,4 @@
-"""The size of hidden states, held against a whole model that is run by hand."""
+"""The size of hidden states, compared with a whole model that is run by hand."""
 
 import pytest
 import torch
