@@ -153,9 +153,8 @@ class FolderCheckpoint(Checkpoint):
     def entries(self, names: Iterable[str]) -> dict[str, Entry]:
         """{name: `Entry`} of the named tensors, all of them in plain numbers."""
         files, entries = self.names(), {}
-        headers = {file: self._header(file) for file in {files[name] for name in names}}
         for name in names:
-            entry = headers[files[name]].get(name)
+            entry = self._header(files[name]).get(name)
             if entry is None:
                 raise BlockError(f"{self.address}/{files[name]} lacks {name}")
             if entry.dtype not in DTYPES:
