@@ -445,17 +445,17 @@ def _phantom(options):
 
 
 def _block_list(options):
-    from mvl.blocks.language_part import FAMILIES
-    from mvl.blocks.sources import sources_at_hand
+    from mvl.blocks.families import FAMILIES
+    from mvl.blocks.sources import offline_sources
 
     print(f"families: {', '.join(FAMILIES)}")
-    print(f"sources at hand: {', '.join(sources_at_hand()) or 'none'}")
+    print(f"sources at hand: {', '.join(offline_sources()) or 'none'}")
 
 
 def _block_show(options):
-    from mvl.blocks.language_part import describe
+    from mvl.blocks.extraction import block_sizes
 
-    for name, value in describe(options.source, options.layer).items():
+    for name, value in block_sizes(options.source, options.layer).items():
         print(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}")
 
 
@@ -466,7 +466,7 @@ def _block_scale(options):
 
 
 def _block_extract(options):
-    from mvl.blocks.language_part import extract_block
+    from mvl.blocks.extraction import extract_block
     from mvl.config import LanguageConfig
 
     config = LanguageConfig(source=options.source, layer=options.layer)
