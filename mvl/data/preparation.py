@@ -176,7 +176,7 @@ class Preparation:
 
     Args:
         task: a `Task`.
-        config: a `DataConfig`, kept as `config`.
+        config: a `DataConfig`; both are kept under these names.
     """
 
     def __init__(self, task, config):
@@ -206,7 +206,7 @@ class Preparation:
             fit = [Resampled(both, config.grid, config.spacing_mm)]
         if config.fit == "crop":
             fit.append(SpatialPadd(both, _crop_size(config), allow_missing_keys=True))
-        self.config = config
+        self.task, self.config = task, config
         self._transform = Compose(
             [
                 _Read(both, read),
