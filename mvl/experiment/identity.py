@@ -28,7 +28,7 @@ _SIDES = ("train", "validation", "test")
 
 
 def data_identity(data: TaskData) -> dict:
-    """What an experiment's numbers depend on of its data: voxels, subjects, split, facts."""
+    """Voxels, subjects, split and facts of an experiment's data."""
     used = sorted(case.name for side in _SIDES for case in data.side(side))
     return {
         "voxels": {name: data.hashes[name] for name in used},
@@ -39,11 +39,7 @@ def data_identity(data: TaskData) -> dict:
 
 
 def identity_of(config: ExperimentConfig, data: TaskData) -> dict:
-    """`data_identity`, and as "block" the SHA-256 of the language block, None without one.
-
-    Raises:
-        BlockError: the block cannot be found, read or trusted.
-    """
+    """`data_identity`, and as "block" the SHA-256 of the language block, None without one."""
     language = config.model.language
     block = block_reference(language)["sha256"] if language else None
     return data_identity(data) | {"block": block}
@@ -62,8 +58,7 @@ def read_identity(folder: str | Path) -> dict:
     """What `describe` wrote, with the split and the block, as `identity_of`.
 
     Raises:
-        RunError: the run is of a time when names covered less.
-        MvlError: a file is missing or damaged.
+        MvlError: a file is missing or damaged; a `RunError` if names covered less in its time.
     """
     folder = Path(folder)
     if not (folder / IDENTITY).is_file():
@@ -79,14 +74,7 @@ def read_identity(folder: str | Path) -> dict:
 
 
 def differences(then: dict, now: dict) -> str:
-    """What differs between two identities, of the entries that both have, with both values.
-
-    Args:
-        then, now: as of `data_identity`, or a part of it that has "facts".
-
-    Returns:
-        Sentences, joined; "" where nothing differs.
-    """
+    """What differs between two identities, or only their facts, with both values; "" if nothing."""
     changes = []
     for name in sorted({*then["facts"], *now["facts"]}):
         old, new = (side["facts"].get(name, "not set") for side in (then, now))
@@ -130,11 +118,7 @@ def _subject(case, subject):
 
 
 def require_same(folder: str | Path, data: TaskData) -> None:
-    """Compare a run with the data that it would be used with.
-
-    Raises:
-        RunError: the task has changed since; the message names what, with both values.
-    """
+    """Raise a `RunError` that names what of a run's task has changed since, with both values."""
     if changes := differences(read_identity(folder), data_identity(data)):
         raise RunError(
             f"{folder} is of another state of {data.config.task}: {changes}; bring the task back "
@@ -145,14 +129,9 @@ def require_same(folder: str | Path, data: TaskData) -> None:
 def changed_since(folder: str | Path, seen: dict | None = None) -> str:
     """Why a run is not current: what of its task has changed since it was trained.
 
-    The task is looked for where it was then, and else below the data root. Voxels are read only
-    where names, sizes or times of its files are others than then.
-
-    Args:
-        seen: a dict that keeps, from call to call, what is known of a task's files.
-
-    Returns:
-        A sentence without an end; "" where nothing has changed, or the task is not there.
+    It is "" where nothing has changed, or the task is found neither where it was then nor below the
+    data root. Voxels are read only where names, sizes or times of its files are others than then;
+    `seen` keeps, from call to call, what is known of these files.
 
     Raises:
         MvlError: a file of the run is missing or damaged.
@@ -182,14 +161,9 @@ def changed_since(folder: str | Path, seen: dict | None = None) -> str:
 
 
 def facts_changed(folder: str | Path, task: Task) -> str:
-    """What a task's folder says otherwise than the facts that a model was trained with.
+    """`differences` of a model's task, as its folder is now; "" also where it is not there.
 
-    Args:
-        folder: the model's, of a run or as it was saved.
-        task: the model's `Task`.
-
-    Returns:
-        As `differences`; "" also where the task is not there.
+    `folder` is the model's, of a run or as it was saved.
     """
     try:
         now = read_task(_task_of(Path(folder), task.name))

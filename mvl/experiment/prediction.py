@@ -23,14 +23,11 @@ def predict_file(
     anyway: bool = False,
     show: bool = True,
 ) -> None:
-    """Segment a NIfTI image; the result has the image's grid and affine.
+    """Segment a NIfTI image, on its grid and affine; `output` ends in .nii or .nii.gz.
 
-    Args:
-        output: a path that ends in .nii or .nii.gz. It gets the task's label values, or 1 for the
-            foreground; uint8 where they fit and int16 elsewhere. Its header's description names
-            the model by a hash.
-        anyway: warn of an image that is unlike the training images in place of refusing it.
-        show: print what the image is like and each structure's volume; warnings on stderr.
+    It gets the task's label values, or 1 for the foreground; its header names the model by a hash.
+    `anyway` warns of an image that is unlike the training images in place of refusing it; `show`
+    prints what it is like and each structure's volume.
 
     Raises:
         DataError: the image cannot be read, or is not what the model was trained for; or the
@@ -110,21 +107,15 @@ def predict_folder(
 ) -> tuple[Path, dict[Path, str]]:
     """Segment the images of a folder; what the same model has segmented is left as it is.
 
-    The decathlon wants its test images' segmentations under their names, in a folder named like
-    the task.
-
-    Args:
-        folder: a folder of images, or a task folder, of which the images in `imagesTs` are taken.
-        output: gets <name>.nii.gz of each image; of a task folder, in a folder of its name.
-        anyway, show: as in `predict_file`.
+    Of a task folder the images in `imagesTs` are taken, and `output` gets a folder named like the
+    task, as the decathlon wants it. Every image gets <name>.nii.gz.
 
     Returns:
         (the folder of the segmentations, {image: message} of the images that failed).
 
     Raises:
-        DataError: there is no image, two would have one segmentation, or a segmentation would
-            replace its image.
-        MvlError: a segmentation cannot be written.
+        DataError: there is no image, two would have one segmentation, or one would replace its
+            image.
     """
     folder, output = Path(folder), Path(output)
     if (folder / "dataset.json").is_file():

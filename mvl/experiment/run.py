@@ -71,10 +71,7 @@ def run_folder(config: ExperimentConfig, data: TaskData, runs: str | Path) -> Pa
 def runs_of_other_data(
     config: ExperimentConfig, data: TaskData, runs: str | Path
 ) -> list[tuple[Path, str]]:
-    """Trained runs of the same configuration whose task, or block, was another then.
-
-    Returns [(run folder, what has changed, as `identity.differences`)].
-    """
+    """[(run folder, what has changed since)] of trained runs of the same configuration."""
     now, wanted, others = identity_of(config, data), config.to_dict(), []
     for path in sorted(Path(runs).glob(f"*/{CONFIG}")):
         folder = path.parent
@@ -97,18 +94,14 @@ def fit(
     on_epoch: Callable[[list[dict]], None] | None = None,
     track: bool = False,
 ) -> Path:
-    """Train an experiment's model, or go on where an earlier process stopped; its run folder.
+    """Train an experiment's model, or resume where an earlier process stopped; its run folder.
 
-    The test cases are not opened. Processes that torchrun has started train together: each of them
-    has to call, and the main one alone writes.
-
-    Args:
-        config: its class decides how it is trained: see `procedure_of`.
-        on_epoch, track: as in `training.train`.
+    No test case is opened. Processes that torchrun has started train together: each has to call.
+    The configuration's class decides how it is trained (`procedure_of`); `on_epoch` and `track` are
+    those of `training.train`.
 
     Raises:
-        RunError: training failed, the message says where and what to change; or another process
-            is training this run.
+        RunError: training failed, or another process is training this run.
         BlockError: the language block cannot be found, read or trusted.
     """
     folder = run_folder(config, data, runs)
@@ -128,8 +121,8 @@ def fit(
                 fault, reason = error, out_of_memory(error)
                 if reason and not isinstance(error, MvlError):  # `train` reports it of a step
                     fault = RunError(
-                        f"{folder}: out of memory before or between the steps of training "
-                        f"({reason}); choose a smaller grid or model, or a machine with more memory"
+                        f"{folder}: out of memory between the steps of training ({reason}); choose "
+                        "a smaller grid or model, or a machine with more memory"
                     )
                 if main:
                     with contextlib.suppress(MvlError):  # on a full disk the first fault counts
@@ -233,19 +226,12 @@ def test(
     show: bool = True,
     kind: type[ExperimentConfig] = ExperimentConfig,
 ) -> pd.DataFrame:
-    """Open the test set for a trained run: metrics of every test case, in native space.
+    """Open the test set for a trained run: metrics of every test case, the table of cases.csv.
 
-    Healthy cases are measured in a table of their own, healthy.csv.
-
-    Args:
-        data: the `TaskData` that it was trained on.
-        kind: as in `read_config`.
-
-    Returns:
-        The table of `cases.csv`.
+    What is found in healthy cases has another table, healthy.csv. `kind` is as in `read_config`.
 
     Raises:
-        RunError: the run is not trained, or `data` is another than it was trained on.
+        RunError: the run is not trained, or was trained on other data.
     """
     folder, run = Path(folder), None
     if (folder / DONE).exists():
@@ -267,22 +253,16 @@ def test(
 
 
 def read_cases(folder: str | Path) -> pd.DataFrame:
-    """The table of a tested run's cases.
-
-    Raises:
-        MvlError: it is missing or damaged.
-    """
+    """The table of a tested run's cases; an `MvlError` where it is missing or damaged."""
     return read_table(Path(folder) / CASES, ("subject", "case", "structure"), METRICS)
 
 
 def read_config(
     folder: str | Path, kind: type[ExperimentConfig] = ExperimentConfig
 ) -> ExperimentConfig:
-    """The configuration of a run.
+    """The configuration of a run, read as `kind`.
 
-    Args:
-        kind: the class to read it as. The study's refuses a run that was trained in another way;
-            that way's class reads both.
+    The study's class refuses a run that was trained in another way; that way's class reads both.
 
     Raises:
         RunError: the folder is not a run, or was made under another version of the protocol.
@@ -320,9 +300,8 @@ class Run(Predictor):
         """Rebuild the model of a trained run; `kind` as in `read_config`.
 
         Raises:
-            RunError: the folder is not a run, its training has not ended, or it was made under
-                another version of the protocol.
-            BlockError: its language block is not to be found, or is not the one of the training.
+            RunError: not a run, not trained, or of another protocol version or language block.
+            BlockError: its language block cannot be found, read or trusted.
         """
         folder = Path(folder)
         if not (folder / TRAINED).exists():
@@ -361,27 +340,20 @@ def _read(path, kind):
 def load_predictor(
     folder: str | Path, kind: type[ExperimentConfig] = ExperimentConfig
 ) -> Predictor:
-    """A `Predictor` from a saved model, or a `Run` from a run folder.
-
-    Args:
-        folder: a run folder, or one that `MedVisionLlama.save_pretrained` wrote with task and
-            data.
-        kind: as in `read_config`.
+    """A `Run` from its folder, or a `Predictor` from what `MedVisionLlama.save_pretrained` wrote.
 
     Raises:
-        RunError: it is neither, or the saved model does not say what it was trained on.
-        BlockError: its language block is not to be found, or is not the one of the training.
+        RunError: as `Run.load`; or the saved model does not say what it was trained on.
+        BlockError: its language block cannot be found, read or trusted.
     """
     stored = Path(folder) / CONFIG
-    # A saved model's names its type; any other folder is a run, or `Run.load` says what it lacks.
+    # A saved model's names its type; of any other folder `Run.load` says what it lacks.
     if not stored.is_file() or "model_type" not in read_json(stored):
         return Run.load(folder, kind)
     model = MedVisionLlama.from_pretrained(folder)
     about = model.description
     if about.task is None or about.data is None:
-        raise RunError(
-            f"{folder} does not say how an image is prepared: save it with task and data"
-        )
+        raise RunError(f"{folder} does not say how to prepare an image: save it with task and data")
     return Predictor(model, Preparation(about.task, about.data), about.domain)
 
 

@@ -85,14 +85,10 @@ def train(
 ) -> float:
     """Fit a model by its configuration's `Procedure`; leave best weights and curves in a folder.
 
-    A folder with the state of an unfinished training is resumed, by as many processes as there are
-    now; processes that train together must share the folder.
-
-    Args:
-        volumes, validation: cases as `Preparation.load` gives them; validation cases may also be
-            given as a function of the epoch.
-        on_epoch: called by the main process after each epoch with all rows of the curves.
-        track: write the curves to `tensorboard/` in the folder as well.
+    Cases are as `Preparation.load` gives them; those of validation may be a function of the epoch.
+    An unfinished training in the folder is resumed, by as many processes as there are now; they
+    must share the folder. `on_epoch` is called by the main process with all rows of the curves;
+    `track` writes them to `tensorboard/` as well.
 
     Returns:
         Seconds spent, those of earlier processes included.
@@ -298,12 +294,7 @@ def validate(
     0, whatever is predicted. Cases without any structure (`Task.healthy`) are left out.
 
     Processes that train together share the work: each has to call, and gets the whole result.
-
-    Args:
-        volumes: labelled cases, as `Preparation.load` gives them.
-        batch_size: cases per forward pass; one with a window, since their sizes differ.
-        device: where the model is.
-        window: `DataConfig.window`.
+    With a window (`DataConfig.window`) a forward pass has one case, since their sizes differ.
     """
     model.eval()
     volumes = [volume for volume in volumes if volume["ml"].any()]

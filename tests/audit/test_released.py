@@ -11,30 +11,25 @@ from monai.transforms import ResizeWithPadOrCrop
 from scipy.spatial.distance import cdist
 from torch.nn import functional as F
 
+from mvl.audit.masks import GRID, dilation_nsd, resize_mask, surface_hits
+from mvl.audit.model import ReleasedModel, released_step
+from mvl.audit.released import (
+    AuditConfig,
+    AuditedConfig,
+    CopyAugmentation,
+    hard_dice_loss,
+    loss_gradients,
+    released_loss,
+    rotate_copy,
+    worked_examples,
+)
+from mvl.audit.splits import COPIES, draw_copies, on_both_sides, released_split
 from mvl.blocks.language_part import build_language
-from mvl.config import PRESETS, AuditConfig, DataConfig, ExperimentConfig, fingerprint
+from mvl.config import PRESETS, DataConfig, fingerprint
 from mvl.data.preparation import Preparation, open_task, training_batches
 from mvl.data.task_folder import Case
 from mvl.errors import ConfigError
-from mvl.experiment.released import (
-    COPIES,
-    GRID,
-    CopyAugmentation,
-    ReleasedModel,
-    dilation_nsd,
-    draw_copies,
-    hard_dice_loss,
-    loss_gradients,
-    on_both_sides,
-    procedure_of,
-    released_loss,
-    released_split,
-    released_step,
-    resize_mask,
-    rotate_copy,
-    surface_hits,
-    worked_examples,
-)
+from mvl.experiment.procedure import Procedure, procedure_of
 from mvl.experiment.run import fit
 from mvl.models.sizes import LLAMA_3_1_8B, count_parameters
 from mvl.models.tokens import to_patches
@@ -241,19 +236,23 @@ def test_linear_labels_hold_the_nearest_ones():
 def test_an_audit_has_its_own_fingerprint_and_leaves_the_studys_alone(tiny):
     plain = tiny()
     assert "audit" not in plain.to_dict()
-    audited = replace(plain, audit=AuditConfig(rotated=True, planes=True))
-    assert ExperimentConfig.from_dict(audited.to_dict()) == audited
-    assert fingerprint(audited, {}) != fingerprint(plain, {})
-    assert type(procedure_of(plain)).__name__ == "Procedure"
+    config = audited(plain, AuditConfig(rotated=True, planes=True))
+    assert AuditedConfig.from_dict(config.to_dict()) == config
+    assert fingerprint(config, {}) != fingerprint(plain, {})
+    assert type(procedure_of(plain)) is Procedure
 
 
 def test_what_the_audit_cannot_do_is_refused(tiny):
     with pytest.raises(ConfigError, match="linear_labels wants fit"):
-        replace(tiny(), audit=AuditConfig(linear_labels=True))
+        audited(tiny(), AuditConfig(linear_labels=True))
     with pytest.raises(ConfigError, match="foreground alone"):
-        replace(tiny(data={"target": "labels"}), audit=AuditConfig(dice="hard"))
+        audited(tiny(data={"target": "labels"}), AuditConfig(dice="hard"))
     with pytest.raises(ConfigError, match="are about rotated copies"):
-        replace(tiny(), audit=AuditConfig(planes=True))
+        audited(tiny(), AuditConfig(planes=True))
+
+
+def audited(config, audit):
+    return AuditedConfig(config.data, config.model, config.training, config.seed, audit)
 
 
 def opened(config, root):
@@ -262,7 +261,7 @@ def opened(config, root):
 
 
 def test_copies_stand_on_both_sides_and_are_drawn_anew_for_validation(tiny, phantom):
-    config = replace(tiny(), audit=AuditConfig(copies=True))
+    config = audited(tiny(), AuditConfig(copies=True))
     data, preparation = opened(config, phantom)
     procedure = procedure_of(config)
     training, validation = procedure.volumes(preparation, data, False)
@@ -275,14 +274,12 @@ def test_copies_stand_on_both_sides_and_are_drawn_anew_for_validation(tiny, phan
     for a, b, c in zip(first, again, second, strict=True):
         assert torch.equal(a["image"], b["image"])
         assert torch.equal(a["image"], c["image"]) == (a["copy"] == "original")
-    batches = training_batches(
-        training, config.data, 4, 0, 0, augment=procedure.augmentation(config.data)
-    )
+    batches = training_batches(training, config.data, 4, 0, 0, augment=procedure.augmentation())
     assert sum(len(images) for images, _ in batches) == len(training)
 
 
 def test_siblings_of_test_cases_are_trained_on_in_place_of_others(tiny, phantom):
-    config = replace(tiny(), audit=AuditConfig(siblings=True))
+    config = audited(tiny(), AuditConfig(siblings=True))
     data, preparation = opened(config, phantom)
     sides = procedure_of(config).volumes(preparation, data, False)
     train, validation = ({v["name"] for v in side} for side in sides)
@@ -299,7 +296,7 @@ def test_siblings_of_test_cases_are_trained_on_in_place_of_others(tiny, phantom)
 
 
 def test_linear_labels_are_those_of_the_training_alone(tiny, phantom):
-    config = replace(tiny(data={"fit": "resize"}), audit=AuditConfig(linear_labels=True))
+    config = audited(tiny(data={"fit": "resize"}), AuditConfig(linear_labels=True))
     data, preparation = opened(config, phantom)
     nearest = preparation.load(data.side("train"), False)
     linear = procedure_of(config).volumes(preparation, data, False)[0]
@@ -315,7 +312,7 @@ def test_the_choice_of_the_epoch_changes_what_is_kept_and_nothing_else(tiny, pha
     config, kept, curves = tiny(training=plan), {}, set()
     data, _ = opened(config, phantom)
     for select in ("validation", "loss", "last"):
-        folder = fit(replace(config, audit=AuditConfig(select=select)), data, tmp_path, False)
+        folder = fit(audited(config, AuditConfig(select=select)), data, tmp_path, False)
         text = (folder / "curves.csv").read_text()
         curves.add(text)
         kept[select] = pd.read_json(folder / "trained.json", typ="series")["best_epoch"]

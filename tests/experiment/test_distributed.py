@@ -18,8 +18,9 @@ import mvl
 from mvl.config import PRESETS, DataConfig, ExperimentConfig, PeerConfig
 from mvl.data.preparation import Preparation, open_task, training_batches
 from mvl.errors import ConfigError
+from mvl.experiment.procedure import segmentation_loss
 from mvl.experiment.run import fit
-from mvl.experiment.training import agreed, processes, segmentation_loss
+from mvl.experiment.training import agreed, processes
 from mvl.files import read_json
 from mvl.models.peers import build_peer
 from mvl.models.segmenter import build_segmenter

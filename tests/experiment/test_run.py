@@ -17,9 +17,9 @@ from mvl.data.tasks import Task
 from mvl.errors import RunError
 from mvl.experiment import run as experiments
 from mvl.experiment.identity import changed_since, facts_changed
-from mvl.experiment.run import Run, collect, fit, is_running, run_folder, test
+from mvl.experiment.run import Run, collect, fit, run_folder, test
 from mvl.files import read_json
-from mvl.locks import locked
+from mvl.locks import is_locked, locked
 from mvl.study.reference import machine_of
 from mvl.study.suites import status
 from mvl.study.verify import verify
@@ -123,7 +123,7 @@ def test_the_fingerprint_knows_voxels_configuration_and_block(tiny, phantom, tmp
 
 def test_untrained_foreign_and_old_folders_are_refused_by_name(finished, tmp_path):
     folder, *_ = finished
-    with pytest.raises(RunError, match="no run"):
+    with pytest.raises(RunError, match="not a run"):
         Run.load(tmp_path)
     old = tmp_path / "old"
     shutil.copytree(folder, old)
@@ -287,10 +287,10 @@ def test_two_processes_do_not_train_one_run(tiny, phantom, tmp_path):
     data = open_task(config.data, 0, phantom, progress=False)
     folder = run_folder(config, data, tmp_path)
     with locked(folder, "training this run"):
-        assert is_running(folder)
+        assert is_locked(folder)
         with pytest.raises(RunError, match="another process is training this run"):
             fit(config, data, tmp_path, show=False)
-    assert not is_running(folder) and not (folder / "config.json").exists()
+    assert not is_locked(folder) and not (folder / "config.json").exists()
 
 
 def test_a_failure_is_written_down_until_the_next_attempt(tiny, phantom, tmp_path):
