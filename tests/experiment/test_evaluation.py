@@ -345,9 +345,7 @@ def test_an_image_that_does_not_fit_the_model_is_named(tmp_path):
 
     def predict(array):
         nibabel.save(nibabel.Nifti1Image(array.astype(np.float32), np.eye(4)), tmp_path / "x.nii")
-        predict_file(
-            tmp_path / "x.nii", tmp_path / "o.nii", Predictor(Bright(), preparation), show=False
-        )
+        predict_file(tmp_path / "x.nii", tmp_path / "o.nii", predictor)
 
     with pytest.raises(DataError, match=r"x.nii has 2 channels.*trained on 1 \(MRI\)"):
         predict(np.zeros((8, 8, 8, 2)))
@@ -355,7 +353,5 @@ def test_an_image_that_does_not_fit_the_model_is_named(tmp_path):
         predict(np.full((8, 8, 8), np.nan))
     (tmp_path / "x.nii").write_bytes(b"no image")
     with pytest.raises(DataError, match="x.nii"):
-        predict_file(
-            tmp_path / "x.nii", tmp_path / "o.nii", Predictor(Bright(), preparation), show=False
-        )
+        predict_file(tmp_path / "x.nii", tmp_path / "o.nii", predictor)
     assert not (tmp_path / "o.nii").exists()
