@@ -18,8 +18,8 @@ import common
 import psutil
 import torch
 from monai.data import MetaTensor
+from released_model import ReleasedModel, released_step
 
-from mvl.audit.model import ReleasedModel, released_step
 from mvl.blocks.language_part import build_language
 from mvl.config import PRESETS, DataConfig, LanguageConfig, preset
 from mvl.data.preparation import training_batches

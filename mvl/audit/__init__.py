@@ -8,7 +8,7 @@ data and in comparison with the study:
     measurement  one trained model, whose test cases are read as the released code reads them; each
                  reading goes on from the one before it, since most of them need it
 
-`released` trains as that code does, `masks` measures as it does, `model` is built as it builds.
+`released` trains as that code does, `masks` measures as it does.
 A training's cells are experiments like any other: `mvl.study.suites` runs, resumes and counts
 them. `results/reference/` holds
 

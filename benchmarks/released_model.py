@@ -1,4 +1,4 @@
-"""The released model's structure, for benchmarks of time and memory."""
+"""The released model's structure, of which `step.py` measures time and memory."""
 
 import numpy as np
 import torch
