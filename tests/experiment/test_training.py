@@ -311,18 +311,6 @@ def test_a_thread_makes_batches_where_a_processor_is_spare_and_changes_no_byte(
         assert (tmp_path / "alone" / file).read_bytes() == (tmp_path / "beside" / file).read_bytes()
 
 
-def test_tracking_changes_no_byte(phantom, tiny, tmp_path):
-    pytest.importorskip("tensorboard", reason="TensorBoard is not installed: mvl[track]")
-    config = tiny(model={"dropout": 0.1})
-    for name, track in (("without", False), ("with", True)):
-        volumes = prepared(config, phantom)
-        train(build(config), *volumes, config, tmp_path / name, show=False, track=track)
-    for file in ("curves.csv", "model.safetensors"):
-        assert (tmp_path / "with" / file).read_bytes() == (tmp_path / "without" / file).read_bytes()
-    assert scalars(tmp_path / "with") == pytest.approx(curves(tmp_path / "with"), abs=1e-6)
-    assert not (tmp_path / "without" / "tensorboard").exists()
-
-
 def scalars(folder):
     """{(name, epoch): value}, as TensorBoard reads them; no epoch is there twice."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -339,7 +327,7 @@ def curves(folder):
     return {(name, epoch): table.loc[epoch, name] for name in table for epoch in table.index}
 
 
-def test_an_epoch_that_is_trained_again_is_tracked_once(phantom, tiny, tmp_path, monkeypatch):
+def test_tracking_changes_no_byte_and_has_an_epoch_once(phantom, tiny, tmp_path, monkeypatch):
     """A process is killed after it has written an epoch's scalars, but not yet its state."""
     pytest.importorskip("tensorboard", reason="TensorBoard is not installed: mvl[track]")
     config, save = tiny(), save_state
@@ -357,6 +345,10 @@ def test_an_epoch_that_is_trained_again_is_tracked_once(phantom, tiny, tmp_path,
     monkeypatch.setattr(training, "save_state", save)
     train(build(config), *volumes, config, tmp_path, show=False, track=True)
     assert scalars(tmp_path) == pytest.approx(curves(tmp_path), abs=1e-6)
+    train(build(config), *volumes, config, tmp_path / "untracked", show=False)
+    for file in ("curves.csv", "model.safetensors"):
+        assert (tmp_path / file).read_bytes() == (tmp_path / "untracked" / file).read_bytes()
+    assert not (tmp_path / "untracked" / "tensorboard").exists()
 
 
 def test_a_missing_tensorboard_is_a_sentence_before_anything_is_trained(
