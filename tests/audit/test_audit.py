@@ -99,6 +99,9 @@ def test_every_training_switch_is_an_arm_that_changes_one_thing():
 def test_all_at_once_is_the_released_preset_and_every_departure():
     config = audit_configs(DATA, [0], epochs=60)["released", 0]
     model, plan = PRESETS["released"]
+    assert f"rate of {plan.learning_rate:g}," in SWITCHES["optimiser"].released
+    assert f"at {PRESETS['vit'][1].learning_rate:g} " in SWITCHES["optimiser"].study
+    assert f"of {model.dropout:g} " in SWITCHES["dropout"].released
     assert config.model == model
     assert replace(config.training, epochs=60) == replace(plan, epochs=60)
     assert (config.data.fit, config.data.intensities) == ("resize", "min-max")

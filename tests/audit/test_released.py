@@ -25,7 +25,7 @@ from mvl.data.preparation import Preparation, open_task, training_batches
 from mvl.data.task_folder import Case
 from mvl.errors import ConfigError
 from mvl.experiment.procedure import Procedure, procedure_of
-from mvl.experiment.run import fit
+from mvl.experiment.run import Run, fit, read_config
 
 CASES = [Case(f"c{n:03d}", f"s{(n + 1) // 2:03d}", None, None) for n in range(1, 101)]
 
@@ -309,3 +309,7 @@ def test_the_choice_of_the_epoch_changes_what_is_kept_and_nothing_else(tiny, pha
     }
     weights = {path.read_bytes() for path in tmp_path.glob("*/model.safetensors")}
     assert len(weights) == len(set(kept.values()))
+    # The study refuses such a run; the audit's class reads both kinds.
+    with pytest.raises(ConfigError, match="audit"):
+        read_config(folder)
+    assert Run.load(folder, AuditedConfig).config.audit.select == "last"

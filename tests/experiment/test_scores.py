@@ -241,13 +241,8 @@ def test_what_the_grid_loses_is_said_by_case(tmp_path):
     for part in ("warning", "1 of 3 structures", "5.9%", "1 of 2 training", "lost, 100%"):
         assert part in said
     require_coverage(coverage, RESIZED)
-
-
-def test_where_nothing_is_lost_nothing_is_said(tmp_path):
-    volumes = prepared(TASK, [write(tmp_path, "x", box(1))])
-    coverage = grid_coverage({"train": volumes, "validation": volumes}, ["foreground"])
-    assert lost_on_grid(coverage, GRID).empty
-    assert coverage_told(coverage, ["foreground"], GRID) == []
+    whole = coverage[coverage["case"] == "seen"]
+    assert lost_on_grid(whole, RESIZED).empty and not coverage_told(whole, ["foreground"], RESIZED)
 
 
 def test_a_structure_that_no_training_case_shows_is_named(tmp_path):
