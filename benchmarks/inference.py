@@ -16,7 +16,7 @@ from mvl.data.phantom import make_phantom
 from mvl.data.preparation import Preparation
 from mvl.data.task_folder import find_task, list_cases
 from mvl.data.tasks import read_task
-from mvl.experiment.evaluation import segment
+from mvl.experiment.inference import segment
 from mvl.models.segmenter import build_segmenter
 
 NAMES, DATA, TURNS = ("vit", "v1", "best"), DataConfig(), 5

@@ -10,8 +10,8 @@ from importlib.util import find_spec
 import common
 import numpy as np
 
+from mvl.audit.masks import ball
 from mvl.experiment.metrics import segmentation_metrics
-from mvl.experiment.released import ball
 
 EDGE, SPACING_MM, TOLERANCE_MM, TURNS = 128, (0.7, 1.3, 3.0), 2.0, 2
 RADII = (12, 24, 40)

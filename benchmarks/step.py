@@ -18,12 +18,13 @@ import common
 import psutil
 import torch
 from monai.data import MetaTensor
+from released_model import ReleasedModel, released_step
 
 from mvl.blocks.language_part import build_language
 from mvl.config import PRESETS, DataConfig, LanguageConfig, preset
 from mvl.data.batches import training_batches
-from mvl.experiment.released import ReleasedModel, released_step
-from mvl.experiment.training import _leave_out_unless_finite, _optimiser, segmentation_loss
+from mvl.experiment.procedure import segmentation_loss
+from mvl.experiment.training import _leave_out_unless_finite, _optimiser
 from mvl.machine import cores
 from mvl.models.peers import build_model
 from mvl.models.segmenter import build_segmenter

@@ -355,15 +355,16 @@ def _tell_assumptions(task):
 
 
 def _evaluate(options):
+    from mvl.audit.released import AuditedConfig
     from mvl.data.task_data import open_task
     from mvl.experiment.metrics import METRICS
     from mvl.experiment.run import HEALTHY, read_config, test
     from mvl.files import read_table
     from mvl.show.tables import count
 
-    config = read_config(options.run)
+    config = read_config(options.run, AuditedConfig)
     data = open_task(config.data, config.seed, options.root, options.on_bad_case)
-    cases = test(options.run, data)
+    cases = test(options.run, data, kind=AuditedConfig)
     _tell_assumptions(data.task)
     subjects = cases.groupby(["structure", "subject"], sort=False)[list(METRICS)].mean()
     print(f"means over {count(cases['subject'].nunique(), 'test subject')}")
@@ -381,8 +382,9 @@ def _predict(options):
     folder = options.image.is_dir()
     if not folder:
         require_output(options.output, options.image)  # before what takes seconds to load
-    from mvl.experiment.evaluation import predict_file, predict_folder
+    from mvl.audit.released import AuditedConfig
     from mvl.experiment.identity import facts_changed
+    from mvl.experiment.prediction import predict_file, predict_folder
     from mvl.experiment.run import load_predictor
 
     if options.run is None:
@@ -390,16 +392,14 @@ def _predict(options):
 
         options.run = BEST
         print("with this replication's own model `best`, trained on MSD's Task04_Hippocampus")
-    predictor = load_predictor(options.run)
+    predictor = load_predictor(options.run, AuditedConfig)
     if said := facts_changed(options.run, predictor.task):
         print(f"with the model's own facts, since {predictor.task.name} has others now: {said}")
     if not folder:
-        predict_file(options.image, options.output, *predictor, anyway=options.anyway)
+        predict_file(options.image, options.output, predictor, options.anyway)
         print(options.output)
         return 0
-    written, failures = predict_folder(
-        options.image, options.output, *predictor, anyway=options.anyway
-    )
+    written, failures = predict_folder(options.image, options.output, predictor, options.anyway)
     print(written)
     for reason in failures.values():
         print(f"failed: {reason}", file=sys.stderr)
@@ -770,8 +770,9 @@ def _audit_status(options):
 
 
 def _audit_table(options):
-    from mvl.audit import refresh_readme, sentences, write_audit
+    from mvl.audit import write_audit
+    from mvl.show.audit import refresh_audit, sentences
 
     table = write_audit(_studys_data(options), options.results / "runs", options.root)
-    refresh_readme()
+    refresh_audit()
     print("\n".join(sentences(table)))

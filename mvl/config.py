@@ -256,52 +256,17 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
-class AuditConfig:
-    """What the audit trains as the released code does; the study has none of it.
-
-    `mvl.experiment.released` does these things, `mvl.audit` measures them.
-    """
-
-    #: "soft": Dice of probabilities. "hard": of the thresholded prediction, which has no gradient.
-    dice: Literal["soft", "hard"] = "soft"
-    #: Draw training and validation from one pool of originals and augmented copies.
-    copies: bool = False
-    #: Make every third training sample a rotated copy.
-    rotated: bool = _later(False)
-    #: Rotate the label of a rotated copy in another plane than its image.
-    planes: bool = False
-    #: Rotate the label of a rotated copy by cubic splines.
-    splines: bool = False
-    #: Resize labels by linear interpolation, and count whatever is above zero.
-    linear_labels: bool = False
-    #: The epoch that is kept: best on validation, lowest training loss, or the last.
-    select: Literal["validation", "loss", "last"] = "validation"
-    #: Train on the siblings of test cases, in place of as many other cases.
-    siblings: bool = _later(False)
-
-
-@dataclass(frozen=True)
 class ExperimentConfig:
     """One experiment: data, model, training, and the seed of everything random in it.
 
     The seed also chooses the validation fold (seed modulo five), so that seed and fold vary
-    together.
+    together. Its class decides how it is trained (`mvl.experiment.procedure`).
     """
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig | PeerConfig = field(default_factory=ModelConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     seed: int = 0
-    audit: AuditConfig = _later(AuditConfig())
-
-    def __post_init__(self):
-        if self.audit != AuditConfig():
-            _require(self.data.target == "foreground", "the audit knows the foreground alone")
-        if self.audit.linear_labels:
-            _require(self.data.fit == "resize", "linear_labels wants fit 'resize'")
-        if self.audit.planes or self.audit.splines:
-            copied = self.audit.rotated or self.audit.copies
-            _require(copied, "planes and splines are about rotated copies: rotated, or copies")
 
     def to_dict(self):
         """The configuration as plain JSON values, `_later` fields only where they are used."""

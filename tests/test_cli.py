@@ -122,8 +122,8 @@ def test_from_a_phantom_to_a_segmentation(tmp_path, capsys):
 def test_what_evaluate_prints_are_means_over_subjects(phantom, monkeypatch, capsys):
     cases = pd.DataFrame({"subject": ["a", "a", "b"], "structure": "foreground"})
     cases = cases.assign(**dict.fromkeys(METRICS, [0.0, 0.0, 1.0]))
-    monkeypatch.setattr("mvl.experiment.run.read_config", lambda run: ExperimentConfig())
-    monkeypatch.setattr("mvl.experiment.run.test", lambda run, data: cases)
+    monkeypatch.setattr("mvl.experiment.run.read_config", lambda *_: ExperimentConfig())
+    monkeypatch.setattr("mvl.experiment.run.test", lambda *_, **__: cases)
     assert main(["evaluate", "run", "--root", str(phantom)]) == 0
     out = capsys.readouterr().out
     assert "means over 2 test subjects" in out

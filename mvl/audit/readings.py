@@ -5,65 +5,62 @@ import pandas as pd
 import torch
 from torch.nn import functional as F
 
+from mvl.audit.masks import GRID, dilation_nsd, resize_mask, surface_hits
 from mvl.audit.switches import COLUMNS, SWITCHES, facts_of
 from mvl.config import PROTOCOL_VERSION
 from mvl.data.nifti import read_label
+from mvl.data.task_folder import Case
+from mvl.data.tasks import Task
+from mvl.experiment.inference import Predictor
 from mvl.experiment.metrics import segmentation_metrics
-from mvl.experiment.released import BATCH, GRID, dilation_nsd, resize_mask, surface_hits
 from mvl.progress import track
+
+#: Cases per batch, as the released README's example has it; metrics are pooled over as many.
+BATCH = 4
 
 
 @torch.inference_mode()
-def read_cases(model, cases, preparation, task, show=True):
-    """Every reading of a foreground model's test cases.
+def read_cases(predictor: Predictor, cases: list[Case], show: bool = True) -> pd.DataFrame:
+    """Every reading of a foreground model's test cases, one row per case.
 
-    Args:
-        model: (B, C, H, W, D) -> logits (B, 1, H, W, D).
-        cases: list of `Case`; batches are of `BATCH` neighbours in it.
-        preparation: the model's `Preparation`.
-        task: a `Task`, for the tolerance.
-        show: show progress.
-
-    Returns:
-        A table, a case a row: subject, case; `dice` and `nsd` in native space; `resized_dice` and
-        `resized_nsd` on `GRID`, spacing and tolerance one voxel; `linear_dice` and `linear_nsd`
-        there, against linearly interpolated labels; for these the voxels in `predicted`,
-        `labelled` and `overlap`, and the counts of `surface_hits` of a case by itself and, with
-        the prefix "batch_", of a case among its neighbours.
+    Batches are of `BATCH` neighbours in `cases`. Columns: subject, case; `dice` and `nsd` in
+    native space; `resized_dice` and `resized_nsd` on `GRID`, spacing and tolerance one voxel;
+    `linear_dice` and `linear_nsd` there, against linearly interpolated labels; for these the voxels
+    in `predicted`, `labelled` and `overlap`, and the counts of `surface_hits` of a case by itself
+    and, with the prefix "batch_", of a case among its neighbours.
     """
-    model.eval()
+    model, preparation = predictor.model.eval(), predictor.preparation
     rows, volumes = [], preparation.load(cases, show)
     device = next(model.parameters()).device
     for start in track(range(0, len(cases), BATCH), "reading", "batch", show):
-        pairs = []
-        for case, volume in zip(
-            cases[start : start + BATCH], volumes[start : start + BATCH], strict=True
-        ):
+        batch, predictions, labels = slice(start, start + BATCH), [], []
+        for case, volume in zip(cases[batch], volumes[batch], strict=True):
             logits = model(volume["image"].as_tensor()[None].to(device))[0].float().cpu()
             logits = preparation.to_native(logits, volume["image"])  # (1, H', W', D')
             values, header = read_label(case.label)
             truth = values > 0
             resized = F.interpolate(logits[None], GRID, mode="trilinear")[0, 0].numpy() > 0
             row = {"subject": case.subject, "case": case.name}
-            for prefix, prediction, label, spacing, tolerance in (
-                ("", logits[0] > 0, truth, header.spacing, task.tolerance_mm),
-                ("resized_", resized, resize_mask(truth, GRID, linear=False), (1, 1, 1), 1),
-                ("linear_", resized, resize_mask(truth, GRID, linear=True), (1, 1, 1), 1),
+            native = (header.spacing, predictor.task.tolerance_mm)
+            for prefix, prediction, label, measure in (
+                ("", logits[0] > 0, truth, native),
+                ("resized_", resized, resize_mask(truth, GRID, linear=False), ((1, 1, 1), 1)),
+                ("linear_", resized, resize_mask(truth, GRID, linear=True), ((1, 1, 1), 1)),
             ):
-                found = segmentation_metrics(prediction, label, spacing, tolerance)
-                row |= {f"{prefix}{metric}": found[metric] for metric in ("dice", "nsd")}
+                values = segmentation_metrics(prediction, label, *measure)
+                row |= {f"{prefix}{metric}": values[metric] for metric in ("dice", "nsd")}
             row |= {"predicted": int(resized.sum()), "labelled": int(label.sum())}
             rows.append(row | {"overlap": int((resized & label).sum())})
-            pairs.append((resized, label))
-        predictions, labels = (np.stack(masks) for masks in zip(*pairs, strict=True))
+            predictions.append(resized)
+            labels.append(label)
         for prefix, batch_index in (("", False), ("batch_", True)):
-            counts = surface_hits(predictions, labels, batch_index)
+            counts = surface_hits(np.stack(predictions), np.stack(labels), batch_index)
             for place, row in enumerate(rows[start:]):
                 row |= {f"{prefix}{name}": int(values[place]) for name, values in counts.items()}
     return pd.DataFrame(rows)
 
 
-def described(readings, arm, seed, task):
+def described(readings: pd.DataFrame, arm: str, seed: int, task: Task) -> pd.DataFrame:
     """A table of `read_cases` with what tells it from others, as `measurement_rows` wants it."""
     facts = {"task": task.name, "protocol_version": PROTOCOL_VERSION, "synthetic": task.synthetic}
     return readings.assign(arm=arm, seed=seed, **facts)
@@ -116,66 +113,46 @@ READINGS = {
 }
 
 
-def measurement_rows(readings, draws=2000, seed=0):
-    """What each measurement switch changes about the number that is reported of one model.
+def measurement_rows(readings: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """Rows of audit.csv: what each measurement switch changes about what is reported of one model.
+
+    Intervals are of a bootstrap over subjects and, where there are several, seeds; that of
+    `one-case` holds 95 % of the single cases.
 
     Args:
-        readings: tables of `read_cases`, with arm, seed, task, protocol_version and synthetic.
-        draws: of the bootstrap over subjects and, where there are several, seeds.
-        seed: of the bootstrap.
-
-    Returns:
-        Rows of audit.csv. The interval of `one-case` holds 95 % of the single cases.
+        readings: tables of `described`.
+        draws, seed: of the bootstrap.
     """
     rows = []
-    for arm, own in readings.groupby("arm", sort=False):
-        tables = [_columns(of_seed) for _, of_seed in own.groupby("seed")]
-        facts = {
-            "arm": arm,
-            "n_subjects": own["subject"].nunique(),
-            "n_cases": own["case"].nunique(),
-            "n_seeds": len(tables),
-            **facts_of(own.iloc[0]),
-        }
+    for arm, of_arm in readings.groupby("arm", sort=False):
+        tables = [_columns(of_seed) for _, of_seed in of_arm.groupby("seed")]
+        subjects = of_arm["subject"].nunique()
+        sizes = {"n_subjects": subjects, "n_cases": of_arm["case"].nunique()}
+        facts = {"arm": arm, **sizes, "n_seeds": len(tables), **facts_of(of_arm.iloc[0])}
         for metric in ("dice", "nsd"):
             chain = {name: of[metric] for name, of in READINGS.items() if metric in of}
             values = {name: np.mean([of(t) for t in tables]) for name, of in chain.items()}
             spread = _resampled(tables, chain, draws, seed)
-            names = list(chain)
+            names, steps = list(chain), []
             for against, name in zip(names, names[1:], strict=False):
                 between = np.quantile(spread[name] - spread[against], (0.025, 0.975))
-                if facts["n_subjects"] == len(tables) == 1:
+                if subjects == len(tables) == 1:
                     between = (np.nan, np.nan)  # there is nothing to resample
-                rows.append(
-                    facts
-                    | _reading_row(name, against, metric, values[against], values[name], between)
-                    | {"interval": "95 %, subjects" + " and seeds" * (len(tables) > 1)}
-                )
-            single = np.concatenate([_alone(t, metric) for t in tables])
-            middle = np.quantile(single, (0.025, 0.975)) - values["batch-means"]
-            rows.append(
-                facts
-                | _reading_row(
-                    *("one-case", "batch-means", metric, values["batch-means"], single.mean()),
-                    middle,
-                )
-                | {"interval": "95 % of single cases"}
-            )
+                interval = "95 %, subjects" + " and seeds" * (len(tables) > 1)
+                steps.append((name, against, values[name], between, interval))
+            # What is reported where a case is the only one.
+            alone = [t["linear_dice"] if metric == "dice" else _hits(t) for t in tables]
+            single = np.concatenate(alone)
+            between = np.quantile(single, (0.025, 0.975)) - values["batch-means"]
+            interval = "95 % of single cases"
+            steps.append(("one-case", "batch-means", single.mean(), between, interval))
+            for switch, against, after, (low, high), interval in steps:
+                before = values[against]
+                row = {"switch": switch, "kind": SWITCHES[switch].kind, "against": against}
+                row |= {"metric": metric, "before": before, "after": after}
+                row |= {"difference": after - before, "low": low, "high": high}
+                rows.append(facts | row | {"interval": interval})
     return pd.DataFrame(rows, columns=COLUMNS)
-
-
-def _reading_row(switch, against, metric, before, after, between):
-    return {
-        "switch": switch,
-        "kind": SWITCHES[switch].kind,
-        "against": against,
-        "metric": metric,
-        "before": before,
-        "after": after,
-        "difference": after - before,
-        "low": between[0],
-        "high": between[1],
-    }
 
 
 def _columns(rows):
@@ -197,14 +174,8 @@ def _resampled(tables, chain, draws, seed):
             index = np.concatenate(chosen)
             rows = {name: column[index] for name, column in tables[i].items()}
             # Who is drawn twice counts as two subjects.
-            drawn.append(
-                rows | {"subject": np.repeat(np.arange(count), [len(own) for own in chosen])}
-            )
+            numbers = np.repeat(np.arange(count), [len(part) for part in chosen])
+            drawn.append(rows | {"subject": numbers})
         for name, value in chain.items():
             values[name].append(np.mean([value(rows) for rows in drawn]))
-    return {name: np.array(found) for name, found in values.items()}
-
-
-def _alone(columns, metric):
-    """What is reported where a case is the only one."""
-    return columns["linear_dice"] if metric == "dice" else _hits(columns)
+    return {name: np.array(drawn) for name, drawn in values.items()}

@@ -1,15 +1,17 @@
-"""The audit's trainings: the study's own, with one thing done as the released code does it."""
+"""The audit's trainings: the study's, with one thing done as the released code does it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from mvl.audit.splits import DRAWS
+from mvl.audit.released import AuditConfig, AuditedConfig
+from mvl.audit.splits import COPIES, DRAWS, siblings, test_size
 from mvl.audit.switches import COLUMNS, facts_of
-from mvl.config import PRESETS, ExperimentConfig
+from mvl.config import PRESETS, DataConfig, ExperimentConfig
 from mvl.errors import ConfigError
-from mvl.experiment.released import COPIES, siblings, test_size
 from mvl.study.statistics import contrast
 from mvl.study.suites import SUITES
 
@@ -18,33 +20,28 @@ from mvl.study.suites import SUITES
 class Change:
     """What an arm does differently from `ours`: entries of each part of the configuration."""
 
-    model: dict = field(default_factory=dict)
-    language: dict = field(default_factory=dict)
-    training: dict = field(default_factory=dict)
-    data: dict = field(default_factory=dict)
-    audit: dict = field(default_factory=dict)
-    #: The arm that it is held against.
+    model: dict[str, Any] = field(default_factory=dict)
+    language: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    audit: dict[str, Any] = field(default_factory=dict)
+    #: The arm with which it is compared.
     against: str = "ours"
 
-    def applied(self, config):
-        """An `ExperimentConfig` with the change made."""
-        language = replace(config.model.language, **self.language)
-        audit = replace(config.audit, **self.audit)
+    def applied(self, config: ExperimentConfig) -> ExperimentConfig:
+        """The configuration with the change made."""
         training = replace(config.training, **self.training)
-        if audit.copies:
+        if self.audit.get("copies"):
             # The pool is three times as long: so the number of optimiser steps stays the same.
-            shorter = {
-                "epochs": max(1, round(training.epochs / len(COPIES))),
-                "warmup_epochs": round(training.warmup_epochs / len(COPIES)),
-            }
-            training = replace(training, **shorter)
-        return replace(
-            config,
-            data=replace(config.data, **self.data),
-            model=replace(config.model, language=language, **self.model),
-            training=training,
-            audit=audit,
-        )
+            epochs = max(1, round(training.epochs / len(COPIES)))
+            warmup = round(training.warmup_epochs / len(COPIES))
+            training = replace(training, epochs=epochs, warmup_epochs=warmup)
+        language = replace(config.model.language, **self.language)
+        model = replace(config.model, language=language, **self.model)
+        parts = (replace(config.data, **self.data), model, training, config.seed)
+        if self.audit:
+            return AuditedConfig(*parts, AuditConfig(**self.audit))
+        return ExperimentConfig(*parts)
 
 
 _OURS = SUITES["language"]["pretrained"]
@@ -79,39 +76,40 @@ _SINGLE = {
     "last-epoch": Change(audit={"select": "last"}),
 }
 
+
+def _together(part):
+    """What all single changes change of a part of the configuration."""
+    return {key: v for change in _SINGLE.values() for key, v in getattr(change, part).items()}
+
+
 #: Arm -> `Change`. `ours` is the study's vit with the block, which every arm changes in one thing;
-#: `released` does all of them at once. `siblings` stands apart from them: its training has seen
+#: `released` does all of them at once. `siblings` is apart from them: its training has seen
 #: siblings of test cases, so that only these can be compared.
 ARMS = {
     "ours": Change(),
     **_SINGLE,
     "released": Change(
-        **{
-            part: {
-                key: v for change in _SINGLE.values() for key, v in getattr(change, part).items()
-            }
-            for part in ("language", "training", "data", "audit")
-        },
         # Sixteen blocks after the language part.
-        model={key: v for change in _SINGLE.values() for key, v in change.model.items()}
-        | _of(_MODEL, "encoder_depth", "decoder_depth"),
+        model=_together("model") | _of(_MODEL, "encoder_depth", "decoder_depth"),
+        **{part: _together(part) for part in ("language", "training", "data", "audit")},
     ),
     "siblings": Change(audit={"siblings": True}),
 }
 
 
-def audit_configs(data, seeds, block=None, epochs=None, arms=None):
-    """The audit's trainings, as `mvl.study.suites.fit_suite` and `status` take them.
+def audit_configs(
+    data: DataConfig,
+    seeds: Iterable[int],
+    block: str | None = None,
+    epochs: int | None = None,
+    arms: Iterable[str] | None = None,
+) -> dict[tuple[str, int], ExperimentConfig]:
+    """The audit's trainings by (arm, seed), as `mvl.study.suites.fit_suite` and `status` take them.
 
     Args:
-        data: a `DataConfig`.
-        seeds: iterable of seeds.
         block: a `LanguageConfig.source` in place of the study's.
         epochs: a budget in place of the study's.
-        arms: names of some of `ARMS`; all if None.
-
-    Returns:
-        {(arm, seed): ExperimentConfig}.
+        arms: some of `ARMS`; all if None.
 
     Raises:
         ConfigError: no arm of that name.
@@ -131,31 +129,29 @@ def audit_configs(data, seeds, block=None, epochs=None, arms=None):
     }
 
 
-def training_rows(cases, task_cases):
-    """What each training switch changes, by the study's evaluation.
+def training_rows(cases: pd.DataFrame, task_cases: int) -> pd.DataFrame:
+    """Rows of audit.csv: what each training switch changes, by the study's evaluation.
 
-    Beside them stand, as the switch `validation`, how far the validation Dice of the arms with
-    copies and of `ours` lies from the test Dice of the same models, and `unseeded`.
+    They include, as the switch `validation`, how far the validation Dice of the arms with copies
+    and of `ours` lies from the test Dice of the same models, and `unseeded`. There is no row for an
+    arm without the one with which it is compared.
 
     Args:
         cases: the table of audit_cases.csv.gz.
         task_cases: how many cases the task has; the released code's test set is a tenth of them.
-
-    Returns:
-        Rows of audit.csv; none for an arm that is not there together with what it is held against.
     """
     rows, arms = [], set(cases["arm"])
     for arm, change in ARMS.items():
         if arm != "ours" and {arm, change.against} <= arms:
-            own = _beside_siblings(cases) if arm == "siblings" else cases
-            if len(own):
+            compared = _cases_with_siblings(cases) if arm == "siblings" else cases
+            if len(compared):
                 for metric in ("dice", "nsd"):
-                    rows.append(_contrast_row(own, arm, arm, change.against, metric))
+                    rows.append(_contrast_row(compared, arm, arm, change.against, metric))
     for arm in ("ours", "copies", "released"):
-        own = cases[cases["arm"] == arm]
-        if len(own):
-            said = own.assign(arm="validation", dice=own["validation_dice"])
-            both = pd.concat([said, own.assign(arm="test")])
+        tested = cases[cases["arm"] == arm]
+        if len(tested):
+            shown = tested.assign(arm="validation", dice=tested["validation_dice"])
+            both = pd.concat([shown, tested.assign(arm="test")])
             row = _contrast_row(both, "validation", "validation", "test", "dice")
             rows.append(row | {"kind": "measurement", "arm": arm})
     if "ours" in arms:
@@ -163,73 +159,51 @@ def training_rows(cases, task_cases):
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
+def _mean(cases, metric, *within):
+    """The mean over subjects (of each seed, with `within`) of the means over their cases."""
+    return cases.groupby([*within, "subject"])[metric].mean().mean()
+
+
 def _unseeded_rows(cases, size):
-    """Twice the same arm, each time of another seed and on a test set of its own.
+    """Twice the same arm, each time of another seed and on another test set.
 
     Test sets are drawn from the test cases there are, with replacement: of so few, sets without
     would be too alike.
     """
     generator, seeds = np.random.default_rng(0), sorted(cases["seed"].unique())
-    of_seed = {seed: own.set_index("case") for seed, own in cases.groupby("seed")}
-    names, rows = sorted(cases["case"].unique()), []
-    pairs = []
+    of_seed = {seed: rows.set_index("case") for seed, rows in cases.groupby("seed")}
+    names, pairs, rows = sorted(cases["case"].unique()), [], []
     for _ in range(DRAWS):
         both = generator.choice(seeds, 2, replace=len(seeds) < 2)
         pairs.append([of_seed[seed].loc[generator.choice(names, size)] for seed in both])
+    sizes = {"n_subjects": cases["subject"].nunique(), "n_cases": len(names)}
     for metric in ("dice", "nsd"):
-        mean = cases.groupby(["seed", "subject"])[metric].mean().mean()
-        found = [
-            np.subtract(*(own.groupby("subject")[metric].mean().mean() for own in pair))
-            for pair in pairs
-        ]
-        rows.append(
-            {
-                "switch": "unseeded",
-                "kind": "measurement",
-                "arm": "ours",
-                "against": "ours",
-                "metric": metric,
-                "before": mean,
-                "after": mean + np.mean(found),
-                "difference": np.mean(found),
-                "low": min(found),
-                "high": max(found),
-                "interval": f"range of {DRAWS} draws",
-                "n_subjects": cases["subject"].nunique(),
-                "n_cases": len(names),
-                "n_seeds": len(seeds),
-                **facts_of(cases.iloc[0]),
-            }
-        )
+        mean = _mean(cases, metric, "seed")
+        differences = [_mean(one, metric) - _mean(other, metric) for one, other in pairs]
+        row = {"switch": "unseeded", "kind": "measurement", "arm": "ours", "against": "ours"}
+        row |= {"metric": metric, "before": mean, "after": mean + np.mean(differences)}
+        row |= {"difference": np.mean(differences)}
+        row |= {"low": min(differences), "high": max(differences)}
+        row |= {"interval": f"range of {DRAWS} draws", **sizes, "n_seeds": len(seeds)}
+        rows.append(row | facts_of(cases.iloc[0]))
     return rows
 
 
-def _beside_siblings(cases):
+def _cases_with_siblings(cases):
     """The test cases that `siblings` has not trained on, but on a sibling of theirs."""
-    subject_of = dict(zip(cases["case"], cases["subject"], strict=True))
-    return cases[cases["case"].isin(siblings(subject_of, subject_of)[0])]
+    first, _ = siblings(dict(zip(cases["case"], cases["subject"], strict=True)))
+    return cases[cases["case"].isin(first)]
 
 
 def _contrast_row(cases, switch, arm, against, metric):
-    found = contrast(cases, arm, against, metric)
+    result = contrast(cases, arm, against, metric)
     sides = cases[cases["arm"].isin((arm, against))]
     common = set.intersection(*(set(side["seed"]) for _, side in sides.groupby("arm")))
     sides = sides[sides["seed"].isin(common)]
-    before = sides[sides["arm"] == against].groupby(["seed", "subject"])[metric].mean().mean()
-    return {
-        "switch": switch,
-        "kind": "training",
-        "arm": arm,
-        "against": against,
-        "metric": metric,
-        "before": before,
-        "after": before + found["difference"],
-        "difference": found["difference"],
-        "low": found["ci_low"],
-        "high": found["ci_high"],
-        "interval": f"95 %, {found['resampled']}",
-        "n_subjects": found["n_subjects"],
-        "n_cases": sides["case"].nunique(),
-        "n_seeds": found["n_seeds"],
-        **facts_of(sides.iloc[0]),
-    }
+    before = _mean(sides[sides["arm"] == against], metric, "seed")
+    row = {"switch": switch, "kind": "training", "arm": arm, "against": against, "metric": metric}
+    row |= {"before": before, "after": before + result["difference"]}
+    row |= {"difference": result["difference"], "low": result["ci_low"], "high": result["ci_high"]}
+    row |= {"interval": f"95 %, {result['resampled']}", "n_subjects": result["n_subjects"]}
+    row |= {"n_cases": sides["case"].nunique(), "n_seeds": result["n_seeds"]}
+    return row | facts_of(sides.iloc[0])

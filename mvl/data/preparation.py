@@ -47,6 +47,10 @@ class Preparation:
         than a crop, padded.
     label, where there is one: (1, H, W, D), 0/1 or class indices, nearest voxel; uint8, or int16
         where there are more than 255 classes, or ignored voxels, which are `IGNORED`.
+
+    Args:
+        task: a `Task`.
+        config: a `DataConfig`; both are kept under these names.
     """
 
     def __init__(self, task: Task, config: DataConfig):
@@ -61,7 +65,7 @@ class Preparation:
             fit = [Resampled(both, config.grid, config.spacing_mm)]
         if config.fit == "crop":
             fit.append(transforms.SpatialPadd(both, crop_size(config), allow_missing_keys=True))
-        self.config = config
+        self.task, self.config = task, config
         self._transform = transforms.Compose(
             [
                 _Read(both, allow_missing_keys=True),

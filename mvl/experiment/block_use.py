@@ -8,15 +8,15 @@ A model that uses the block loses Dice by each of them. A sentence on pre-traini
 where deletion costs at least `USED`.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pandas as pd
 import torch
 
-from mvl.blocks.language_part import LanguagePart
 from mvl.config import derive_seed
+from mvl.data.task_folder import Case
 from mvl.experiment.evaluation import evaluate
+from mvl.experiment.inference import Predictor
 
 #: What is done to the block's term; the first row of each table is the model as it was trained.
 EDITS = ("as trained", "deleted", "mean", "permuted")
@@ -25,7 +25,7 @@ USED = 0.005
 
 
 class _Mean:
-    """Passes terms (B, T, L) through, and remembers their mean over tokens and volumes (L,)."""
+    """Passes terms (B, T, L) through, and keeps their mean over tokens and volumes (L,)."""
 
     def __init__(self) -> None:
         self.total, self.count = 0.0, 0
@@ -40,44 +40,31 @@ class _Mean:
         return (self.total / self.count).to(h.dtype).expand_as(h)
 
 
-class _Permuted:
+def _permuted() -> Callable:
     """Each token gets the term of another one of its volume, drawn for each volume."""
+    generator = torch.Generator().manual_seed(derive_seed("permuted"))
 
-    def __init__(self) -> None:
-        self.generator = torch.Generator().manual_seed(derive_seed("permuted"))
-
-    def __call__(self, h: torch.Tensor) -> torch.Tensor:
-        orders = [torch.randperm(h.shape[1], generator=self.generator) for _ in range(len(h))]
+    def edit(h: torch.Tensor) -> torch.Tensor:
+        orders = [torch.randperm(h.shape[1], generator=generator) for _ in range(len(h))]
         return torch.stack([one[order.to(h.device)] for one, order in zip(h, orders, strict=True)])
 
-
-@contextlib.contextmanager
-def _edited(part: LanguagePart, edit: Callable) -> Iterator[None]:
-    part.edit = edit
-    try:
-        yield
-    finally:
-        part.edit = None
+    return edit
 
 
-def block_use(run, cases: list, show: bool = True) -> pd.DataFrame:
+def block_use(predictor: Predictor, cases: list[Case], show: bool = True) -> pd.DataFrame:
     """Dice of each case with the block's term as trained, deleted, averaged and permuted.
 
-    Args:
-        run: an `experiments.Run` whose model has a language part.
-        cases: list of `Case`. The mean is taken over these cases.
-        show: show progress.
-
-    Returns:
-        One row per edit, case and structure: edit (of `EDITS`), subject, case, structure, dice.
+    The mean is taken over these cases. Returns one row per edit, case and structure, with the
+    columns edit (of `EDITS`), subject, case, structure, dice.
     """
-    part, mean = run.model.language, _Mean()
-    edits = dict(zip(EDITS, (mean, torch.zeros_like, mean.everywhere, _Permuted()), strict=True))
+    part, mean = predictor.model.language, _Mean()
+    edits = zip(EDITS, (mean, torch.zeros_like, mean.everywhere, _permuted()), strict=True)
     tables = []
-    for name, edit in edits.items():
-        with _edited(part, edit):
-            target = run.config.data.target
-            table = evaluate(run.model, cases, run.preparation, run.task, target, show)
-        tables.append(table[["subject", "case", "structure", "dice"]].assign(edit=name))
+    try:
+        for name, edit in edits:
+            part.edit = edit
+            tables.append(evaluate(predictor, cases, show).assign(edit=name))
+    finally:
+        part.edit = None
     columns = ["edit", "subject", "case", "structure", "dice"]
     return pd.concat(tables, ignore_index=True)[columns]

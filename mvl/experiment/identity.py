@@ -8,8 +8,8 @@
     folder      the task's folder, and
     files       a hash of the names, sizes and times of the files that were read there
 
-The split stands in split.json, the language block in block.json. Folder and files are no part of
-the name: where they are as they were, no voxel needs to be read again to know that the rest is.
+The split is in split.json, the language block in block.json. Folder and files are not part of the
+name: while they are as they were, no voxel has to be read again to know that the rest is.
 """
 
 from pathlib import Path
@@ -17,19 +17,18 @@ from pathlib import Path
 from mvl.blocks.extraction import block_reference
 from mvl.config import ExperimentConfig
 from mvl.data.splits import Split, study_cases
-from mvl.data.task_data import files_of, open_task
+from mvl.data.task_data import TaskData, files_of, open_task
 from mvl.data.task_folder import find_task, task_and_cases
-from mvl.data.tasks import read_task
+from mvl.data.tasks import Task, read_task
 from mvl.errors import DataError, MvlError, RunError
+from mvl.experiment.files import BLOCK, CONFIG, IDENTITY, SKIPPED, SPLIT
 from mvl.files import read_json, write_json
-
-IDENTITY, SPLIT = "identity.json", "split.json"
 
 _SIDES = ("train", "validation", "test")
 
 
-def data_identity(data):
-    """What an experiment's numbers depend on of its `TaskData`: voxels, subjects, split, facts."""
+def data_identity(data: TaskData) -> dict:
+    """Voxels, subjects, split and facts of an experiment's data."""
     used = sorted(case.name for side in _SIDES for case in data.side(side))
     return {
         "voxels": {name: data.records[name].voxel_hash for name in used},
@@ -39,92 +38,75 @@ def data_identity(data):
     }
 
 
-def identity_of(config, data):
-    """`data_identity`, and as "block" the SHA-256 of the language block, None without one.
-
-    Raises:
-        BlockError: the block cannot be found, read or trusted.
-    """
+def identity_of(config: ExperimentConfig, data: TaskData) -> dict:
+    """`data_identity`, and as "block" the SHA-256 of the language block, None without one."""
     language = config.model.language
     block = block_reference(language)["sha256"] if language else None
     return data_identity(data) | {"block": block}
 
 
-def describe(data, folder):
-    """Write down in a run folder what its name is made of."""
+def describe(data: TaskData, folder: Path) -> None:
+    """Write into a run folder what its name is made of."""
     identity = data_identity(data)
     data.split.save(folder / SPLIT)
     del identity["split"]
-    place = {"folder": str(data.folder.absolute()), "files": data.files}
-    write_json(folder / IDENTITY, identity | place)
+    source = {"folder": str(data.folder.absolute()), "files": data.files}
+    write_json(folder / IDENTITY, identity | source)
 
 
-def read_identity(folder):
+def read_identity(folder: str | Path) -> dict:
     """What `describe` wrote, with the split and the block, as `identity_of`.
 
     Raises:
-        RunError: the run is of a time when names covered less.
-        MvlError: a file is missing or damaged.
+        MvlError: a file is missing or damaged; a `RunError` if names covered less in its time.
     """
-    path = Path(folder) / IDENTITY
-    if not path.is_file():
+    folder = Path(folder)
+    if not (folder / IDENTITY).is_file():
         raise RunError(
-            f"{Path(folder).name} has no {IDENTITY}: it is of a time when a run's name covered "
-            "neither subjects nor split nor the task's facts; train it again"
+            f"{folder.name} has no {IDENTITY}: it is of a time when a run's name covered neither "
+            "subjects nor split nor the task's facts; train it again"
         )
-    stored = read_json(path, "voxels", "subjects", "facts", "folder", "files")
-    split = Split.load(Path(folder) / SPLIT)
-    block = Path(folder) / "block.json"
-    return stored | {
-        "split": {side: list(getattr(split, side)) for side in _SIDES},
-        "block": read_json(block, "sha256")["sha256"] if block.is_file() else None,
-    }
+    stored = read_json(folder / IDENTITY, "voxels", "subjects", "facts", "folder", "files")
+    split, block = Split.load(folder / SPLIT), None
+    if (folder / BLOCK).is_file():
+        block = read_json(folder / BLOCK, "sha256")["sha256"]
+    return stored | {"split": {side: list(getattr(split, side)) for side in _SIDES}, "block": block}
 
 
-def differences(then, now):
-    """What differs between two identities, of the entries that both have.
-
-    Args:
-        then, now: as of `data_identity`, or a part of it.
-
-    Returns:
-        Sentences with the old and the new value, joined; "" where nothing differs.
-    """
-    said = []
-    facts = then["facts"], now["facts"]
-    for name in sorted({*facts[0], *facts[1]}):
-        old, new = (of.get(name, "not set") for of in facts)
+def differences(then: dict, now: dict) -> str:
+    """What differs between two identities, or only their facts, with both values; "" if nothing."""
+    changes = []
+    for name in sorted({*then["facts"], *now["facts"]}):
+        old, new = (side["facts"].get(name, "not set") for side in (then, now))
         if old != new:
-            said.append(f"{name} was {old}, now {new}")
-    if "voxels" not in then:
-        return "; ".join(said)
+            changes.append(f"{name} was {old}, now {new}")
+    if "voxels" in then:
+        changes += _differences_of_cases(then, now)
+    if "block" in now and then["block"] != now["block"]:
+        changes.append(f"language block: SHA-256 {then['block'][:12]}, now {now['block'][:12]}")
+    return "; ".join(changes)
+
+
+def _differences_of_cases(then, now):
+    changes = []
     old, new = then["voxels"], now["voxels"]
     for names, what in ((old.keys() - new, "gone"), (new.keys() - old, "new")):
         if names:
-            said.append(f"cases: {_some(sorted(names))} {what}")
-    if changed := [name for name in old if name in new and old[name] != new[name]]:
-        said.append(f"voxels or affine of the image or label of {_some(changed)} changed")
+            changes.append(f"cases: {_some(sorted(names))} {what}")
+    both = [name for name in old if name in new]
+    if changed := [name for name in both if old[name] != new[name]]:
+        changes.append(f"voxels or affine of the image or label of {_some(changed)} changed")
     old, new = then["subjects"], now["subjects"]
-    moved = [
-        f"{name} was {_subject(name, old[name])}, now {_subject(name, new[name])}"
-        for name in old
-        if name in new and old[name] != new[name]
-    ]
-    if moved:
-        said.append(f"subjects: {_some(moved)}")
+    moved = [name for name in both if old[name] != new[name]]
+    if moved := [f"{n} was {_subject(n, old[n])}, now {_subject(n, new[n])}" for n in moved]:
+        changes.append(f"subjects: {_some(moved)}")
     old, new = (
         {name: side for side, names in of["split"].items() for name in names} for of in (then, now)
     )
-    moved = [
-        f"{name} was in {old.get(name, 'none')}, now in {new.get(name, 'none')}"
-        for name in then["subjects"]
-        if name in now["subjects"] and old.get(name) != new.get(name)
-    ]
-    if moved:
-        said.append(f"split: {_some(moved)}")
-    if "block" in now and then["block"] != now["block"]:
-        said.append(f"language block: SHA-256 {then['block'][:12]}, now {now['block'][:12]}")
-    return "; ".join(said)
+    moved = [name for name in both if old.get(name) != new.get(name)]
+    if moved := [f"{n} was in {old.get(n, 'none')}, now in {new.get(n, 'none')}" for n in moved]:
+        changes.append(f"split: {_some(moved)}")
+    return changes
 
 
 def _some(names):
@@ -135,75 +117,56 @@ def _subject(case, subject):
     return "its own subject" if subject == case else subject
 
 
-def require_same(folder, config, data):
-    """Hold a run against the data that it would be used with.
-
-    Args:
-        folder: a run folder.
-        config: its `ExperimentConfig`.
-        data: a `TaskData`.
-
-    Raises:
-        RunError: the task has changed since; the message names what, with both values.
-    """
-    if said := differences(read_identity(folder), data_identity(data)):
+def require_same(folder: str | Path, data: TaskData) -> None:
+    """Raise a `RunError` that names what of a run's task has changed since, with both values."""
+    if changes := differences(read_identity(folder), data_identity(data)):
         raise RunError(
-            f"{folder} is of another state of {config.data.task}: {said}; bring the task back to "
-            "that state, or train again"
+            f"{folder} is of another state of {data.config.task}: {changes}; bring the task back "
+            "to that state, or train again"
         )
 
 
-def changed_since(folder, seen=None):
+def changed_since(folder: str | Path, seen: dict | None = None) -> str:
     """Why a run is not current: what of its task has changed since it was trained.
 
-    The task is looked for where it was then, and else below the data root. Voxels are read where
-    names, sizes or times of its files are others than then.
-
-    Args:
-        folder: a run folder.
-        seen: a dict that keeps, from call to call, what was found of the files of a task.
-
-    Returns:
-        A sentence without an end; "" where nothing has changed, or the task is not there.
+    It is "" where nothing has changed, or the task is found neither where it was then nor below the
+    data root. Voxels are read only where names, sizes or times of its files are others than then;
+    `seen` keeps, from call to call, what is known of these files.
 
     Raises:
         MvlError: a file of the run is missing or damaged.
     """
+    folder, seen = Path(folder), {} if seen is None else seen
     try:
         then = read_identity(folder)
     except RunError as error:
         return str(error)
-    config = ExperimentConfig.from_dict(read_json(Path(folder) / "config.json", "config")["config"])
-    seen = {} if seen is None else seen
+    stored = read_json(folder / CONFIG, "config")["config"]
     try:
-        place = _task_of(folder, config.data.task)
+        task_folder = _task_of(folder, stored["data"]["task"])
     except DataError:
         return ""
     try:
-        if place not in seen:
-            seen[place] = files_of(place, study_cases(*task_and_cases(place)))
-        if seen[place] == then["files"]:
+        if task_folder not in seen:
+            seen[task_folder] = files_of(task_folder, study_cases(*task_and_cases(task_folder)))
+        if seen[task_folder] == then["files"]:
             return ""
-        on_bad_case = "skip" if (Path(folder) / "skipped.csv").exists() else "fail"
-        data = open_task(config.data, config.seed, place.parent, on_bad_case, progress=False)
+        config = ExperimentConfig.from_dict({key: stored[key] for key in ("data", "seed")})
+        on_bad_case = "skip" if (folder / SKIPPED).exists() else "fail"
+        data = open_task(config.data, config.seed, task_folder.parent, on_bad_case, progress=False)
     except DataError as error:
         return f"its task has a fault now: {error}"
-    said = differences(then, data_identity(data))
-    return said and f"its task has changed since: {said}"
+    changes = differences(then, data_identity(data))
+    return changes and f"its task has changed since: {changes}"
 
 
-def facts_changed(folder, task):
-    """What a task that is there says otherwise than the facts that a model was trained with.
+def facts_changed(folder: str | Path, task: Task) -> str:
+    """`differences` of a model's task, as its folder is now; "" also where it is not there.
 
-    Args:
-        folder: the model's, of a run or as it was saved.
-        task: the model's own `Task`.
-
-    Returns:
-        As `differences`; "" also where the task is not there.
+    `folder` is the model's, of a run or as it was saved.
     """
     try:
-        now = read_task(_task_of(folder, task.name))
+        now = read_task(_task_of(Path(folder), task.name))
     except MvlError:
         return ""
     return differences({"facts": task.facts()}, {"facts": now.facts()})
@@ -211,9 +174,8 @@ def facts_changed(folder, task):
 
 def _task_of(folder, name):
     """The folder of the task that a run was trained on, or else of that name."""
-    path = Path(folder) / IDENTITY
-    if path.is_file():
-        place = Path(read_json(path, "folder")["folder"])
-        if (place / "dataset.json").is_file():
-            return place
+    if (folder / IDENTITY).is_file():
+        task_folder = Path(read_json(folder / IDENTITY, "folder")["folder"])
+        if (task_folder / "dataset.json").is_file():
+            return task_folder
     return find_task(name)

@@ -8,36 +8,40 @@ does, errs by a fifth and more where the spacing is anisotropic.
 A missed structure is the worst result, never a missing one: `EMPTY_SIDES` is the convention.
 """
 
+from __future__ import annotations
+
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import ndimage
 from scipy.spatial import KDTree
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 @dataclass(frozen=True)
 class Metric:
-    """What a reader of a column of `cases.csv` has to know."""
+    """What a reader of a column of `cases.csv` has to know; the unit is "" or "mm"."""
 
     name: str
-    #: The name in words.
     title: str
-    #: "" for a pure number, else "mm".
-    unit: str
-    #: Smallest and largest possible value. HD95's largest is the volume's diagonal.
-    low: float
-    high: float
-    larger_is_better: bool
+    unit: str = ""
+    #: Largest possible value, the smallest is 0. HD95's is the volume's diagonal.
+    high: float = 1.0
+    larger_is_better: bool = True
 
     @property
-    def heading(self):
-        """The name in words with the unit, for the head of a column or an axis."""
+    def heading(self) -> str:
+        """Title and unit, for the head of a column or an axis."""
         return f"{self.title} ({self.unit})" if self.unit else self.title
 
     @property
-    def digits(self):
+    def digits(self) -> int:
         """After the point, where a person reads it."""
         return 2 if self.unit else 3
 
@@ -46,14 +50,14 @@ class Metric:
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("dice", "Dice", "", 0.0, 1.0, True),
-        Metric("jaccard", "Jaccard", "", 0.0, 1.0, True),
-        Metric("accuracy", "Accuracy", "", 0.0, 1.0, True),
-        Metric("precision", "Precision", "", 0.0, 1.0, True),
-        Metric("sensitivity", "Sensitivity", "", 0.0, 1.0, True),
-        Metric("specificity", "Specificity", "", 0.0, 1.0, True),
-        Metric("hd95_mm", "HD95", "mm", 0.0, math.inf, False),
-        Metric("nsd", "NSD", "", 0.0, 1.0, True),
+        Metric("dice", "Dice"),
+        Metric("jaccard", "Jaccard"),
+        Metric("accuracy", "Accuracy"),
+        Metric("precision", "Precision"),
+        Metric("sensitivity", "Sensitivity"),
+        Metric("specificity", "Specificity"),
+        Metric("hd95_mm", "HD95", "mm", math.inf, larger_is_better=False),
+        Metric("nsd", "NSD"),
     )
 }
 
@@ -61,31 +65,18 @@ METRICS = {
 MECHANISM = {
     metric.name: metric
     for metric in (
-        Metric("auroc_update", "AUROC of the block's update", "", 0.0, 1.0, True),
-        Metric("auroc_change", "AUROC of the stream's change", "", 0.0, 1.0, True),
-        Metric("auroc_stream", "AUROC of the tokens' norm", "", 0.0, 1.0, True),
+        Metric("auroc_update", "AUROC of the block's update"),
+        Metric("auroc_change", "AUROC of the stream's change"),
+        Metric("auroc_stream", "AUROC of the tokens' norm"),
     )
 }
 
-#: Stands in `EMPTY_SIDES` for the physical diagonal of the case's volume, in mm.
+#: In `EMPTY_SIDES` the physical diagonal of the case's volume, in mm.
 DIAGONAL = "diagonal"
 
-_WORST = {
-    "dice": 0.0,
-    "jaccard": 0.0,
-    "precision": 0.0,
-    "sensitivity": 0.0,
-    "hd95_mm": DIAGONAL,
-    "nsd": 0.0,
-}
-_PERFECT = {
-    "dice": 1.0,
-    "jaccard": 1.0,
-    "precision": 1.0,
-    "sensitivity": 1.0,
-    "hd95_mm": 0.0,
-    "nsd": 1.0,
-}
+_SHARES = ("dice", "jaccard", "precision", "sensitivity", "nsd")
+_WORST = dict.fromkeys(_SHARES, 0.0) | {"hd95_mm": DIAGONAL}
+_PERFECT = dict.fromkeys(_SHARES, 1.0) | {"hd95_mm": 0.0}
 
 #: (truth is empty, prediction is empty) -> the value of every metric that the convention sets.
 #: Accuracy and specificity are not here: the counts give them whatever is empty.
@@ -100,46 +91,46 @@ EMPTY_SIDES = {
 _SLACK = 1e-6
 
 
-def segmentation_metrics(prediction, truth, spacing_mm, tolerance_mm, ignored=None):
-    """Every metric of `METRICS` for one structure in one case.
+def segmentation_metrics(
+    prediction: np.ndarray | Tensor,
+    truth: np.ndarray | Tensor,
+    spacing_mm: Sequence[float],
+    tolerance_mm: float,
+    ignored: np.ndarray | Tensor | None = None,
+) -> dict[str, float]:
+    """Every metric of `METRICS` for one structure in one case, in their order; never NaN.
 
     HD95 is the larger, over both directions, of the 95th percentile of the distances from one
     surface to the other; NSD (surface Dice) is the share of both surfaces that lies within the
     tolerance of the other. Both weight each surface element by its area. Surfaces are those of
     the masks with background around the volume, so a mask may touch the border.
 
-    Ignored voxels leave prediction and truth alike before anything is counted or measured. So two
-    predictions that differ in ignored voxels alone have equal metrics, a prediction that is right
-    wherever it counts is perfect, and no distance is larger than what voxels that count make it:
-    where both masks run into ignored voxels, they end in one and the same surface.
+    Ignored voxels leave prediction and truth alike before anything is counted or measured: where
+    both masks run into ignored voxels, they end in the same surface.
 
     Args:
-        prediction: (H, W, D) mask, NumPy array or tensor, boolean or integer; non-zero is in.
-        truth: as `prediction`, of the same shape.
-        spacing_mm: three voxel edges in mm, along the masks' axes.
-        tolerance_mm: tolerance of NSD in mm, 0 or more.
-        ignored: mask of voxels that count nowhere, of the same shape; None is none.
+        prediction, truth, ignored: masks (H, W, D), boolean or integer; non-zero is in.
+        spacing_mm: three voxel edges, along the masks' axes.
+        tolerance_mm: of NSD, 0 or more.
 
     Returns:
-        Name -> float, in the order of `METRICS`; never NaN. Where a side is empty `EMPTY_SIDES`
-        decides. Specificity is 1 where the truth fills the volume: no voxel can be a false
-        positive.
+        Where a side is empty, what `EMPTY_SIDES` says. Specificity is 1 where the truth fills the
+        volume: no voxel can be a false positive.
 
     Raises:
         ValueError: masks of different shape, not three-dimensional, without voxels that count or
-            of a floating-point type; a spacing that is not three positive numbers; a tolerance
-            that is negative or not finite.
+            of a floating-point type; or spacing or tolerance out of range.
     """
     prediction, truth = _mask(prediction, "prediction"), _mask(truth, "truth")
     if prediction.shape != truth.shape:
         raise ValueError(f"prediction is {prediction.shape} but truth is {truth.shape}")
     counted = truth.size
     if ignored is not None:
-        ignored = _mask(ignored, "ignored")
-        if ignored.shape != truth.shape:
-            raise ValueError(f"ignored is {ignored.shape} but truth is {truth.shape}")
-        prediction, truth = prediction & ~ignored, truth & ~ignored
-        counted -= int(np.count_nonzero(ignored))
+        kept = ~_mask(ignored, "ignored")
+        if kept.shape != truth.shape:
+            raise ValueError(f"ignored is {kept.shape} but truth is {truth.shape}")
+        prediction, truth = prediction & kept, truth & kept
+        counted = int(np.count_nonzero(kept))
         if not counted:
             raise ValueError("every voxel is ignored")
     spacing = np.asarray(spacing_mm, dtype=np.float64)
@@ -172,23 +163,18 @@ def segmentation_metrics(prediction, truth, spacing_mm, tolerance_mm, ignored=No
     return {name: values[name] for name in METRICS}
 
 
-def dice_per_case(prediction, truth):
-    """Dice of every case and class of a batch, for validation while training.
+def dice_per_case(prediction: Tensor, truth: Tensor) -> Tensor:
+    """Dice (B, K) of every case and class of a batch of bool masks (B, K, H, W, D).
 
-    Args:
-        prediction: (B, K, H, W, D) boolean tensor.
-        truth: as `prediction`, of the same shape and on the same device.
-
-    Returns:
-        (B, K) float32 tensor on that device; 1 where both sides are empty, 0 where one is.
+    It is 1 where both sides are empty, 0 where one is.
 
     Raises:
         ValueError: tensors of different shape, or not five-dimensional.
     """
     if prediction.shape != truth.shape or prediction.ndim != 5:
         raise ValueError(
-            f"expected two masks of one shape (B, K, H, W, D), got {tuple(prediction.shape)} "
-            f"and {tuple(truth.shape)}"
+            f"expected one shape (B, K, H, W, D), got {tuple(prediction.shape)} and "
+            f"{tuple(truth.shape)}"
         )
     space = (2, 3, 4)
     overlap = (prediction & truth).sum(space)  # (B, K)

@@ -1,15 +1,23 @@
-"""The audit in words and pictures: everything that is said of the rows of audit.csv."""
+"""The audit in words and pictures: the rows of audit.csv, its figure, the README's section."""
+
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from mvl.audit.record import reference_table
 from mvl.audit.splits import DRAWS
 from mvl.audit.switches import SWITCHES
 from mvl.audit.training import ARMS
 from mvl.errors import RunError
 from mvl.experiment.metrics import METRICS
-from mvl.show.figures import waterfall
+from mvl.files import REPOSITORY, with_section, write_text
+from mvl.show.figures import save, waterfall
 from mvl.show.tables import count
+from mvl.study.reference import REFERENCE
+
+PICTURE = Path("figures") / "audit_waterfall.png"
+BEGIN, END = "<!-- audit: begin, written by `mvl audit table` -->", "<!-- audit: end -->"
 
 
 def waterfall_steps(table, metric="dice"):
@@ -199,3 +207,23 @@ def _change(row):
     said = f"{row['before']:.3f} → {row['after']:.3f}, {row['difference']:+.3f}"
     interval = f" ({row['low']:+.3f} to {row['high']:+.3f})"
     return said + interval * (not np.isnan(row["low"]))
+
+
+def audit_section(reference: Path = REFERENCE) -> str:
+    """The README's section on the audit as Markdown: every number from audit.csv."""
+    table = reference_table(reference)
+    what = "From the study's protocol to the released code's"
+    if "released" not in set(table["arm"]):
+        what = "The committed model's number, as the released code would read it, step by step"
+    picture = (REFERENCE / PICTURE).relative_to(REPOSITORY).as_posix()
+    return "\n".join([*section(table), "", f"![{what}]({picture})"])
+
+
+def refresh_audit(readme: Path = REPOSITORY / "README.md", reference: Path = REFERENCE) -> None:
+    """Draw the reference's waterfall, and write `audit_section` between the README's markers.
+
+    Raises:
+        MvlError: the README lacks a marker.
+    """
+    save(waterfall_of(reference_table(reference)), reference / PICTURE)
+    write_text(readme, with_section(readme, BEGIN, END, audit_section(reference)))

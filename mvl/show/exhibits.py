@@ -16,7 +16,7 @@ from nibabel.orientations import io_orientation
 
 from mvl import config
 from mvl.data.obtain import obtained
-from mvl.data.preparation import open_task
+from mvl.data.task_data import open_task
 from mvl.data.tasks import TASKS
 from mvl.errors import DataError, RunError
 from mvl.experiment.identity import require_same

@@ -167,9 +167,7 @@ def _task_of(path):
 
 def _segmented(run, path, image):
     """A run's masks (K, H, W, D) of an image, along the axes of its file."""
-    from mvl.experiment.evaluation import (
-        segment,
-    )
+    from mvl.experiment.inference import segment
 
     channels = 1 if image.ndim == 3 else image.shape[3]
     if channels != len(run.task.channels) and run.preparation.config.channels == "all":

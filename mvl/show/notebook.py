@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from mvl.data.nifti import read_label, read_volume
-from mvl.experiment.evaluation import segment
+from mvl.experiment.inference import segment
 from mvl.files import REPOSITORY, read_json
 from mvl.models.activations import activations, to_volume
 from mvl.models.tokens import token_grid

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import torch
 
-from mvl.config import ExperimentConfig
 from mvl.data.task_data import open_task
 from mvl.data.task_folder import data_root
 from mvl.errors import ConfigError, MvlError, in_words
@@ -65,7 +64,7 @@ def fit_at_once(
     spawned = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, spawned) as pool:
         pending = {
-            pool.submit(fit_cell, config.to_dict(), *place, on_bad_case, track, 0): key
+            pool.submit(fit_cell, config, *place, on_bad_case, track, 0): key
             for key, config in configs.items()
         }
         try:
@@ -147,7 +146,7 @@ def fit_on_ray(
         gpus = int(ray.cluster_resources().get("GPU", 0) > 0)
         task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(fit_cell)
         pending = {
-            task.remote(config.to_dict(), *place, on_bad_case, track, patience): key
+            task.remote(config, *place, on_bad_case, track, patience): key
             for key, config in configs.items()
         }
         while pending:
@@ -167,7 +166,7 @@ def fit_cell(config, runs, root, on_bad_case, track, patience):
     mend it.
 
     Args:
-        config: an `ExperimentConfig` as plain values, from its `to_dict`.
+        config: an `ExperimentConfig`.
         runs, root, on_bad_case, track, patience: as in `fit_on_ray`.
 
     Returns:
@@ -175,7 +174,6 @@ def fit_cell(config, runs, root, on_bad_case, track, patience):
     """
     torch.set_num_threads(1)
     try:
-        config = ExperimentConfig.from_dict(config)
         data = open_task(config.data, config.seed, root, on_bad_case, progress=False)
         folder, deadline = run_folder(config, data, runs), time.monotonic() + patience
         while is_locked(folder) and time.monotonic() < deadline:

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from mvl.config import PROTOCOL_VERSION, AuditConfig, ExperimentConfig, ModelConfig
+from mvl.config import PROTOCOL_VERSION, ExperimentConfig, ModelConfig
 from mvl.errors import MvlError
 from mvl.experiment.identity import changed_since, read_identity
-from mvl.experiment.run import DONE, FAILED, collect, is_running, read_cases
+from mvl.experiment.run import DONE, FAILED, collect, read_cases
 from mvl.files import read_json
+from mvl.locks import is_locked
 from mvl.runner.profiles import data_of
 from mvl.study.reference import curves_table, read_table, study_contrasts
 from mvl.study.statistics import summary_table
@@ -82,7 +83,7 @@ def _run(folder, parameters, root, seen):
     state = "unfinished"
     if (folder / DONE).is_file():
         state = "done"
-    elif is_running(folder):
+    elif is_locked(folder):
         state = "running"
     elif (folder / FAILED).is_file():
         state = "failed"
@@ -138,8 +139,6 @@ def _other_setting(config, protocol_version, parameters):
     data, language = config.data, config.model.language
     if protocol_version != PROTOCOL_VERSION:
         return f"protocol version {protocol_version}"
-    if config.audit != AuditConfig():
-        return "a training of the audit"
     wanted = data_of(data.task, parameters)
     if data.grid != wanted.grid:
         return "another grid than the profile's"

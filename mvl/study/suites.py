@@ -24,13 +24,13 @@ from mvl.experiment.run import (
     TRAINED,
     collect,
     fit,
-    is_running,
     run_folder,
     runs_of_other_data,
     test,
 )
 from mvl.experiment.training import processes
 from mvl.files import read_json, read_table
+from mvl.locks import is_locked
 from mvl.models.sizes import count_parameters, match_size
 
 
@@ -346,7 +346,7 @@ def run_suite(suite, configs, runs, root=None, show=True, on_bad_case="fail", tr
     tables = []
     for (arm, seed), (folder, data) in trained.items():
         try:
-            test(folder, data, show)
+            test(folder, data, show, type(configs[arm, seed]))
         except Exception as error:
             failures[arm, seed] = _report(suite, arm, seed, error)
             continue
@@ -431,7 +431,7 @@ def status(configs, runs, root=None, on_bad_case="fail"):
         if (folder / TRAINED).exists():
             state = "done" if (folder / DONE).exists() else "trained"
             spent = read_json(folder / TRAINED, "seconds")["seconds"]
-        elif is_running(folder):
+        elif is_locked(folder):
             state = "running"
         elif (folder / FAILED).exists():
             state, reason = "failed", read_json(folder / FAILED, "reason")["reason"]

@@ -11,33 +11,37 @@ import pytest
 from mvl import audit
 from mvl.audit import (
     ARMS,
-    BEGIN,
-    END,
     SWITCHES,
+    AuditConfig,
     audit_configs,
-    audit_section,
     described,
     measurement_rows,
     read_cases,
     reference_table,
-    refresh_readme,
-    sentences,
     split_rows,
     training_rows,
-    waterfall_of,
-    waterfall_steps,
     write_audit,
 )
-from mvl.config import PRESETS, AuditConfig, DataConfig
+from mvl.audit.splits import draw_copies
+from mvl.config import PRESETS, DataConfig
 from mvl.data.preparation import Preparation
 from mvl.data.task_data import open_task
 from mvl.data.task_folder import Case
 from mvl.data.tasks import TASKS
 from mvl.errors import ConfigError, MvlError, RunError
 from mvl.experiment.evaluation import evaluate
-from mvl.experiment.released import draw_copies
+from mvl.experiment.inference import Predictor
 from mvl.files import REPOSITORY
 from mvl.models.segmenter import build_segmenter
+from mvl.show.audit import (
+    BEGIN,
+    END,
+    audit_section,
+    refresh_audit,
+    sentences,
+    waterfall_of,
+    waterfall_steps,
+)
 from mvl.study.reference import REFERENCE, read_table
 from mvl.study.statistics import contrast
 from mvl.study.suites import run_suite, status, suite_configs
@@ -84,14 +88,21 @@ def test_every_training_switch_is_an_arm_that_changes_one_thing():
     assert list(ARMS) == ["ours", *trained, "released", "siblings"]
     configs = {arm: config for (arm, _), config in audit_configs(DATA, [0]).items()}
     for arm in (*trained, "siblings"):
-        sides = [leaves(asdict(configs[side])) for side in (ARMS[arm].against, arm)]
-        differ = {path.rpartition(".")[2] for path in sides[0] if sides[0][path] != sides[1][path]}
+        # Of a study's configuration an audit without departures is made.
+        sides = [{"audit": asdict(AuditConfig())} for _ in range(2)]
+        for values, side in zip(sides, (ARMS[arm].against, arm), strict=True):
+            values |= asdict(configs[side])
+        one, other = map(leaves, sides)
+        differ = {path.rpartition(".")[2] for path in one if one[path] != other[path]}
         assert differ == BUNDLES.get(arm, differ) and (arm in BUNDLES or len(differ) == 1), arm
 
 
 def test_all_at_once_is_the_released_preset_and_every_departure():
     config = audit_configs(DATA, [0], epochs=60)["released", 0]
     model, plan = PRESETS["released"]
+    assert f"rate of {plan.learning_rate:g}," in SWITCHES["optimiser"].released
+    assert f"at {PRESETS['vit'][1].learning_rate:g} " in SWITCHES["optimiser"].study
+    assert f"of {model.dropout:g} " in SWITCHES["dropout"].released
     assert config.model == model
     assert replace(config.training, epochs=60) == replace(plan, epochs=60)
     assert (config.data.fit, config.data.intensities) == ("resize", "min-max")
@@ -124,9 +135,9 @@ def read(phantom):
     """(readings of an untrained model's test cases, its evaluation)."""
     data = open_task(DATA, 0, phantom, progress=False)
     model = build_segmenter(PRESETS["vit"][0], 1, 1, DATA.grid, 0)
-    given = (data.side("test"), Preparation(data.task, DATA))
-    readings = described(read_cases(model, *given, data.task, False), "best", 0, data.task)
-    return readings, evaluate(model, *given, data.task, "foreground", False)
+    cases, predictor = data.side("test"), Predictor(model, Preparation(data.task, DATA))
+    readings = described(read_cases(predictor, cases, False), "best", 0, data.task)
+    return readings, evaluate(predictor, cases, False)
 
 
 def test_the_first_reading_is_the_studys_evaluation(read):
@@ -308,7 +319,6 @@ def test_the_waterfall_arrives_where_the_last_reading_does(audited):
 def test_what_is_no_longer_at_hand_is_kept_and_what_has_changed_is_not(
     audited, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(audit.record, "save", lambda *_: None)  # `audited` has drawn the picture
     reference, (data, _, root, _, seeds, epochs), table = audited
     folder = tmp_path / "reference"
     shutil.copytree(reference, folder)
@@ -329,7 +339,7 @@ def test_the_page_has_every_row(audited, tmp_path):
     reference, _, table = audited
     page = tmp_path / "README.md"
     page.write_text(f"before\n{BEGIN}\nstale\n{END}\nafter\n")
-    refresh_readme(page, reference)
+    refresh_audit(page, reference)
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "stale" not in text
     shown = table[table["kind"] != "split"]
@@ -338,7 +348,7 @@ def test_the_page_has_every_row(audited, tmp_path):
     assert f"{row['before']:.3f} → {row['after']:.3f}, {row['difference']:+.3f}" in text
     page.write_text("no markers")
     with pytest.raises(MvlError, match="lacks one of the lines"):
-        refresh_readme(page, reference)
+        refresh_audit(page, reference)
 
 
 def test_the_readmes_audit_is_that_of_the_file():

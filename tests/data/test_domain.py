@@ -17,7 +17,8 @@ from mvl.data.judgement import judge, judge_volumes
 from mvl.data.preparation import Preparation
 from mvl.data.tasks import TASKS
 from mvl.errors import DataError
-from mvl.experiment.evaluation import predict_file, predict_folder
+from mvl.experiment.inference import Predictor
+from mvl.experiment.prediction import predict_file, predict_folder
 
 MRI, CT = TASKS["Task04_Hippocampus"], TASKS["Task09_Spleen"]  # the window is -160 to 240 HU
 SHAPE = (20, 24, 20)
@@ -250,51 +251,50 @@ def saved(path, image, affine=ONE):
     return path
 
 
-def test_predict_refuses_warns_or_says_one_line(tmp_path, capsys):
-    known = (Preparation(MRI, PAD), MRI, "foreground", MRI_DOMAIN)
-    out = tmp_path / "out.nii.gz"
+def test_predict_refuses_warns_or_says_one_line(tmp_path, domains, capsys):
+    known, out = (Preparation(MRI, PAD), domains[MRI.name]), tmp_path / "out.nii.gz"
     # The 64 brightest of 9,600 voxels: as much as in training.
     image = mri(9)
     level = ((image - image.mean()) / image.std()).ravel()
-    model = Threshold(np.sort(level)[-65:-63].mean())
-    predict_file(saved(tmp_path / "a.nii", image), out, model, *known)
+    model = Predictor(Threshold(np.sort(level)[-65:-63].mean()), *known)
+    predict_file(saved(tmp_path / "a.nii", image), out, model)
     said = capsys.readouterr()
     assert said.err == "" and len(said.out.splitlines()) == 2
     assert "like the 4 training images" in said.out and "mirrored left to right 0.500" in said.out
     assert "foreground: 64 voxels, 0.064 ml" in said.out
 
     wide = saved(tmp_path / "b.nii", image, scaled(1.4, 1, 1))
-    predict_file(wide, out, model, *known)
+    predict_file(wide, out, model)
     assert "warning: " in (error := capsys.readouterr().err) and "1.4 x 1 x 1 mm" in error
 
     out.unlink()
     coarse = saved(tmp_path / "c.nii", image, scaled(2, 2, 2))
     with pytest.raises(DataError, match=r"(?s)c.nii.*2 x 2 x 2 mm.*1 x 1 x 1 mm.*--anyway"):
-        predict_file(coarse, out, model, *known)
+        predict_file(coarse, out, model)
     assert not out.exists()
-    predict_file(coarse, out, model, *known, anyway=True)
+    predict_file(coarse, out, model, anyway=True)
     said = capsys.readouterr()
     assert "2 x 2 x 2 mm" in said.err and "64 voxels, 0.512 ml" in said.out and out.exists()
 
-    predict_file(tmp_path / "a.nii", out, Threshold(99), *known)
+    predict_file(tmp_path / "a.nii", out, Predictor(Threshold(99), *known))
     said = capsys.readouterr()
     assert "foreground: 0 voxels, 0 ml" in said.out and "no voxel" in said.err
 
-    predict_file(tmp_path / "a.nii", out, model, *known[:3])
+    predict_file(tmp_path / "a.nii", out, Predictor(model.model, known[0]))
     assert "not checked" in capsys.readouterr().out
 
 
-def test_a_folders_refused_images_are_its_failures(tmp_path, capsys):
+def test_a_folders_refused_images_are_its_failures(tmp_path, domains, capsys):
     images = tmp_path / "images"
     images.mkdir()
     saved(images / "a.nii", mri(9), scaled(2, 2, 2))
     saved(images / "b.nii", mri(9))
-    known = (Threshold(2), Preparation(MRI, PAD), MRI, "foreground", MRI_DOMAIN)
-    out, failures = predict_folder(images, tmp_path / "out", *known)
+    predictor = Predictor(Threshold(2), Preparation(MRI, PAD), domains[MRI.name])
+    out, failures = predict_folder(images, tmp_path / "out", predictor)
     assert list(failures) == [images / "a.nii"] and "2 x 2 x 2 mm" in failures[images / "a.nii"]
     assert [path.name for path in out.iterdir()] == ["b.nii.gz"]
     assert "b.nii: like the 4 training images" in capsys.readouterr().out
-    _, failures = predict_folder(images, tmp_path / "out", *known, anyway=True)
+    _, failures = predict_folder(images, tmp_path / "out", predictor, anyway=True)
     assert not failures and len(list(out.iterdir())) == 2
 
 

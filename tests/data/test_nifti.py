@@ -21,7 +21,9 @@ from mvl.data.preparation import Preparation
 from mvl.data.task_folder import Case
 from mvl.data.tasks import Task
 from mvl.errors import DataError
-from mvl.experiment.evaluation import evaluate, predict_file
+from mvl.experiment.evaluation import evaluate
+from mvl.experiment.inference import Predictor
+from mvl.experiment.prediction import predict_file
 
 AFFINE = np.array([[0.5, 0, 0, -3], [0, 0.8, 0, 2], [0, 0, 2, 1], [0, 0, 0, 1]])
 EDGES, SHAPE = (0.5, 0.8, 2), (24, 9, 8)
@@ -139,7 +141,7 @@ def faults_of(image, label):
 
 
 def predicted(image, path):
-    predict_file(image, path, Bright(), PREPARATION, TASK, "foreground")
+    predict_file(image, path, Predictor(Bright(), PREPARATION))
     return path
 
 
@@ -163,7 +165,7 @@ def test_what_is_read_lies_and_measures_right(tmp_path, name):
 
     # The bright slab lies three voxels of 0.5 mm from the labelled one.
     case = Case("a", "a", image, label)
-    row = evaluate(Bright(), [case], PREPARATION, TASK, "foreground", show=False).iloc[0]
+    row = evaluate(Predictor(Bright(), PREPARATION), [case], show=False).iloc[0]
     assert row["hd95_mm"] == pytest.approx(1.5, rel=1e-3)
 
 
@@ -195,7 +197,7 @@ def test_a_vector_volume_of_itk_is_read_and_segmented(tmp_path):
     task = Task("Two", "MRI", ("T1", "T2"), {1: "a"}, tolerance_mm=1.0)
     preparation = Preparation(task, DataConfig(grid=(8, 8, 8), channels="first"))
     written = tmp_path / "out.nii.gz"
-    predict_file(path, written, Bright(), preparation, task, "foreground")
+    predict_file(path, written, Predictor(Bright(), preparation))
     assert np.allclose(itk_place(written)[0], itk_place(path)[0])
     assert itk_place(written)[1] == (4, 5, 6)
 

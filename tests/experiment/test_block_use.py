@@ -41,7 +41,7 @@ def test_first_row_is_the_model_itself_and_nothing_stays_edited(run):
     cases = data.side("validation")
     table = block_use(model, cases, show=False)
     assert list(dice_of(table).index) == list(EDITS)
-    own = evaluate(model.model, cases, model.preparation, model.task, "foreground", show=False)
+    own = evaluate(model, cases, show=False)
     first = table[table["edit"] == "as trained"]
     assert first["dice"].tolist() == own["dice"].tolist()
     assert model.model.language.edit is None

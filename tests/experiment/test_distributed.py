@@ -20,8 +20,9 @@ from mvl.data.batches import training_batches
 from mvl.data.preparation import Preparation
 from mvl.data.task_data import open_task
 from mvl.errors import ConfigError
+from mvl.experiment.procedure import segmentation_loss
 from mvl.experiment.run import fit
-from mvl.experiment.training import agreed, processes, segmentation_loss
+from mvl.experiment.training import agreed, processes
 from mvl.files import read_json
 from mvl.models.peers import build_peer
 from mvl.models.segmenter import build_segmenter

@@ -15,9 +15,10 @@ from mvl.data.preparation import Preparation
 from mvl.data.task_folder import Case
 from mvl.data.tasks import TASKS, Task
 from mvl.errors import DataError
-from mvl.experiment.evaluation import evaluate, predict_file, predict_folder, segment
+from mvl.experiment.evaluation import evaluate
+from mvl.experiment.inference import Predictor, decide, segment
 from mvl.experiment.metrics import segmentation_metrics
-from mvl.experiment.training import decide
+from mvl.experiment.prediction import predict_file, predict_folder
 
 TASK = Task("Other", "MRI", ("MRI",), {1: "core", 4: "rim"}, tolerance_mm=1.0)
 
@@ -72,7 +73,7 @@ def test_metrics_are_those_of_the_files_grid_in_millimetres(shifted, grid):
     case, label = shifted
     expected = segmentation_metrics(np.roll(label, 2, axis=0), label, SPACING, 1.0)
     preparation = Preparation(TASK, DataConfig(grid=grid))
-    row = evaluate(Bright(), [case], preparation, TASK, "foreground", show=False).iloc[0]
+    row = evaluate(Predictor(Bright(), preparation), [case], show=False).iloc[0]
     assert 0 < expected["dice"] < 1 and expected["hd95_mm"] > 1
     assert {name: row[name] for name in expected} == pytest.approx(expected)
     assert (row["subject"], row["case"], row["structure"]) == ("ball", "ball", "foreground")
@@ -82,7 +83,7 @@ def test_a_resized_prediction_is_measured_on_the_files_grid(shifted):
     case, label = shifted
     config = DataConfig(grid=(32, 32, 32), fit="resize")
     preparation = Preparation(TASK, config)
-    row = evaluate(Bright(), [case], preparation, TASK, "foreground", show=False).iloc[0]
+    row = evaluate(Predictor(Bright(), preparation), [case], show=False).iloc[0]
     exact = segmentation_metrics(np.roll(label, 2, axis=0), label, SPACING, 1.0)
     assert row["hd95_mm"] == pytest.approx(exact["hd95_mm"], abs=1.0)
     assert row["dice"] == pytest.approx(exact["dice"], abs=0.06)
@@ -124,7 +125,7 @@ def test_orientation_and_oblique_affines_do_not_change_the_metrics(tmp_path, shi
     ]
     assert nibabel.aff2axcodes(left) == ("L", "P", "I")
     preparation = Preparation(TASK, config)
-    table = evaluate(Bright(), cases, preparation, TASK, "foreground", show=False)
+    table = evaluate(Predictor(Bright(), preparation), cases, show=False)
     assert 0.5 < table["dice"][0] < 1
     for metric in ("dice", "hd95_mm", "nsd", "specificity"):
         assert table[metric].to_numpy() == pytest.approx([table[metric][0]] * 4, abs=1e-6)
@@ -138,10 +139,10 @@ def test_labels_are_measured_one_by_one_and_together(tmp_path, rim):
     image = 50 + 50 * (label == 1) + 100 * (label == rim)
     case = write(tmp_path, "two", image, label, np.diag([*SPACING, 1.0]))
     preparation = Preparation(task, DataConfig(grid=SHAPE, target="labels"))
-    table = evaluate(ByValue(), [case], preparation, task, "labels", show=False)
+    table = evaluate(Predictor(ByValue(), preparation), [case], show=False)
     assert table["structure"].tolist() == ["core", "rim", "foreground"]
     assert (table["dice"] == 1).all() and (table["hd95_mm"] == 0).all()
-    predict_file(case.image, tmp_path / "out.nii.gz", ByValue(), preparation, task, "labels")
+    predict_file(case.image, tmp_path / "out.nii.gz", Predictor(ByValue(), preparation), show=False)
     written = nibabel.load(tmp_path / "out.nii.gz")
     assert np.array_equal(np.asarray(written.dataobj), label)
     assert written.get_data_dtype() == (np.uint8 if rim == 4 else np.int16)
@@ -167,7 +168,7 @@ def test_a_window_slides_over_a_volume_that_is_larger(tmp_path, shifted):
 
     threshold = float(np.mean([image.min(), image.max()]) - image.mean()) / image.std()
     preparation = Preparation(TASK, config)
-    row = evaluate(Above(), [case], preparation, TASK, "foreground", show=False).iloc[0]
+    row = evaluate(Predictor(Above(), preparation), [case], show=False).iloc[0]
     expected = segmentation_metrics(np.roll(label, 2, axis=0), label, SPACING, 1.0)
     assert {name: row[name] for name in expected} == pytest.approx(expected)
 
@@ -199,7 +200,7 @@ def test_the_brains_regions_are_measured_beside_its_labels(tmp_path):
             return torch.cat([near[0], near[1], torch.maximum(near[2], near[3]), near[3] - 9], 1)
 
     preparation = Preparation(task, DataConfig(grid=(16, 16, 16), target="labels"))
-    table = evaluate(NoEnhancing(), [case], preparation, task, "labels", show=False)
+    table = evaluate(Predictor(NoEnhancing(), preparation), [case], show=False)
     dice = table.set_index("structure")["dice"].groupby(level=0).first()
     assert table["structure"].tolist() == [
         *("edema", "non-enhancing tumour", "enhancing tumour", "foreground"),
@@ -219,6 +220,7 @@ from mvl.config import DataConfig
 from mvl.data.preparation import Preparation
 from mvl.data.task_folder import Case
 from mvl.experiment.evaluation import evaluate
+from mvl.experiment.inference import Predictor
 from mvl.data.tasks import TASKS
 
 
@@ -242,7 +244,7 @@ config = DataConfig(grid=(128, 128, 128), fit=fit, spacing_mm=spacing, target=sy
 preparation = Preparation(task, config)
 
 case = Case("large", "large", folder / "image.nii", folder / "label.nii")
-table = evaluate(Model(), [case], preparation, task, config.target, show=False)
+table = evaluate(Predictor(Model(), preparation), [case], show=False)
 print(peak(), table.set_index("structure")["dice"]["foreground"])
 """
 
@@ -287,9 +289,9 @@ def test_a_stack_of_few_slices_is_measured_on_its_own(tmp_path, config, depth):
         def forward(self, volume):  # z-scores: -0.38 and 2.62
             return volume - 1.1
 
-    predict_file(case.image, tmp_path / "out.nii.gz", Above(), preparation, TASK, "foreground")
+    predict_file(case.image, tmp_path / "out.nii.gz", Predictor(Above(), preparation), show=False)
     assert nibabel.load(tmp_path / "out.nii.gz").shape == (40, 44, depth)
-    row = evaluate(Above(), [case], preparation, TASK, "foreground", show=False).iloc[0]
+    row = evaluate(Predictor(Above(), preparation), [case], show=False).iloc[0]
     exact = 2 * 6 / (8 + 8)  # of eight columns, six are common
     assert row["dice"] == pytest.approx(exact, abs=0 if config.fit != "resize" else 0.04)
     assert row["hd95_mm"] == pytest.approx(2.0, abs=0 if config.fit != "resize" else 1.0)
@@ -302,7 +304,7 @@ def test_a_prediction_has_the_images_grid_and_affine(tmp_path, shifted):
     affine[:3, 3] = [10, -20, 30]
     case = write(tmp_path, "tilted", 100 + 100 * label, label, affine)
     preparation = Preparation(TASK, DataConfig(grid=(48, 32, 16)))
-    predict_file(case.image, tmp_path / "out.nii.gz", Bright(), preparation, TASK, "foreground")
+    predict_file(case.image, tmp_path / "out.nii.gz", Predictor(Bright(), preparation), show=False)
     written = nibabel.load(tmp_path / "out.nii.gz")
     assert np.allclose(written.affine, affine, atol=1e-5)
     assert np.array_equal(np.asarray(written.dataobj), label)
@@ -319,7 +321,7 @@ def test_a_folder_keeps_the_same_models_segmentations_alone(tmp_path, shifted):
 
     def predicted(model, preparation=preparation):
         before = path.stat().st_mtime_ns if path.exists() else 0
-        predict_folder(images, out, model, preparation, TASK, "foreground", show=False)
+        predict_folder(images, out, Predictor(model, preparation), show=False)
         return path.stat().st_mtime_ns != before
 
     assert predicted(first) and not predicted(first) and not predicted(Bright())
@@ -339,11 +341,11 @@ def test_a_folder_keeps_the_same_models_segmentations_alone(tmp_path, shifted):
 
 
 def test_an_image_that_does_not_fit_the_model_is_named(tmp_path):
-    preparation = Preparation(TASK, DataConfig(grid=(8, 8, 8)))
+    predictor = Predictor(Bright(), Preparation(TASK, DataConfig(grid=(8, 8, 8))))
 
     def predict(array):
         nibabel.save(nibabel.Nifti1Image(array.astype(np.float32), np.eye(4)), tmp_path / "x.nii")
-        predict_file(tmp_path / "x.nii", tmp_path / "o.nii", Bright(), preparation, TASK, "labels")
+        predict_file(tmp_path / "x.nii", tmp_path / "o.nii", predictor)
 
     with pytest.raises(DataError, match=r"x.nii has 2 channels.*trained on 1 \(MRI\)"):
         predict(np.zeros((8, 8, 8, 2)))
@@ -351,5 +353,5 @@ def test_an_image_that_does_not_fit_the_model_is_named(tmp_path):
         predict(np.full((8, 8, 8), np.nan))
     (tmp_path / "x.nii").write_bytes(b"no image")
     with pytest.raises(DataError, match="x.nii"):
-        predict_file(tmp_path / "x.nii", tmp_path / "o.nii", Bright(), preparation, TASK, "labels")
+        predict_file(tmp_path / "x.nii", tmp_path / "o.nii", predictor)
     assert not (tmp_path / "o.nii").exists()

@@ -11,8 +11,9 @@ import pytest
 import torch
 from monai.losses import DiceCELoss
 
+from mvl.audit import AuditConfig, AuditedConfig
 from mvl.cli import main
-from mvl.config import AuditConfig, DataConfig, ExperimentConfig
+from mvl.config import DataConfig
 from mvl.data.batches import augmentation, training_batches
 from mvl.data.coverage import coverage_notes, grid_coverage, lost_on_grid, require_coverage
 from mvl.data.preparation import IGNORED, Preparation
@@ -21,10 +22,12 @@ from mvl.data.task_data import TaskData, open_task
 from mvl.data.task_folder import Case
 from mvl.data.tasks import Task
 from mvl.errors import DataError
-from mvl.experiment.evaluation import evaluate, false_positives, predict_file
+from mvl.experiment.evaluation import evaluate, false_positives
+from mvl.experiment.inference import Predictor
 from mvl.experiment.metrics import METRICS, segmentation_metrics
-from mvl.experiment.released import procedure_of
-from mvl.experiment.training import segmentation_loss, validate
+from mvl.experiment.prediction import predict_file
+from mvl.experiment.procedure import procedure_of, segmentation_loss
+from mvl.experiment.training import validate
 
 TASK = Task("Mine", "MRI", ("MRI",), {1: "a"}, tolerance_mm=1.0)
 TWO = replace(TASK, labels={1: "a", 2: "b"})
@@ -160,14 +163,14 @@ def test_evaluation_counts_no_ignored_voxel(tmp_path):
     label[:, :, 5:] = 255
     case, preparation = write(tmp_path, "x", label), Preparation(IGNORING, GRID)
     rows = [
-        evaluate(Says(mask), [case], preparation, IGNORING, "foreground", False).iloc[0].to_dict()
+        evaluate(Predictor(Says(mask), preparation), [case], False).iloc[0].to_dict()
         for mask in (label == 1, label > 0)
     ]
     assert rows[0] == rows[1] and rows[0]["dice"] == 1 and rows[0]["hd95_mm"] == 0
 
 
 def test_the_audits_released_procedure_refuses_ignored_voxels(tmp_path):
-    config = ExperimentConfig(GRID, audit=AuditConfig(dice="hard"))
+    config = AuditedConfig(GRID, audit=AuditConfig(dice="hard"))
     data = TaskData(IGNORING, GRID, {}, {}, Split((), (), ()), [], tmp_path, "")
     with pytest.raises(DataError, match="ignored voxels"):
         procedure_of(config).volumes(Preparation(IGNORING, GRID), data, False)
@@ -233,13 +236,8 @@ def test_what_the_grid_loses_is_said_by_case(tmp_path):
     for part in ("warning", "1 of 3 structures", "5.9%", "1 of 2 training", "lost, 100%"):
         assert part in said
     require_coverage(coverage, RESIZED)
-
-
-def test_where_nothing_is_lost_nothing_is_said(tmp_path):
-    volumes = prepared(TASK, [write(tmp_path, "x", box(1))])
-    coverage = grid_coverage({"train": volumes, "validation": volumes}, ["foreground"])
-    assert lost_on_grid(coverage, GRID).empty
-    assert coverage_notes(coverage, ["foreground"], GRID) == []
+    whole = coverage[coverage["case"] == "seen"]
+    assert lost_on_grid(whole, RESIZED).empty and not coverage_notes(whole, ["foreground"], RESIZED)
 
 
 def test_a_structure_that_no_training_case_shows_is_named(tmp_path):
@@ -269,17 +267,18 @@ def test_three_hundred_labels_are_kept_apart(tmp_path, monkeypatch):
         def forward(self, volume):
             return torch.nn.functional.one_hot(self.mask.long(), 301).movedim(-1, 0)[None].float()
 
-    model, preparation = Reads(label), Preparation(many, config)
+    model = Reads(label)
+    predictor = Predictor(model, Preparation(many, config))
     assert validate(model, [volume], 1, "cpu") == 1
     output = tmp_path / "out.nii.gz"
-    predict_file(case.image, output, model, preparation, many, "labels")
+    predict_file(case.image, output, predictor)
     np.testing.assert_array_equal(nibabel.load(output).get_fdata(), label)
 
     def alike(prediction, truth, *_):  # 301 surfaces would take seconds
         return {"voxels": int(truth.sum()), "alike": np.array_equal(prediction, truth)}
 
     monkeypatch.setattr("mvl.experiment.evaluation.segmentation_metrics", alike)
-    table = evaluate(model, [case], preparation, many, "labels", show=False)
+    table = evaluate(predictor, [case], show=False)
     assert table["alike"].all() and table["voxels"].tolist() == [1] * 300 + [300]
 
 
@@ -292,9 +291,7 @@ def test_a_healthy_case_has_no_dice_but_a_volume_of_false_positives(tmp_path):
     task = replace(TASK, healthy=("well",))
     volumes = prepared(task, [sick, healthy])
     assert validate(Says(box(1)), volumes, 2, "cpu") == 1
-    table = false_positives(
-        Says(box(1)), [healthy], Preparation(task, GRID), task, "foreground", False
-    )
+    table = false_positives(Predictor(Says(box(1)), Preparation(task, GRID)), [healthy], False)
     # Eight voxels of 6 cubic millimetres.
     assert table.to_dict("records") == [
         {"subject": "well", "case": "well", "structure": "foreground", "false_positive_ml": 0.048}

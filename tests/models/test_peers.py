@@ -11,7 +11,7 @@ from mvl.data.task_data import open_task
 from mvl.errors import ConfigError
 from mvl.experiment.run import Run, fit
 from mvl.experiment.run import test as open_test_set
-from mvl.experiment.training import load_weights, save_weights
+from mvl.experiment.state import load_weights, save_weights
 from mvl.models.folder import trained_state
 from mvl.models.peers import build_peer, padded_grid
 from mvl.models.sizes import count_parameters

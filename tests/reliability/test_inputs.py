@@ -19,6 +19,7 @@ from mvl.data import download
 from mvl.errors import MvlError
 from mvl.experiment.run import Run
 from mvl.files import REPOSITORY
+from mvl.models.folder import save_model
 from mvl.runner.profiles import load_profile
 from mvl.study import reference
 from mvl.study.reference import BEST, REFERENCE
@@ -409,7 +410,7 @@ def predict_with(folder, given, spoil):
 
 
 def of_no_task(folder, given, spoil):
-    Run.load(given.trained).model.save_pretrained(folder / "of no task")
+    save_model(Run.load(given.trained).model, folder / "of no task")
     return predict_with(folder, given, spoil)[:3] + (folder / "of no task", "-o", "out.nii.gz")
 
 

@@ -56,7 +56,7 @@ def test_a_task_trains_as_fit_does(tiny, phantom, tmp_path):
     config = tiny()
     data = open_task(config.data, 0, phantom, progress=False)
     place = (str(tmp_path / "task"), str(phantom), "fail", False, 0)
-    folder, failure = fit_cell(config.to_dict(), *place)
+    folder, failure = fit_cell(config, *place)
     own = fit(config, data, tmp_path / "own", show=False)
     assert failure is None and folder == str(tmp_path / "task" / own.name)
     for file in ("curves.csv", "model.safetensors"):
@@ -65,7 +65,7 @@ def test_a_task_trains_as_fit_does(tiny, phantom, tmp_path):
 
 def test_a_fault_is_a_value(tiny, phantom, tmp_path):
     place = (str(tmp_path), str(phantom), "fail", False, 0)
-    folder, failure = fit_cell(hopeless(tiny()).to_dict(), *place)
+    folder, failure = fit_cell(hopeless(tiny()), *place)
     assert folder is None and "the loss became" in failure
 
 
@@ -83,9 +83,9 @@ def test_a_task_waits_for_a_lock_that_goes(tiny, phantom, tmp_path):
     holder.start()
     held.wait(60)
     place = (str(tmp_path), str(phantom), "fail", False)
-    assert "another process is training" in fit_cell(config.to_dict(), *place, 0)[1]
+    assert "another process is training" in fit_cell(config, *place, 0)[1]
     threading.Timer(2, released.set).start()
-    assert fit_cell(config.to_dict(), *place, 60) == (str(folder), None)
+    assert fit_cell(config, *place, 60) == (str(folder), None)
     holder.join()
 
 

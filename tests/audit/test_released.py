@@ -1,8 +1,5 @@
 """The released code's procedure: each piece against something that knows nothing of it."""
 
-import json
-from dataclasses import replace
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,45 +8,27 @@ from monai.transforms import ResizeWithPadOrCrop
 from scipy.spatial.distance import cdist
 from torch.nn import functional as F
 
-from mvl.blocks.language_part import build_language
-from mvl.config import PRESETS, AuditConfig, DataConfig, ExperimentConfig, fingerprint
+from mvl.audit.masks import dilation_nsd, resize_mask, surface_hits
+from mvl.audit.released import (
+    AuditConfig,
+    AuditedConfig,
+    CopyAugmentation,
+    hard_dice_loss,
+    loss_gradients,
+    released_loss,
+    rotate_copy,
+    worked_examples,
+)
+from mvl.audit.splits import COPIES, draw_copies, on_both_sides, released_split
+from mvl.config import DataConfig, fingerprint
 from mvl.data.batches import training_batches
 from mvl.data.preparation import Preparation
 from mvl.data.task_data import open_task
 from mvl.data.task_folder import Case
 from mvl.errors import ConfigError
-from mvl.experiment.released import (
-    COPIES,
-    GRID,
-    CopyAugmentation,
-    ReleasedModel,
-    dilation_nsd,
-    draw_copies,
-    hard_dice_loss,
-    loss_gradients,
-    on_both_sides,
-    procedure_of,
-    released_loss,
-    released_split,
-    released_step,
-    resize_mask,
-    rotate_copy,
-    surface_hits,
-    worked_examples,
-)
-from mvl.experiment.run import fit
-from mvl.models.sizes import LLAMA_3_1_8B, count_parameters
-from mvl.models.tokens import to_patches
+from mvl.experiment.procedure import Procedure, procedure_of
+from mvl.experiment.run import Run, fit, read_config
 
-LLAMA = {
-    "model_type": "llama",
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 8,
-}
 CASES = [Case(f"c{n:03d}", f"s{(n + 1) // 2:03d}", None, None) for n in range(1, 101)]
 
 
@@ -243,19 +222,23 @@ def test_linear_labels_hold_the_nearest_ones():
 def test_an_audit_has_its_own_fingerprint_and_leaves_the_studys_alone(tiny):
     plain = tiny()
     assert "audit" not in plain.to_dict()
-    audited = replace(plain, audit=AuditConfig(rotated=True, planes=True))
-    assert ExperimentConfig.from_dict(audited.to_dict()) == audited
-    assert fingerprint(audited, {}) != fingerprint(plain, {})
-    assert type(procedure_of(plain)).__name__ == "Procedure"
+    config = audited(plain, AuditConfig(rotated=True, planes=True))
+    assert AuditedConfig.from_dict(config.to_dict()) == config
+    assert fingerprint(config, {}) != fingerprint(plain, {})
+    assert type(procedure_of(plain)) is Procedure
 
 
 def test_what_the_audit_cannot_do_is_refused(tiny):
     with pytest.raises(ConfigError, match="linear_labels wants fit"):
-        replace(tiny(), audit=AuditConfig(linear_labels=True))
+        audited(tiny(), AuditConfig(linear_labels=True))
     with pytest.raises(ConfigError, match="foreground alone"):
-        replace(tiny(data={"target": "labels"}), audit=AuditConfig(dice="hard"))
+        audited(tiny(data={"target": "labels"}), AuditConfig(dice="hard"))
     with pytest.raises(ConfigError, match="are about rotated copies"):
-        replace(tiny(), audit=AuditConfig(planes=True))
+        audited(tiny(), AuditConfig(planes=True))
+
+
+def audited(config, audit):
+    return AuditedConfig(config.data, config.model, config.training, config.seed, audit)
 
 
 def opened(config, root):
@@ -264,7 +247,7 @@ def opened(config, root):
 
 
 def test_copies_stand_on_both_sides_and_are_drawn_anew_for_validation(tiny, phantom):
-    config = replace(tiny(), audit=AuditConfig(copies=True))
+    config = audited(tiny(), AuditConfig(copies=True))
     data, preparation = opened(config, phantom)
     procedure = procedure_of(config)
     training, validation = procedure.volumes(preparation, data, False)
@@ -277,14 +260,12 @@ def test_copies_stand_on_both_sides_and_are_drawn_anew_for_validation(tiny, phan
     for a, b, c in zip(first, again, second, strict=True):
         assert torch.equal(a["image"], b["image"])
         assert torch.equal(a["image"], c["image"]) == (a["copy"] == "original")
-    batches = training_batches(
-        training, config.data, 4, 0, 0, augment=procedure.augmentation(config.data)
-    )
+    batches = training_batches(training, config.data, 4, 0, 0, augment=procedure.augmentation())
     assert sum(len(images) for images, _ in batches) == len(training)
 
 
 def test_siblings_of_test_cases_are_trained_on_in_place_of_others(tiny, phantom):
-    config = replace(tiny(), audit=AuditConfig(siblings=True))
+    config = audited(tiny(), AuditConfig(siblings=True))
     data, preparation = opened(config, phantom)
     sides = procedure_of(config).volumes(preparation, data, False)
     train, validation = ({v["name"] for v in side} for side in sides)
@@ -301,7 +282,7 @@ def test_siblings_of_test_cases_are_trained_on_in_place_of_others(tiny, phantom)
 
 
 def test_linear_labels_are_those_of_the_training_alone(tiny, phantom):
-    config = replace(tiny(data={"fit": "resize"}), audit=AuditConfig(linear_labels=True))
+    config = audited(tiny(data={"fit": "resize"}), AuditConfig(linear_labels=True))
     data, preparation = opened(config, phantom)
     nearest = preparation.load(data.side("train"), False)
     linear = procedure_of(config).volumes(preparation, data, False)[0]
@@ -317,7 +298,7 @@ def test_the_choice_of_the_epoch_changes_what_is_kept_and_nothing_else(tiny, pha
     config, kept, curves = tiny(training=plan), {}, set()
     data, _ = opened(config, phantom)
     for select in ("validation", "loss", "last"):
-        folder = fit(replace(config, audit=AuditConfig(select=select)), data, tmp_path, False)
+        folder = fit(audited(config, AuditConfig(select=select)), data, tmp_path, False)
         text = (folder / "curves.csv").read_text()
         curves.add(text)
         kept[select] = pd.read_json(folder / "trained.json", typ="series")["best_epoch"]
@@ -330,65 +311,7 @@ def test_the_choice_of_the_epoch_changes_what_is_kept_and_nothing_else(tiny, pha
     }
     weights = {path.read_bytes() for path in tmp_path.glob("*/model.safetensors")}
     assert len(weights) == len(set(kept.values()))
-
-
-# --- the model -----------------------------------------------------------------------------
-
-
-def test_the_model_has_the_released_sizes():
-    with torch.device("meta"):
-        vit, whole = ReleasedModel(language=False), ReleasedModel()
-    assert sum(p.numel() for p in vit.parameters()) == pytest.approx(1.13e6, rel=0.005)
-    mappers = [p.numel() for p in whole.language.parameters() if p.requires_grad]
-    assert sum(mappers) == 37_440
-    model = PRESETS["released"][0]
-    model = replace(model, language=replace(model.language, source=LLAMA_3_1_8B))
-    trained = sum(p.numel() for p in whole.parameters() if p.requires_grad)
-    assert count_parameters(model, GRID)[0] == trained
-
-
-def test_the_presets_language_part_is_the_released_models():
-    """Given the same weights, token by token; so nothing goes past the mappers in either."""
-    stored = LLAMA | {"model_type": "llama"}
-    config = replace(PRESETS["released"][0].language, source=f"random:{json.dumps(stored)}")
-    ours, theirs = build_language(config, 64, seed=0).eval(), ReleasedModel(llama=LLAMA).language
-    own, other = dict(ours.named_parameters()), dict(theirs.named_parameters())
-    with torch.no_grad():
-        for mapper in ("d1", "d2"):
-            adapted = f"{mapper}.lora_{{}}.default.weight"
-            for name, weight in (
-                ("base.weight", own[f"{mapper}.base_layer.weight"]),
-                ("base.bias", own[f"{mapper}.base_layer.bias"]),
-                ("down.weight", own[adapted.format("A")]),
-                ("up.weight", own[adapted.format("B")].normal_()),
-            ):
-                other[f"{mapper}.{name}"].copy_(weight)
-        for name, weight in theirs.block.named_parameters():
-            (ours_name,) = [n for n in own if n.startswith("block.") and n.endswith(name)]
-            weight.copy_(own[ours_name])
-        x = torch.randn(2, 5, 64)
-        torch.testing.assert_close(ours(x), theirs(x))
-
-
-def test_patches_go_through_the_generic_unfold_unharmed():
-    model = ReleasedModel((16, 8, 24), llama=LLAMA)
-    volume = torch.randn(2, 1, 16, 8, 24)
-    patches = F.conv3d(volume, model.one_hot, stride=8)
-    assert torch.equal(patches.flatten(2).transpose(1, 2), to_patches(volume, (8, 8, 8)))
-    assert torch.equal(F.conv_transpose3d(patches, model.one_hot, stride=8), volume)
-    assert model(volume).shape == volume.shape
-
-
-def test_a_step_trains_the_factors_and_leaves_the_block():
-    torch.manual_seed(0)
-    model = ReleasedModel((16, 16, 16), llama=LLAMA).train()
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    trained = [p for p in model.parameters() if p.requires_grad]
-    images = torch.randn(2, 1, 16, 16, 16)
-    labels = (images > 1).to(torch.uint8)
-    optimiser = torch.optim.Adam(trained, 1e-3)
-    losses = [released_step(model, optimiser, images, labels) for _ in range(3)]
-    assert losses[2] < losses[0]
-    still = {name for name, p in model.named_parameters() if torch.equal(p, before[name])}
-    frozen = {n for n in before if n.startswith("language.block.") or n.endswith("base.weight")}
-    assert still == frozen
+    # The study refuses such a run; the audit's class reads both kinds.
+    with pytest.raises(ConfigError, match="audit"):
+        read_config(folder)
+    assert Run.load(folder, AuditedConfig).config.audit.select == "last"
