@@ -44,7 +44,7 @@ _HOME = {
     "METRICS": "experiment.metrics",
     "contrasts_table": "study.statistics",
     "sentence": "study.statistics",
-    "summary_table": "study.statistics",
+    "summary_table": "study.summary",
     "segmentation_metrics": "experiment.metrics",
     "explore": "show.explorer",
     "evaluate": "experiment.evaluation",
@@ -59,8 +59,8 @@ _HOME = {
     "run_folder": "experiment.run",
     "test": "experiment.run",
     "SUITES": "study.suites",
-    "fit_suite": "study.suites",
-    "run_suite": "study.suites",
+    "fit_suite": "study.cells",
+    "run_suite": "study.cells",
     "suite_configs": "study.suites",
 }
 

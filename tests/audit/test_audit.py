@@ -37,9 +37,10 @@ from mvl.experiment.evaluation import evaluate
 from mvl.experiment.released import draw_copies
 from mvl.files import REPOSITORY
 from mvl.models.segmenter import build_segmenter
+from mvl.study.cells import run_suite, status
 from mvl.study.reference import REFERENCE, read_table
 from mvl.study.statistics import contrast
-from mvl.study.suites import run_suite, status, suite_configs
+from mvl.study.suites import suite_configs
 
 DATA = DataConfig(grid=(16, 24, 16))
 

@@ -16,8 +16,9 @@ from mvl.data.tasks import TASKS
 from mvl.experiment.metrics import METRICS
 from mvl.show import figures
 from mvl.show.figures.style import drawn
-from mvl.study.statistics import contrasts_table, summary_table
+from mvl.study.statistics import contrasts_table
 from mvl.study.suites import SUITES
+from mvl.study.summary import summary_table
 from tests.reliability import stages
 
 TASK = TASKS["Task04_Hippocampus"]
