@@ -308,9 +308,12 @@ def _run(options):
 
 
 def _report_page(options):
+    from mvl.runner.execute import outdated
+    from mvl.runner.profiles import load_profile
     from mvl.show.report import write_report
 
-    print(write_report(options.profile))
+    parameters = load_profile(options.profile)
+    print(write_report(parameters, outdated(parameters)))
 
 
 def _train(options):
@@ -359,7 +362,7 @@ def _evaluate(options):
     from mvl.experiment.metrics import METRICS
     from mvl.experiment.run import HEALTHY, read_config, test
     from mvl.files import read_table
-    from mvl.show.tables import count
+    from mvl.show.sentences import count
 
     config = read_config(options.run)
     data = open_task(config.data, config.seed, options.root, options.on_bad_case)
@@ -655,7 +658,8 @@ def _suite_table(options):
 
 def _verify(options):
     from mvl.experiment.run import results_folder
-    from mvl.study.verify import conclusion, name_of_check, verify
+    from mvl.show.sentences import conclusion, name_of_check
+    from mvl.study.verify import verify
 
     place = Path(options.place)
     checks = verify(place if place.is_dir() else results_folder(options.place))
@@ -738,8 +742,9 @@ def _audit_status(options):
 
 
 def _audit_table(options):
-    from mvl.audit import refresh_readme, sentences, write_audit
+    from mvl.audit import write_audit
+    from mvl.show.audit import refresh_audit, sentences
 
     table = write_audit(_studys_data(options), options.results / "runs", options.root)
-    refresh_readme()
+    refresh_audit()
     print("\n".join(sentences(table)))

@@ -25,46 +25,34 @@ resamples the subjects and reads anew.
 
 from mvl.audit.readings import READINGS, described, measurement_rows, read_cases
 from mvl.audit.record import (
-    BEGIN,
     COMMITTED,
-    END,
-    audit_section,
     audit_table,
     reference_table,
-    refresh_readme,
     write_audit,
 )
 from mvl.audit.splits import DRAWS, split_rows
 from mvl.audit.switches import COLUMNS, SWITCHES, Switch, switches_table
 from mvl.audit.training import ARMS, Change, audit_configs, training_rows
-from mvl.show.audit import sentences, waterfall_of, waterfall_steps
 from mvl.study.reference import BEST
 
 __all__ = [
     "ARMS",
-    "BEGIN",
     "BEST",
     "COLUMNS",
     "COMMITTED",
     "DRAWS",
-    "END",
     "READINGS",
     "SWITCHES",
     "Change",
     "Switch",
     "audit_configs",
-    "audit_section",
     "audit_table",
     "described",
     "measurement_rows",
     "read_cases",
     "reference_table",
-    "refresh_readme",
-    "sentences",
     "split_rows",
     "switches_table",
     "training_rows",
-    "waterfall_of",
-    "waterfall_steps",
     "write_audit",
 ]

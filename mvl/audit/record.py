@@ -1,7 +1,5 @@
 """The audit's tables among the reference's, and the README's section that is made of them."""
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 
@@ -12,14 +10,10 @@ from mvl.audit.training import audit_configs, training_rows
 from mvl.config import derive_seed
 from mvl.data.preparation import open_task
 from mvl.experiment.run import TRAINED, Run, collect, load_predictor, run_folder, test
-from mvl.files import REPOSITORY, read_json, sha256_of, with_section, write_table, write_text
-from mvl.show.audit import section, waterfall_of
-from mvl.show.figures import save
+from mvl.files import read_json, sha256_of, write_table
 from mvl.study.reference import BEST, REFERENCE, SEEDS, read_table
 
 CASES, READ, TABLE = "audit_cases.csv.gz", "audit_readings.csv.gz", "audit.csv"
-PICTURE = Path("figures") / "audit_waterfall.png"
-BEGIN, END = "<!-- audit: begin, written by `mvl audit table` -->", "<!-- audit: end -->"
 #: The committed model among the arms whose test cases are read.
 COMMITTED = "best"
 
@@ -74,7 +68,6 @@ def write_audit(data, runs, root=None, reference=REFERENCE, seeds=SEEDS, epochs=
     # Read again, so that the table is made of what was written, to the last digit.
     table = audit_table(reference, split_rows(everyone, task_data.task), len(everyone))
     write_table(reference / TABLE, table)
-    save(waterfall_of(table), reference / PICTURE)
     return table
 
 
@@ -115,22 +108,3 @@ def reference_table(reference=REFERENCE):
     """The committed audit.csv; empty where there is none."""
     path = reference / TABLE
     return read_table(path, COLUMNS) if path.is_file() else pd.DataFrame(columns=COLUMNS)
-
-
-def audit_section(reference=REFERENCE):
-    """The README's section on the audit as Markdown: every number from audit.csv."""
-    table = read_table(reference / TABLE, COLUMNS)
-    what = "From the study's protocol to the released code's"
-    if "released" not in set(table["arm"]):
-        what = "The committed model's number, as the released code would read it, step by step"
-    picture = (REFERENCE / PICTURE).relative_to(REPOSITORY).as_posix()
-    return "\n".join([*section(table), "", f"![{what}]({picture})"])
-
-
-def refresh_readme(readme=REPOSITORY / "README.md", reference=REFERENCE):
-    """Write `audit_section` between the README's markers.
-
-    Raises:
-        MvlError: the README lacks a marker.
-    """
-    write_text(readme, with_section(readme, BEGIN, END, audit_section(reference)))

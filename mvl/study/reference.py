@@ -13,7 +13,7 @@
     best/             the preset best, trained with seed 0, as `save_pretrained` writes it
     gpu/              the same tables of what was trained on a GPU, since no table mixes devices
 
-and what `mvl.show.readme` makes of them: README.md, with every suite's results, and figures/.
+and what `mvl.show.results` makes of them: README.md, with every suite's results, and figures/.
 
 The reference grows by the runs that are finished, and keeps the rows of the others as long as the
 suite would still train them so (same fingerprint).
