@@ -21,7 +21,8 @@ from mvl.show.figures.style import (
     drawn,
     note_synthetic,
 )
-from mvl.study.statistics import BOUND, by_part, contrast
+from mvl.study.statistics import contrast
+from mvl.study.summary import BOUND, by_part
 
 SIDE_COLOURS = {"train": BLUE, "validation": GREEN, "test": ORANGE}
 
