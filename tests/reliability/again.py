@@ -26,7 +26,7 @@ SUBJECTS, SEEDS, STAGES = 8, (0, 1), ("after the encoder", "after the block")
 
 
 def cases_of(suite, arms):
-    """A table as in `mvl.study.statistics`, of arms with two seeds and eight subjects."""
+    """A table as in `mvl.study.summary`, of arms with two seeds and eight subjects."""
     rng = np.random.default_rng(0)
     rows = [
         {"suite": suite, "arm": arm, "seed": seed, "task": TASK.name, "subject": f"s{k}"}

@@ -12,8 +12,9 @@ from mvl.files import REPOSITORY, write_table
 from mvl.show import exhibits
 from mvl.show.exhibits import EXHIBITS, Exhibits
 from mvl.study.reference import CONTRASTS, MACHINE, read_table
-from mvl.study.statistics import contrasts_table, summary_table
+from mvl.study.statistics import contrasts_table
 from mvl.study.suites import SUITES
+from mvl.study.summary import summary_table
 from mvl.study.ten_tasks import SIX
 
 #: What the reference of most tests has.

@@ -14,9 +14,9 @@ from mvl.models.activations import activations
 from mvl.models.segmenter import build_segmenter
 from mvl.show import figures
 from mvl.show import notebook as display
+from mvl.show.sentences import sentence
 from mvl.study.mechanism import SHOWN_STAGES, stage_auroc
 from mvl.study.reference import GPU, REFERENCE, read_table
-from mvl.study.statistics import sentence
 from mvl.study.suites import SUITES
 
 GRID = (24, 24, 24)

@@ -27,13 +27,14 @@ from mvl.errors import ConfigError
 from mvl.experiment.run import collect, read_cases
 from mvl.files import REPOSITORY, sha256_of, write_json, write_table
 from mvl.runner import execute as batch
-from mvl.runner.profiles import data_of
 from mvl.show.report import write_report
 from mvl.show.report.notebook import read_page
+from mvl.show.sentences import sentence
 from mvl.study.reference import REFERENCE, read_table
-from mvl.study.runs import own_runs, sources_of
-from mvl.study.statistics import contrasts_table, sentence, summary_table
+from mvl.study.runs import data_of, own_runs, sources_of
+from mvl.study.statistics import contrasts_table
 from mvl.study.suites import SUITES
+from mvl.study.summary import summary_table
 
 #: A picture of one pixel.
 PIXEL = (

@@ -11,7 +11,8 @@ from bs4 import BeautifulSoup
 from mvl.experiment.metrics import METRICS
 from mvl.show import tables
 from mvl.study.reference import REFERENCE, read_table
-from mvl.study.statistics import contrasts_table, summary_table
+from mvl.study.statistics import contrasts_table
+from mvl.study.summary import summary_table
 
 #: Every character that one of the forms could take for markup.
 HOSTILE = r"a|b \ 5 % & $x_1$ #{y} ~z^2 <i> *b* – 3 × 2"
