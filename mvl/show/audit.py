@@ -170,7 +170,7 @@ def audit_section(reference: Path = REFERENCE) -> str:
     for kind, title in titles.items():
         rows = table[table["kind"] == kind]
         if len(rows):
-            lines += ["", title, "", markdown(_changes(rows))]
+            lines += ["", title, "", markdown(_changes(rows), aligned=False)]
     lines += ["", "**Leakage between training, validation and test.**", ""]
     lines += [f"- {text}" for text in sentences(table[table["kind"] == "split"])]
     what = "From the study's protocol to the released code's"

@@ -236,7 +236,7 @@ def _suite(suite, frames):
     if suite == "language":
         lines += _noise_floor(cases)
     if suite == "fusion" and (effects := _part_effects(cases)):
-        lines += ["", tables.markdown(pd.DataFrame(effects))]
+        lines += ["", tables.markdown(pd.DataFrame(effects), aligned=False)]
     if suite == "budget" and (gained := _budget_gain(runs)):
         once, twice, seeds = gained
         lines += [
@@ -261,7 +261,7 @@ def _arms(suite, frames):
     shown["learning rate, of tried"] = rates
     columns = ["arm", "seeds", "epochs", "trained weights", "learning rate, of tried"]
     columns += ["validation Dice", "Dice", "NSD", "HD95 (mm)"]
-    return tables.markdown(shown[columns], code=("arm",))
+    return tables.markdown(shown[columns], code=("arm",), aligned=False)
 
 
 def _rates_tried(runs, tuning):
@@ -296,7 +296,7 @@ def _comparisons(suite, frames):
             "verdict": [verdict_in_words(row) for _, row in rows.iterrows()],
         }
     )
-    lines += [""] * bool(lines) + [tables.markdown(shown)]
+    lines += [""] * bool(lines) + [tables.markdown(shown, aligned=False)]
     cpus = runs[runs["suite"] == suite].groupby("arm")["cpu"].agg(set)
     across = [
         pair

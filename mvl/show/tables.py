@@ -115,8 +115,11 @@ def write(path: Path, rows: pd.DataFrame, shown: pd.DataFrame, caption: str) -> 
     write_text(path.with_suffix(".tex"), latex(shown, caption, label=f"tab:{path.stem}"))
 
 
-def markdown(shown: pd.DataFrame, code: Collection[str] = ()) -> str:
-    """A frame of texts as a table in GitHub's Markdown; `code` names columns of code."""
+def markdown(shown: pd.DataFrame, code: Collection[str] = (), aligned: bool = True) -> str:
+    """A frame of texts as a table in GitHub's Markdown; `code` names columns of code.
+
+    Numbers are aligned to the right where `aligned`.
+    """
 
     def line(cells):
         return "| " + " | ".join(cells) + " |"
@@ -125,7 +128,8 @@ def markdown(shown: pd.DataFrame, code: Collection[str] = ()) -> str:
         return re.sub(r"([\\|])", r"\\\1", str(text))
 
     right = _right(shown)
-    lines = [line(map(escaped, shown)), line("---:" if name in right else "---" for name in shown)]
+    rule = line("---:" if name in right else "---" for name in shown)
+    lines = [line(map(escaped, shown)), rule if aligned else "|---" * len(shown.columns) + "|"]
     for row in shown.to_dict("records"):
         lines.append(
             line(
