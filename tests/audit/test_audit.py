@@ -11,21 +11,14 @@ import pytest
 from mvl import audit
 from mvl.audit import (
     ARMS,
-    BEGIN,
-    END,
     SWITCHES,
     audit_configs,
-    audit_section,
     described,
     measurement_rows,
     read_cases,
     reference_table,
-    refresh_readme,
-    sentences,
     split_rows,
     training_rows,
-    waterfall_of,
-    waterfall_steps,
     write_audit,
 )
 from mvl.config import PRESETS, AuditConfig, DataConfig
@@ -37,6 +30,15 @@ from mvl.experiment.evaluation import evaluate
 from mvl.experiment.released import draw_copies
 from mvl.files import REPOSITORY
 from mvl.models.segmenter import build_segmenter
+from mvl.show.audit import (
+    BEGIN,
+    END,
+    audit_section,
+    refresh_audit,
+    sentences,
+    waterfall_of,
+    waterfall_steps,
+)
 from mvl.study.cells import run_suite, status
 from mvl.study.reference import REFERENCE, read_table
 from mvl.study.statistics import contrast
@@ -305,10 +307,7 @@ def test_the_waterfall_arrives_where_the_last_reading_does(audited):
     assert "SYNTHETIC" in drawn._supxlabel.get_text()
 
 
-def test_what_is_no_longer_at_hand_is_kept_and_what_has_changed_is_not(
-    audited, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(audit.record, "save", lambda *_: None)  # `audited` has drawn the picture
+def test_what_is_no_longer_at_hand_is_kept_and_what_has_changed_is_not(audited, tmp_path):
     reference, (data, _, root, _, seeds, epochs), table = audited
     folder = tmp_path / "reference"
     shutil.copytree(reference, folder)
@@ -329,7 +328,7 @@ def test_the_page_has_every_row(audited, tmp_path):
     reference, _, table = audited
     page = tmp_path / "README.md"
     page.write_text(f"before\n{BEGIN}\nstale\n{END}\nafter\n")
-    refresh_readme(page, reference)
+    refresh_audit(page, reference)
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "stale" not in text
     shown = table[table["kind"] != "split"]
@@ -338,7 +337,7 @@ def test_the_page_has_every_row(audited, tmp_path):
     assert f"{row['before']:.3f} → {row['after']:.3f}, {row['difference']:+.3f}" in text
     page.write_text("no markers")
     with pytest.raises(MvlError, match="lacks one of the lines"):
-        refresh_readme(page, reference)
+        refresh_audit(page, reference)
 
 
 def test_the_readmes_audit_is_that_of_the_file():
