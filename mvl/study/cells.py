@@ -47,11 +47,8 @@ def run_suite(
 ) -> tuple[pd.DataFrame, Failures]:
     """Run every cell of a suite that is not done yet, and collect those that are.
 
-    Args:
-        suite: its name, for the table.
-        configs, runs: the cells, and the folder of all runs.
-        root, on_bad_case: see `open_task`.
-        track: see `training.train`.
+    `runs` is the folder of all runs; for root and on_bad_case see `open_task`, for track
+    `training.train`.
 
     Returns:
         One row per arm, seed, case and structure, with every metric; and the failures.
@@ -83,8 +80,6 @@ def fit_suite(
     track: bool = False,
 ) -> tuple[dict, Failures]:
     """Train every cell of a suite that is not trained yet; the test set stays closed.
-
-    Args: as `run_suite`.
 
     Returns:
         {(arm, seed): (run folder, its TaskData)} of the trained cells; and the failures, of which
@@ -135,8 +130,6 @@ def shard(configs: Cells, index: int, count: int) -> Cells:
 def status(configs: Cells, runs: Path, root=None, on_bad_case: str = "fail") -> pd.DataFrame:
     """How far a suite is.
 
-    Args: as `run_suite`.
-
     Returns:
         One row per cell: arm, seed, fold, state (done, trained, running, failed, stopped or open),
         epoch and epochs, seconds spent, seconds_left (by the time per step of the arm's trained
@@ -186,12 +179,9 @@ TUNING_COLUMNS = (
 def tuning_table(
     suite: str, configs: Cells, runs: Path, root=None, on_bad_case: str = "fail"
 ) -> pd.DataFrame:
-    """What every learning rate gave on validation; the test set plays no part.
+    """What every learning rate gave on validation: one row per trained run.
 
-    Args: as `run_suite`, the cells with `rates`.
-
-    Returns:
-        One row per trained run, with `TUNING_COLUMNS`.
+    The cells are of `suite_configs` with `rates`; the test set plays no part.
     """
     rows = []
     for (arm, seed), config in configs.items():

@@ -114,10 +114,10 @@ def study_contrasts(cases: pd.DataFrame, suite: str | None = None) -> pd.DataFra
     return contrasts_table(cases, pairs, _COMPARED, family=FAMILY)
 
 
-def read_table(path: Path, columns: Sequence[str] = (), numbers: Sequence[str] = ()):
-    """Read a table of the reference, or one like it, as `files.read_table`.
-
-    Of the tables that this module writes it knows which columns they need.
+def read_table(
+    path: Path, columns: Sequence[str] = (), numbers: Sequence[str] = ()
+) -> pd.DataFrame:
+    """`files.read_table`, which knows what columns the tables of the reference need.
 
     Raises:
         RunError: there is no such table, it is unreadable, or a column is.

@@ -15,7 +15,6 @@ from mvl.config import (
     PRESETS,
     DataConfig,
     ExperimentConfig,
-    LanguageConfig,
     ModelConfig,
     PeerConfig,
     TrainingConfig,
@@ -51,14 +50,8 @@ FLIPS = {"Task04_Hippocampus": "left-right"}
 
 #: The language part of the second protocol, in which the block cannot drown. The scale is what
 #: `mvl block scale` measures before that layer.
-_HEARD = replace(
-    _BLOCK,
-    source="package:smollm2-135m",
-    terms="contribution",
-    scale=29.3,
-    start="identity",
-    skip=False,
-)
+_HEARD = replace(_BLOCK, source="package:smollm2-135m", scale=29.3)
+_HEARD = replace(_HEARD, terms="contribution", start="identity", skip=False)
 
 # An arm's learning rate is the one of `LEARNING_RATES` with the highest validation Dice on Task04
 # with seed 0, of those that were tried (tuning.csv in results/reference, for what was tried on a
@@ -197,10 +190,7 @@ STUDY = {
             "vit": _vit(),
             "v1": _parts("111"),
             "best": Arm(*PRESETS["best"]),
-            "unet": _peer("unet"),
-            "unet++": _peer("unet++"),
-            "unetr": _peer("unetr"),
-            "swin-unetr": _peer("swin-unetr"),
+            **{name: _peer(name) for name in ("unet", "unet++", "unetr", "swin-unetr")},
             "segresnet": _peer("segresnet", 1e-3),
             "dynunet": _peer("dynunet"),
         },
@@ -314,7 +304,7 @@ def suite_configs(
 
 def is_possible(model: ModelConfig | PeerConfig) -> bool:
     """Whether a model's language block can be had: `rotary` wants a rotary embedding."""
-    language: LanguageConfig | None = model.language
+    language = model.language
     return not (language and language.rotary) or has_rotary(language.source)
 
 
