@@ -326,7 +326,7 @@ def _grown(trained, expected, reference):
     return _in_order(pd.concat(tables, ignore_index=True), ["case", "structure"]), _in_order(runs)
 
 
-def _publish(folder, cases, place):
+def _publish(folder, cases, target):
     """Save the model of a run of `best`, with what it reached on the test subjects."""
     run = Run.load(folder)
     tested = cases[(cases["suite"] == "presets") & (cases["arm"] == "best")]
@@ -334,7 +334,7 @@ def _publish(folder, cases, place):
     shown = ["dice", "nsd", "hd95_mm"]
     means = tested.groupby("subject")[shown].mean().mean()
     metrics = {f"test {name}": means[name] for name in shown}
-    run.model.save_pretrained(place, run.task, run.config.data, metrics, run.domain)
+    run.model.save_pretrained(target, run.task, run.config.data, metrics, run.domain)
 
 
 def _run_row(folder):
@@ -371,7 +371,7 @@ def _grown_tuning(tuned, runs, reference):
 def _in_order(table, rest=()):
     """Sorted as the suites name their arms, so that equal content gives equal bytes."""
     arms = [(suite, arm) for suite, arms in SUITES.items() for arm in arms]
-    place = {cell: n for n, cell in enumerate(arms)}
-    order = [place[cell] for cell in zip(table["suite"], table["arm"], strict=True)]
+    rank = {cell: n for n, cell in enumerate(arms)}
+    order = [rank[cell] for cell in zip(table["suite"], table["arm"], strict=True)]
     ordered = table.assign(_order=order).sort_values(["_order", "seed", *rest], kind="stable")
     return ordered.drop(columns="_order").reset_index(drop=True)

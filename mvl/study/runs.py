@@ -70,23 +70,15 @@ class ProfileRun:
     """A run folder of a profile."""
 
     folder: Path
-    #: "done", "running", "failed", "unfinished" or "unreadable".
-    state: str
-    #: Why it failed or cannot be read, or why it is in no table.
-    reason: str = ""
-    #: [(suite, arm)], empty where it is no arm of this profile's suites.
-    names: tuple = ()
-    #: What is known of it: seed, task, epochs, learning_rate, synthetic, device, ...
-    facts: dict | None = None
-    #: The language block by reference, or None.
-    block: dict | None = None
-    #: As `run.environment` wrote it.
-    environment: dict | None = None
+    state: str  # "done", "running", "failed", "unfinished" or "unreadable"
+    reason: str = ""  # why it failed, cannot be read, or is in no table
+    names: tuple = ()  # (suite, arm), empty where it is no arm of this profile's suites
+    facts: dict | None = None  # seed, task, epochs, learning_rate, synthetic, device, ...
+    block: dict | None = None  # the language block by reference
+    environment: dict | None = None  # as `run.environment` wrote it
     config: ExperimentConfig | None = None
-    #: Names of its test cases, if it is done.
-    tested: frozenset = frozenset()
-    #: As of `identity.read_identity`, if it is done and has names.
-    identity: dict | None = None
+    tested: frozenset = frozenset()  # names of its test cases, if it is done
+    identity: dict | None = None  # of `read_identity`, if it is done and has names
 
 
 def own_runs(parameters: dict, root: Path) -> list[ProfileRun]:
@@ -214,19 +206,15 @@ def _is_model(model, arm):
 class Source:
     """Results of one origin, as frames."""
 
-    #: "own" or "reference".
-    kind: str
-    #: Whose they are.
-    label: str
-    #: As in `mvl.study.summary`, `summary_table` and `study_contrasts`.
-    cases: pd.DataFrame
-    summary: pd.DataFrame
-    contrasts: pd.DataFrame
+    kind: str  # "own" or "reference"
+    label: str  # whose they are
+    cases: pd.DataFrame  # see `mvl.study.summary`
+    summary: pd.DataFrame  # of `summary_table`
+    contrasts: pd.DataFrame  # of `study_contrasts`
     #: One row per run: suite, arm, seed, task, epochs, learning_rate, validation_dice,
     #: trained_parameters, parameters, ...
     runs: pd.DataFrame
-    #: One row per run and epoch, with `CURVES`; of the runs whose curves are kept.
-    curves: pd.DataFrame
+    curves: pd.DataFrame  # one row per run and epoch, with `CURVES`, where these are kept
 
 
 def sources_of(
@@ -271,20 +259,20 @@ def _newest(runs):
     by_age = sorted(done, key=lambda run: ((run.folder / DONE).stat().st_mtime_ns, run.folder.name))
     settled, left_out = {}, []
     for run in reversed(by_age):
-        facts = [*_to_share(run)]
-        odd = [why for why, key, value in facts if settled.get((why, key), value) != value]
+        rules = [*_to_share(run)]
+        odd = [why for why, key, value in rules if settled.get((why, key), value) != value]
         if odd:
             left_out.append((run, odd[0]))
         else:
-            settled |= {(why, key): value for why, key, value in facts}
+            settled |= {(why, key): value for why, key, value in rules}
     out = [run for run, _ in left_out]
     return [run for run in done if run not in out], left_out[::-1]
 
 
 def _to_share(run):
     """What a run settles for those of the same key: (why another is left out, key, value)."""
-    config, place = run.config, ("seed", "task", "synthetic", "device", "dtype")
-    cell = (run.names, *(run.facts[name] for name in place))
+    config, shared = run.config, ("seed", "task", "synthetic", "device", "dtype")
+    cell = (run.names, *(run.facts[name] for name in shared))
     yield "the same arm and seed were tested again since", cell, run.folder
     yield "other test cases are there since", cell[2:4], run.tested
     if identity := run.identity:
@@ -315,8 +303,8 @@ def _source_of(label, runs):
             rows.append({"suite": suite, "arm": arm} | run.facts)
             path = run.folder / "curves.csv"
             if path.is_file():
-                place = {key: cases[key].iloc[0] for key in CURVES[:5]}
-                curves.append(pd.read_csv(path).assign(**place)[CURVES])
+                cell = {key: cases[key].iloc[0] for key in CURVES[:5]}
+                curves.append(pd.read_csv(path).assign(**cell)[CURVES])
     cases = pd.concat(tables, ignore_index=True)
     curves = pd.concat(curves, ignore_index=True) if curves else pd.DataFrame(columns=CURVES)
     tables = (cases, summary_table(cases), study_contrasts(cases), pd.DataFrame(rows), curves)
@@ -327,8 +315,8 @@ def _reference(folder):
     names = ("cases.csv.gz", "summary.csv", "contrasts.csv", "validation.csv")
     cases, summary, contrasts, runs = (read_table(folder / name) for name in names)
     # Its tables of runs name no task, but each has one, which the cases know.
-    place = cases[["suite", "arm", "seed", "task"]].drop_duplicates()
-    runs, curves = runs.merge(place, how="left"), curves_table(folder).merge(place)
+    task = cases[["suite", "arm", "seed", "task"]].drop_duplicates()
+    runs, curves = runs.merge(task, how="left"), curves_table(folder).merge(task)
     label = "Committed reference"
     return Source("reference", label, cases, summary, contrasts, runs, curves[CURVES])
 
@@ -351,10 +339,10 @@ def part_of(source: Source, cells: Sequence[tuple[str, str]]) -> Source:
 
     Rows of several suites are said to be of the suite "all".
     """
-    place = {cell: n for n, cell in enumerate(cells)}
+    rank = {cell: n for n, cell in enumerate(cells)}
 
     def rows_of(table):
-        order = [place.get(cell, -1) for cell in zip(table["suite"], table["arm"], strict=True)]
+        order = [rank.get(cell, -1) for cell in zip(table["suite"], table["arm"], strict=True)]
         rows = table.assign(_order=order).sort_values("_order", kind="stable")
         rows = rows[rows["_order"] >= 0].drop(columns="_order")
         if "structure" in rows:

@@ -80,14 +80,14 @@ def verify(place: Path, reference: Path = REFERENCE) -> pd.DataFrame:
         if row is None:
             check("cases", None, "the reference has no such run", **cell)
             continue
-        user_cases[folder.name] = found = read_cases(folder)
+        user_cases[folder.name] = table = read_cases(folder)
         machine = machine_of(read_json(folder / "environment.json", "versions"))
         differing = [
             key for key in MACHINE if str(machine[key]) != str(row[key]) or row[key] == "unknown"
         ]
         kind = "means" if differing else "cases"
         theirs = cases[(cases[CELL] == row[CELL]).all(axis=1)]
-        both = found.merge(
+        both = table.merge(
             theirs,
             on=["case", "structure"],
             suffixes=("", "_reference"),
@@ -111,7 +111,7 @@ def verify(place: Path, reference: Path = REFERENCE) -> pd.DataFrame:
 
 
 def _runs(place):
-    """The run folders at or below a place, (finished, not finished)."""
+    """The run folders at or below a folder, (finished, not finished)."""
     candidates = [place, *sorted(place.glob("*/")), *sorted(place.glob("runs/*/"))]
     folders = [folder for folder in candidates if (folder / "config.json").is_file()]
     finished = [folder for folder in folders if (folder / DONE).is_file()]
