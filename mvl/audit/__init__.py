@@ -9,7 +9,7 @@ here it is measured, on the study's data and against the study's way:
                  reading goes on from the one before it, since most of them need it
 
 Each kind has a module of its own; `words` tells of their rows, and `record` alone stands on the
-reference, and writes. A training's cells are experiments like any other: `mvl.study.suites` runs,
+reference, and writes. A training's cells are experiments like any other: `mvl.study.cells` runs,
 resumes and counts them.
 `results/reference/` holds
 

@@ -101,7 +101,7 @@ ARMS = {
 
 
 def audit_configs(data, seeds, block=None, epochs=None, arms=None):
-    """The audit's trainings, as `mvl.study.suites.fit_suite` and `status` take them.
+    """The audit's trainings, as `mvl.study.cells.fit_suite` and `status` take them.
 
     Args:
         data: a `DataConfig`.

@@ -248,7 +248,8 @@ def update_references(
     measured = [table for table in measured if table is not None]
     write_reference(folders, expected, pd.concat(tuned), measured, reference)
     for other in {REFERENCE, REFERENCE / GPU} - {reference}:
-        write_reference({}, expected, pd.DataFrame(), reference=other)
+        if (other / "validation.csv").is_file():
+            write_reference({}, expected, pd.DataFrame(), reference=other)
     return reference, len(set(folders.values()))
 
 

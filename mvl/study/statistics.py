@@ -64,7 +64,6 @@ def contrast(
     arm_a: str,
     arm_b: str,
     metric: str = "dice",
-    bound: float = BOUND,
     draws: int = DRAWS,
     seed: int = 0,
 ) -> dict:
@@ -73,13 +72,12 @@ def contrast(
     Args:
         cases: rows of one suite, task and structure (see `mvl.study.summary`).
         metric: a name of `COMPARED`.
-        bound: the largest negligible difference, of metrics without a unit.
         draws, seed: of the bootstrap; no p value is below 2 / (draws + 1).
 
     Returns:
         `n_subjects`, `n_seeds`, `resampled` ("subjects and seeds"; with one seed "subjects", so
         that nothing is said about other seeds), `difference`, `ci_low` and `ci_high` (95 %), `p`
-        (two-sided), `p_tost` (largest of the two one-sided tests against `bound`; NaN for a metric
+        (two-sided), `p_tost` (largest of the two one-sided tests against `BOUND`; NaN for a metric
         in mm, and with one seed, which shows no equivalence) and `verdict`. With one subject there
         is no interval: these are NaN.
 
@@ -106,19 +104,17 @@ def contrast(
         row["p"] = min(1.0, 2 * min(_share(means <= 0), _share(means >= 0)))
         # Seeds of one arm may lie further apart than the bound: one of them shows no equivalence.
         if COMPARED[metric].unit == "" and n_seeds > 1:
-            row["p_tost"] = max(_share(means <= -bound), _share(means >= bound))
-    row["verdict"] = verdict(metric, row["ci_low"], row["ci_high"], row["p"], row["p_tost"], bound)
+            row["p_tost"] = max(_share(means <= -BOUND), _share(means >= BOUND))
+    row["verdict"] = verdict(metric, row["ci_low"], row["ci_high"], row["p"], row["p_tost"])
     return row
 
 
-def verdict(
-    metric: str, ci_low: float, ci_high: float, p: float, p_tost: float, bound: float = BOUND
-) -> str:
+def verdict(metric: str, ci_low: float, ci_high: float, p: float, p_tost: float) -> str:
     """What may be said of a difference; the one place that decides it.
 
     A verdict claims no more than the data show. The first that applies is given:
 
-    - "better by at least <bound>": p < 0.05 and the whole 95 % interval is at or beyond the bound;
+    - "better by at least 0.01": p < 0.05 and the whole 95 % interval is at or beyond the bound;
     - "better but negligible", "worse but negligible": p < 0.05 in favour or against, and
       equivalent;
     - "equivalent": p_tost < 0.05, that is, the 90 % interval lies within the bound;
@@ -135,8 +131,8 @@ def verdict(
     worse = p < ALPHA and gain_high <= 0
     side = "better" if better else "worse" if worse else ""
     if not about.unit:
-        if better and gain_low >= bound:
-            return f"better by at least {bound:g}"
+        if better and gain_low >= BOUND:
+            return f"better by at least {BOUND:g}"
         if p_tost < ALPHA:
             return f"{side} but negligible" if side else "equivalent"
     return side or "undecided"

@@ -10,10 +10,15 @@ from mvl.cli import main
 from mvl.config import DataConfig, LanguageConfig, ModelConfig, TrainingConfig
 from mvl.errors import MvlError, RunError
 from mvl.experiment.metrics import METRICS
-from mvl.experiment.run import test as open_test_set
 from mvl.files import read_json, sha256_of, write_json, write_table
 from mvl.study.cells import TUNING_COLUMNS, fit_suite
-from mvl.study.reference import curves_table, read_table, write_reference
+from mvl.study.reference import (
+    curves_table,
+    mechanism_table,
+    read_table,
+    update_references,
+    write_reference,
+)
 from mvl.study.suites import SUITES, Arm, suite_configs
 from mvl.study.summary import summary_table
 from mvl.study.verify import FALLBACK, tolerance, verify
@@ -34,12 +39,14 @@ def study(phantom, tmp_path_factory):
         patch.setitem(SUITES, "language", arms)
         configs = suite_configs("language", DataConfig(grid=(16, 24, 16)), [0, 1])
         trained, _ = fit_suite("language", configs, runs, phantom, show=False)
-        folders = {}
-        for (arm, seed), (folder, data) in trained.items():
-            open_test_set(folder, data, show=False)
-            folders["language", arm, seed] = folder
+        folders = {("language", *cell): folder for cell, (folder, _) in trained.items()}
         names = {cell: folder.name for cell, folder in folders.items()}
-        write_reference(folders, names, tuned, reference=reference)
+        for name, value in {"REFERENCE": reference, "SEEDS": (0, 1)}.items():
+            patch.setattr(f"mvl.study.reference.{name}", value)
+        patch.setattr("mvl.study.reference.SUITES", {"language": arms})
+        outcome = update_references(DataConfig(grid=(16, 24, 16)), runs, phantom)
+        assert outcome == (reference, 4)
+        assert mechanism_table(reference)["arm"].unique().tolist() == ["pretrained"]
         # The reference grows: rows of runs that are gone stay, byte for byte.
         grown = [reference / name for name in ("cases.csv.gz", "curves.csv.gz")]
         before = [path.read_bytes() for path in grown]
