@@ -22,6 +22,7 @@ from mvl.data import download
 from mvl.errors import MvlError
 from mvl.experiment.run import Run
 from mvl.runner.profiles import load_profile
+from mvl.show import results
 from mvl.study import reference
 from mvl.study.reference import BEST, REFERENCE
 from tests.blocks.test_sources import COMMIT, _Server
@@ -703,7 +704,7 @@ def _of_another_version(folder, given):
     shutil.copytree(REFERENCE, folder / "reference", ignore=shutil.ignore_patterns("best"))
     path = folder / "reference" / "summary.csv"
     reference.read_table(path).assign(protocol_version=0).to_csv(path, index=False)
-    return lambda: reference.study_page(folder / "reference")
+    return lambda: results.study_page(folder / "reference")
 
 
 _add("The reference", "reference: summary.csv of another version",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from bs4 import BeautifulSoup
@@ -115,6 +116,23 @@ def _markdown_of(output):
 
 def _content(notebook, cells, page, links):
     """nbconvert's HTML of the cells, cleaned and arranged."""
+    for number, cell in enumerate(cells):
+        described = cell.metadata.get("alt") or _described(cell.source)
+        for output in cell.get("outputs", ()):
+            # Of its metadata, nbconvert would take addresses of pictures, sizes and frames.
+            if "metadata" in output:
+                alt = str(output.metadata.get("alt") or described)
+                output.metadata = {form: {"alt": alt} for form in _FORMS[1:3]}
+        cell.metadata, cell.id = {}, f"cell-{number}"
+    notebook.cells, notebook.metadata = cells, {}
+    html, _ = _exporter().from_notebook_node(notebook)
+    soup = _soup(html)
+    _arrange(soup, page, links)
+    return Markup(str(soup))
+
+
+@cache
+def _exporter():
     from nbconvert import HTMLExporter
     from traitlets.config import Config
 
@@ -129,19 +147,7 @@ def _content(notebook, cells, page, links):
         exclude_anchor_links=True,
     )
     exporter.register_filter("clean_html", _clean)
-    for number, cell in enumerate(cells):
-        described = cell.metadata.get("alt") or _described(cell.source)
-        for output in cell.get("outputs", ()):
-            # Of its metadata, nbconvert would take addresses of pictures, sizes and frames.
-            if "metadata" in output:
-                alt = str(output.metadata.get("alt") or described)
-                output.metadata = {form: {"alt": alt} for form in _FORMS[1:3]}
-        cell.metadata, cell.id = {}, f"cell-{number}"
-    notebook.cells, notebook.metadata = cells, {}
-    html, _ = exporter.from_notebook_node(notebook)
-    soup = _soup(html)
-    _arrange(soup, page, links)
-    return Markup(str(soup))
+    return exporter
 
 
 def _described(source):
@@ -248,25 +254,20 @@ def _arrange_image(soup, image, heading, number):
 
 def _arrange_table(soup, table):
     """Numbers to the right, names in one line, headings that say what they head, a frame."""
-    columns = {}
-    for row in table.find_all("tr"):
-        in_head = row.find_parent("thead") is not None
-        for place, cell in enumerate(row.find_all(["td", "th"], recursive=False)):
-            if cell.name == "th" and not cell.get_text(strip=True):
-                cell.name = "td"  # pandas heads its index with nothing
-            elif cell.name == "th":
-                cell["scope"] = "col" if in_head else "row"
-            columns.setdefault(place, []).append((in_head, cell))
+    rows = [row.find_all(["td", "th"], recursive=False) for row in table.find_all("tr")]
+    for cell in table.find_all("th"):
+        if not cell.get_text(strip=True):
+            cell.name = "td"  # pandas heads its index with nothing
+        else:
+            cell["scope"] = "col" if cell.find_parent("thead") else "row"
     # Where a cell spans several columns or rows, those below it are not in their places.
     if not (table.find(colspan=True) or table.find(rowspan=True)):
-        for column in columns.values():
-            cells = [cell for in_head, cell in column if not in_head and cell.name == "td"]
-            texts = [cell.get_text(strip=True) for cell in cells]
-            if cells and all(map(NUMBER.fullmatch, texts)):
-                for cell in [*cells, *(cell for in_head, cell in column if in_head)]:
-                    cell["class"] = "n"
-            elif cells and max(map(len, texts)) <= 32:
-                for cell in cells:
-                    cell["class"] = "short"
+        for column in zip(*rows, strict=False):
+            body = [cell for cell in column if not cell.find_parent("thead")]
+            texts = [cell.get_text(strip=True) for cell in body if cell.name == "td"]
+            number = all(map(NUMBER.fullmatch, texts))
+            if texts and (number or max(map(len, texts)) <= 32):
+                for cell in column if number else body:
+                    cell["class"] = "n" if number else "short"
     frame = {"class": "scroll", "tabindex": "0", "role": "group", "aria-label": "table"}
     table.wrap(soup.new_tag("div", attrs=frame))

@@ -9,6 +9,7 @@ on where the repository is.
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 from markupsafe import Markup
@@ -84,9 +85,15 @@ def write_report(parameters: dict, outdated: dict[str, str], root: Path = REPOSI
 
 
 def _render(template, context):
+    style = (TEMPLATES / "report.css").read_text(encoding="utf-8")
+    return _templates().get_template(template).render(context | {"style": Markup(style)})
+
+
+@cache
+def _templates():
     import jinja2
 
-    environment = jinja2.Environment(
+    return jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -94,5 +101,3 @@ def _render(template, context):
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    style = (TEMPLATES / "report.css").read_text(encoding="utf-8")
-    return environment.get_template(template).render(context | {"style": Markup(style)})
