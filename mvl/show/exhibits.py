@@ -286,7 +286,7 @@ class Exhibits:
             rows = source.contrasts
             rows = rows[(rows["metric"] == "dice") & (rows["structure"] == "foreground")]
             for pair in _HEADLINES:
-                chosen = (rows[["suite", "arm_a", "arm_b"]] == pair).all(axis=1)
+                chosen = (rows[["suite", "arm_a", "arm_b"]] == list(pair)).all(axis=1)
                 lines += _labelled(source, rows[chosen])
         for slug, source in self.sources.items():
             missing = [name for name, drawn in self._drawn.items() if not drawn[slug]]

@@ -30,7 +30,9 @@ def answers(source: Source, pairs: Sequence[tuple[str, str, str]] = ANSWERS) -> 
     rows = source.contrasts[source.contrasts["metric"] == "dice"]
     texts = []
     for pair in pairs:
-        for _, row in rows[(rows[["suite", "arm_a", "arm_b"]] == pair).all(axis=1)].iterrows():
+        for _, row in rows[
+            (rows[["suite", "arm_a", "arm_b"]] == list(pair)).all(axis=1)
+        ].iterrows():
             if row["task"] in tasks_of(source, pair[0]):
                 text = str(escape(sentence(row)))
                 bold = re.sub(r"(Verdict: .*?\.)(?=\s|$)", r"<strong>\1</strong>", text)
@@ -172,7 +174,7 @@ def _headlines(source):
 
 def _difference(source, wanted):
     keys = ["suite", "arm_a", "arm_b", "task", "structure", "metric"]
-    rows = source.contrasts[(source.contrasts[keys] == wanted).all(axis=1)]
+    rows = source.contrasts[(source.contrasts[keys] == list(wanted)).all(axis=1)]
     if rows.empty:
         return {_DIFFERENCE: NOTHING, "verdict": NOTHING}
     row = rows.iloc[0]
