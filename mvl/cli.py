@@ -336,7 +336,7 @@ def _train(options):
     data_config = _data_config(options)
     config = ExperimentConfig(data_config, model, training, options.seed)
 
-    from mvl.data.preparation import open_task
+    from mvl.data.task_data import open_task
     from mvl.experiment.run import fit
     from mvl.experiment.training import processes
     from mvl.files import read_json
@@ -358,7 +358,7 @@ def _tell_assumptions(task):
 
 
 def _evaluate(options):
-    from mvl.data.preparation import open_task
+    from mvl.data.task_data import open_task
     from mvl.experiment.metrics import METRICS
     from mvl.experiment.run import HEALTHY, read_config, test
     from mvl.files import read_table
@@ -419,7 +419,7 @@ def _check(options):
     task, cases = task_and_cases(folder)
     if beside := unlisted(folder, cases):
         print(f"not used: {len(beside)} images that dataset.json does not name, as {beside[0]}")
-    require(cases, check_cases(folder, cases), "fail")
+    require(cases, check_cases(task, cases), "fail")
     print(f"{folder}: {len(cases)} cases of {len({c.subject for c in cases})} subjects, no fault")
     _tell_assumptions(task)
 
@@ -448,17 +448,17 @@ def _phantom(options):
 
 
 def _block_list(options):
-    from mvl.blocks.language_part import FAMILIES
-    from mvl.blocks.sources import sources_at_hand
+    from mvl.blocks.families import FAMILIES
+    from mvl.blocks.sources import offline_sources
 
     print(f"families: {', '.join(FAMILIES)}")
-    print(f"sources at hand: {', '.join(sources_at_hand()) or 'none'}")
+    print(f"sources at hand: {', '.join(offline_sources()) or 'none'}")
 
 
 def _block_show(options):
-    from mvl.blocks.language_part import describe
+    from mvl.blocks.extraction import block_sizes
 
-    for name, value in describe(options.source, options.layer).items():
+    for name, value in block_sizes(options.source, options.layer).items():
         print(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}")
 
 
@@ -469,7 +469,7 @@ def _block_scale(options):
 
 
 def _block_extract(options):
-    from mvl.blocks.language_part import extract_block
+    from mvl.blocks.extraction import extract_block
     from mvl.config import LanguageConfig
 
     config = LanguageConfig(source=options.source, layer=options.layer)
@@ -579,7 +579,7 @@ def _suite_tune(options):
 def _suite_use(options):
     import pandas as pd
 
-    from mvl.data.preparation import open_task
+    from mvl.data.task_data import open_task
     from mvl.errors import RunError
     from mvl.experiment.block_use import EDITS, block_use
     from mvl.experiment.run import TRAINED, Run, run_folder

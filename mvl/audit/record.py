@@ -8,7 +8,7 @@ from mvl.audit.splits import split_rows
 from mvl.audit.switches import COLUMNS
 from mvl.audit.training import audit_configs, training_rows
 from mvl.config import derive_seed
-from mvl.data.preparation import open_task
+from mvl.data.task_data import open_task
 from mvl.experiment.run import TRAINED, Run, collect, load_predictor, run_folder, test
 from mvl.files import read_json, sha256_of, write_table
 from mvl.study.reference import BEST, REFERENCE, SEEDS, read_table

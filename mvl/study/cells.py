@@ -12,8 +12,8 @@ from pathlib import Path
 import pandas as pd
 
 from mvl.config import ExperimentConfig
-from mvl.data.preparation import open_task
 from mvl.data.splits import FOLDS
+from mvl.data.task_data import open_task
 from mvl.errors import ConfigError, MvlError, in_words
 from mvl.experiment.run import (
     DONE,

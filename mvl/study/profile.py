@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from mvl.config import ExperimentConfig
-from mvl.data.preparation import open_task
+from mvl.data.task_data import open_task
 from mvl.experiment.run import Run, results_folder, run_folder
 from mvl.study.cells import run_suite
 from mvl.study.mechanism import beside_metrics

@@ -10,7 +10,7 @@
     curves.csv.gz     one row per run and epoch: its training loss and validation Dice
     tuning.csv        one row per suite, arm and learning rate: from what the rate was chosen
     provenance.json   commits, versions, machine, times
-    best/             the preset best, trained with seed 0, as `save_pretrained` writes it
+    best/             the preset best, trained with seed 0, as `save_model` writes it
     gpu/              the same tables of what was trained on a GPU, since no table mixes devices
 
 and what `mvl.show.results` makes of them: README.md, with every suite's results, and figures/.
@@ -29,11 +29,12 @@ import pandas as pd
 
 from mvl import files
 from mvl.config import LEARNING_RATES, PROTOCOL_VERSION, DataConfig
-from mvl.data.preparation import open_task
+from mvl.data.task_data import open_task
 from mvl.errors import MvlError, RunError
 from mvl.experiment.metrics import METRICS
 from mvl.experiment.run import TRAINED, Run, collect, read_config, run_folder, test
 from mvl.files import REPOSITORY, read_json, write_json, write_table
+from mvl.models.folder import save_model
 from mvl.study.cells import TUNING_COLUMNS, tuning_table
 from mvl.study.mechanism import patch_auroc
 from mvl.study.statistics import CONTRAST_COLUMNS, PRIMARY, contrasts_table
@@ -335,7 +336,7 @@ def _publish(folder, cases, target):
     shown = ["dice", "nsd", "hd95_mm"]
     means = tested.groupby("subject")[shown].mean().mean()
     metrics = {f"test {name}": means[name] for name in shown}
-    run.model.save_pretrained(target, run.task, run.config.data, metrics, run.domain)
+    save_model(run.model, target, run.task, run.config.data, metrics, run.domain)
 
 
 def _run_row(folder):

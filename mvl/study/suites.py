@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from mvl.blocks.language_part import has_rotary
+from mvl.blocks.extraction import has_rotary
 from mvl.config import (
     PRESETS,
     DataConfig,
@@ -19,7 +19,7 @@ from mvl.config import (
     PeerConfig,
     TrainingConfig,
 )
-from mvl.data.preparation import open_task
+from mvl.data.task_data import open_task
 from mvl.errors import ConfigError
 from mvl.models.sizes import count_parameters, match_size
 

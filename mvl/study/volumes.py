@@ -9,8 +9,8 @@ import numpy as np
 
 from mvl import config
 from mvl.data.nifti import read_label, read_volume
-from mvl.data.obtain import at_hand
-from mvl.data.preparation import TaskData, open_task
+from mvl.data.obtain import obtained
+from mvl.data.task_data import TaskData, open_task
 from mvl.data.task_folder import Case
 from mvl.experiment.evaluation import segment
 from mvl.experiment.identity import require_same
@@ -26,18 +26,18 @@ from mvl.study.ten_tasks import settings_of
 
 def case_volume(case: Case) -> dict[str, np.ndarray]:
     """A labelled case on its file's grid: image, affine, truth (bool)."""
-    image, affine = read_volume(case.image)
-    return {"image": image, "affine": affine, "truth": read_label(case.label) > 0}
+    image, header = read_volume(case.image)
+    return {"image": image, "affine": header.affine, "truth": read_label(case.label)[0] > 0}
 
 
 def predicted_volume(model: Run | Predictor, case: Case) -> dict[str, np.ndarray]:
     """A labelled case on its file's grid: image, affine, truth and prediction (bool)."""
-    image, affine = read_volume(case.image)
+    image, header = read_volume(case.image)
     volume = model.preparation.load([case], progress=False)[0]
     return {
         "image": image,
-        "affine": affine,
-        "truth": np.isin(read_label(case.label), list(model.task.labels)),
+        "affine": header.affine,
+        "truth": np.isin(read_label(case.label)[0], list(model.task.labels)),
         "prediction": segment(model.model, volume, model.preparation).any(0).numpy(),
     }
 
@@ -100,7 +100,7 @@ def shown_case(
         DataError: the task cannot be used.
         RunError: it is not what the last run was trained on.
     """
-    root = at_hand(task, parameters["source"], parameters["profile"])
+    root = obtained(task, parameters["source"], parameters["profile"])
     models = {name: Run.load(folder) for name, folder in folders.items()}
     if models:
         last = list(models.values())[-1]

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from mvl.config import LEARNING_RATES
-from mvl.data.preparation import open_task
+from mvl.data.task_data import open_task
 from mvl.errors import ConfigError, MvlError, RunError
 from mvl.experiment import run as experiments
 from mvl.experiment.run import run_folder

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from mvl.config import LEARNING_RATES, PRESETS, DataConfig
-from mvl.data.preparation import open_task
+from mvl.data.task_data import open_task
 from mvl.errors import ConfigError
 from mvl.models.sizes import count_parameters
 from mvl.study.suites import ALIASES, QUESTIONS, SUITES, name_of, suite_configs
