@@ -308,9 +308,12 @@ def _run(options):
 
 
 def _report_page(options):
+    from mvl.runner.execute import outdated
+    from mvl.runner.profiles import load_profile
     from mvl.show.report import write_report
 
-    print(write_report(options.profile))
+    parameters = load_profile(options.profile)
+    print(write_report(parameters, outdated(parameters)))
 
 
 def _train(options):
@@ -360,7 +363,7 @@ def _evaluate(options):
     from mvl.experiment.metrics import METRICS
     from mvl.experiment.run import HEALTHY, read_config, test
     from mvl.files import read_table
-    from mvl.show.tables import count
+    from mvl.show.sentences import count
 
     config = read_config(options.run, AuditedConfig)
     data = open_task(config.data, config.seed, options.root, options.on_bad_case)
@@ -505,20 +508,18 @@ def _place(options):
 
 def _suite_run(options):
     from mvl.files import write_table
-    from mvl.study.statistics import summary_table
-    from mvl.study.suites import fit_suite, run_suite, shard
+    from mvl.study.cells import fit_suite, run_suite, shard
+    from mvl.study.summary import summary_table
 
     configs, place = _suite_cells(options)
     more, failures = place | {"track": options.track}, {}
     if options.shard:
         configs = shard(configs, *_shard_of(options.shard))
-    if options.on or options.jobs:
-        from mvl.study.parallel import fit_at_once, fit_on_ray
+    if options.on or options.jobs is not None:
+        from mvl.study.parallel import fit_at_once
 
-        if options.on:
-            trained, failures = fit_on_ray(configs, on=options.on, **more)
-        else:
-            trained, failures = fit_at_once(configs, jobs=options.jobs, **more)
+        jobs = 1 if options.jobs is None else options.jobs
+        trained, failures = fit_at_once(configs, jobs=jobs, on=options.on, **more)
         configs = {key: configs[key] for key in trained}  # what follows finds them trained
     if options.fit_only or options.shard:
         trained, failed = fit_suite(options.suite, configs, **more)
@@ -565,7 +566,7 @@ def _rated_cells(options):
 
 def _suite_tune(options):
     from mvl.files import write_table
-    from mvl.study.suites import fit_suite, tuning_table
+    from mvl.study.cells import fit_suite, tuning_table
 
     configs, place = _rated_cells(options)
     _, failures = fit_suite(options.suite, configs, **place)
@@ -609,8 +610,8 @@ def _suite_use(options):
 
 
 def _suite_status(options):
+    from mvl.study.cells import status
     from mvl.study.reference import held
-    from mvl.study.suites import status
 
     configs, place = _suite_cells(options)
     table = status(configs, **place)
@@ -633,9 +634,10 @@ def _suite_table(options):
 
     from mvl.errors import RunError
     from mvl.experiment.run import collect
+    from mvl.show.sentences import sentence
+    from mvl.study.cells import status
     from mvl.study.reference import study_contrasts
-    from mvl.study.statistics import sentence, summary_table
-    from mvl.study.suites import status
+    from mvl.study.summary import summary_table
 
     configs, place = _suite_cells(options)
     cells = status(configs, **place)
@@ -656,7 +658,8 @@ def _suite_table(options):
 
 def _verify(options):
     from mvl.experiment.run import results_folder
-    from mvl.study.verify import conclusion, name_of_check, verify
+    from mvl.show.sentences import conclusion, name_of_check
+    from mvl.study.verify import verify
 
     place = Path(options.place)
     checks = verify(place if place.is_dir() else results_folder(options.place))
@@ -690,46 +693,15 @@ def _studys_data(options):
 
 
 def _reference(options):
-    import pandas as pd
+    from mvl.show.results import refresh_readme, write_pages
+    from mvl.study.reference import GPU, REFERENCE, update_references
 
-    from mvl.config import LEARNING_RATES
-    from mvl.data.task_data import open_task
-    from mvl.experiment.run import TRAINED, run_folder, test
-    from mvl.study.reference import (
-        GPU,
-        REFERENCE,
-        SEEDS,
-        measure_mechanism,
-        reference_of,
-        refresh_readme,
-        write_reference,
-    )
-    from mvl.study.suites import SUITES, suite_configs, tuning_table
-
-    # One table, one task: the study's.
     data, runs = _studys_data(options), options.results / "runs"
-    trained, expected, tuned = {}, {}, []
-    for suite in SUITES:
-        for (arm, seed), config in suite_configs(suite, data, SEEDS, root=options.root).items():
-            task = open_task(config.data, seed, options.root, progress=False)
-            folder = run_folder(config, task, runs)
-            expected[suite, arm, seed] = folder.name
-            chosen = not options.suites or suite in options.suites
-            if chosen and (folder / TRAINED).exists():
-                test(folder, task)
-                trained[suite, arm, seed] = folder, task
-        rates = suite_configs(suite, data, [0], rates=LEARNING_RATES, root=options.root)
-        tuned.append(tuning_table(suite, rates, runs, options.root))
-    folders = {cell: folder for cell, (folder, _) in trained.items()}
-    reference = reference_of(set(folders.values()))
-    measured = [measure_mechanism(cell[0], *run, reference) for cell, run in trained.items()]
-    found = [table for table in measured if table is not None]
-    write_reference(folders, expected, pd.concat(tuned), found, reference)
-    # The other device's tables have no new run, but are adjusted for the same comparisons.
-    for other in {REFERENCE, REFERENCE / GPU} - {reference}:
-        write_reference({}, expected, pd.DataFrame(), reference=other)
+    reference, count = update_references(data, runs, options.root, options.suites)
+    for folder in (REFERENCE, REFERENCE / GPU):
+        write_pages(folder)
     refresh_readme()
-    print(f"{reference} holds the {len(set(folders.values()))} finished runs of {runs}")
+    print(f"{reference} holds the {count} finished runs of {runs}")
 
 
 def _audit_list(options):
@@ -750,7 +722,7 @@ def _audit_cells(options):
 
 
 def _audit_run(options):
-    from mvl.study.suites import fit_suite, run_suite
+    from mvl.study.cells import fit_suite, run_suite
 
     configs, place = _audit_cells(options)
     if options.fit_only:
@@ -763,7 +735,7 @@ def _audit_run(options):
 
 
 def _audit_status(options):
-    from mvl.study.suites import status
+    from mvl.study.cells import status
 
     configs, place = _audit_cells(options)
     _print_status(status(configs, **place))

@@ -9,7 +9,7 @@ data and in comparison with the study:
                  reading goes on from the one before it, since most of them need it
 
 `released` trains as that code does, `masks` measures as it does.
-A training's cells are experiments like any other: `mvl.study.suites` runs, resumes and counts
+A training's cells are experiments like any other: `mvl.study.cells` runs, resumes and counts
 them. `results/reference/` holds
 
     audit_cases.csv.gz      one row per arm, seed and test case: metrics in native space

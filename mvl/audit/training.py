@@ -104,7 +104,7 @@ def audit_configs(
     epochs: int | None = None,
     arms: Iterable[str] | None = None,
 ) -> dict[tuple[str, int], ExperimentConfig]:
-    """The audit's trainings by (arm, seed), as `mvl.study.suites.fit_suite` and `status` take them.
+    """The audit's trainings by (arm, seed), as `mvl.study.cells.fit_suite` and `status` take them.
 
     Args:
         block: a `LanguageConfig.source` in place of the study's.

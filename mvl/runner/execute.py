@@ -21,7 +21,7 @@ from mvl.runner.profiles import load_profile
 
 #: What of mvl/ no notebook can reach: the command line, the links, and the report of a run. Any
 #: other file of the package may decide what a notebook shows.
-BESIDE = ("__main__.py", "cli.py", "links.py", "report")
+BESIDE = ("__main__.py", "cli.py", "show/links.py", "show/report")
 
 
 class NotebookError(MvlError):
@@ -92,6 +92,22 @@ def run(profile, only=None, start=None, force=False, root=REPOSITORY):
     if fault:
         print(f"\n{fault}", file=sys.stderr, flush=True)
     return outcomes
+
+
+def outdated(profile: dict, root: Path = REPOSITORY) -> dict[str, str]:
+    """Why executed copies of notebooks are not what a run would make now: {notebook: reason}.
+
+    `profile` has the parameters of `load_profile`. A copy that is of now is not among them.
+    """
+    reasons = {}
+    for path in sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb")):
+        try:
+            if not Job(path, profile, root).is_done():
+                reason = "was run before the code, the profile, the reference or the data changed"
+                reasons[path.stem] = reason
+        except MvlError as error:
+            reasons[path.stem] = str(error).replace(f"{root}/", "")
+    return reasons
 
 
 def _chosen(root, only, start):

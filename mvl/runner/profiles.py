@@ -5,7 +5,6 @@ from pathlib import Path
 
 import yaml
 
-from mvl.config import DataConfig, task_data
 from mvl.data.tasks import TASKS
 from mvl.errors import ConfigError, MvlError
 from mvl.files import REPOSITORY, read_small
@@ -120,24 +119,6 @@ def _absolute(source, root):
     if kind == "path" or kind == "random" and not place.lstrip().startswith("{"):
         return f"{kind}:{root / Path(os.path.expanduser(place))}"
     return source
-
-
-def data_of(task, parameters):
-    """How a profile handles a task.
-
-    Args:
-        task: the task's name.
-        parameters: the profile's, or a notebook's `globals()`.
-
-    Returns:
-        A `DataConfig`: the profile's own grid and fit for its own task; the other nine of MSD's
-        are resized to its `tasks_grid`, and any other task has what `config.task_data` says.
-    """
-    if task == parameters["task"]:
-        return DataConfig(task, grid=tuple(parameters["grid"]), fit=parameters["fit"])
-    if task in TASKS:
-        return DataConfig(task, grid=tuple(parameters["tasks_grid"]), fit="resize")
-    return task_data(task)
 
 
 def default_profile():

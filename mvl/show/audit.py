@@ -1,6 +1,9 @@
 """The audit in words and pictures: the rows of audit.csv, its figure, the README's section."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -13,37 +16,42 @@ from mvl.errors import RunError
 from mvl.experiment.metrics import METRICS
 from mvl.files import REPOSITORY, with_section, write_text
 from mvl.show.figures import save, waterfall
-from mvl.show.tables import count
+from mvl.show.sentences import count, span
+from mvl.show.tables import markdown
 from mvl.study.reference import REFERENCE
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PICTURE = Path("figures") / "audit_waterfall.png"
 BEGIN, END = "<!-- audit: begin, written by `mvl audit table` -->", "<!-- audit: end -->"
 
 
-def waterfall_steps(table, metric="dice"):
+def waterfall_steps(table: pd.DataFrame, metric: str = "dice") -> pd.DataFrame:
     """From the number that the study reports to the one that the released code's curves show.
 
-    With the arm `released` at hand: each training switch by itself, stacked, but `siblings`, whose
-    test cases are fewer; then what all of them do at once; then the readings of that arm's models,
-    and their validation in place of the test cases. Without it: the readings of the first model
-    that was read.
+    If the arm `released` was trained: each training switch by itself, stacked, but `siblings`,
+    whose test cases are fewer; then all of them at once; then the readings of that arm's models,
+    and their validation in place of the test cases. If not: the readings of the first model.
 
     Args:
-        table: audit.csv, or any rows of it.
+        table: rows of audit.csv.
         metric: "dice" or "nsd".
 
     Returns:
-        A table, a step a row, as `show.figures.waterfall` takes it: step, kind, estimate (what is
-        reported after it), ci_low and ci_high (its difference's interval, put where the estimate
-        is; NaN for the first step), n_subjects and n_seeds.
+        One row per step, as `figures.waterfall` takes it: step, kind, estimate (what is reported
+        after it), ci_low and ci_high (the interval of its difference, moved to the estimate; NaN
+        for the first step), n_subjects and n_seeds.
 
     Raises:
-        RunError: the table holds neither.
+        RunError: no model's test cases were read.
     """
-    own = table[table["metric"] == metric]
-    training = own[own["kind"] == "training"]
+    table = table[table["metric"] == metric]
+    training = table[table["kind"] == "training"]
     whole = training[training["arm"] == "released"]
-    read = own[(own["kind"] == "measurement") & ~own["switch"].isin(("validation", "unseeded"))]
+    read = table[
+        (table["kind"] == "measurement") & ~table["switch"].isin(("validation", "unseeded"))
+    ]
     if len(whole):
         read = read[read["arm"] == "released"]
     if read.empty:
@@ -68,58 +76,42 @@ def waterfall_steps(table, metric="dice"):
     for row in read.itertuples():
         level = step(row, "spread" if row.switch == "one-case" else "measurement", level)
     if len(whole):
-        said = own[(own["switch"] == "validation") & (own["arm"] == "released")]
-        for row in said.itertuples():
+        validated = table[(table["switch"] == "validation") & (table["arm"] == "released")]
+        for row in validated.itertuples():
             step(row, "instead", tested)
-    columns = ["step", "kind", "estimate", "ci_low", "ci_high", *sizes]
-    return pd.DataFrame(steps, columns=columns)
+    return pd.DataFrame(steps, columns=["step", "kind", "estimate", "ci_low", "ci_high", *sizes])
 
 
-def waterfall_of(table, metric="dice"):
-    """The figure of `waterfall_steps`, with its sizes.
-
-    Args:
-        table, metric: as in `waterfall_steps`.
-    """
-    steps = waterfall_steps(table, metric)
-    first, seeds = table.iloc[0], steps["n_seeds"]
-    fewer = f"{seeds.min()} to " * bool(seeds.min() < seeds.max())
+def waterfall_of(table: pd.DataFrame, metric: str = "dice") -> Figure:
+    """The figure of `waterfall_steps`, with its sizes."""
+    steps, first = waterfall_steps(table, metric), table.iloc[0]
     size = f"{first['task']}, {steps['n_subjects'].max()} test subjects, "
-    size += f"{fewer}{count(seeds.max(), 'seed')}"
+    size += span(steps["n_seeds"], "seed")
     return waterfall(steps, metric, size, bool(first["synthetic"]))
 
 
-def sentences(table):
-    """Each row of audit.csv in words.
-
-    Args:
-        table: any rows of it.
-
-    Returns:
-        List of sentences: what is done, and what it changes.
-    """
-    found = []
+def sentences(table: pd.DataFrame) -> list[str]:
+    """Each row of audit.csv in words: what is done, and what it changes."""
+    texts = []
     for row in table.to_dict("records"):
         metric = row["metric"]  # of a split it is a share of something, in words
         metric = METRICS[metric].title if metric in METRICS else metric.capitalize()
-        said = f"{metric} {row['before']:.3f} becomes {row['after']:.3f}, {row['difference']:+.3f}"
+        text = f"`{row['switch']}`{_arm(row)}. {_released(row['switch'])} {metric} "
+        text += f"{row['before']:.3f} becomes {row['after']:.3f}, {row['difference']:+.3f}"
         if not np.isnan(row["low"]):
-            said += f" ({row['interval']}: {row['low']:+.3f} to {row['high']:+.3f})"
-        synthetic = "Synthetic data: " if row["synthetic"] else ""
-        done = f"`{row['switch']}`{_arm(row)}. {_done(row['switch'])}"
-        found.append(f"{synthetic}{done} {said}; {_size(row)}.")
-    return found
+            text += f" ({row['interval']}: {row['low']:+.3f} to {row['high']:+.3f})"
+        texts.append("Synthetic data: " * bool(row["synthetic"]) + f"{text}; {_size(row)}.")
+    return texts
 
 
-#: What the arm `released` does.
-_TOGETHER = (
-    "All of the above at once, of `train-loss` and `last-epoch` the latter; 16 blocks after the "
-    "language part, and no decoder."
-)
-
-
-def _done(switch):
-    return SWITCHES[switch].released if switch in SWITCHES else _TOGETHER
+def _released(switch):
+    """What the released code does, or the arm `released`, which is no switch."""
+    if switch in SWITCHES:
+        return SWITCHES[switch].released
+    return (
+        "All of the above at once, of `train-loss` and `last-epoch` the latter; 16 blocks after "
+        "the language part, and no decoder."
+    )
 
 
 def _arm(row):
@@ -134,15 +126,19 @@ def _size(row):
     return ", ".join(count(*size) for size in sizes)
 
 
-def section(table):
-    """The README's words on audit.csv.
+def refresh_audit(readme: Path = REPOSITORY / "README.md", reference: Path = REFERENCE) -> None:
+    """Draw the reference's waterfall, and write `audit_section` between the README's markers.
 
-    Args:
-        table: all of it.
-
-    Returns:
-        List of lines of Markdown.
+    Raises:
+        MvlError: the README lacks a marker.
     """
+    save(waterfall_of(reference_table(reference)), reference / PICTURE)
+    write_text(readme, with_section(readme, BEGIN, END, audit_section(reference)))
+
+
+def audit_section(reference: Path = REFERENCE) -> str:
+    """The README's section on the audit as Markdown: every number from audit.csv."""
+    table = reference_table(reference)
     trained = set(table.loc[table["kind"] == "training", "arm"])
     lines = [
         f"{table['task'].iloc[0]}. A row turns one thing on, and says what is reported without and "
@@ -154,76 +150,52 @@ def section(table):
         "seeds of one arm lie apart: see the noise floor above. A difference of 0 from +0.000 to "
         "+0.000 is that of one and the same model.",
     ]
-    missing = [f"`{name}`" for name in ARMS if name not in trained | {"ours"}]
-    if missing:
+    if missing := [f"`{name}`" for name in ARMS if name not in trained | {"ours"}]:
         lines += ["", f"Not trained yet: {', '.join(missing)}."]
     others = [
         f"`{arm}` against `{change.against}`"
         for arm, change in ARMS.items()
         if change.against != "ours"
     ]
-    for kind, title in (
-        (
-            "training",
-            "**Trained with it**, and measured as the study measures; against `ours`, vit with "
-            f"the block as the study trains it, but {', '.join(others)}."
-            + " `siblings` is tested on the cases whose sibling it was trained on."
-            * ("siblings" in trained),
-        ),
-        (
-            "measurement",
-            "**One model, read as the released code reads it.** Rows are cumulative, except "
-            "`validation` and `unseeded`. `best` learned from the labels as they are drawn"
-            + ", `released` from the larger ones" * ("released" in trained)
-            + ".",
-        ),
-    ):
-        own = table[table["kind"] == kind]
-        if len(own):
-            lines += ["", title, "", *_two_metrics(own)]
+    titles = {
+        "training": "**Trained with it**, and measured as the study measures; against `ours`, vit "
+        f"with the block as the study trains it, but {', '.join(others)}."
+        + " `siblings` is tested on the cases whose sibling it was trained on."
+        * ("siblings" in trained),
+        "measurement": "**One model, read as the released code reads it.** Rows are cumulative, "
+        "except `validation` and `unseeded`. `best` learned from the labels as they are drawn"
+        + ", `released` from the larger ones" * ("released" in trained)
+        + ".",
+    }
+    for kind, title in titles.items():
+        rows = table[table["kind"] == kind]
+        if len(rows):
+            lines += ["", title, "", markdown(_changes(rows), aligned=False)]
     lines += ["", "**Leakage between training, validation and test.**", ""]
-    lines += [f"- {said}" for said in sentences(table[table["kind"] == "split"])]
-    return lines
+    lines += [f"- {text}" for text in sentences(table[table["kind"] == "split"])]
+    what = "From the study's protocol to the released code's"
+    if "released" not in trained:
+        what = "The committed model's number, as the released code would read it, step by step"
+    picture = (REFERENCE / PICTURE).relative_to(REPOSITORY).as_posix()
+    return "\n".join([*lines, "", f"![{what}]({picture})"])
 
 
-def _two_metrics(rows):
-    """A line per switch and arm, Dice and NSD beside each other."""
-    columns = ("switch", "what the released code does", "Dice", "NSD", "size")
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    keys = rows[["switch", "arm"]].drop_duplicates()
+def _changes(rows):
+    """One row of texts per switch and arm: Dice and NSD before and after."""
     order = [*ARMS, *SWITCHES]
-    keys["arms"] = keys["arm"].where(keys["arm"] != keys["switch"], "")
-    keys["place"] = keys["switch"].map(order.index)
-    for key in keys.sort_values(["arms", "place"]).itertuples():
-        own = rows[(rows["switch"] == key.switch) & (rows["arm"] == key.arm)].set_index("metric")
-        row = own.iloc[0]
-        cells = [f"`{key.switch}`{_arm(row)}", _done(key.switch)]
-        cells += [_change(own.loc[name]) if name in own.index else "" for name in ("dice", "nsd")]
-        lines.append(f"| {' | '.join(cells)} | {_size(row)} |")
-    return lines
+    shown = []
+    for (switch, arm), pair in rows.groupby(["switch", "arm"]):
+        by_metric, row = pair.set_index("metric"), pair.iloc[0]
+        cells = {"switch": f"`{switch}`{_arm(row)}"}
+        cells["what the released code does"] = _released(switch)
+        for name, heading in (("dice", "Dice"), ("nsd", "NSD")):
+            cells[heading] = _change(by_metric.loc[name]) if name in by_metric.index else ""
+        key = (arm if arm != switch else "", order.index(switch))
+        shown.append((key, cells | {"size": _size(row)}))
+    return pd.DataFrame([cells for _, cells in sorted(shown, key=lambda item: item[0])])
 
 
 def _change(row):
-    said = f"{row['before']:.3f} → {row['after']:.3f}, {row['difference']:+.3f}"
+    text = f"{row['before']:.3f} → {row['after']:.3f}, {row['difference']:+.3f}"
     interval = f" ({row['low']:+.3f} to {row['high']:+.3f})"
-    return said + interval * (not np.isnan(row["low"]))
-
-
-def audit_section(reference: Path = REFERENCE) -> str:
-    """The README's section on the audit as Markdown: every number from audit.csv."""
-    table = reference_table(reference)
-    what = "From the study's protocol to the released code's"
-    if "released" not in set(table["arm"]):
-        what = "The committed model's number, as the released code would read it, step by step"
-    picture = (REFERENCE / PICTURE).relative_to(REPOSITORY).as_posix()
-    return "\n".join([*section(table), "", f"![{what}]({picture})"])
-
-
-def refresh_audit(readme: Path = REPOSITORY / "README.md", reference: Path = REFERENCE) -> None:
-    """Draw the reference's waterfall, and write `audit_section` between the README's markers.
-
-    Raises:
-        MvlError: the README lacks a marker.
-    """
-    save(waterfall_of(reference_table(reference)), reference / PICTURE)
-    write_text(readme, with_section(readme, BEGIN, END, audit_section(reference)))
+    return text + interval * (not np.isnan(row["low"]))

@@ -1,126 +1,208 @@
-r"""Result tables for people and for programs: CSV, Markdown and LaTeX.
+r"""Frames of numbers become frames of texts, and these become Markdown, LaTeX, HTML and CSV.
 
-The CSV holds the rows as they are, with nine significant digits, for whoever goes on from them;
-Markdown and LaTeX hold what a reader sees, such as "0.828 ± 0.038". The LaTeX wants
-\usepackage{booktabs}.
+`arms` is the one table of arms, `comparisons` the one table of contrasts. The CSV holds the numbers
+with nine significant digits; the others hold what a reader sees, such as "0.828 ± 0.038". The
+LaTeX needs \usepackage{booktabs}.
 """
 
+from __future__ import annotations
+
 import re
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
+from markupsafe import Markup, escape
 
 from mvl.experiment.metrics import METRICS
 from mvl.files import write_table, write_text
+from mvl.show.sentences import NOTHING, interval, mean_and_spread, p_value
 
-#: The paper's own numbers, each with its source.
+#: The paper's numbers, each with its source.
 PAPER = Path(__file__).parents[1] / "paper.csv"
 
-NOTHING = "–"
+#: The metrics of a table of arms, unless others are named.
+SHOWN = ("dice", "nsd", "hd95_mm")
 
 
-def means(summary, metrics=("dice", "nsd", "hd95_mm")):
-    """Arms by metric, as a reader sees them: mean ± standard deviation over subjects.
+def arms(
+    summary: pd.DataFrame,
+    metrics: Sequence[str] = SHOWN,
+    runs: pd.DataFrame | None = None,
+    order: Sequence[str] = (),
+) -> pd.DataFrame:
+    """One row per task, structure, arm and number of epochs: mean ± standard deviation.
 
     Args:
-        summary: rows as `mvl.study.statistics.summary_table` gives them.
-        metrics: names of `mvl.experiment.metrics.METRICS`, a column each.
+        summary: rows of `summary_table`, of one suite; its order stays.
+        runs: rows of `Source.runs` of the same suite; adds validation Dice, weights and rate.
+        order: arms, in the order to show them in place of the summary's.
 
     Returns:
-        A table of texts, a task, structure and arm a row, in the order of `summary`: task and
-        structure where there are several, arm, subjects, cases, seeds, epochs, and the metrics.
-        Seeds of one arm with different budgets stand in rows of their own.
+        Texts; task and structure are columns where there are several.
     """
-    keys = ["task", "structure", "arm", "epochs"]
-    rows = []
-    for values, own in summary.groupby(keys, sort=False):
-        first, by_metric = own.iloc[0], own.drop_duplicates("metric").set_index("metric")
-        row = dict(zip(keys, values, strict=True))
-        row |= {name: first[f"n_{name}"] for name in ("subjects", "cases", "seeds")}
-        row |= {METRICS[metric].heading: mean_and_spread(by_metric, metric) for metric in metrics}
-        rows.append({name: str(value) for name, value in row.items()})
+    if len(order):
+        place = {arm: n for n, arm in enumerate(order)}
+        summary = summary.sort_values(
+            "arm", key=lambda names: names.map(place), kind="stable", ignore_index=True
+        )
+    keys, rows = ["task", "structure", "arm", "epochs"], []
+    for values, group in summary.groupby(keys, sort=False):
+        row = dict(zip(keys, map(str, values), strict=True))
+        row |= {name: str(group[f"n_{name}"].iloc[0]) for name in ("subjects", "cases", "seeds")}
+        by_metric = group.drop_duplicates("metric").set_index("metric")
+        row |= {METRICS[name].heading: mean_and_spread(by_metric, name) for name in metrics}
+        if runs is not None:
+            row |= _of_runs(runs, *(values[keys.index(key)] for key in ("task", "arm", "epochs")))
+        rows.append(row)
     columns = ["task", "structure", "arm", "subjects", "cases", "seeds", "epochs"]
-    table = pd.DataFrame(rows, columns=columns + [METRICS[metric].heading for metric in metrics])
-    alike = [name for name in ("task", "structure") if table[name].nunique() < 2]
-    return table.drop(columns=alike)
+    columns += [METRICS[name].heading for name in metrics]
+    columns += ["validation Dice", "trained weights", "learning rate"] * (runs is not None)
+    return _without_alike(pd.DataFrame(rows, columns=columns))
 
 
-def differences(contrasts):
-    """Comparisons as a reader sees them.
+def _of_runs(runs, task, arm, epochs):
+    runs = runs[(runs["arm"] == arm) & (runs["epochs"] == epochs)]
+    if "task" in runs:
+        runs = runs[runs["task"] == task]
+    if runs.empty:
+        return dict.fromkeys(("validation Dice", "trained weights", "learning rate"), NOTHING)
+    return {
+        "validation Dice": f"{runs['validation_dice'].mean():.3f}",
+        "trained weights": f"{runs['trained_parameters'].iloc[0]:,}",
+        "learning rate": f"{runs['learning_rate'].iloc[0]:g}",
+    }
 
-    Args:
-        contrasts: rows as `mvl.study.statistics.contrasts_table` gives them.
 
-    Returns:
-        A table of texts, a comparison a row: task and structure where there are several,
-        comparison, metric, subjects, seeds, difference, 95 % interval, p (adjusted, where it is
-        one of a family) and verdict.
+def comparisons(contrasts: pd.DataFrame) -> pd.DataFrame:
+    """One row of texts per row of `contrasts_table`; p is adjusted where it is one of a family.
+
+    Task and structure are columns where there are several.
     """
     rows = [
         {
-            "task": row.task,
-            "structure": row.structure,
-            "comparison": f"{row.arm_a} minus {row.arm_b}",
-            "metric": METRICS[row.metric].heading,
-            "subjects": str(row.n_subjects),
-            "seeds": str(row.n_seeds),
-            "difference": f"{row.difference:+.4f}",
-            "95 % interval": NOTHING
-            if np.isnan(row.ci_low)
-            else f"{row.ci_low:+.4f} to {row.ci_high:+.4f}",
-            "p": p_value(row.p_holm),
-            "verdict": row.verdict,
+            "task": row["task"],
+            "structure": row["structure"],
+            "comparison": f"{row['arm_a']} minus {row['arm_b']}",
+            "metric": METRICS[row["metric"]].heading,
+            "subjects": str(row["n_subjects"]),
+            "seeds": str(row["n_seeds"]),
+            "difference": f"{row['difference']:+.4f}",
+            "95 % interval": interval(row),
+            "p": p_value(row["p_holm"]),
+            "verdict": row["verdict"],
         }
-        for row in contrasts.itertuples()
+        for row in contrasts.to_dict("records")
     ]
-    columns = ("task", "structure", "comparison", "metric", "subjects", "seeds")
-    columns += ("difference", "95 % interval", "p", "verdict")
-    table = pd.DataFrame(rows, columns=columns)
+    columns = ["task", "structure", "comparison", "metric", "subjects", "seeds"]
+    columns += ["difference", "95 % interval", "p", "verdict"]
+    return _without_alike(pd.DataFrame(rows, columns=columns))
+
+
+def _without_alike(table):
     alike = [name for name in ("task", "structure") if table[name].nunique() < 2]
     return table.drop(columns=alike)
 
 
-def write(path, rows, shown, caption):
-    """Write a table as CSV, Markdown and LaTeX, each whole or not at all.
-
-    Args:
-        path: of the files; the endings take the place of its own, if it has one.
-        rows: the table that the CSV holds.
-        shown: the table of texts that Markdown and LaTeX hold.
-        caption: what it is, with its size.
+def write(path: Path, rows: pd.DataFrame, shown: pd.DataFrame, caption: str) -> None:
+    """Write `rows` as CSV and the texts `shown` as Markdown and LaTeX, to the same name.
 
     Raises:
         MvlError: a file cannot be written.
     """
-    path = Path(path)
     write_table(path.with_suffix(".csv"), rows)
-    write_text(path.with_suffix(".md"), markdown(shown, caption))
+    write_text(path.with_suffix(".md"), f"{caption}\n\n{markdown(shown)}\n")
     write_text(path.with_suffix(".tex"), latex(shown, caption, label=f"tab:{path.stem}"))
 
 
-def markdown(shown, caption):
-    """A table of texts in GitHub's Markdown, below its caption."""
-    lines = [caption, "", _markdown_row(shown.columns)]
-    lines.append(_markdown_row(["---:" if right else "---" for right in _right(shown)]))
-    lines += [_markdown_row(row) for row in shown.to_numpy()]
-    return "\n".join(lines) + "\n"
+def markdown(shown: pd.DataFrame, code: Collection[str] = (), aligned: bool = True) -> str:
+    """A frame of texts as a table in GitHub's Markdown; `code` names columns of code.
+
+    Numbers are aligned to the right where `aligned`.
+    """
+
+    def line(cells):
+        return "| " + " | ".join(cells) + " |"
+
+    def escaped(text):
+        return re.sub(r"([\\|])", r"\\\1", str(text))
+
+    right = _right(shown)
+    rule = line("---:" if name in right else "---" for name in shown)
+    lines = [line(map(escaped, shown)), rule if aligned else "|---" * len(shown.columns) + "|"]
+    for row in shown.to_dict("records"):
+        lines.append(
+            line(
+                f"`{text}`" if name in code and text != NOTHING else escaped(text)
+                for name, text in row.items()
+            )
+        )
+    return "\n".join(lines)
 
 
-def _markdown_row(cells):
-    return "| " + " | ".join(re.sub(r"([\\|])", r"\\\1", str(cell)) for cell in cells) + " |"
+def html(
+    groups: Sequence[tuple[str, str, pd.DataFrame]],
+    caption: str,
+    code: Collection[str] = (),
+    label: str = "",
+) -> Markup:
+    """Frames of texts as one HTML table that scrolls; every text is escaped.
+
+    Args:
+        groups: (class, heading or "", frame) of each body of rows; all frames have the same
+            columns, the first of which heads its row.
+        code: names of columns of code.
+        label: what a screen reader calls it; the caption if "".
+    """
+    whole = pd.concat([frame for *_, frame in groups])
+    right = _right(whole) - set(code)
+
+    def cell(name, text):
+        kind = Markup(' class="n"') if name in right else ""
+        as_code = name in code and text != NOTHING
+        text = Markup("<code>{}</code>").format(text) if as_code else escape(text)
+        if name == whole.columns[0]:
+            kind = "" if name in code else Markup(' class="text-head"')
+            return Markup('<th scope="row"{}>{}</th>').format(kind, text)
+        return Markup("<td{}>{}</td>").format(kind, text)
+
+    heads = Markup("").join(
+        Markup('<th scope="col"{}>{}</th>').format(
+            Markup(' class="n"') if name in right else "", name
+        )
+        for name in whole
+    )
+    bodies = []
+    for kind, heading, frame in groups:
+        lines = [Markup('<tbody class="{}">').format(kind) if kind else Markup("<tbody>")]
+        if heading:
+            head = '<tr class="group"><th colspan="{}" scope="rowgroup"><span>{}</span></th></tr>'
+            lines.append(Markup(head).format(len(whole.columns), heading))
+        for row in frame.to_dict("records"):
+            cells = Markup("").join(cell(*item) for item in row.items())
+            lines.append(Markup("<tr>{}</tr>").format(cells))
+        bodies += [*lines, Markup("</tbody>")]
+    return Markup(
+        '<div class="scroll" tabindex="0" role="group" aria-label="table: {}">\n<table>\n'
+        "<caption><span>{}</span></caption>\n<thead><tr>{}</tr></thead>\n{}\n</table>\n</div>"
+    ).format(label or caption, caption, heads, Markup("\n").join(bodies))
 
 
-def latex(shown, caption, label):
-    """A table of texts as a LaTeX table with the rules of booktabs."""
-    escaped = shown.astype(str).map(_escaped).rename(columns=_escaped)
-    columns = "".join("r" if right else "l" for right in _right(shown))
-    return escaped.style.hide(axis="index").to_latex(
-        column_format=columns,
-        hrules=True,
-        position_float="centering",
-        caption=_escaped(caption),
-        label=label,
+def latex(shown: pd.DataFrame, caption: str, label: str) -> str:
+    """A frame of texts as a LaTeX table with the rules of booktabs."""
+    right = _right(shown)
+    return (
+        shown.astype(str)
+        .map(_latex_text)
+        .rename(columns=_latex_text)
+        .style.hide(axis="index")
+        .to_latex(
+            column_format="".join("r" if name in right else "l" for name in shown),
+            hrules=True,
+            position_float="centering",
+            caption=_latex_text(caption),
+            label=label,
+        )
     )
 
 
@@ -139,44 +221,20 @@ _LATEX = str.maketrans(
 )
 
 
-def _escaped(text):
+def _latex_text(text):
     # A sign, but no hyphen, becomes LaTeX's minus or plus.
     return re.sub(r"(?<!\S)([-+])(?=\d)", r"$\1$", text.translate(_LATEX))
 
 
+_ONE = r"[-+−<]? ?\d[\d.,]*(e[-+]?\d+)?( ?%)?"
+#: A text that is a number: with a spread, an interval, or none.
+NUMBER = re.compile(rf"{_ONE}(( ±| to) {_ONE})?( \[{_ONE} to {_ONE}\])?|nan|NaN|{NOTHING}|")
+
+
 def _right(shown):
-    """Which columns are numbers, and so aligned to the right."""
-    number = re.compile(rf"[-+<]? ?\d[\d.,]*( ± .*)?|{NOTHING}|")
-    # Arms such as "000" are names.
-    return [
-        name != "arm" and all(number.fullmatch(str(cell)) for cell in shown[name]) for name in shown
-    ]
-
-
-def mean_and_spread(by_metric, metric):
-    """A metric's mean ± standard deviation over subjects, which one subject has not.
-
-    Args:
-        by_metric: rows of `study.statistics.summary_table`, of one arm, with the metric as index.
-        metric: one of `mvl.experiment.metrics.METRICS`.
-
-    Returns:
-        A text; `NOTHING` where the metric was not measured.
-    """
-    if metric not in by_metric.index:
-        return NOTHING
-    row, digits = by_metric.loc[metric], METRICS[metric].digits
-    spread = "" if np.isnan(row["sd_subjects"]) else f" ± {row['sd_subjects']:.{digits}f}"
-    return f"{row['mean']:.{digits}f}{spread}"
-
-
-def count(number, noun, nouns=None):
-    """A number of things in words: "1 seed", "12,000 seeds"."""
-    return f"{number:,} {noun if number == 1 else nouns or noun + 's'}"
-
-
-def p_value(p):
-    """A p value as tables show it."""
-    if np.isnan(p):
-        return NOTHING
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+    """The columns of numbers, which are aligned to the right; arms such as "000" are names."""
+    return {
+        name
+        for name in shown
+        if name != "arm" and all(NUMBER.fullmatch(str(text)) for text in shown[name])
+    }

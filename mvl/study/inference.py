@@ -1,9 +1,8 @@
 """Contrasts between arms that were tested crosswise: estimates, intervals, families, verdicts.
 
-Everything starts from the table `cases`: one row per suite, arm, fold, repeat, task, subject, case
-and structure, with every metric as a column, and `block`, `host`, `fraction`, `epochs`,
-`protocol_version` and `synthetic`. A training is one (arm, fold, repeat); it tests the subjects of
-its fold, so that each arm tests each subject once per repeat.
+Everything starts from the table `cases` (see `mvl.study.summary`), which has `fold` and `repeat`
+for `seed`. A training is one (arm, fold, repeat); it tests the subjects of its fold, so that each
+arm tests each subject once per repeat.
 
 The estimate is the mean over all subjects of the paired difference; cases of one subject are
 averaged first, then the repeats. Other trainings and other subjects would have given another
@@ -11,8 +10,8 @@ number. Each fold has trainings and subjects of its own. So the spread of the fo
 the interval, as in a paired t test over the folds, with folds - 1 degrees of freedom: it needs no
 model of the variances, and a second repeat narrows it only by what the repeats differ in.
 
-docs/statistics.md has the simulation that chose this, beside a mixed model, a variance pooled over
-the arms and the bootstrap (`python benchmarks/intervals.py`).
+docs/statistics.md has the simulation that chose this over a mixed model, a variance pooled over the
+arms and the bootstrap (`python benchmarks/intervals.py`).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +22,7 @@ import pandas as pd
 from scipy import stats
 
 from mvl.errors import RunError
-from mvl.study.statistics import ALPHA, BOUND, check_unmixed
+from mvl.study.summary import ALPHA, BOUND, UNMIXED, check_unmixed, shared
 
 #: What decides; everything else is described, by an estimate and an interval.
 DECIDED = {"metric": "dice", "structure": "foreground"}
@@ -105,14 +104,14 @@ def contrasts_table(
         RunError: the table mixes protocol versions, devices, dtypes, or synthetic and real data;
             a case is there twice, has no value, or misses in an arm; repeats differ in folds.
     """
-    check_unmixed(cases, ("protocol_version", "device", "dtype", "synthetic"))
+    check_unmixed(cases, (*UNMIXED, "synthetic"))
     contrasts, rows = list(contrasts), []
     for (task, structure), group in cases.groupby(["task", "structure"], sort=True):
         for metric in metrics:
-            values = {suite: _values(own, metric) for suite, own in group.groupby("suite")}
+            values = {suite: _values(part, metric) for suite, part in group.groupby("suite")}
             about = {"task": task, "structure": structure, "metric": metric}
-            found = [_row(contrast, group, values) for contrast in contrasts]
-            rows += [row | about for row in found if row]
+            known = [_row(contrast, group, values) for contrast in contrasts]
+            rows += [row | about for row in known if row]
     if not rows:
         return pd.DataFrame(columns=COLUMNS)
     table = pd.DataFrame(rows)
@@ -263,18 +262,16 @@ def _row(contrast, group, values):
     else:
         estimate = by_subject.mean()
         error, freedom = _one_fold(by_subject, contrast, values)
-    own = group[(group["suite"] == contrast.suite) & group["arm"].isin(weights)]
+    compared = group[(group["suite"] == contrast.suite) & group["arm"].isin(weights)]
     return contrast._asdict() | {
+        **shared(compared),
         "weights": weights,
-        "block": ", ".join(sorted({*own["block"].dropna()} - {"", "none"})),
         "n_subjects": n_subjects,
         "n_trainings": folds * repeats,
         "difference": float(estimate),
         "error": float(error),
         "freedom": float(freedom),
         "decides": folds > 1 and n_subjects >= LEAST_SUBJECTS,
-        "protocol_version": own["protocol_version"].iloc[0],
-        "synthetic": own["synthetic"].iloc[0],
     }
 
 
@@ -285,13 +282,13 @@ def _one_fold(differences, contrast, values):
     suites; times the sum of the squared weights it is the contrast's. It is no less than the
     contrast's own subjects make it. NaN where nothing says it.
     """
-    known = {suite: _spread(own) for suite, own in values.items()}
-    known = {suite: found for suite, found in known.items() if found}
+    known = {suite: _spread(of_suite) for suite, of_suite in values.items()}
+    known = {suite: spread for suite, spread in known.items() if spread}
     chosen = [known[contrast.suite]] if contrast.suite in known else [*known.values()]
-    freedom = sum(own for _, own in chosen)
+    freedom = sum(n for _, n in chosen)
     if not freedom:
         return np.nan, np.nan
-    square = sum(square * own for square, own in chosen) / freedom
+    square = sum(square * n for square, n in chosen) / freedom
     variance = square * sum(weight**2 for weight in contrast.arms.values())
     return np.fmax(variance, differences.var() / len(differences)) ** 0.5, freedom
 
@@ -309,19 +306,21 @@ def _pooled(rows):
     Each task counts alike, and the tasks are these, not a sample of others: the spread between
     tasks is not in the standard error. With few of them it would leave nothing to say.
     """
-    found = []
-    for _, own in rows[rows["decides"]].groupby(["suite", "arm_a", "arm_b", "family"], sort=False):
-        variances = own["error"] ** 2
-        scale = (variances**2 / own["freedom"]).sum()  # Satterthwaite, Biometrics Bulletin 2, 1946
+    pooled = []
+    for _, of in rows[rows["decides"]].groupby(["suite", "arm_a", "arm_b", "family"], sort=False):
+        if len(of) < 2:
+            continue
+        variances = of["error"] ** 2
+        scale = (variances**2 / of["freedom"]).sum()  # Satterthwaite, Biometrics Bulletin 2, 1946
         mean = {
             "task": POOLED,
-            "difference": own["difference"].mean(),
-            "error": np.sqrt(variances.sum()) / len(own),
-            "freedom": variances.sum() ** 2 / scale if scale else own["freedom"].sum(),
+            "difference": of["difference"].mean(),
+            "error": np.sqrt(variances.sum()) / len(of),
+            "freedom": variances.sum() ** 2 / scale if scale else of["freedom"].sum(),
         }
-        sums = own[["n_subjects", "n_trainings"]].sum().to_dict()
-        found += [own.iloc[0].to_dict() | sums | mean] * (len(own) > 1)
-    return found
+        sums = of[["n_subjects", "n_trainings"]].sum().to_dict()
+        pooled.append(of.iloc[0].to_dict() | sums | mean)
+    return pooled
 
 
 def _judged(table):
@@ -338,10 +337,10 @@ def _judged(table):
     table.loc[~table["decides"], ["p", "p_tost"]] = np.nan
     table["p_holm"] = table["p"]
     adjusted = table[table["decides"] & table["adjusted"] & ~same]
-    for _, own in adjusted.groupby(["suite", "task", "structure", "family"]):
-        weights = pd.DataFrame(own["weights"].tolist()).fillna(0.0).to_numpy()
-        table.loc[own.index, "p_holm"] = step_down(
-            t[own.index].to_numpy(), own["freedom"].to_numpy(), weights
+    for _, family in adjusted.groupby(["suite", "task", "structure", "family"]):
+        weights = pd.DataFrame(family["weights"].tolist()).fillna(0.0).to_numpy()
+        table.loc[family.index, "p_holm"] = step_down(
+            t[family.index].to_numpy(), family["freedom"].to_numpy(), weights
         )
     table["verdict"] = [
         verdict(row.difference, row.p_holm, row.p_tost) if row.decides else ""

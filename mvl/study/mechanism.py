@@ -2,7 +2,7 @@
 
 The paper says that the frozen language block sharpens activation on the relevant region. If so,
 what the language part does to a token should tell the tokens of foreground patches from the
-others. Two measures say how well it does, a case at a time, by the area under the ROC curve:
+others. Two measures say how well it does in each case, by the area under the ROC curve:
 
     auroc_update    of the norm of what the block writes, ||D2(block(D1(x)))||
     auroc_change    of the norm of the stream's change across the whole part, ||part(x) - x||
@@ -11,22 +11,32 @@ others. Two measures say how well it does, a case at a time, by the area under t
 one that lies as far above, but it does not do what the paper says. The block's own output will not
 do for this: a BERT-type block ends in a LayerNorm, after which every token has about the same norm.
 
-A value above 0.5 is no evidence for language yet, since the encoder has already told the patches
+A value above 0.5 is not yet evidence for language, since the encoder has already told the patches
 apart before the part sees them, and two linear maps pass that on: the controls (identity, random,
 shuffled) have the same path, and a claim about the pre-training has to beat them.
 """
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
 from monai.transforms import ResizeWithPadOrCrop
-from scipy.stats import rankdata
+from scipy.stats import mannwhitneyu
 
 from mvl.data.preparation import Resampled
 from mvl.errors import DataError, RunError
 from mvl.models.activations import activations
 from mvl.models.tokens import to_patches
 from mvl.progress import track
+
+if TYPE_CHECKING:
+    from mvl.data.preparation import Preparation
+    from mvl.data.task_folder import Case
+    from mvl.models.segmenter import MedVisionLlama
 
 #: Measure, a column of the table -> the norm that it is the AUROC of.
 MEASURES = {
@@ -35,8 +45,8 @@ MEASURES = {
 }
 
 #: Stage of `models.activations.STAGES` -> its name in figures and sentences. What lies in the
-#: language model's own space is left out: where a BERT-type block ends in its LayerNorm, every
-#: token has about the same norm.
+#: language model's space is left out: where a BERT-type block ends in its LayerNorm, every token
+#: has about the same norm.
 SHOWN_STAGES = {
     "encoder": "after the encoder",
     "update": "the block's update",
@@ -48,43 +58,32 @@ SHOWN_STAGES = {
 FOREGROUND_SHARE = 0.5
 
 
-def auroc(scores, positive):
+def auroc(scores: np.ndarray, positive: np.ndarray) -> float:
     """The probability that a positive scores higher than a negative; a tie counts one half.
 
-    It is the Mann-Whitney statistic divided by the number of pairs, with mid-ranks for ties.
-
-    Args:
-        scores: (N,) numbers.
-        positive: (N,) booleans.
-
-    Returns:
-        float, 0 to 1; NaN without a positive or without a negative.
+    It is the Mann-Whitney statistic of scores (N,) and booleans (N,) divided by the number of
+    pairs; NaN without a positive or without a negative.
 
     Raises:
-        ValueError: arrays of different or other shape, or a score that is NaN.
+        ValueError: a score is NaN.
     """
     scores, positive = np.asarray(scores), np.asarray(positive, bool)
-    if scores.ndim != 1 or scores.shape != positive.shape:
-        raise ValueError(f"expected two (N,) arrays, got {scores.shape} and {positive.shape}")
     if np.isnan(scores).any():
         raise ValueError("a score is NaN, so that nothing can be ranked")
-    n = int(positive.sum())
-    pairs = n * (len(positive) - n)
-    if pairs == 0:
+    higher, lower = scores[positive], scores[~positive]
+    if not (len(higher) and len(lower)):
         return float("nan")
-    return float((rankdata(scores)[positive].sum() - n * (n + 1) / 2) / pairs)
+    pairs = len(higher) * len(lower)
+    return float(mannwhitneyu(higher, lower, method="asymptotic").statistic / pairs)
 
 
-def image_voxels(image):
-    """Which voxels of the model's grid come from the file, and which are padding.
+def image_voxels(image) -> torch.Tensor:
+    """Which voxels (H, W, D) of the model's grid come from the file, and which are padding.
 
     Args:
         image: MetaTensor (C, H, W, D), as `Preparation.load` gives it: it remembers its size
-            before it was fitted to the grid.
-
-    Returns:
-        bool (H, W, D), true where the file has a voxel. A resized volume has no padding. A
-        file's own empty margin is no padding either.
+            before it was fitted to the grid. A resized volume has no padding, and a file's empty
+            margin is not padding.
 
     Raises:
         DataError: the volume was fitted in another way than `Preparation` does, or is one to
@@ -105,20 +104,17 @@ def image_voxels(image):
     return torch.as_tensor(ResizeWithPadOrCrop(grid)(ones))[0] > 0
 
 
-def patch_truth(volume, patch):
-    """Which patches are foreground, and which count at all.
+def patch_truth(volume: dict, patch: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Which patches are foreground, and which count at all: bool (T,) each, as the tokens.
 
-    A patch counts if it holds at least one voxel of the file; one that is wholly padding does
+    A patch counts if it holds at least one voxel of the file. One that is wholly padding does
     not: a model tells it from the rest by its zeros alone, and it is never foreground, so that it
     would lift the AUROC for nothing. A patch is foreground if the labels, all of them together,
     fill at least `FOREGROUND_SHARE` of its voxels, those that are padding included.
 
     Args:
         volume: a case, as `Preparation.load` gives it.
-        patch: patch size in voxels, dividing the grid.
-
-    Returns:
-        (foreground, counted), bool (T,) each, in the order of the tokens.
+        patch: its size in voxels, which divides the grid.
 
     Raises:
         DataError: the case has no label.
@@ -132,15 +128,10 @@ def patch_truth(volume, patch):
     return (share >= FOREGROUND_SHARE).numpy(), counted.numpy()
 
 
-def token_norms(model, images):
-    """The norms that the measures rank.
+def token_norms(model: MedVisionLlama, images: torch.Tensor) -> dict[str, np.ndarray]:
+    """The norms that the measures rank, float64 (B, T) of images (B, C, H, W, D), by measure.
 
-    Args:
-        model: a `MedVisionLlama` with a language part; it is left in eval().
-        images: (B, C, H, W, D) on the model's device.
-
-    Returns:
-        {measure of `MEASURES`: float64 (B, T) on the CPU}.
+    The model is left in eval().
 
     Raises:
         RunError: the model has no language part, or a norm is not finite.
@@ -158,29 +149,32 @@ def token_norms(model, images):
         hook.remove()
     norms = {}
     for measure, tokens in zip(MEASURES, (update, change[0]), strict=True):
-        norms[measure] = tokens.double().norm(dim=-1).cpu().numpy()
+        norms[measure] = _norms(tokens)
         if not np.isfinite(norms[measure]).all():
             raise RunError(f"{MEASURES[measure]}: the norm of a token is not finite")
     return norms
 
 
-def patch_auroc(model, cases, preparation, batch_size=4, show=True):
-    """Both measures of every case, by one forward pass of a trained model.
+def _norms(tokens):
+    return tokens.double().norm(dim=-1).cpu().numpy()
+
+
+def patch_auroc(
+    model: MedVisionLlama,
+    cases: Sequence[Case],
+    preparation: Preparation,
+    batch_size: int = 4,
+    show: bool = True,
+) -> pd.DataFrame:
+    """Both measures of every labelled case, by one forward pass of a trained model.
 
     Truth is taken on the model's grid, as are the tokens; foreground that was cropped away counts
     for nothing.
 
-    Args:
-        model: a `MedVisionLlama` with a language part, such as `Run.model`.
-        cases: list of `Case` with labels, such as `TaskData.side("test")`.
-        preparation: a `Preparation`, such as `Run.preparation`.
-        batch_size: cases a forward pass.
-        show: show progress.
-
     Returns:
-        A case a row, in the order of `cases`: subject, case, structure (always "foreground"),
-        the measures of `MEASURES`, patches (that count) and foreground_patches. A case whose
-        patches are all foreground or all background has NaN for both measures; see `defined`.
+        One row per case, in their order: subject, case, structure (always "foreground"), the
+        measures of `MEASURES`, patches (that count) and foreground_patches. A case whose patches
+        are all foreground or all background has NaN for both measures; see `defined`.
 
     Raises:
         RunError: as `token_norms`.
@@ -189,37 +183,32 @@ def patch_auroc(model, cases, preparation, batch_size=4, show=True):
     return _aurocs(token_norms, model, cases, preparation, batch_size, show)
 
 
-def stage_auroc(model, cases, preparation, batch_size=4, show=True):
+def stage_auroc(
+    model: MedVisionLlama,
+    cases: Sequence[Case],
+    preparation: Preparation,
+    batch_size: int = 4,
+    show: bool = True,
+) -> pd.DataFrame:
     """The AUROC of the norm of the tokens at each stage: where are they large on the structure?
 
-    Args: as `patch_auroc`; the model needs no language part.
-
-    Returns:
-        As `patch_auroc`, with a column "auroc_<stage>" for each of `SHOWN_STAGES` that the model
-        has in place of the measures.
-
-    Raises:
-        DataError: a case without a label.
+    As `patch_auroc`, with a column "auroc_<stage>" for each of `SHOWN_STAGES` that the model has
+    in place of the measures; the model needs no language part.
     """
-    return _aurocs(_stage_norms, model, cases, preparation, batch_size, show)
+
+    def norms_of(model, images):
+        stages = activations(model, images)
+        return {f"auroc_{name}": _norms(stages[name]) for name in SHOWN_STAGES if name in stages}
+
+    return _aurocs(norms_of, model, cases, preparation, batch_size, show)
 
 
-def _stage_norms(model, images):
-    found = activations(model, images)
-    return {
-        f"auroc_{stage}": found[stage].double().norm(dim=-1).cpu().numpy()
-        for stage in SHOWN_STAGES
-        if stage in found
-    }
-
-
-def _aurocs(norms_of, model, cases, preparation, batch_size, show):
-    """A case a row, with the AUROC of each of the norms that `norms_of(model, images)` gives."""
+def _aurocs(norms_of: Callable, model, cases, preparation, batch_size, show):
+    """One row per case: the AUROC of each of the norms that `norms_of(model, images)` gives."""
     device, patch = next(model.parameters()).device, model.embed.patch
     volumes = preparation.load(cases, show)
-    batches = range(0, len(cases), batch_size)
     rows = []
-    for start in track(batches, "reading tokens", "batch", show):
+    for start in track(range(0, len(cases), batch_size), "reading tokens", "batch", show):
         chosen = slice(start, start + batch_size)
         images = torch.stack([volume["image"].as_tensor() for volume in volumes[chosen]])
         norms = norms_of(model, images.to(device))
@@ -227,24 +216,14 @@ def _aurocs(norms_of, model, cases, preparation, batch_size, show):
             foreground, counted = patch_truth(volume, patch)
             rows.append(
                 {"subject": case.subject, "case": case.name, "structure": "foreground"}
-                | {
-                    name: auroc(norm[i][counted], foreground[counted])
-                    for name, norm in norms.items()
-                }
+                | {n: auroc(norm[i][counted], foreground[counted]) for n, norm in norms.items()}
                 | {"patches": int(counted.sum()), "foreground_patches": int(foreground.sum())}
             )
     return pd.DataFrame(rows)
 
 
-def beside_metrics(table, cases):
-    """The measures beside the metrics of the same run, in the table that `statistics` takes.
-
-    Args:
-        table: from `patch_auroc`.
-        cases: one run's rows, as `experiments.collect` gives them; those of the foreground count.
-
-    Returns:
-        The rows of `cases` about the foreground with the columns of `table` added.
+def beside_metrics(table: pd.DataFrame, cases: pd.DataFrame) -> pd.DataFrame:
+    """The rows of one run's `cases` about the foreground, with the columns of `patch_auroc` added.
 
     Raises:
         RunError: the two are not about the same cases, or `cases` holds several runs.
@@ -252,17 +231,16 @@ def beside_metrics(table, cases):
     keys = ["subject", "case", "structure"]
     rows = cases[cases["structure"] == "foreground"]
     if rows.duplicated(keys).any() or table.duplicated(keys).any():
-        raise RunError("a case is there twice: the measures belong beside the metrics of one run")
-    joined = rows.merge(table, on=keys, how="outer", indicator="found_in")
-    if not (joined["found_in"] == "both").all():
-        odd = joined.loc[joined["found_in"] != "both", "case"].iloc[0]
+        raise RunError("a case is there twice: the measures belong to the metrics of one run")
+    only_one = pd.concat([rows[keys], table[keys]]).drop_duplicates(keep=False)
+    if len(only_one):
+        odd = only_one["case"].iloc[0]
         raise RunError(f"measures and metrics are of different cases: only one has {odd}")
-    # An outer merge sorts by its keys; the run's own order is kept.
     return rows.merge(table, on=keys, validate="one_to_one")
 
 
-def by_stage(table):
-    """A row per case and stage, of what `stage_auroc` found.
+def by_stage(table: pd.DataFrame) -> pd.DataFrame:
+    """One row per case and stage of what `stage_auroc` measured.
 
     Args:
         table: from `stage_auroc`, or rows of `beside_metrics` with its columns, of any runs. An
@@ -279,17 +257,11 @@ def by_stage(table):
     return long.assign(stage=long["stage"].map(columns)).reset_index(drop=True)
 
 
-def defined(table):
-    """Leave out the cases that have no AUROC, and name them.
+def defined(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """The rows of cases that have both measures in every run, and the names of the other cases.
 
     Which these are depends on labels, grid and patch, not on the arm. A case without a value in
     one run is left out of all, so that arms stay paired, as `statistics.contrast` asks.
-
-    Args:
-        table: from `patch_auroc` or `beside_metrics`, of one run or of several.
-
-    Returns:
-        (the rows of the other cases, sorted names of the cases left out).
     """
     missing = table.loc[table[list(MEASURES)].isna().any(axis=1), "case"]
     return table[~table["case"].isin(missing)], sorted(set(missing))

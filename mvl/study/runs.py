@@ -1,24 +1,28 @@
-"""What a profile has to show: its finished runs as tables, and the committed reference beside them.
+"""What a profile has to show: its finished runs as frames, and the committed reference.
 
-The folder names nothing but fingerprints; which arms a run is, its configuration says. So tables
-are made of what is there, whoever trained it and however far a suite is.
+The folder of a run names nothing but its fingerprint; which arms a run is, its configuration says.
+So frames are made of what is there, whoever trained it and however far a suite is. `mvl.show`
+takes these frames, and loads no run.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
-from mvl.config import PROTOCOL_VERSION, ExperimentConfig, ModelConfig
+from mvl.config import PROTOCOL_VERSION, DataConfig, ExperimentConfig, ModelConfig, task_data
+from mvl.data.tasks import TASKS
 from mvl.errors import MvlError
 from mvl.experiment.identity import changed_since, read_identity
 from mvl.experiment.run import DONE, FAILED, collect, read_cases
 from mvl.files import read_json
 from mvl.locks import is_locked
-from mvl.runner.profiles import data_of
 from mvl.study.reference import curves_table, read_table, study_contrasts
-from mvl.study.statistics import summary_table
-from mvl.study.suites import SUITES
+from mvl.study.suites import NAMING, SUITES, name_of
+from mvl.study.summary import summary_table
 
 #: What the paper compares, in this replication's arms: (suite, arm, against, what it is).
 HEADLINE = (
@@ -32,48 +36,53 @@ CURVES = [
     *("epoch", "train_loss", "validation_dice"),
 ]
 
+#: What reading a damaged run folder raises.
+UNREADABLE = (MvlError, OSError, KeyError, ValueError, TypeError)
+
+#: Which fields `models.sizes.match_size` changes.
+_MATCHED = {"depth": ("encoder_depth", "decoder_depth"), "mlp": ("mlp_ratio",)}
+
+
+def data_of(task: str, parameters: dict) -> DataConfig:
+    """How a profile handles a task; `parameters` are the profile's, or a notebook's `globals()`.
+
+    Its own task has its grid and fit; the other nine of MSD's are resized to its `tasks_grid`, and
+    any other task has what `config.task_data` says.
+    """
+    if task == parameters["task"]:
+        return DataConfig(task, grid=tuple(parameters["grid"]), fit=parameters["fit"])
+    if task in TASKS:
+        return DataConfig(task, grid=tuple(parameters["tasks_grid"]), fit="resize")
+    return task_data(task)
+
+
+# --- the runs of a profile -----------------------------------------------------------------
+
 
 @dataclass(frozen=True)
-class OwnRun:
-    """A run folder of the profile.
-
-    Attributes:
-        folder: its path.
-        state: "done", "running", "failed", "unfinished" or "unreadable".
-        reason: why it failed or cannot be read, or why it is in no table.
-        names: [(suite, arm)], empty where it is no arm of this profile's suites.
-        facts: what is known of it: seed, task, epochs, learning_rate, synthetic, device, ...
-        block: the language block by reference, or None.
-        environment: as `experiments.environment` wrote it.
-        config: its `ExperimentConfig`.
-        tested: names of its test cases, if it is done.
-        identity: as of `identity.read_identity`, if it is done and has names.
-    """
+class ProfileRun:
+    """A run folder of a profile."""
 
     folder: Path
-    state: str
-    reason: str = ""
-    names: tuple = ()
-    facts: dict | None = None
-    block: dict | None = None
-    environment: dict | None = None
+    state: str  # "done", "running", "failed", "unfinished" or "unreadable"
+    reason: str = ""  # why it failed, cannot be read, or is in no table
+    names: tuple = ()  # (suite, arm), empty where it is no arm of this profile's suites
+    facts: dict | None = None  # seed, task, epochs, learning_rate, synthetic, device, ...
+    block: dict | None = None  # the language block by reference
+    environment: dict | None = None  # as `run.environment` wrote it
     config: ExperimentConfig | None = None
-    tested: frozenset = frozenset()
-    identity: dict | None = None
+    tested: frozenset = frozenset()  # names of its test cases, if it is done
+    identity: dict | None = None  # of `read_identity`, if it is done and has names
 
 
-def own_runs(parameters, root):
-    """Every run folder of a profile.
+def own_runs(parameters: dict, root: Path) -> list[ProfileRun]:
+    """Every run folder of a profile, by name.
 
     Args:
         parameters: the profile's, as `profiles.load_profile` gives them.
         root: the repository.
-
-    Returns:
-        list of `OwnRun`, by name.
     """
-    folder = root / "results" / parameters["profile"] / "runs"
-    seen = {}
+    folder, seen = root / "results" / parameters["profile"] / "runs", {}
     return [
         _run(path.parent, parameters, root, seen) for path in sorted(folder.glob("*/config.json"))
     ]
@@ -118,17 +127,13 @@ def _run(folder, parameters, root, seen):
         block = folder / "block.json"
         block = read_json(block, "sha256") if block.is_file() else None
         known = (facts, block, environment, config, tested, identity)
-        return OwnRun(folder, state, str(reason), names, *known)
+        return ProfileRun(folder, state, str(reason), names, *known)
     except UNREADABLE as error:
-        return OwnRun(folder, "unreadable", in_words(error, root))
+        return ProfileRun(folder, "unreadable", in_words(error, root))
 
 
-#: What reading a damaged run folder raises.
-UNREADABLE = (MvlError, OSError, KeyError, ValueError, TypeError)
-
-
-def in_words(error, root):
-    """An error in words, without the place of the repository, which is nobody's business."""
+def in_words(error: Exception, root: Path) -> str:
+    """An error in words, without the path of the repository, which is nobody's business."""
     if isinstance(error, KeyError):
         return f"its files lack {error}"
     return str(error).replace(f"{root}/", "")
@@ -174,10 +179,6 @@ def _is_training(training, arm):
     return training == replace(arm.training, **length)
 
 
-#: Which fields `models.sizes.match_size` changes.
-_MATCHED = {"depth": ("encoder_depth", "decoder_depth"), "mlp": ("mlp_ratio",)}
-
-
 def _is_model(model, arm):
     wanted = arm.model
     if wanted.language and model.language:
@@ -195,38 +196,29 @@ def _is_model(model, arm):
 
 @dataclass(frozen=True)
 class Source:
-    """Results of one origin.
+    """Results of one origin, as frames."""
 
-    Attributes:
-        kind: "own" or "reference".
-        label: whose they are.
-        cases, summary, contrasts: as in `mvl.study.statistics`.
-        runs: a run a row: suite, arm, seed, task, epochs, learning_rate, validation_dice,
-            trained_parameters, parameters, ...
-        curves: an epoch of a run a row, with `CURVES`; of runs whose curves are at hand.
-    """
-
-    kind: str
-    label: str
-    cases: pd.DataFrame
-    summary: pd.DataFrame
-    contrasts: pd.DataFrame
+    kind: str  # "own" or "reference"
+    label: str  # whose they are
+    cases: pd.DataFrame  # see `mvl.study.summary`
+    summary: pd.DataFrame  # of `summary_table`
+    contrasts: pd.DataFrame  # of `study_contrasts`
+    #: One row per run: suite, arm, seed, task, epochs, learning_rate, validation_dice,
+    #: trained_parameters, parameters, ...
     runs: pd.DataFrame
-    curves: pd.DataFrame
+    curves: pd.DataFrame  # one row per run and epoch, with `CURVES`, where these are kept
 
 
-def sources_of(runs, root):
-    """The results of a profile, and the committed reference.
-
-    Args:
-        runs: from `own_runs`.
-        root: the repository.
+def sources_of(
+    runs: Sequence[ProfileRun], root: Path
+) -> tuple[list[Source], list[tuple[str, str]]]:
+    """The results of a profile's `own_runs`, and the committed reference of the repository.
 
     Returns:
-        (list of `Source`: the profile's, one for each device, number format and kind of data,
-        then the reference; list of ("error" or "note", text) about what cannot be shown).
+        The sources: the profile's, one for each device, number format and kind of data, then the
+        reference; and ("error" or "note", text) about what cannot be shown.
     """
-    found, faults = [], []
+    sources, faults = [], []
     comparable = {}
     newest, left_out = _newest(runs)
     for run in newest:
@@ -239,55 +231,48 @@ def sources_of(runs, root):
         label = "This profile" + ", synthetic data" * synthetic
         label += f", {device}, {dtype}" * (len(comparable) > 1)
         try:
-            found.append(_own_source(label, members))
+            sources.append(_source_of(label, members))
         except UNREADABLE as error:
             faults.append(("error", f"{label}: no tables. {in_words(error, root)}"))
     try:
-        found.append(_reference(root / "results" / "reference"))
+        sources.append(_reference(root / "results" / "reference"))
     except UNREADABLE as error:
         faults.append(("note", f"Without the committed reference: {in_words(error, root)}"))
-    return found, faults
+    return sources, faults
 
 
 def _newest(runs):
-    """Done runs of arms that can stand in one table.
+    """(done runs of arms that can be in one table, [(run, why it is left out)]).
 
     Where two are one arm, seed and task, or do not belong together, that which was tested last
     decides.
-
-    Args:
-        runs: from `own_runs`.
-
-    Returns:
-        (list of `OwnRun`, in the order of `runs`; list of (`OwnRun`, why it is left out)).
     """
     done = [run for run in runs if run.state == "done" and run.names]
+    by_age = sorted(done, key=lambda run: ((run.folder / DONE).stat().st_mtime_ns, run.folder.name))
     settled, left_out = {}, []
-    for run in sorted(
-        done, key=lambda run: ((run.folder / DONE).stat().st_mtime_ns, run.folder.name)
-    )[::-1]:
-        facts = [*_facts_to_share(run)]
-        odd = [why for why, key, value in facts if settled.get((why, key), value) != value]
+    for run in reversed(by_age):
+        rules = [*_to_share(run)]
+        odd = [why for why, key, value in rules if settled.get((why, key), value) != value]
         if odd:
             left_out.append((run, odd[0]))
         else:
-            settled |= {(why, key): value for why, key, value in facts}
+            settled |= {(why, key): value for why, key, value in rules}
     out = [run for run, _ in left_out]
     return [run for run in done if run not in out], left_out[::-1]
 
 
-def _facts_to_share(run):
+def _to_share(run):
     """What a run settles for those of the same key: (why another is left out, key, value)."""
-    config, place = run.config, ("seed", "task", "synthetic", "device", "dtype")
-    cell = (run.names, *(run.facts[name] for name in place))
+    config, shared = run.config, ("seed", "task", "synthetic", "device", "dtype")
+    cell = (run.names, *(run.facts[name] for name in shared))
     yield "the same arm and seed were tested again since", cell, run.folder
     yield "other test cases are there since", cell[2:4], run.tested
     if identity := run.identity:
         # Of one task all runs in a table know the same facts, subjects and voxels.
         yield "its task has other facts since", ("facts", *cell[2:4]), identity["facts"]
         for case, voxels in identity["voxels"].items():
-            said = f"another image, label or subject of {case} is there since"
-            yield said, (case, *cell[2:4]), (voxels, identity["subjects"][case])
+            why = f"another image, label or subject of {case} is there since"
+            yield why, (case, *cell[2:4]), (voxels, identity["subjects"][case])
     if (language := config.model.language) and run.block:
         # Of a block whose weights are not read the hash is another thing's.
         key = (language.source, language.layer, language.layers, language.control, language.dtype)
@@ -301,7 +286,7 @@ def _facts_to_share(run):
         yield "its arm is matched to another size since", (run.names, run.facts["task"]), sizes
 
 
-def _own_source(label, runs):
+def _source_of(label, runs):
     tables, rows, curves = [], [], []
     for run in runs:
         for suite, arm in run.names:
@@ -310,67 +295,63 @@ def _own_source(label, runs):
             rows.append({"suite": suite, "arm": arm} | run.facts)
             path = run.folder / "curves.csv"
             if path.is_file():
-                place = {key: cases[key].iloc[0] for key in CURVES[:5]}
-                curves.append(pd.read_csv(path).assign(**place)[CURVES])
+                cell = {key: cases[key].iloc[0] for key in CURVES[:5]}
+                curves.append(pd.read_csv(path).assign(**cell)[CURVES])
     cases = pd.concat(tables, ignore_index=True)
-    return Source(
-        "own",
-        label,
-        cases,
-        summary_table(cases),
-        study_contrasts(cases),
-        pd.DataFrame(rows),
-        pd.concat(curves, ignore_index=True) if curves else pd.DataFrame(columns=CURVES),
-    )
+    curves = pd.concat(curves, ignore_index=True) if curves else pd.DataFrame(columns=CURVES)
+    tables = (cases, summary_table(cases), study_contrasts(cases), pd.DataFrame(rows), curves)
+    return Source("own", label, *tables)
 
 
 def _reference(folder):
     names = ("cases.csv.gz", "summary.csv", "contrasts.csv", "validation.csv")
     cases, summary, contrasts, runs = (read_table(folder / name) for name in names)
     # Its tables of runs name no task, but each has one, which the cases know.
-    place = cases[["suite", "arm", "seed", "task"]].drop_duplicates()
-    runs, curves = runs.merge(place, how="left"), curves_table(folder).merge(place)
+    task = cases[["suite", "arm", "seed", "task"]].drop_duplicates()
+    runs, curves = runs.merge(task, how="left"), curves_table(folder).merge(task)
     label = "Committed reference"
     return Source("reference", label, cases, summary, contrasts, runs, curves[CURVES])
 
 
-#: Suites in whose order one experiment that has several names is given one.
-_NAMING = ("presets", "peers", "language", "size", "head", "fusion", "adaptation")
+# --- parts of a source ---------------------------------------------------------------------
 
 
-def distinct(runs):
-    """Every experiment with all of the data, once however many names it has.
+def distinct(runs: pd.DataFrame) -> list[tuple[str, str]]:
+    """The (suite, arm) of every experiment of `Source.runs` with all of the data, once each."""
+    there = {name_of(*cell) for cell in zip(runs["suite"], runs["arm"], strict=True)}
+    return [(suite, arm) for suite in NAMING for arm in SUITES[suite] if (suite, arm) in there]
 
-    Args:
-        runs: as `Source.runs`.
 
-    Returns:
-        list of (suite, arm), for `part_of`.
+#: The tables of a `Source` that go by arm and task.
+_TABLES = ("cases", "summary", "runs", "curves")
+
+
+def part_of(source: Source, cells: Sequence[tuple[str, str]]) -> Source:
+    """What a source has of some (suite, arm): the foreground alone, in the order of the cells.
+
+    Rows of several suites are said to be of the suite "all".
     """
-    cells, known = [], set()
-    for suite in _NAMING:
-        for arm in SUITES[suite]:
-            own = runs[(runs["suite"] == suite) & (runs["arm"] == arm)]
-            fingerprints = set(own["fingerprint"])
-            if fingerprints - known and arm not in {name for _, name in cells}:
-                cells.append((suite, arm))
-            known |= fingerprints
-    return cells
+    rank = {cell: n for n, cell in enumerate(cells)}
+
+    def rows_of(table):
+        order = [rank.get(cell, -1) for cell in zip(table["suite"], table["arm"], strict=True)]
+        rows = table.assign(_order=order).sort_values("_order", kind="stable")
+        rows = rows[rows["_order"] >= 0].drop(columns="_order")
+        if "structure" in rows:
+            rows = rows[rows["structure"] == "foreground"]
+        return rows if rows["suite"].nunique() < 2 else rows.assign(suite="all")
+
+    return replace(source, **{name: rows_of(getattr(source, name)) for name in _TABLES})
 
 
-def part_of(source, cells):
-    """What a source has of some arms: the foreground alone, in the order of the arms.
-
-    Args:
-        source: a `Source`.
-        cells: list of (suite, arm); rows of several suites are said to be of the suite "all".
-    """
-    tables = {name: _rows_of(getattr(source, name), cells) for name in _TABLES}
-    return replace(source, **tables)
+def rows_of_tasks(source: Source, tasks: Iterable[str]) -> Source:
+    """What a source has of some tasks."""
+    tables = {name: getattr(source, name) for name in _TABLES}
+    return replace(source, **{name: t[t["task"].isin(tasks)] for name, t in tables.items()})
 
 
-def tasks_of(source, suite):
-    """The tasks that a suite is shown for: a set of names; for "", those of any other suite.
+def tasks_of(source: Source, suite: str) -> set[str]:
+    """The tasks that a suite is shown for; for "", those of any other suite than the presets.
 
     The models that were run on many tasks are arms of other suites, too. A task that has no more
     of a suite than those is left to the table of the named models, but for what the paper compares.
@@ -378,29 +359,9 @@ def tasks_of(source, suite):
     if not suite:
         return set().union(*(tasks_of(source, other) for other in SUITES if other != "presets"))
     runs = source.runs
-    named, own = runs[runs["suite"] == "presets"], runs[runs["suite"] == suite]
+    named, rows = runs[runs["suite"] == "presets"], runs[runs["suite"] == suite]
     if suite == "presets" or named["task"].nunique() < 2:
-        return set(own["task"])
-    more = set(own[~own["fingerprint"].isin(named["fingerprint"])]["task"])
+        return set(rows["task"])
+    more = set(rows[~rows["fingerprint"].isin(named["fingerprint"])]["task"])
     compared = {suite for suite, *_ in HEADLINE}
-    return more or set(own["task"] if suite in compared else ())
-
-
-def rows_of_tasks(source, tasks):
-    """What a source has of some tasks."""
-    tables = {name: getattr(source, name) for name in _TABLES}
-    return replace(source, **{name: t[t["task"].isin(tasks)] for name, t in tables.items()})
-
-
-#: The tables of a `Source` that go by arm and task.
-_TABLES = ("cases", "summary", "runs", "curves")
-
-
-def _rows_of(table, cells):
-    place = {cell: n for n, cell in enumerate(cells)}
-    order = [place.get(cell, -1) for cell in zip(table["suite"], table["arm"], strict=True)]
-    rows = table.assign(_order=order).sort_values("_order", kind="stable")
-    rows = rows[rows["_order"] >= 0].drop(columns="_order")
-    if "structure" in rows:
-        rows = rows[rows["structure"] == "foreground"]
-    return rows if rows["suite"].nunique() < 2 else rows.assign(suite="all")
+    return more or set(rows["task"] if suite in compared else ())

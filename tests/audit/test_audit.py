@@ -42,9 +42,10 @@ from mvl.show.audit import (
     waterfall_of,
     waterfall_steps,
 )
+from mvl.study.cells import run_suite, status
 from mvl.study.reference import REFERENCE, read_table
 from mvl.study.statistics import contrast
-from mvl.study.suites import run_suite, status, suite_configs
+from mvl.study.suites import suite_configs
 
 DATA = DataConfig(grid=(16, 24, 16))
 
@@ -316,9 +317,7 @@ def test_the_waterfall_arrives_where_the_last_reading_does(audited):
     assert "SYNTHETIC" in drawn._supxlabel.get_text()
 
 
-def test_what_is_no_longer_at_hand_is_kept_and_what_has_changed_is_not(
-    audited, tmp_path, monkeypatch
-):
+def test_what_is_no_longer_at_hand_is_kept_and_what_has_changed_is_not(audited, tmp_path):
     reference, (data, _, root, _, seeds, epochs), table = audited
     folder = tmp_path / "reference"
     shutil.copytree(reference, folder)

@@ -7,7 +7,8 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from mvl.runner import execute as batch
+from mvl.runner import execute
+from mvl.runner.profiles import load_profile
 from mvl.show.report import write_report
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,15 +31,15 @@ def report(tmp_path_factory, browser):
             "# First\n\n**The question: does it open?** See [next](01_second.ipynb).",
             draw,
         ],
-        "01_second": ["# Second\n\nA formula, $x_1^2$.", "print('a long line ' * 60)"],
+        "01_second": ["# Second", "print('a long line ' * 60)"],
     }
     (root / "notebooks").mkdir()
     for name, (text, code) in stories.items():
         parameters = new_code_cell("profile = ''", metadata={"tags": ["parameters"]})
         notebook = new_notebook(cells=[new_markdown_cell(text), parameters, new_code_cell(code)])
         nbformat.write(notebook, root / "notebooks" / f"{name}.ipynb")
-    assert all(outcome.status == "ok" for outcome in batch.run("smoke", root=root).values())
-    return write_report("smoke", root)
+    assert all(outcome.status == "ok" for outcome in execute.run("smoke", root=root).values())
+    return write_report(load_profile("smoke", root), {}, root)
 
 
 @pytest.fixture

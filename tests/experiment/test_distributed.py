@@ -26,7 +26,7 @@ from mvl.experiment.training import agreed, processes
 from mvl.files import read_json
 from mvl.models.peers import build_peer
 from mvl.models.segmenter import build_segmenter
-from mvl.study import suites
+from mvl.study import cells
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -82,9 +82,9 @@ def test_a_process_without_torchrun_is_alone():
 
 
 def test_a_suite_is_not_trained_by_several_processes(monkeypatch, tmp_path):
-    monkeypatch.setattr(suites, "processes", lambda: SimpleNamespace(num_processes=2))
+    monkeypatch.setattr(cells, "processes", lambda: SimpleNamespace(num_processes=2))
     with pytest.raises(ConfigError, match="torchrun trains one experiment"):
-        suites.fit_suite("fusion", {}, tmp_path)
+        cells.fit_suite("fusion", {}, tmp_path)
 
 
 @pytest.fixture(scope="module")

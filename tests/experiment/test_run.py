@@ -20,8 +20,8 @@ from mvl.experiment.identity import changed_since, facts_changed
 from mvl.experiment.run import Run, collect, fit, run_folder, test
 from mvl.files import read_json
 from mvl.locks import is_locked, locked
+from mvl.study.cells import status
 from mvl.study.reference import machine_of
-from mvl.study.suites import status
 from mvl.study.verify import verify
 
 open_test_set = test  # pytest would take the name `test` for a test

@@ -16,8 +16,9 @@ from mvl.data.tasks import TASKS
 from mvl.experiment.metrics import METRICS
 from mvl.show import figures
 from mvl.show.figures.style import drawn
-from mvl.study.statistics import contrasts_table, summary_table
+from mvl.study.statistics import contrasts_table
 from mvl.study.suites import SUITES
+from mvl.study.summary import summary_table
 from tests.reliability import stages
 
 TASK = TASKS["Task04_Hippocampus"]
@@ -25,7 +26,7 @@ SUBJECTS, SEEDS, STAGES = 8, (0, 1), ("after the encoder", "after the block")
 
 
 def cases_of(suite, arms):
-    """A table as in `mvl.study.statistics`, of arms with two seeds and eight subjects."""
+    """A table as in `mvl.study.summary`, of arms with two seeds and eight subjects."""
     rng = np.random.default_rng(0)
     rows = [
         {"suite": suite, "arm": arm, "seed": seed, "task": TASK.name, "subject": f"s{k}"}

@@ -9,11 +9,13 @@ import yaml
 
 from mvl.experiment.metrics import METRICS
 from mvl.files import REPOSITORY, write_table
+from mvl.runner.profiles import load_profile
 from mvl.show import exhibits
 from mvl.show.exhibits import EXHIBITS, Exhibits
 from mvl.study.reference import CONTRASTS, MACHINE, read_table
-from mvl.study.statistics import contrasts_table, summary_table
+from mvl.study.statistics import contrasts_table
 from mvl.study.suites import SUITES
+from mvl.study.summary import summary_table
 from mvl.study.ten_tasks import SIX
 
 #: What the reference of most tests has.
@@ -64,8 +66,12 @@ def write_reference(folder, cells):
 def shown(monkeypatch):
     """What a notebook would show: texts, figures, tables."""
     things = []
-    monkeypatch.setattr(exhibits, "_show", lambda *new: things.extend(new))
+    monkeypatch.setattr(exhibits, "show", lambda *new: things.extend(new))
     return things
+
+
+def book_of(root):
+    return Exhibits(load_profile("quick", root), root)
 
 
 def test_every_arm_that_is_named_is_one():
@@ -75,7 +81,7 @@ def test_every_arm_that_is_named_is_one():
 
 def test_a_figure_is_drawn_saved_and_captioned_with_its_size(repository, shown):
     root = repository()
-    Exhibits("quick", root).figure("parts")
+    book_of(root).figure("parts")
     caption, figure = shown
     assert "Task04_Hippocampus: 9 test subjects, 1 seed, 60 epochs." in caption
     assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == list(SUITES["fusion"])
@@ -87,7 +93,7 @@ def test_a_figure_is_drawn_saved_and_captioned_with_its_size(repository, shown):
 
 def test_what_is_missing_is_named_with_what_makes_it(repository, shown):
     root = repository([("peers", "vit"), ("peers", "best"), ("fusion", "000")])
-    book = Exhibits("quick", root)
+    book = book_of(root)
     book.figure("state_of_the_art")
     assert len(shown) == 3 and "Not there yet: v1, unet, " in shown[2]
     assert "`mvl suite run peers`, then `mvl reference`" in shown[2]
@@ -103,14 +109,14 @@ def test_what_is_missing_is_named_with_what_makes_it(repository, shown):
 
 
 def test_a_profile_without_runs_says_which_command_makes_some(repository):
-    about = Exhibits("quick", repository()).about().data
+    about = book_of(repository()).about().data
     assert "`./run_all.sh --profile quick`" in about
     assert f"{len(SOME)} runs, of the suites language, fusion, data, peers." in about
 
 
 @pytest.mark.parametrize("name", EXHIBITS)
 def test_no_exhibit_needs_more_than_one_arm_of_anything(repository, shown, name):
-    book = Exhibits("quick", repository([(suite, list(SUITES[suite])[0]) for suite in SUITES]))
+    book = book_of(repository([(suite, list(SUITES[suite])[0]) for suite in SUITES]))
     book.figure(name)
     book.table(name)
     assert shown and all(isinstance(thing, str) for thing in shown) or name == "size_of_all"
@@ -118,7 +124,7 @@ def test_no_exhibit_needs_more_than_one_arm_of_anything(repository, shown, name)
 
 def test_curves_are_drawn_where_the_reference_keeps_them(repository, shown):
     root = repository([("data", "vit-100"), ("data", "v1-100")])
-    book = Exhibits("quick", root)
+    book = book_of(root)
     book.figure("few_shot")
     assert "not their training curves" in shown[0]
     shown.clear()
@@ -130,7 +136,7 @@ def test_curves_are_drawn_where_the_reference_keeps_them(repository, shown):
     curves.assign(validation_dice=0.5).to_csv(
         root / "results" / "reference" / "curves.csv.gz", index=False
     )
-    Exhibits("quick", root).figure("few_shot")
+    book_of(root).figure("few_shot")
     _, figure, missing = shown
     assert [line.get_label() for line in figure.axes[0].lines] == ["vit", "v1"]
     assert "Not there yet: vit-10, vit-30, 011-10, 011-30, 011-100, v1-10, v1-30." in missing
@@ -138,7 +144,7 @@ def test_curves_are_drawn_where_the_reference_keeps_them(repository, shown):
 
 def test_tables_and_comparisons_hold_the_references_numbers(repository, shown):
     root = repository([*SOME, ("presets", "vit"), ("presets", "v1")])
-    book = Exhibits("quick", root)
+    book = book_of(root)
     book.ten_tasks()
     book.comparisons()
     folder = root / "results" / "quick" / "tables"
@@ -167,7 +173,7 @@ def test_tables_and_comparisons_hold_the_references_numbers(repository, shown):
 
 def test_the_papers_numbers_are_the_files(repository, shown):
     root = repository()
-    numbers = Exhibits("quick", root).paper("x", ["ViT", "MedVisionLlama"], metric=None)
+    numbers = book_of(root).paper("x", ["ViT", "MedVisionLlama"], metric=None)
     paper = pd.read_csv(REPOSITORY / "mvl" / "paper.csv")
     paper = paper[paper["model"].isin(["ViT", "MedVisionLlama"])]
     assert numbers["value"].tolist() == paper["value"].tolist()
@@ -181,7 +187,7 @@ def test_the_dataflow_is_that_of_the_model(repository, shown):
         "grid": [16, 24, 16]
     }
     (root / "profiles" / "quick.yaml").write_text(yaml.safe_dump(changed))
-    book = Exhibits("quick", root)
+    book = book_of(root)
     for preset, expected in (
         ("v3", ["embedding", "encoder", "D1", "block", "D2", "decoder", "head"]),
         ("released", ["embedding", "D1", "block", "D2", "encoder", "head"]),

@@ -13,8 +13,9 @@ from mvl.data.tasks import TASKS
 from mvl.errors import RunError
 from mvl.experiment.metrics import METRICS
 from mvl.show import figures
-from mvl.study.statistics import contrast, contrasts_table, summary_table
+from mvl.study.statistics import contrast, contrasts_table
 from mvl.study.suites import SUITES
+from mvl.study.summary import summary_table
 
 REAL = TASKS["Task04_Hippocampus"]
 PHANTOM = replace(REAL, synthetic=True)

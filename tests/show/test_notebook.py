@@ -8,16 +8,16 @@ import pandas as pd
 import pytest
 
 from mvl.config import DataConfig, LanguageConfig, ModelConfig
+from mvl.data.nifti import read_volume
 from mvl.data.preparation import Preparation
 from mvl.data.task_data import open_task
 from mvl.files import REPOSITORY
 from mvl.models.activations import activations
 from mvl.models.segmenter import build_segmenter
-from mvl.show import figures
-from mvl.show import notebook as display
+from mvl.show import figures, notebook
+from mvl.show.sentences import sentence
 from mvl.study.mechanism import SHOWN_STAGES, stage_auroc
 from mvl.study.reference import GPU, REFERENCE, read_table
-from mvl.study.statistics import sentence
 from mvl.study.suites import SUITES
 
 GRID = (24, 24, 24)
@@ -25,22 +25,22 @@ SMALL = {"width": 16, "encoder_depth": 1, "decoder_depth": 1, "heads": 2}
 
 
 @pytest.fixture
-def run(phantom):
+def model(phantom):
     """A model that is not trained, and what it takes to use it on the phantom."""
     data = open_task(DataConfig(grid=GRID), 0, phantom, progress=False)
-    model = build_segmenter(ModelConfig(**SMALL, language=LanguageConfig()), 1, 1, GRID, seed=0)
+    network = build_segmenter(ModelConfig(**SMALL, language=LanguageConfig()), 1, 1, GRID, seed=0)
     preparation = Preparation(data.task, DataConfig(grid=GRID))
-    return SimpleNamespace(model=model.eval(), preparation=preparation, data=data)
+    return SimpleNamespace(model=network.eval(), preparation=preparation, data=data)
 
 
-def test_maps_are_of_the_files_voxels_and_of_the_models_tokens(run):
-    case = run.data.side("test")[0]
-    row = display.activation_row(run, case, "Dice 0.50")
+def test_maps_are_of_the_files_voxels_and_of_the_models_tokens(model):
+    case = model.data.side("test")[0]
+    row = notebook.activation_row(model, case, "Dice 0.50")
     assert list(row) == ["image", *SHOWN_STAGES.values()]
-    volume = run.preparation.load([case], progress=False)[0]
-    size = figures.View(*display.read_volume(case.image)).image.shape
-    aurocs = stage_auroc(run.model, [case], run.preparation, show=False).iloc[0]
-    tokens = activations(run.model, volume["image"].as_tensor()[None])
+    volume = model.preparation.load([case], progress=False)[0]
+    size = figures.View(*read_volume(case.image)).image.shape
+    aurocs = stage_auroc(model.model, [case], model.preparation, show=False).iloc[0]
+    tokens = activations(model.model, volume["image"].as_tensor()[None])
     for stage, name in SHOWN_STAGES.items():
         view = row[name]
         # The phantom is smaller than the grid along every axis: its padding is cut away.
@@ -74,7 +74,7 @@ def test_the_answer_compares_before_with_after_and_without_with_with():
     pretrained = {"auroc_encoder": 0.6, "auroc_update": 0.2}
     pretrained |= {"auroc_after": 0.8, "auroc_decoder": 0.7}
     table = stages({"auroc_encoder": 0.5, "auroc_decoder": 0.9}, pretrained)
-    lines = display.activation_answer(table).data.splitlines()
+    lines = notebook.activation_answer(table).data.splitlines()
     assert len(lines) == 3
     assert "pretrained after the block minus pretrained after the encoder is +0.2" in lines[0]
     assert "better" in lines[0]
@@ -86,39 +86,15 @@ def test_the_answer_compares_before_with_after_and_without_with_with():
     assert "none after the encoder 0.50, pretrained after the encoder 0.60, " in lines[2]
     assert "pretrained the block's update 0.20, pretrained after the block 0.80" in lines[2]
     nothing = table.assign(**{name: np.nan for name in table if name.startswith("auroc")})
-    assert "Nothing can be said" in display.activation_answer(nothing).data
+    assert "Nothing can be said" in notebook.activation_answer(nothing).data
 
 
 def test_the_papers_numbers_are_chosen_by_model_metric_and_task():
     paper = pd.read_csv(REPOSITORY / "mvl" / "paper.csv")
     vit = paper[paper["model"] == "ViT"]
-    assert len(display.paper_numbers(["ViT"], metric=None)) == len(vit)
-    dice = display.paper_numbers(["ViT"], task="mean of ten tasks")
+    assert len(notebook.paper_numbers(["ViT"], metric=None)) == len(vit)
+    dice = notebook.paper_numbers(["ViT"], task="mean of ten tasks")
     assert set(dice["metric"]) == {"dice"} and set(dice["task"]) == {"mean of ten tasks"}
-
-
-def test_a_dataflow_counts_every_weight_once(monkeypatch):
-    monkeypatch.setattr(figures, "dataflow", lambda *given: given)
-    language = LanguageConfig(lora_rank=4)
-    for config in (
-        ModelConfig(**SMALL, language=language, fusion=True),
-        ModelConfig(**SMALL, language=language, language_position="before"),
-        ModelConfig(**SMALL | {"decoder_depth": 0}),
-    ):
-        model = build_segmenter(config, 1, 1, GRID, seed=0)
-        parts, skips = display.dataflow(model)
-        counts = [p.numel() for p in model.parameters() if p.requires_grad]
-        assert parts["trained"].sum() == sum(counts)
-        assert parts["frozen"].sum() == sum(p.numel() for p in model.parameters()) - sum(counts)
-        names = list(parts.index)
-        if config.language:
-            before, after = skips[-1]
-            assert names.index("D1") == names.index(before) + 1
-            assert names.index("D2") == names.index(after) - 1
-            assert parts["output"]["D1"] == "27 × 384" and parts["output"]["D2"] == "27 × 16"
-        else:
-            assert skips == [] and "D1" not in names
-        assert names[-1] == "head" and parts["output"]["head"] == "24×24×24"
 
 
 def test_the_references_answer_is_that_of_its_tables():
@@ -128,18 +104,38 @@ def test_the_references_answer_is_that_of_its_tables():
             rows = read_table(folder / "contrasts.csv")
             rows = rows[(rows["suite"] == suite) & (rows["metric"] == "dice")]
             expected += [where + sentence(row) for _, row in rows.iterrows()]
-        assert display.suite_answer(suite).data.split("\n") == expected and len(expected) > 3
-    peers = display.suite_answer("peers").data
+        assert notebook.answer(suite).data.split("\n") == expected and len(expected) > 3
+    peers = notebook.answer("peers").data
     assert "\n- On a GPU: " in peers and peers.count("dynunet minus vit") == 2
-    assert display.suite_answer("no such suite").data == "No two arms to compare are there."
+    assert notebook.answer("no such suite").data == "No two arms to compare are there."
 
 
 def test_means_are_those_of_the_summary_in_the_suites_order():
-    text = display.suite_means(display.reference_cases("language")).data
+    text = notebook.means("language", notebook.reference_cases("language")).data
     summary = read_table(REFERENCE / "summary.csv").query("suite == 'language'")
     arms = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines()[4:]]
     assert arms == [arm for arm in SUITES["language"] if arm in set(summary["arm"])]
     dice = summary[summary["metric"] == "dice"].set_index("arm").loc["none"]
     assert f"| {dice['mean']:.3f} ± {dice['sd_subjects']:.3f} |" in text
-    nothing = display.suite_means(display.reference_cases("no such suite")).data
+    nothing = notebook.means("no such suite", notebook.reference_cases("no such suite")).data
     assert nothing == "Nothing of this suite is there."
+
+
+def test_a_study_shows_this_profile_then_the_reference(monkeypatch):
+    shown = []
+    monkeypatch.setattr(notebook, "show", lambda *things: shown.extend(things))
+    cases = notebook.reference_cases("language")
+    by_device = {False: cases, True: cases.iloc[:0]}
+    monkeypatch.setattr(notebook, "reference_cases", lambda suite, gpu=False: by_device[gpu])
+    notebook.study("language", cases[cases["seed"] == 0], ("pretrained", "none"))
+    texts = [getattr(thing, "data", thing) for thing in shown]
+    profile, reference = (
+        texts.index(f"### {name}") for name in ("This profile", "The committed reference")
+    )
+    assert texts[profile + 1] != texts[reference + 2]
+    assert "| pretrained | 27 " in texts[reference + 2] and "1 seed" in texts[profile + 2]
+    figures_of = [len(thing.axes) for thing in shown if hasattr(thing, "axes")]
+    assert len(figures_of) == 2
+    shown.clear()
+    notebook.study("language", cases.iloc[:0], ("pretrained", "no such arm"))
+    assert shown[1].data == "Nothing of this suite is there." and len(shown) == 6

@@ -1,4 +1,4 @@
-"""Experiments on a Ray cluster: the numbers of one machine, whatever dies on the way."""
+"""Many cells at once: the numbers of one process, whatever dies on the way."""
 
 import socket
 import sys
@@ -14,7 +14,7 @@ from mvl.errors import ConfigError
 from mvl.experiment.run import fit, run_folder, test
 from mvl.files import read_json
 from mvl.locks import locked
-from mvl.study.parallel import fit_at_once, fit_cell, fit_on_ray
+from mvl.study.parallel import fit_at_once, fit_cell
 
 open_test_set = test  # pytest would take the name `test` for a test
 del test
@@ -36,37 +36,20 @@ def hopeless(config):
 def test_a_missing_ray_is_a_sentence(tiny, phantom, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r'pip install "mvl\[cluster\]"'):
-        fit_on_ray({("plain", 0): tiny()}, tmp_path, phantom)
+        fit_at_once({("plain", 0): tiny()}, tmp_path, phantom, on="ray")
     assert not list(tmp_path.iterdir())
 
 
 def test_an_address_is_checked_before_anything_waits_for_it(tmp_path):
     for wrong in ("slurm", "ray://", "ray://head", ":6379"):
-        with pytest.raises(ConfigError, match="expected ray, HOST:PORT or ray://HOST:PORT"):
-            fit_on_ray({}, tmp_path, on=wrong)
+        with pytest.raises(ConfigError, match="expected ray"):
+            fit_at_once({}, tmp_path, on=wrong)
     with socket.socket() as taken:  # bound, but nobody listens
         taken.bind(("127.0.0.1", 0))
         started = time.monotonic()
         with pytest.raises(ConfigError, match="no Ray cluster answers at 127.0.0.1"):
-            fit_on_ray({}, tmp_path, on=f"127.0.0.1:{taken.getsockname()[1]}")
+            fit_at_once({}, tmp_path, on=f"127.0.0.1:{taken.getsockname()[1]}")
     assert time.monotonic() - started < 15
-
-
-def test_a_task_trains_as_fit_does(tiny, phantom, tmp_path):
-    config = tiny()
-    data = open_task(config.data, 0, phantom, progress=False)
-    place = (str(tmp_path / "task"), str(phantom), "fail", False, 0)
-    folder, failure = fit_cell(config, *place)
-    own = fit(config, data, tmp_path / "own", show=False)
-    assert failure is None and folder == str(tmp_path / "task" / own.name)
-    for file in ("curves.csv", "model.safetensors"):
-        assert (tmp_path / "task" / own.name / file).read_bytes() == (own / file).read_bytes()
-
-
-def test_a_fault_is_a_value(tiny, phantom, tmp_path):
-    place = (str(tmp_path), str(phantom), "fail", False, 0)
-    folder, failure = fit_cell(hopeless(tiny()), *place)
-    assert folder is None and "the loss became" in failure
 
 
 def test_a_task_waits_for_a_lock_that_goes(tiny, phantom, tmp_path):
@@ -113,7 +96,7 @@ def test_a_lost_node_changes_no_byte(tiny, phantom, tmp_path, monkeypatch):
         outcome = []
         work = threading.Thread(
             target=lambda: outcome.append(
-                fit_on_ray(configs, tmp_path, phantom, cluster.address, show=False)
+                fit_at_once(configs, tmp_path, phantom, on=cluster.address, show=False)
             )
         )
         work.start()
@@ -144,7 +127,7 @@ def test_a_lost_node_changes_no_byte(tiny, phantom, tmp_path, monkeypatch):
 
 def test_a_process_trains_as_fit_does_and_a_failure_is_told(tiny, phantom, tmp_path):
     configs = {("plain", 0): tiny(), ("wild", 0): hopeless(tiny())}
-    trained, failures = fit_at_once(configs, tmp_path / "jobs", 1, phantom, show=False)
+    trained, failures = fit_at_once(configs, tmp_path / "jobs", phantom, show=False)
     assert list(trained) == [("plain", 0)]
     assert list(failures) == [("wild", 0)] and "learning rate" in failures["wild", 0]
     data = open_task(configs["plain", 0].data, 0, phantom, progress=False)
@@ -155,4 +138,4 @@ def test_a_process_trains_as_fit_does_and_a_failure_is_told(tiny, phantom, tmp_p
 
 def test_no_job_at_all_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="below 1"):
-        fit_at_once({}, tmp_path, 0)
+        fit_at_once({}, tmp_path, jobs=0)

@@ -21,7 +21,8 @@ from mvl.show.figures.style import (
     drawn,
     note_synthetic,
 )
-from mvl.study.statistics import BOUND, by_part, contrast
+from mvl.study.statistics import contrast
+from mvl.study.summary import BOUND, by_part
 
 SIDE_COLOURS = {"train": BLUE, "validation": GREEN, "test": ORANGE}
 
@@ -183,7 +184,7 @@ def subject_differences(cases, arm_a, arm_b, metric="dice"):
     """Each subject's difference a minus b, over its cases and the seeds that both arms have.
 
     Args:
-        cases: rows of one suite, task and structure, as in `mvl.study.statistics`.
+        cases: rows of one suite, task and structure, as in `mvl.study.summary`.
         arm_a, arm_b: the arms.
         metric: a name of `mvl.experiment.metrics.METRICS`.
 
@@ -201,7 +202,7 @@ def paired_differences(cases, arm_a, arm_b, metric="dice"):
     """One dot per subject, the zero line, and the mean difference with its 95 % interval.
 
     Args:
-        cases: rows of one suite, task and structure, as in `mvl.study.statistics`.
+        cases: rows of one suite, task and structure, as in `mvl.study.summary`.
         arm_a, arm_b: the arms; dots above zero are subjects with a larger value under arm_a.
         metric: a name of `mvl.experiment.metrics.METRICS`.
 
@@ -261,7 +262,7 @@ def arm_means(cases, metric="dice"):
     for their paired difference to say, which is narrower.
 
     Args:
-        cases: rows of one suite, task and structure, as in `mvl.study.statistics`.
+        cases: rows of one suite, task and structure, as in `mvl.study.summary`.
         metric: a name of `mvl.experiment.metrics.METRICS`.
     """
     arms = list(dict.fromkeys(cases["arm"]))
@@ -294,7 +295,7 @@ def size_against_dice(cases, runs):
     Intervals are those of `arm_means`.
 
     Args:
-        cases: rows of one task and structure, as in `mvl.study.statistics`, of any suites; an arm's
+        cases: rows of one task and structure, as in `mvl.study.summary`, of any suites; an arm's
             name means the same experiment in each.
         runs: a run a row: arm, parameters, trained_parameters.
     """
@@ -377,7 +378,7 @@ def metric_by_task(summary, paper=None, metrics=("dice", "nsd", "hd95_mm")):
     """Each arm's mean and standard deviation over subjects, a task a row, a metric a panel.
 
     Args:
-        summary: rows of one suite and structure, as `study.statistics.summary_table` gives them.
+        summary: rows of one suite and structure, as `study.summary.summary_table` gives them.
         paper: the paper's numbers as diamonds: columns arm, task, metric, value; or None.
         metrics: names of `mvl.experiment.metrics.METRICS`.
     """

@@ -1,23 +1,23 @@
-"""An executed notebook as safe, static HTML: what a page of the report shows of it.
+"""An executed notebook as the body of a page that asks for nothing and runs nothing.
 
-nbconvert's own page asks content delivery networks for require.js and MathJax. Here nbconvert
-turns Markdown into HTML, and the rest is done so that a page asks for nothing: images are data
-URIs, formulas are drawn, HTML that a notebook wrote passes an allow-list, and whatever else it
-holds (scripts, styles, frames, pictures from elsewhere) is shown as text or left out.
+nbconvert makes the HTML with its own template `basic`, without the scripts that its other templates
+fetch. What it lacks is here: an allow-list for HTML of outputs, links between the pages, headings
+in order below the page's own, described figures, tables that scroll.
 """
 
-import base64
-import re
-import struct
-from dataclasses import dataclass, field
+from __future__ import annotations
 
-import matplotlib as mpl
-from markupsafe import Markup, escape
-from matplotlib.path import Path as Outline
-from matplotlib.textpath import TextPath
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from bs4 import BeautifulSoup
+from markupsafe import Markup
 
 from mvl.errors import MvlError
 from mvl.show import figures
+from mvl.show.tables import NUMBER
 
 #: What HTML from a notebook may hold. Everything else is shown as the text that it is.
 # fmt: off
@@ -28,34 +28,11 @@ _TAGS = frozenset((
     "u", "ul",
 ))
 # fmt: on
-_IMAGE = re.compile(r"data:image/(png|jpeg|svg\+xml);base64,[A-Za-z0-9+/]+=*")
-#: Frames a formula's number while HTML is cleaned and arranged; private use, so nobody's text.
-_OPEN, _CLOSE = "\ue000", "\ue001"
-_PAPERMILL = "papermill-error-cell-tag"
-_ONE = r"[-+−]?[\d.,]+(e[-+]?\d+)?( ?%)?"
-_NUMBER = re.compile(rf"{_ONE}(( ±| to) {_ONE})?|nan|NaN|–")
-#: So many letters stand in one line of a table: a row of six lines for a name is hard to read.
-_SHORT = 32
-
-
-@dataclass(frozen=True)
-class Block:
-    """One piece of a notebook's page.
-
-    Attributes:
-        kind: "html" (content is safe HTML), "code" (highlighted), "text", "stderr", "error" or
-            "figure" (content is a data URI).
-        content: see `kind`.
-        label: of a code cell what it is, of a figure what stands below it.
-        alt: of a figure, in words.
-        size: of a figure (width, height) in pixels, or None where it is not known.
-    """
-
-    kind: str
-    content: str
-    label: str = ""
-    alt: str = ""
-    size: tuple[int, int] | None = None
+_HEADINGS = [f"h{level}" for level in range(1, 7)]
+_IMAGE = re.compile(r"data:image/(png|jpeg|svg\+xml);base64,[A-Za-z0-9+/\n]+=*\n?")
+#: The forms of an output that are shown, the first that it has; none needs a script.
+_FORMS = ["image/svg+xml", "image/png", "image/jpeg", "text/markdown", "text/html", "text/latex"]
+_FORMS += ["text/plain"]
 
 
 @dataclass
@@ -63,239 +40,114 @@ class Page:
     """One executed notebook.
 
     Attributes:
-        name: the file's name without its ending.
-        title: its first heading.
-        question: what it asks, as text; "" where its first cell asks nothing.
+        title: its first heading, or the file's name.
+        question: what it asks, or "".
         answer: what its last cell answers, as safe HTML.
-        blocks: list of `Block`.
+        content: the cells, as safe HTML.
         failure: which cell ended it and why, or "".
         synthetic: whether an output says that its data is synthetic.
         executed: papermill's start (ISO 8601) and duration in seconds, or None.
     """
 
-    name: str
-    title: str = ""
+    title: str
     question: str = ""
     answer: Markup = Markup("")
-    blocks: list = field(default_factory=list)
+    content: Markup = Markup("")
     failure: str = ""
     synthetic: bool = False
     executed: tuple[str, float] | None = None
 
 
-def read_page(path, links=None):
-    """Read an executed notebook and make everything in it ready to be shown.
+def read_page(path: Path, links: dict[str, str] | None = None) -> Page:
+    """Read an executed notebook, as papermill leaves it, and make everything in it safe to show.
 
     Args:
-        path: an .ipynb file, as papermill leaves it.
         links: {name of a notebook: address of its page}; a link to any other file is only text.
 
-    Returns:
-        A `Page`.
-
     Raises:
-        MvlError: the file is no notebook.
+        MvlError: the file is not a readable notebook.
     """
     import nbformat
 
     try:
         notebook = nbformat.read(path, as_version=4)
-        return _Reader(path.stem, links or {}).read(notebook)
-    except MvlError:
-        raise
+        return _page(notebook, path.stem, links or {})
     except Exception as error:  # nbformat has no common class for what a broken file raises
         raise MvlError(f"{path.name} is no readable notebook: {error}") from error
 
 
-class _Reader:
-    """Goes through a notebook's cells and remembers where it is."""
-
-    def __init__(self, name, links):
-        self.page = Page(name, title=name)
-        self.links = links
-        self.level = 1
-        self.heading = ""
-        self.ids = set()
-        self.figures = 0
-
-    def read(self, notebook):
-        page = self.page
-        ran = notebook.metadata.get("papermill", {})
-        if ran.get("start_time") and ran.get("duration") is not None:
-            page.executed = (str(ran["start_time"]), float(ran["duration"]))
-        cells = [c for c in notebook.cells if _PAPERMILL not in c.metadata.get("tags", ())]
-        outputs = [output for cell in cells for output in cell.get("outputs", ())]
-        # `display.banner` says so at the top of every notebook that opens a volume.
-        page.synthetic = any("⚠ Synthetic data" in _mime(o, "text/markdown") for o in outputs)
-        if cells and cells[0].cell_type == "markdown":
-            self._opening(cells[0])
-        injected = any("injected-parameters" in c.metadata.get("tags", ()) for c in cells)
-        number = 0
-        for cell in cells:
-            tags = cell.metadata.get("tags", ())
-            number += "injected-parameters" not in tags
-            if cell.cell_type == "markdown":
-                self._html(_markdown(cell.source, cell.get("attachments")))
-            elif cell.cell_type == "code" and not (injected and "parameters" in tags):
-                self._code(cell, tags, number, len(cells) - injected)
-        if cells and cells[-1].cell_type == "code" and not page.failure:
-            answers = filter(None, (_mime(o, "text/markdown") for o in cells[-1].outputs))
-            page.answer = self._fragment("\n\n".join(answers))
-        return page
-
-    def _opening(self, cell):
-        """Title and question, from the first cell; the title becomes the page's own heading."""
-        first, _, rest = cell.source.lstrip().partition("\n")
-        if first.startswith("# "):
-            self.page.title = _as_text(first[2:]) or self.page.name
-            cell.source = rest
-        if asked := re.search(r"\*\*The question: (.+?)\*\*", cell.source):
-            question = _as_text(asked[1])
-            self.page.question = question[:1].upper() + question[1:]
-
-    def _code(self, cell, tags, number, cells):
-        if cell.source.strip():
-            label = "The profile's parameters" if "injected-parameters" in tags else ""
-            self._add("code", _highlighted(cell.source), label)
-        for output in _joined(cell.outputs):
-            kind = output.output_type
-            if kind == "stream":
-                self._add("stderr" if output.name == "stderr" else "text", _plain(output.text))
-            elif kind == "error" and "raises-exception" in tags:
-                self._add("stderr", _plain("\n".join(output.traceback)))
-            elif kind == "error":
-                said = f"{output.ename}: {output.evalue}".strip(": ")
-                self.page.failure = f"cell {number} of {cells} failed: {_plain(said)}"
-                self._add("error", _plain("\n".join(output.traceback)), self.page.failure)
-            else:
-                self._output(output, cell)
-
-    def _output(self, output, cell):
-        """The richest form of an output that needs no script."""
-        for mime in ("image/svg+xml", "image/png", "image/jpeg"):
-            if content := _mime(output, mime):
-                return self._figure(mime, content, output, cell)
-        if text := _mime(output, "text/markdown"):
-            return self._html(_markdown(text))
-        if text := _mime(output, "text/html"):
-            return self._html(text)
-        if text := _mime(output, "text/latex"):
-            return self._html(_markdown(text))
-        return self._add("text", _plain(_mime(output, "text/plain")))
-
-    def _figure(self, mime, content, output, cell):
-        if mime == "image/svg+xml":
-            content = base64.b64encode(content.encode()).decode()
-        source = f"data:{mime};base64,{''.join(content.split())}"
-        if not _IMAGE.fullmatch(source):
-            return self._add("text", "[a picture that cannot be read]")
-        self.figures += 1
-        label = f"Figure {self.figures}. {self.heading or self.page.title}"
-        alt = output.metadata.get("alt") or cell.metadata.get("alt") or _described(cell.source)
-        alt = str(alt or f"Figure of the section “{self.heading or self.page.title}”.")
-        size = _png_size(content) if mime == "image/png" else None
-        return self._add("figure", source, label, alt, size)
-
-    def _add(self, kind, content, label="", alt="", size=None):
-        if content:
-            self.page.blocks.append(Block(kind, content, label, alt, size))
-
-    def _html(self, given):
-        html, formulas = given if isinstance(given, tuple) else (given, [])
-        self._add("html", _finished(self._arranged(_clean(html)), formulas))
-
-    def _fragment(self, markdown):
-        """Safe HTML for another page: without headings, addresses within this page, pictures."""
-        html, formulas = _markdown(markdown)
-        soup = _soup(_clean(html))
-        for image in soup.find_all("img"):
-            image.replace_with(image.get("alt") or "")
-        for heading in soup.find_all(_HEADINGS):
-            heading.name = "p"
-        for link in soup.find_all("a"):
-            link.unwrap()
-        _arrange_tables(soup)
-        return _finished(soup, formulas)
-
-    def _arranged(self, html):
-        """Headings in order below the page's own, links that lead somewhere, tables that scroll."""
-        soup = _soup(html)
-        for heading in soup.find_all(_HEADINGS):
-            # No level is skipped, whatever the notebook does.
-            self.level = max(2, min(int(heading.name[1]), self.level + 1))
-            heading.name = f"h{self.level}"
-            self.heading = heading.get_text(" ", strip=True)
-            heading["id"] = self._free_id(self.heading)
-        for link in soup.find_all("a"):
-            self._arrange_link(link)
-        for image in soup.find_all("img"):
-            if not _IMAGE.fullmatch(image.get("src", "")):
-                said = image.get("alt") or "without description"
-                # A badge: what it says is the text of its link.
-                image.replace_with(said if image.find_parent("a") else f"[picture: {said}]")
-            elif not (image.get("alt") or "").strip():
-                image["alt"] = f"Picture of the section “{self.heading or self.page.title}”."
-        _arrange_tables(soup)
-        return soup
-
-    def _arrange_link(self, link):
-        target = link.get("href", "")
-        name = target.rpartition("/")[2].removesuffix(".ipynb")
-        if re.match(r"(https?|mailto):", target):
-            return
-        if target.endswith(".ipynb") and name in self.links:
-            link["href"] = self.links[name]
-        else:
-            link.unwrap()
-
-    def _free_id(self, text):
-        base = re.sub(r"[^\w]+", "-", text.lower()).strip("-") or "section"
-        # Two letters, so that no section is taken for a landmark of the page.
-        found, number = f"s-{base}", 1
-        while found in self.ids:
-            number += 1
-            found = f"s-{base}-{number}"
-        self.ids.add(found)
-        return found
+def _page(notebook, name, links):
+    page = Page(name)
+    ran = notebook.metadata.get("papermill", {})
+    if ran.get("start_time") and ran.get("duration") is not None:
+        page.executed = (str(ran["start_time"]), float(ran["duration"]))
+    tags = {id(cell): cell.metadata.get("tags", ()) for cell in notebook.cells}
+    cells = [c for c in notebook.cells if "papermill-error-cell-tag" not in tags[id(c)]]
+    injected = any("injected-parameters" in tags[id(cell)] for cell in cells)
+    texts = [_markdown_of(output) for cell in cells for output in cell.get("outputs", ())]
+    # `notebook.banner` says so at the top of every notebook that opens a volume.
+    page.synthetic = any("⚠ Synthetic data" in text for text in texts)
+    if cells and cells[0].cell_type == "markdown":
+        first, _, rest = cells[0].source.lstrip().partition("\n")
+        if first.startswith("# "):  # it becomes the page's own heading
+            page.title, cells[0].source = _soup(_html(first[2:])).get_text().strip() or name, rest
+        if asked := re.search(r"\*\*The question: (.+?)\*\*", cells[0].source):
+            question = _soup(_html(asked[1])).get_text().strip()
+            page.question = question[:1].upper() + question[1:]
+    number = 0
+    for cell in cells:
+        number += "injected-parameters" not in tags[id(cell)]
+        for output in cell.get("outputs", ()):
+            if output.output_type == "error" and "raises-exception" not in tags[id(cell)]:
+                text = f"{output.ename}: {output.evalue}".strip(": ")
+                page.failure = f"cell {number} of {len(cells) - injected} failed: {text}"
+    if cells and cells[-1].cell_type == "code" and not page.failure:
+        answer = "\n\n".join(filter(None, map(_markdown_of, cells[-1].outputs)))
+        page.answer = _fragment(answer)
+    shown = [c for c in cells if not (injected and "parameters" in tags[id(c)])]
+    page.content = _content(notebook, shown, page, links)
+    return page
 
 
-_HEADINGS = ["h1", "h2", "h3", "h4", "h5", "h6"]
+def _markdown_of(output):
+    text = output.get("data", {}).get("text/markdown", "")
+    return text if isinstance(text, str) else ""
 
 
-def _mime(output, mime):
-    """One form of an output as text, "" where it has none."""
-    content = output.get("data", {}).get(mime, "")
-    return content if isinstance(content, str) else ""
+def _content(notebook, cells, page, links):
+    """nbconvert's HTML of the cells, cleaned and arranged."""
+    for number, cell in enumerate(cells):
+        described = cell.metadata.get("alt") or _described(cell.source)
+        for output in cell.get("outputs", ()):
+            # Of its metadata, nbconvert would take addresses of pictures, sizes and frames.
+            if "metadata" in output:
+                alt = str(output.metadata.get("alt") or described)
+                output.metadata = {form: {"alt": alt} for form in _FORMS[1:3]}
+        cell.metadata, cell.id = {}, f"cell-{number}"
+    notebook.cells, notebook.metadata = cells, {}
+    html, _ = _exporter().from_notebook_node(notebook)
+    soup = _soup(html)
+    _arrange(soup, page, links)
+    return Markup(str(soup))
 
 
-def _joined(outputs):
-    """Outputs with streams that follow each other made one, as a terminal would have shown them."""
-    found = []
-    for output in outputs:
-        stream = output.get("name") if output.output_type == "stream" else None
-        if stream and found and found[-1].get("name") == stream:
-            text = found[-1].text + output.text
-            found[-1] = type(output)(found[-1] | {"text": text})
-        else:
-            found.append(output)
-    return found
+@cache
+def _exporter():
+    from nbconvert import HTMLExporter
+    from traitlets.config import Config
 
-
-def _plain(text):
-    """Text as a terminal would have left it: no colours, progress bars in their last state."""
-    from nbconvert.filters import strip_ansi
-
-    lines = strip_ansi(text).replace("\r\n", "\n").split("\n")
-    kept = (line.rstrip("\r").rpartition("\r")[2].rstrip() for line in lines)
-    return "\n".join(kept).strip("\n")
-
-
-def _highlighted(source):
-    from pygments import highlight
-    from pygments.formatters import HtmlFormatter
-    from pygments.lexers import PythonLexer
-
-    return Markup(highlight(source, PythonLexer(), HtmlFormatter(nowrap=True)).rstrip("\n"))
+    settings = {"NbConvertBase": {"display_data_priority": _FORMS}}
+    settings["CoalesceStreamsPreprocessor"] = {"enabled": True}
+    exporter = HTMLExporter(
+        config=Config(settings),
+        template_name="basic",
+        sanitize_html=True,
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+        exclude_anchor_links=True,
+    )
+    exporter.register_filter("clean_html", _clean)
+    return exporter
 
 
 def _described(source):
@@ -305,16 +157,15 @@ def _described(source):
     return " ".join(texts[-1].split()) if texts else ""
 
 
-def _png_size(content):
-    """(width, height) of a PNG in base64, from its header."""
-    head = base64.b64decode(content[:32])
-    return struct.unpack(">II", head[16:24]) if head[:8] == b"\x89PNG\r\n\x1a\n" else None
-
-
 def _soup(html):
-    from bs4 import BeautifulSoup
-
     return BeautifulSoup(html, "html.parser")
+
+
+def _html(markdown):
+    from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+
+    renderer = IPythonRenderer(escape=False, exclude_anchor_links=True)
+    return _clean(MarkdownWithMath(renderer).render(markdown))
 
 
 def _clean(html):
@@ -322,141 +173,101 @@ def _clean(html):
     from bleach import Cleaner
 
     # pandas puts a style sheet before each table: left out, where a script is shown as text.
-    html = re.sub(r"<style\b.*?</style\s*>", "", html, flags=re.DOTALL | re.IGNORECASE)
+    html = re.sub(r"<style\b.*?</style\s*>", "", str(html), flags=re.DOTALL | re.IGNORECASE)
     attributes = {
         "a": ["href"],
         "abbr": ["title"],
         "img": ["src", "alt"],
         "td": ["colspan", "rowspan"],
         "th": ["colspan", "rowspan"],
+        # The highlighter's, which are of one or two letters.
+        "span": lambda tag, name, value: name == "class" and len(value) <= 2,
     }
     protocols = {"http", "https", "mailto", "data"}
     return Cleaner(_TAGS, attributes, protocols, strip_comments=True).clean(html)
 
 
-def _arrange_tables(soup):
-    """Numbers to the right, headings that say what they head, and a frame that scrolls."""
+def _fragment(markdown):
+    """Safe HTML for another page: without headings, links and pictures."""
+    soup = _soup(_html(markdown))
+    for image in soup.find_all("img"):
+        image.replace_with(image.get("alt") or "")
+    for heading in soup.find_all(_HEADINGS):
+        heading.name = "p"
+    for link in soup.find_all("a"):
+        link.unwrap()
     for table in soup.find_all("table"):
-        columns, heads = {}, {}
-        for row in table.find_all("tr"):
-            in_head = row.find_parent("thead") is not None
-            for place, cell in enumerate(row.find_all(["td", "th"], recursive=False)):
-                if cell.name == "th" and not cell.get_text(strip=True):
-                    cell.name = "td"  # pandas heads its index with nothing
-                elif cell.name == "th":
-                    cell["scope"] = "col" if in_head else "row"
-                (heads if in_head else columns).setdefault(place, []).append(cell)
-        # Where a cell spans several columns or rows, those below it are not in their places.
-        spanned = table.find(colspan=True) or table.find(rowspan=True)
-        for place, cells in columns.items():
-            cells = [cell for cell in cells if cell.name == "td"]
-            if spanned or not cells:
-                continue
-            texts = [cell.get_text(strip=True) for cell in cells]
-            if all(map(_NUMBER.fullmatch, texts)):
-                for cell in cells + heads.get(place, []):
-                    cell["class"] = "n"
-            elif max(map(len, texts)) <= _SHORT:
-                for cell in cells:
-                    cell["class"] = "short"
-        # A keyboard scrolls only what it can reach.
-        frame = soup.new_tag("div", attrs={"class": "scroll", "tabindex": "0", "role": "group"})
-        frame["aria-label"] = "table"
-        table.wrap(frame)
+        _arrange_table(soup, table)
+    return Markup(str(soup))
 
 
-# --- Markdown and formulas -----------------------------------------------------------------
+def _arrange(soup, page, links):
+    """What a page wants of nbconvert's HTML, in the order of the document."""
+    level, heading, count = 1, page.title, 0
+    for tag in soup.find_all([*_HEADINGS, "a", "img", "table", "pre"]):
+        if tag.name in _HEADINGS:
+            # No level is skipped, whatever the notebook does.
+            level = max(2, min(int(tag.name[1]), level + 1))
+            tag.name, heading = f"h{level}", tag.get_text(" ", strip=True)
+        elif tag.name == "a":
+            target = tag.get("href", "")
+            name = target.rpartition("/")[2].removesuffix(".ipynb")
+            if target.endswith(".ipynb") and name in links:
+                tag["href"] = links[name]
+            elif not re.match(r"(https?|mailto):", target):
+                tag.unwrap()
+        elif tag.name == "img":
+            count += _arrange_image(soup, tag, heading, count + 1)
+        elif tag.name == "table":
+            _arrange_table(soup, tag)
+        else:
+            tag["tabindex"] = "0"  # a keyboard scrolls only what it can reach
+    for stream in soup.select(".output_stderr"):
+        details = soup.new_tag("details", attrs={"class": "messages"})
+        stream.wrap(details)
+        summary = soup.new_tag("summary")
+        summary.string = "Messages"
+        stream.insert_before(summary)
+    if page.failure and (errors := soup.select(".output_error")):
+        errors[-1]["id"] = "failure"
 
 
-def _markdown(source, attachments=None):
-    """(HTML with a mark where each formula stands, the formulas)."""
-    from nbconvert.filters.markdown_mistune import (
-        InvalidNotebook,
-        IPythonRenderer,
-        MarkdownWithMath,
-    )
-
-    class Renderer(IPythonRenderer):
-        """nbconvert's, but for formulas: it leaves these to MathJax."""
-
-        def __init__(self):
-            super().__init__(escape=False, exclude_anchor_links=True, attachments=attachments)
-            self.formulas = []
-
-        def block_math(self, body):
-            return self._keep(body, True)
-
-        def inline_math(self, body):
-            return self._keep(body, False)
-
-        def latex_environment(self, name, body):
-            return self._keep(body, True)
-
-        def _keep(self, tex, alone):
-            self.formulas.append((tex, alone))
-            return f"{_OPEN}{len(self.formulas) - 1}{_CLOSE}"
-
-    renderer = Renderer()
-    source = source.translate({ord(_OPEN): None, ord(_CLOSE): None})
-    try:
-        html = MarkdownWithMath(renderer).render(source)
-    except InvalidNotebook as error:
-        return str(escape(f"[{error}]")), []
-    return html, renderer.formulas
+def _arrange_image(soup, image, heading, number):
+    """Describe a picture, and frame one that is an output; how many figures it makes: 0 or 1."""
+    text = (image.get("alt") or "").strip()
+    if not _IMAGE.fullmatch(image.get("src", "")):
+        text = text or "without description"
+        # A badge: what it says is the text of its link.
+        image.replace_with(text if image.find_parent("a") else f"[picture: {text}]")
+        return 0
+    if not text or text.startswith("No description has been provided"):
+        image["alt"] = f"Figure of the section “{heading}”."
+    if not image.find_parent(class_=["output_png", "output_svg", "output_jpeg"]):
+        return 0
+    caption = soup.new_tag("figcaption")
+    caption.string = f"Figure {number}. {heading}"
+    frame = {"class": "scroll picture", "tabindex": "0", "role": "group", "aria-label": "picture"}
+    scroll = image.wrap(soup.new_tag("div", attrs=frame))
+    scroll.wrap(soup.new_tag("figure")).append(caption)
+    return 1
 
 
-def _as_text(markdown):
-    """Markdown without its marks, formulas as TeX."""
-    html, formulas = _markdown(markdown.strip())
-    text = _soup(_clean(html)).get_text().strip()
-    for number, (tex, _) in enumerate(formulas):
-        text = text.replace(f"{_OPEN}{number}{_CLOSE}", tex)
-    return text
-
-
-def _finished(soup, formulas):
-    """Arranged HTML with its formulas drawn."""
-
-    def drawn(mark):
-        number = int(mark[1])
-        return str(_formula(*formulas[number])) if number < len(formulas) else ""
-
-    return Markup(re.sub(f"{_OPEN}(\\d+){_CLOSE}", drawn, str(soup).strip()))
-
-
-def _formula(tex, alone):
-    """A formula as a drawing in the text's colour and size; what cannot be drawn stays TeX.
-
-    Args:
-        tex: without dollars.
-        alone: in a line of its own.
-    """
-    tex = " ".join(tex.split())
-    try:
-        with mpl.rc_context({"mathtext.fontset": "stix"}):
-            outline = TextPath((0, 0), f"${tex}$", size=100)
-    except ValueError:
-        return Markup('<code class="tex">{}</code>').format(tex)
-    if not len(outline.vertices):
-        return Markup("")
-    box = outline.get_extents()
-    low, high = min(box.y0, 0), max(box.y1, 0)
-    letters = {Outline.MOVETO: "M", Outline.LINETO: "L", Outline.CURVE3: "Q", Outline.CURVE4: "C"}
-    steps = []
-    for points, code in outline.iter_segments(curves=True, simplify=False):
-        if code == Outline.CLOSEPOLY:
-            steps.append("Z")
-        elif code in letters:
-            # A picture's y goes down, a formula's up.
-            pairs = zip(points[::2], points[1::2], strict=True)
-            steps.append(
-                letters[code] + " ".join(f"{x - box.x0:.1f} {high - y:.1f}" for x, y in pairs)
-            )
-    svg = Markup(
-        '<svg class="math{}" role="img" aria-label="{}" viewBox="0 0 {:.1f} {:.1f}" '
-        'style="width:{:.3f}em;height:{:.3f}em;vertical-align:{:.3f}em"><path d="{}"/></svg>'
-    )
-    width, height = box.width, high - low
-    # 112: at 100 units an em the letters would look smaller than those around them.
-    sizes = (width / 100 * 1.12, height / 100 * 1.12, low / 100 * 1.12)
-    return svg.format(" alone" if alone else "", tex, width, height, *sizes, "".join(steps))
+def _arrange_table(soup, table):
+    """Numbers to the right, names in one line, headings that say what they head, a frame."""
+    rows = [row.find_all(["td", "th"], recursive=False) for row in table.find_all("tr")]
+    for cell in table.find_all("th"):
+        if not cell.get_text(strip=True):
+            cell.name = "td"  # pandas heads its index with nothing
+        else:
+            cell["scope"] = "col" if cell.find_parent("thead") else "row"
+    # Where a cell spans several columns or rows, those below it are not in their places.
+    if not (table.find(colspan=True) or table.find(rowspan=True)):
+        for column in zip(*rows, strict=False):
+            body = [cell for cell in column if not cell.find_parent("thead")]
+            texts = [cell.get_text(strip=True) for cell in body if cell.name == "td"]
+            number = all(map(NUMBER.fullmatch, texts))
+            if texts and (number or max(map(len, texts)) <= 32):
+                for cell in column if number else body:
+                    cell["class"] = "n" if number else "short"
+    frame = {"class": "scroll", "tabindex": "0", "role": "group", "aria-label": "table"}
+    table.wrap(soup.new_tag("div", attrs=frame))

@@ -14,6 +14,7 @@ from mvl.data.tasks import TASKS
 from mvl.files import REPOSITORY
 from mvl.runner.profiles import load_profile
 from mvl.show import exhibits
+from mvl.show import ten_tasks as of_ten
 from mvl.show.exhibits import Exhibits
 from mvl.study import ten_tasks
 from mvl.study.runs import own_runs
@@ -38,6 +39,10 @@ def ran(tmp_path_factory):
         yield root, table.set_index("task")["data"]
 
 
+def book_of(root):
+    return Exhibits(load_profile("smoke", root), root)
+
+
 def test_a_task_that_fails_does_not_stop_the_others(ran):
     _, told = ran
     assert list(told.index) == list(TASKS)
@@ -48,8 +53,8 @@ def test_a_task_that_fails_does_not_stop_the_others(ran):
 
 def test_the_table_has_a_row_for_every_task_and_the_papers_numbers(ran):
     root, _ = ran
-    sources = Exhibits("smoke", root).sources
-    shown = ten_tasks.table(sources)
+    sources = list(book_of(root).sources.values())
+    shown = of_ten.table(sources)
     assert set(TASKS) <= set(shown["task"])
     assert (shown["data"] == "not run").sum() == len(TASKS) - 2
     own = shown[shown["data"].str.startswith("This profile")]
@@ -78,10 +83,10 @@ def test_the_table_has_a_row_for_every_task_and_the_papers_numbers(ran):
 
 def test_a_task_of_the_users_own_is_in_no_mean_of_the_ten(ran):
     root, _ = ran
-    own, *others = Exhibits("smoke", root).sources
+    own, *others = book_of(root).sources.values()
     names = ("cases", "summary", "runs", "curves")
     moved = {name: getattr(own, name).replace({"task": {OTHER: "MyTask"}}) for name in names}
-    shown = ten_tasks.table([replace(own, **moved), *others])
+    shown = of_ten.table([replace(own, **moved), *others])
     shown = shown[shown["data"].str.startswith("This profile")]
     assert set(shown["task"]) == {OWN}
 
@@ -89,8 +94,8 @@ def test_a_task_of_the_users_own_is_in_no_mean_of_the_ten(ran):
 def test_the_exhibits_call_synthetic_rows_so_and_name_the_commands(ran, monkeypatch):
     root, _ = ran
     things = []
-    monkeypatch.setattr(exhibits, "_show", lambda *new: things.extend(new))
-    Exhibits("smoke", root).ten_tasks()
+    monkeypatch.setattr(exhibits, "show", lambda *new: things.extend(new))
+    book_of(root).ten_tasks()
     assert "SYNTHETIC DATA" in things[0]
     lines = things[-1].splitlines()[2:]
     # Task04 has real volumes in the reference.
@@ -103,7 +108,7 @@ def test_the_exhibits_call_synthetic_rows_so_and_name_the_commands(ran, monkeypa
 
 def test_the_command_of_a_row_is_one_that_the_program_takes():
     for profile in ("smoke", "quick", "gpu"):
-        command = ten_tasks.command(BROKEN, load_profile(profile))
+        command = of_ten.command(BROKEN, load_profile(profile))
         download, train = command.split(" && ")
         assert download == f"mvl data download {BROKEN}"
         options = _parser().parse_args(train.split()[1:])
@@ -115,10 +120,10 @@ def test_the_command_of_a_row_is_one_that_the_program_takes():
 def test_the_grid_has_a_column_for_every_task_at_hand(ran, monkeypatch):
     root, _ = ran
     things, drawn = [], []
-    monkeypatch.setattr(exhibits, "_show", lambda *new: things.extend(new))
+    monkeypatch.setattr(exhibits, "show", lambda *new: things.extend(new))
     draw = exhibits.figures.task_grid
     monkeypatch.setattr(exhibits.figures, "task_grid", lambda c: drawn.append(c) or draw(c))
-    Exhibits("smoke", root).task_grid()
+    book_of(root).task_grid()
     (columns,) = drawn
     assert [task.name for task, _ in columns] == [OWN, OTHER]
     for _, views in columns:
@@ -132,7 +137,7 @@ def test_the_grid_has_a_column_for_every_task_at_hand(ran, monkeypatch):
     shutil.rmtree(root / "data" / "smoke" / OTHER)
     ten_tasks.obtain(OTHER, "phantom", 8, 0.15, "smoke")
     drawn.clear()
-    Exhibits("smoke", root).task_grid()
+    book_of(root).task_grid()
     views = {task.name: models for task, (_, _, *models) in drawn[0]}
     assert any(views[OWN]) and OTHER not in views
     runs = own_runs(yaml.safe_load((root / "profiles" / "smoke.yaml").read_text()), root)

@@ -1,0 +1,191 @@
+"""The results of a report: sentences, tables and figures of each source, and the paper's numbers.
+
+Numbers are the profile's own, the committed reference's or the paper's, and each says which.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from markupsafe import Markup, escape
+
+from mvl.show import tables
+from mvl.show.sentences import NOTHING, count, interval, mean_and_spread, sentence, span
+from mvl.study.reference import CONTRASTS
+from mvl.study.runs import HEADLINE, Source, tasks_of
+from mvl.study.suites import QUESTIONS, SUITES
+
+#: The comparisons of the summary: the primary one, then what the paper compares.
+ANSWERS = (CONTRASTS[0], *(pair[:3] for pair in HEADLINE))
+
+
+def answers(source: Source, pairs: Sequence[tuple[str, str, str]] = ANSWERS) -> list[Markup]:
+    """A sentence per contrast (suite, arm, against) that a source has, in Dice.
+
+    The verdict is in bold.
+    """
+    rows = source.contrasts[source.contrasts["metric"] == "dice"]
+    texts = []
+    for pair in pairs:
+        for _, row in rows[
+            (rows[["suite", "arm_a", "arm_b"]] == list(pair)).all(axis=1)
+        ].iterrows():
+            if row["task"] in tasks_of(source, pair[0]):
+                text = str(escape(sentence(row)))
+                bold = re.sub(r"(Verdict: .*?\.)(?=\s|$)", r"<strong>\1</strong>", text)
+                texts.append(Markup(bold))
+    return texts
+
+
+def of_suite(source: Source, suite: str) -> list[tuple[tuple[str, str], pd.DataFrame]]:
+    """((task, structure), rows of the summary), for what a source has to say of a suite.
+
+    An own run is an arm of several suites. One arm alone answers none of their questions; it is
+    shown where it comes first.
+    """
+    rows = source.summary[source.summary["suite"] == suite]
+    if source.kind == "own" and rows["arm"].nunique() < 2:
+        alone = source.summary.groupby("suite")["arm"].nunique().max() < 2
+        first = next(name for name in SUITES if name in set(source.summary["suite"]))
+        if not (alone and suite == first):
+            return []
+    rows = rows[rows["task"].isin(tasks_of(source, suite))]
+    return list(rows.groupby(["task", "structure"], sort=True))
+
+
+def questions(sources: list[Source]) -> list[dict]:
+    """Per suite: question, tables of arms and of comparisons, the same in words, whose it is."""
+    return [entry for suite in SUITES if (entry := _question(sources, suite))]
+
+
+def _question(sources, suite):
+    arms, compared, words = [], [], []
+    for source in sources:
+        parts = of_suite(source, suite)
+        for (task, structure), rows in parts:
+            label = f"{source.label}: {task}, {structure}, {_size(rows)}"
+            runs = source.runs[source.runs["suite"] == suite]
+            rows = rows.sort_values("epochs", kind="stable")
+            shown = tables.arms(rows, runs=runs, order=list(SUITES[suite]))
+            arms.append((source.kind, label, shown.drop(columns=["subjects", "cases"])))
+            pairs = source.contrasts
+            pairs = pairs[(pairs["suite"] == suite) & (pairs["task"] == task)]
+            pairs = pairs[pairs["structure"] == structure]
+            if len(pairs):
+                shown = tables.comparisons(pairs).rename(columns={"p": "adjusted p"})
+                compared.append((source.kind, label, shown))
+        sentences = answers(source, [pair for pair in CONTRASTS if pair[0] == suite])
+        if sentences and parts:
+            words.append((source, sentences))
+    if not arms:
+        return None
+    captions = (
+        f"Arms of the suite {suite}: mean over seeds and subjects ± standard deviation over "
+        "subjects.",
+        f"Comparisons of the suite {suite}, paired by subject and seed.",
+    )
+    return {
+        "question": QUESTIONS[suite],
+        "arms": tables.html(arms, captions[0], code=("arm",)),
+        "compared": tables.html(compared, captions[1]) if compared else "",
+        "words": words,
+        "own": any(kind == "own" for kind, *_ in arms),
+    }
+
+
+def _size(rows):
+    """How much is behind rows of a summary."""
+    first = rows.iloc[0]
+    one = rows[rows["metric"] == first["metric"]]
+    # Seeds of one arm with different budgets have rows of their own.
+    seeds = one.groupby(["suite", "arm"])["n_seeds"].sum()
+    sizes = [count(first["n_subjects"], "subject"), count(first["n_cases"], "case")]
+    return ", ".join([*sizes, span(seeds, "seed"), span(rows["epochs"], "epoch")])
+
+
+_ADDED, _DIFFERENCE = "what is added to ViT", "difference [95 % interval]"
+
+
+def headline(sources: list[Source], task: str) -> Markup:
+    """vit, and vit with what the paper adds, with the paper's numbers of `task` and of the mean."""
+    groups = [group for source in sources for group in _headlines(source)]
+    paper = pd.read_csv(tables.PAPER, dtype={"place": str})
+    paper = paper[paper["metric"].eq("dice") & paper["task"].isin(["mean of ten tasks", task])]
+    rows = []
+    for (version, where), numbers in paper.groupby(["version", "task"], sort=True):
+        by_model = numbers.set_index("model")
+        if {"ViT", "MedVisionLlama"} <= set(by_model.index):
+            vit, llama = (by_model.loc[name] for name in ("ViT", "MedVisionLlama"))
+            what = where if vit["what"] in where else f"{where}, {vit['what']}"
+            rows.append(
+                {
+                    _ADDED: f"version {version.removeprefix('v')}: {what}",
+                    "ViT": _published(vit),
+                    "with it": _published(llama),
+                    _DIFFERENCE: f"{llama['value'] - vit['value']:+.2f}",
+                    "verdict": NOTHING,
+                }
+            )
+    label = "The paper, as published (arXiv:2410.02458): subjects, seeds and epochs unstated"
+    columns = [_ADDED, "ViT", "with it", _DIFFERENCE, "verdict"]
+    groups.append(("paper", label, pd.DataFrame(rows, columns=columns)))
+    caption = (
+        "Dice without and with the language block. Measured: mean over seeds and subjects ± "
+        "standard deviation over subjects; test subjects, native space."
+    )
+    return tables.html(groups, caption, label="Dice compared with the paper")
+
+
+def _published(row):
+    return f"{row['value']:.2f}" + ("" if np.isnan(row["sd"]) else f" ± {row['sd']:.2f}")
+
+
+def _headlines(source):
+    """A group of rows per task and structure that has what the paper compares."""
+    dice = source.summary[source.summary["metric"] == "dice"]
+    dice = dice[dice["suite"].isin({suite for suite, *_ in HEADLINE})]
+    dice = dice.loc[[row.task in tasks_of(source, row.suite) for row in dice.itertuples()]]
+    groups = []
+    for (task, structure), part in dice.groupby(["task", "structure"], sort=True):
+        pairs = []
+        for suite, arm, against, what in HEADLINE:
+            both = part[(part["suite"] == suite) & part["arm"].isin([arm, against])]
+            if len(both):
+                pairs.append((both, suite, arm, against, what))
+        # One arm without the other is shown where there is nothing better.
+        pairs = [pair for pair in pairs if pair[0]["arm"].nunique() == 2] or pairs[:1]
+        rows = []
+        for both, suite, arm, against, what in pairs:
+            by_arm = both.drop_duplicates("arm").set_index("metric")
+            means = {
+                heading: mean_and_spread(by_arm[by_arm["arm"] == name], "dice")
+                for heading, name in (("ViT", against), ("with it", arm))
+            }
+            difference = _difference(source, (suite, arm, against, task, structure, "dice"))
+            rows.append({_ADDED: what} | means | difference)
+        label = f"{source.label}: {task}, {structure}, "
+        label += _size(pd.concat([both for both, *_ in pairs]))
+        groups.append((source.kind, label, pd.DataFrame(rows)))
+    return groups
+
+
+def _difference(source, wanted):
+    keys = ["suite", "arm_a", "arm_b", "task", "structure", "metric"]
+    rows = source.contrasts[(source.contrasts[keys] == list(wanted)).all(axis=1)]
+    if rows.empty:
+        return {_DIFFERENCE: NOTHING, "verdict": NOTHING}
+    row = rows.iloc[0]
+    ends = "no interval" if np.isnan(row["ci_low"]) else interval(row, 3)
+    return {_DIFFERENCE: f"{row['difference']:+.3f} [{ends}]", "verdict": row["verdict"]}
+
+
+def paper_table() -> Markup:
+    """All of the paper's numbers."""
+    paper = pd.read_csv(tables.PAPER, dtype=str, keep_default_na=False)
+    paper["value"] += [f" ± {sd}" * bool(sd) for sd in paper["sd"]]
+    columns = ["model", "version", "task", "metric", "value", "unit", "what", "place", "source"]
+    caption = "Every number of the paper in mvl/paper.csv."
+    return tables.html([("", "", paper[columns])], caption)

@@ -1,0 +1,223 @@
+"""What a folder of results holds: notebooks, what is wrong, and where its numbers come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import pandas as pd
+from markupsafe import Markup
+
+from mvl.errors import MvlError
+from mvl.files import read_json, sha256_of
+from mvl.show import tables
+from mvl.show.report.notebook import Page, read_page
+from mvl.show.sentences import NOTHING, conclusion, count, name_of_check
+from mvl.study.runs import UNREADABLE, ProfileRun, in_words
+from mvl.study.verify import verify
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """A notebook of the repository and its executed copy.
+
+    Attributes:
+        name: the file's name without its ending.
+        state: "ok", "outdated", "failed", "unfinished" or "missing".
+        reason: what is wrong with it, or "".
+        page: None without a copy that can be read.
+        address: of its page, relative to the report's folder.
+    """
+
+    name: str
+    state: str
+    reason: str
+    page: Page | None
+    address: str
+
+    @property
+    def title(self) -> str:
+        return self.page.title if self.page else self.name
+
+
+@dataclass(frozen=True)
+class Alert:
+    """Something that a reader has to know before the numbers; level is "error" or "note"."""
+
+    level: str
+    text: str
+    notebook: Notebook | None = None
+
+
+def notebooks_of(profile: str, outdated: dict[str, str], root: Path) -> list[Notebook]:
+    """The repository's notebooks, each with its copy that was executed in a profile.
+
+    Args:
+        outdated: {name: why the copy is not of now}.
+    """
+    sources = sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    links = {path.stem: quote(f"{path.stem}.html") for path in sources}
+    notebooks = []
+    for path in sources:
+        copy = root / "results" / profile / "notebooks" / path.name
+        state, reason, page = "ok", "", None
+        try:
+            page = read_page(copy, links) if copy.is_file() else None
+        except MvlError as error:
+            state, reason = "failed", in_words(error, root)
+        if not copy.is_file():
+            state, reason = "missing", "has not been run in this profile"
+        elif page and page.failure:
+            state, reason = "failed", page.failure
+        elif page and not copy.with_name(f"{path.stem}.done.json").is_file():
+            state = "unfinished"
+            reason = "did not run to its end: it is running, was stopped, or its kernel died"
+        elif page and path.stem in outdated:
+            state, reason = "outdated", outdated[path.stem]
+        notebooks.append(Notebook(path.stem, state, reason, page, links[path.stem]))
+    return notebooks
+
+
+def neighbours(notebooks: list[Notebook], place: int) -> tuple[Notebook | None, Notebook | None]:
+    """The page before one of the notebooks and the page after it."""
+    before = [notebook for notebook in notebooks[:place] if notebook.page]
+    after = [notebook for notebook in notebooks[place + 1 :] if notebook.page]
+    return (before or [None])[-1], (after or [None])[0]
+
+
+def alerts_of(notebooks: list[Notebook], runs: list[ProfileRun], profile: str) -> list[Alert]:
+    """What failed, what is missing and what is outdated."""
+    alerts = [
+        Alert("error", notebook.reason, notebook)
+        for notebook in notebooks
+        if notebook.state in ("failed", "unfinished")
+    ]
+    if missing := [notebook.name for notebook in notebooks if notebook.state == "missing"]:
+        which = "no notebook" if len(missing) == len(notebooks) else f"not {', '.join(missing)}"
+        command = f"'./run_all.sh --profile {profile}' runs what is missing"
+        alerts.append(Alert("note", f"This profile has run {which}; {command}."))
+    if outdated := [notebook.name for notebook in notebooks if notebook.state == "outdated"]:
+        text = "run before the code, the profile, the reference or the data changed"
+        alerts.append(Alert("note", f"Outdated, {text}: {', '.join(outdated)}."))
+    words = {"failed": "failed", "unreadable": "cannot be read"}
+    for run in runs:
+        if run.state in words:
+            text = f"Run {run.folder.name} {words[run.state]}: {run.reason}"
+            alerts.append(Alert("error", text))
+    return alerts
+
+
+def checks_of(profile: str, root: Path) -> dict:
+    """What `mvl verify` says: state ("ok", "error", "note"), conclusion, table or None."""
+    try:
+        checks = verify(root / "results" / profile, root / "results" / "reference")
+    except UNREADABLE as error:
+        text = f"Nothing verified: {in_words(error, root)}"
+        return {"state": "note", "conclusion": text, "table": None}
+    agrees, text = conclusion(checks)
+    files = checks[checks["check"] == "file"]
+    text += f" {int(files['agrees'].sum())} of {count(len(files), 'file')} of cases are as the "
+    text += "evaluation wrote them."
+    compared = checks["agrees"].notna() & (checks["check"] != "file")
+    shown = checks[compared | checks["agrees"].eq(False)]
+    frame = pd.DataFrame(
+        {
+            "run": [row.run or NOTHING for row in shown.itertuples()],
+            "arm": [name_of_check(row) or NOTHING for row in shown.itertuples()],
+            "check": shown["check"],
+            "result": ["agrees" if row.agrees else "differs" for row in shown.itertuples()],
+            "detail": shown["detail"],
+        }
+    )
+    caption = "Runs that the reference has, check by check."
+    table = tables.html([("", "", frame)], caption, code=("run",)) if len(frame) else None
+    state = {True: "ok", False: "error", None: "note"}[agrees]
+    return {"state": state, "conclusion": text, "table": table}
+
+
+def provenance_of(
+    parameters: dict, runs: list[ProfileRun], notebooks: list[Notebook], root: Path
+) -> list[Markup]:
+    """Tables: what was asked for, what was run, on what, from which files."""
+    profile = f"profiles/{parameters['profile']}.yaml"
+    shown = [_pairs(f"Parameters of the profile, {profile}.", parameters)]
+    if runs:
+        frame = pd.DataFrame([_run_row(run) for run in runs])
+        if not any(run.reason for run in runs):
+            frame = frame.drop(columns="why it is in no table")
+        caption = "Runs of this profile, by fingerprint: configuration, data, language block."
+        code = ("run", "commit", "cases.csv, SHA-256")
+        shown.append(tables.html([("", "", frame)], caption, code))
+        shown.append(_pairs("Machine and versions.", _machines(runs)))
+    names = ("source", "revision", "layer", "control", "sha256")
+    blocks = {tuple(_text(run.block.get(name)) for name in names) for run in runs if run.block}
+    if blocks:
+        frame = pd.DataFrame(sorted(blocks), columns=names)
+        shown.append(tables.html([("", "", frame)], "Language blocks, by reference.", names))
+    executed = [
+        {
+            "notebook": notebook.name,
+            "state": notebook.state,
+            "started (UTC)": notebook.page.executed[0][:19].replace("T", " "),
+            "seconds": f"{notebook.page.executed[1]:.0f}",
+        }
+        for notebook in notebooks
+        if notebook.page and notebook.page.executed
+    ]
+    if executed:
+        shown.append(tables.html([("", "", pd.DataFrame(executed))], "Executed notebooks."))
+    reference = root / "results" / "reference"
+    if (reference / "provenance.json").is_file():
+        stored = read_json(reference / "provenance.json")
+        machine = stored.pop("machine", {}) if isinstance(stored, dict) else {}
+        caption = "The committed reference, results/reference/provenance.json."
+        shown.append(_pairs(caption, dict(stored) | dict(machine)))
+    files = {
+        f"results/reference/{path.name}": path
+        for path in sorted(reference.glob("*.*"))
+        if path.is_file()
+    } | {"mvl/paper.csv": tables.PAPER}
+    frame = pd.DataFrame({"file": files, "SHA-256": {n: sha256_of(p) for n, p in files.items()}})
+    frame["file"] = frame.index
+    caption = "Files that numbers here come from."
+    return [*shown, tables.html([("", "", frame)], caption, code=("SHA-256",))]
+
+
+def _pairs(caption, values):
+    rows = [{"name": key, "value": _text(value)} for key, value in values.items()]
+    return tables.html([("", "", pd.DataFrame(rows, columns=["name", "value"]))], caption)
+
+
+def _text(value):
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "none"
+    return NOTHING if value is None else str(value)
+
+
+def _run_row(run):
+    known = run.facts or {}
+    commit = _text(known.get("commit"))
+    return {
+        "run": run.folder.name,
+        "arms": ", ".join(f"{suite} {arm}" for suite, arm in run.names) or NOTHING,
+        "seed": _text(known.get("seed")),
+        "task": _text(known.get("task")),
+        "state": run.state,
+        "training (s)": f"{known['seconds']:,.0f}" if "seconds" in known else NOTHING,
+        "commit": commit[:12] + "+" * commit.endswith("+"),
+        "cases.csv, SHA-256": _text(known.get("sha256"))[:12],
+        "why it is in no table": run.reason,
+    }
+
+
+def _machines(runs):
+    """What the runs were made on; several values where runs differ."""
+    values = {}
+    for run in runs:
+        environment = dict(run.environment or {})
+        environment |= environment.pop("versions", {})
+        for key, value in environment.items():
+            values.setdefault(key, set()).add(_text(value))
+    values.pop("commit", None)
+    return {key: ", ".join(sorted(texts)) for key, texts in sorted(values.items())}

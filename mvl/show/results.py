@@ -1,0 +1,351 @@
+"""The committed reference in Markdown: the README's results, and every suite's as a page.
+
+Every number comes from the tables of `mvl.study.reference`. They reach the repository's README
+through `refresh_readme` alone, between two markers.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from mvl.files import REPOSITORY, with_section, write_text
+from mvl.show import tables
+from mvl.show.figures import paired_differences, save
+from mvl.show.sentences import count, interval, p_value, sentence, verdict_in_words
+from mvl.study.reference import CONTRASTS, FAMILY, GPU, REFERENCE, read_table
+from mvl.study.statistics import contrast, is_primary
+from mvl.study.suites import QUESTIONS, SUITES, is_possible
+from mvl.study.summary import by_part, noise_floor
+
+BEGIN, END = "<!-- results: begin, written by `mvl reference` -->", "<!-- results: end -->"
+
+#: The README's picture, below the reference's folder: the second contrast, subject by subject.
+PICTURE = Path("figures") / "language_differences.png"
+_PICTURE_TEXT = "Difference in Dice between vit with the block and vit, subject by subject"
+
+#: Every suite's results as a page, below the reference's folder.
+STUDY = "README.md"
+
+#: The suites that the README shows, of those that have something to show.
+_README_SUITES = ("language", "fusion", "head", "data", "peers", "presets", "budget")
+
+#: What the study's budget was meant to leave: less than this in validation Dice.
+BUDGET_TARGET = 0.002
+
+
+def write_pages(reference: Path = REFERENCE) -> None:
+    """Write the reference's page of every suite and, of a CPU's, its picture."""
+    if reference.name != GPU:
+        cases = read_table(reference / "cases.csv.gz")
+        language = cases[(cases["suite"] == "language") & (cases["structure"] == "foreground")]
+        save(paired_differences(language, "pretrained", "none"), reference / PICTURE)
+    write_text(reference / STUDY, study_page(reference))
+
+
+def refresh_readme(readme: Path = REPOSITORY / "README.md", reference: Path = REFERENCE) -> None:
+    """Write `results_section` between the README's markers.
+
+    Raises:
+        MvlError: the README lacks a marker.
+    """
+    write_text(readme, with_section(readme, BEGIN, END, results_section(reference)))
+
+
+def results_section(reference: Path = REFERENCE) -> str:
+    """The README's results as Markdown: the questions that the paper raises."""
+    cpu = _tables(reference)
+    gpu = _tables(reference / GPU) if (reference / GPU).is_dir() else None
+    lines = [*_size(cpu), "", *_in_short(cpu, gpu)]
+    for suite in _with_comparisons(cpu):
+        if suite in _README_SUITES:
+            lines += ["", f"### {QUESTIONS[suite]}", "", *_suite(suite, cpu)]
+            if gpu and suite in _with_comparisons(gpu):
+                lines += ["", f"In comparisons of their own, {_machine(gpu['validation'])}:"]
+                lines += ["", *_suite(suite, gpu)]
+        if suite == "language":
+            picture = (REFERENCE / PICTURE).relative_to(REPOSITORY).as_posix()
+            lines += ["", f"![{_PICTURE_TEXT}]({picture})"]
+    page = (REFERENCE / STUDY).relative_to(REPOSITORY).as_posix()
+    lines += ["", f"Every suite with comparisons of its own: [{page}]({page})."]
+    if gpu:
+        page = (REFERENCE / GPU / STUDY).relative_to(REPOSITORY).as_posix()
+        lines[-1] += f" On a GPU: [{page}]({page})."
+    return "\n".join(lines)
+
+
+def study_page(reference: Path = REFERENCE) -> str:
+    """Every suite that has something to compare, as a Markdown page."""
+    frames = _tables(reference)
+    up = "../" * (3 if reference.name == GPU else 2)
+    lines = [
+        "# The study, suite by suite",
+        "",
+        "Written by `mvl reference`. What the arms are, and what to bear in mind, is in the "
+        f"[README]({up}README.md#results-so-far) of the repository.",
+        "",
+        *_size(frames),
+    ]
+    for suite in _with_comparisons(frames):
+        lines += ["", f"### {QUESTIONS[suite]}", "", *_suite(suite, frames)]
+    return "\n".join(lines) + "\n"
+
+
+def _tables(reference):
+    names = ("cases.csv.gz", "summary.csv", "contrasts.csv", "validation.csv")
+    frames = {name.partition(".")[0]: read_table(reference / name) for name in names}
+    # What an arm's rate was chosen from may have been trained on the other device.
+    study = reference.parent if reference.name == GPU else reference
+    tried = [folder / "tuning.csv" for folder in (study, study / GPU) if folder.is_dir()]
+    return frames | {"tuning": pd.concat(map(read_table, tried), ignore_index=True)}
+
+
+def _machine(runs):
+    """On what a reference's runs were trained, in words."""
+    machines = runs[["device", "dtype", "torch"]].drop_duplicates()
+    return "trained on " + " and ".join(
+        ("a CPU" if row.device == "cpu" else f"a GPU ({row.device})")
+        + f" in {row.dtype}, PyTorch {row.torch}"
+        for row in machines.itertuples()
+    )
+
+
+def _size(frames):
+    summary, first = frames["summary"], frames["summary"].iloc[0]
+    blocks = [f"`{block}`" for block in sorted(set(summary["block"].dropna()) - {""})]
+    about = (
+        f"The language block is {', '.join(blocks)}: nothing here decides anything about another, "
+        "such as the paper's. "
+    )
+    return [
+        f"{first['task']}, {first['structure']}, native space: {first['n_cases']} test cases of "
+        f"{first['n_subjects']} subjects. Means over seeds and subjects ± standard deviation over "
+        "subjects; validation Dice is on the model's grid and over seeds; a learning rate is the "
+        "best on validation, with seed 0, of as many as the table says (tuning.csv, here or of the "
+        "other device); one that is the lowest or the highest of them may not be the best there "
+        f"is. {about * bool(blocks)}All were {_machine(frames['validation'])}.",
+        "",
+        "A comparison takes the seeds that both arms have, a row all seeds of its arm: the "
+        "difference of two rows is not always that of the comparison, nor always of its sign. "
+        "Intervals resample subjects, and seeds where there are several; they are not adjusted. "
+        "With one seed a verdict is about two trained models. `better` and `worse` need the "
+        f"95 % interval and a p that is adjusted (Holm) for the study's {FAMILY} comparisons in "
+        "Dice and NSD, run or not, a CPU's and a GPU's by themselves. The primary one is none of "
+        "them: it was named before anything was run, some of the others when test results were "
+        "known. `equivalent` and `but negligible` need the 90 % interval within ±0.01 (two "
+        "one-sided tests, not adjusted) and several seeds.",
+    ]
+
+
+#: What a reader wants to know first: question, and the contrast that answers it.
+_IN_SHORT = (
+    ("The pre-trained block against none", "language", "pretrained", "none"),
+    ("The pre-trained block against random weights", "language", "pretrained", "random"),
+    ("The pre-trained block against its mappers alone", "language", "pretrained", "identity"),
+    ("Hybrid attention alone", "fusion", "010", "000"),
+    ("Multi-scale fusion alone", "fusion", "001", "000"),
+    ("Block, hybrid attention and fusion together", "fusion", "111", "000"),
+    ("The pre-trained block beside a convolutional head", "head", "conv-111", "conv-011"),
+    ("Version 3's layout, this block with LoRA, against the plain vit", "presets", "v3", "vit"),
+    ("With a tenth of the subjects, version 1's layout against vit", "data", "v1-10", "vit-10"),
+    (
+        "With a tenth of the subjects, version 1 against itself less the block",
+        "data",
+        "v1-10",
+        "011-10",
+    ),
+)
+
+
+def _in_short(cpu, gpu=None):
+    """The answers before the tables: one line per question, then the models among the peers.
+
+    A comparison that both devices have is told of the one with more seeds.
+    """
+    known = {"a CPU": cpu} | ({"a GPU": gpu} if gpu else {})
+    contrasts = pd.concat([one["contrasts"].assign(device=name) for name, one in known.items()])
+    contrasts = contrasts[(contrasts["metric"] == "dice")]
+    contrasts = contrasts[contrasts["structure"] == "foreground"]
+    contrasts = contrasts.sort_values("n_seeds", ascending=False, kind="stable")
+    lines = []
+    for question, *pair in _IN_SHORT:
+        rows = contrasts[(contrasts[["suite", "arm_a", "arm_b"]] == pair).all(axis=1)]
+        for _, row in rows.head(1).iterrows():
+            adjusted = "adjusted " * (tuple(pair) != CONTRASTS[0])
+            lines.append(
+                f"- {question}: {row['difference']:+.4f} ({interval(row)}; {adjusted}p "
+                f"{p_value(row['p_holm'])}; {count(row['n_seeds'], 'seed')} on {row['device']}), "
+                f"{verdict_in_words(row)}."
+            )
+    for row in _part_effects(cpu["cases"]):
+        part, seeds, difference, ends = row.values()
+        lines.append(
+            f"- With and without {part}, averaged over the other two parts: {difference} ({ends}; "
+            f"not adjusted; {count(seeds, 'seed')} on a CPU)."
+        )
+    if gained := _budget_gain(cpu["validation"]):
+        once, twice, seeds = gained
+        if twice - once >= BUDGET_TARGET:
+            lines.append(
+                f"- Twice the epochs bring `vit` {twice - once:+.4f} in validation Dice ({seeds} "
+                f"on a CPU), where less than {BUDGET_TARGET} was wanted: what looks better here "
+                "may only train faster."
+            )
+    for frames in known.values():
+        dice = frames["summary"].query("metric == 'dice' and structure == 'foreground'")
+        dice = dice[dice["suite"] == "peers"].sort_values("mean", ascending=False)
+        means = [
+            f"`{row.arm}` {row.mean:.3f} ({count(row.n_seeds, 'seed')})"
+            for row in dice.itertuples()
+        ]
+        machine = _machine(frames["validation"])
+        lines.append(f"- Means, the highest first, {machine}: {', '.join(means)}.")
+    return ["In short, in Dice:", "", *lines]
+
+
+def _with_comparisons(frames):
+    """The suites that have something of their own to compare, in their order.
+
+    An experiment has names in several suites; it answers the question of the first of them.
+    """
+    runs, known, shown = frames["validation"], set(), []
+    for suite in SUITES:
+        rows = runs[runs["suite"] == suite]
+        fingerprints = set(rows["fingerprint"])
+        if rows["arm"].nunique() > 1 and fingerprints - known:
+            shown.append(suite)
+            known |= fingerprints
+    return shown
+
+
+def _suite(suite, frames):
+    """Arms, comparisons, and what is not there yet."""
+    runs, cases = frames["validation"], frames["cases"]
+    lines = [_arms(suite, frames)]
+    missing = [arm for arm in SUITES[suite] if arm not in set(runs[runs["suite"] == suite]["arm"])]
+    possible = [arm for arm in missing if is_possible(SUITES[suite][arm].model)]
+    device = "a CPU" if set(runs["device"]) == {"cpu"} else "a GPU"
+    for why, names in (
+        (f"Not run on {device}", possible),
+        ("Not possible with this block", [arm for arm in missing if arm not in possible]),
+    ):
+        if names:
+            lines += ["", f"{why}: {', '.join(f'`{arm}`' for arm in names)}."]
+    lines += ["", *_comparisons(suite, frames)]
+    if suite == "language":
+        lines += _noise_floor(cases)
+    if suite == "fusion" and (effects := _part_effects(cases)):
+        lines += ["", tables.markdown(pd.DataFrame(effects), aligned=False)]
+    if suite == "budget" and (gained := _budget_gain(runs)):
+        once, twice, seeds = gained
+        lines += [
+            "",
+            f"The budget was to be long enough for twice the epochs to gain less than "
+            f"{BUDGET_TARGET} in validation Dice. They gain {twice - once:+.4f}, from {once:.3f} "
+            f"to {twice:.3f} ({seeds}): {'met' if twice - once < BUDGET_TARGET else 'missed'}.",
+        ]
+    return lines
+
+
+def _arms(suite, frames):
+    """A row per arm, in the suite's order; two where seeds had different budgets."""
+    summary, runs = frames["summary"], frames["validation"]
+    summary = summary[(summary["suite"] == suite) & (summary["structure"] == "foreground")]
+    runs = runs[runs["suite"] == suite]
+    shown = tables.arms(summary, runs=runs, order=list(SUITES[suite]))
+    rates = []
+    for arm, epochs, rate in shown[["arm", "epochs", "learning rate"]].to_numpy():
+        same = runs[(runs["arm"] == arm) & (runs["epochs"] == int(epochs))]
+        rates.append(f"{rate} of {_rates_tried(same, frames['tuning'])}")
+    shown["learning rate, of tried"] = rates
+    columns = ["arm", "seeds", "epochs", "trained weights", "learning rate, of tried"]
+    columns += ["validation Dice", "Dice", "NSD", "HD95 (mm)"]
+    return tables.markdown(shown[columns], code=("arm",), aligned=False)
+
+
+def _rates_tried(runs, tuning):
+    """How many learning rates an arm's was chosen from, under whichever of its names.
+
+    Those of an earlier grid, which tuning.csv has, too, do not count.
+    """
+    names = tuning.loc[tuning["fingerprint"].isin(runs["fingerprint"]), ["suite", "arm", "grid"]]
+    return names.drop_duplicates().merge(tuning)["learning_rate"].nunique()
+
+
+def _comparisons(suite, frames):
+    """The primary contrast as a sentence, a row per contrast in Dice, and which of them compare
+    what was trained on different kinds of processor."""
+    rows, runs = frames["contrasts"], frames["validation"]
+    rows = rows[(rows["suite"] == suite) & (rows["metric"] == "dice")]
+    rows = rows[rows["structure"] == "foreground"]
+    if rows.empty:
+        return []
+    primary = is_primary(rows).to_numpy()
+    lines = [f"**The primary comparison.** {sentence(row)}" for _, row in rows[primary].iterrows()]
+    pairs = [f"`{row.arm_a}` minus `{row.arm_b}`" for row in rows.itertuples()]
+    shown = tables.comparisons(rows)
+    shown = pd.DataFrame(
+        {
+            "comparison": pairs,
+            "seeds": shown["seeds"],
+            "difference in Dice": shown["difference"],
+            "95 % interval": shown["95 % interval"],
+            "p, adjusted": shown["p"]
+            + pd.Series(primary).map({True: " (not adjusted)", False: ""}),
+            "verdict": [verdict_in_words(row) for _, row in rows.iterrows()],
+        }
+    )
+    lines += [""] * bool(lines) + [tables.markdown(shown, aligned=False)]
+    cpus = runs[runs["suite"] == suite].groupby("arm")["cpu"].agg(set)
+    across = [
+        pair
+        for pair, row in zip(pairs, rows.itertuples(), strict=True)
+        if cpus[row.arm_a] != cpus[row.arm_b]
+    ]
+    if across:
+        lines += ["", f"Across different kinds of processor: {', '.join(across)}."]
+    return lines
+
+
+def _noise_floor(cases):
+    """How far apart two trainings of one arm lie that differ in seed, and so fold, alone."""
+    cases = cases[(cases["suite"] == "language") & (cases["structure"] == "foreground")]
+    floor = noise_floor(cases, "none")
+    if floor["n_seeds"] < 2:
+        return []
+    return [
+        "",
+        "**The noise floor.** Two trainings of `none` that differ in seed, and with it in "
+        f"validation fold, differ in test Dice by {floor['mean_difference']:.4f} on average and "
+        f"{floor['largest_difference']:.4f} at most ({floor['n_seeds']} seeds).",
+    ]
+
+
+def _part_effects(cases):
+    """What each of the paper's parts does to the test Dice; nothing without a whole factorial."""
+    cases = cases[(cases["suite"] == "fusion") & (cases["structure"] == "foreground")]
+    effects = []
+    for part, sides in by_part(cases).items():
+        row = contrast(sides, "on", "off")
+        effects.append(
+            {
+                "part, averaged over the other two": part,
+                "seeds": row["n_seeds"],
+                "difference in Dice": f"{row['difference']:+.4f}",
+                "95 % interval": interval(row),
+            }
+        )
+    return effects
+
+
+def _budget_gain(runs):
+    """Validation Dice of vit at the study's budget and at twice the epochs, and over what seeds.
+
+    None where no seed has both.
+    """
+    runs = runs[runs["suite"] == "budget"]
+    dice = runs.pivot(index="seed", columns="arm", values="validation_dice").dropna()
+    if dice.empty or "vit-2x" not in dice:
+        return None
+    return *dice[["vit", "vit-2x"]].mean(), count(len(dice), "seed")

@@ -1,0 +1,130 @@
+"""Numbers in words: sizes, p values, and a contrast with its verdict as a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mvl.experiment.metrics import METRICS
+from mvl.study.summary import BOUND, COMPARED
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: What a table shows where a number is missing.
+NOTHING = "–"
+
+
+def count(number: int, noun: str, nouns: str | None = None) -> str:
+    """A number of things: "1 seed", "12,000 seeds"."""
+    return f"{number:,} {noun if number == 1 else nouns or noun + 's'}"
+
+
+def span(values: Iterable[int], noun: str) -> str:
+    """The range of some numbers of things: "1 to 3 seeds", "3 seeds"."""
+    low, high = int(min(values)), int(max(values))
+    return f"{low} to " * (low < high) + f"{high} {noun}{'s' * (high != 1)}"
+
+
+def p_value(p: float) -> str:
+    """A p value as tables show it."""
+    if np.isnan(p):
+        return NOTHING
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def interval(row: Mapping, digits: int = 4) -> str:
+    """The 95 % interval of a contrast; `NOTHING` where one subject gives none."""
+    if np.isnan(row["ci_low"]):
+        return NOTHING
+    return f"{row['ci_low']:+.{digits}f} to {row['ci_high']:+.{digits}f}"
+
+
+def mean_and_spread(summary: pd.DataFrame, metric: str) -> str:
+    """A metric's mean ± standard deviation over subjects, which one subject does not have.
+
+    `summary` has rows of `summary_table`, of one arm, with the metric as index. It is `NOTHING`
+    where the metric was not measured.
+    """
+    if metric not in summary.index:
+        return NOTHING
+    row, digits = summary.loc[metric], METRICS[metric].digits
+    spread = "" if np.isnan(row["sd_subjects"]) else f" ± {row['sd_subjects']:.{digits}f}"
+    return f"{row['mean']:.{digits}f}{spread}"
+
+
+def sentence(row: Mapping) -> str:
+    """A row of `contrasts_table` in plain English: block, size, difference, interval, verdict."""
+    metric = COMPARED[row["metric"]]
+    digits, unit = (2, " mm") if metric.unit else (4, "")
+    size = f"{count(row['n_subjects'], 'subject')}, {count(row['n_seeds'], 'seed')}"
+    text = f"{row['task']}, {row['structure']} ({size}): in {metric.title}, "
+    text += f"{row['arm_a']} minus {row['arm_b']} is {row['difference']:+.{digits}f}{unit}"
+    if np.isnan(row["ci_low"]):
+        text += ", with no interval, since one subject gives none"
+    else:
+        # An adjusted p may speak against an interval, which no adjustment widens.
+        adjusted = "" if row["p_holm"] == row["p"] else "adjusted "
+        p = p_value(row["p_holm"])
+        text += f" (95 % interval {interval(row, digits)}{unit}"
+        text += f", {adjusted}p {p if p.startswith('<') else '= ' + p})"
+    text += f". Verdict: {verdict_in_words(row)}."
+    if row["n_seeds"] == 1:
+        text += " One seed: other seeds may differ by more than the interval says."
+    block = row["block"]
+    if isinstance(block, str) and block:
+        text += f" This is about the block {block} and decides nothing about another."
+    else:
+        text += " No language block is involved."
+    return f"Synthetic data: {text}" if row["synthetic"] else text
+
+
+def verdict_in_words(row: Mapping) -> str:
+    """The verdict of a row of `contrasts_table`, with the arms' names and no full stop."""
+    a, b, verdict = row["arm_a"], row["arm_b"], row["verdict"]
+    if verdict == "equivalent":
+        text = f"equivalent, {a} and {b} differ by less than {BOUND:g}"
+    elif verdict == "better but negligible":
+        text = f"better but negligible, {a} beats {b} by less than {BOUND:g}"
+    elif verdict == "worse but negligible":
+        text = f"worse but negligible, {a} trails {b} by less than {BOUND:g}"
+    elif verdict == "undecided":
+        text = f"undecided between {a} and {b}"
+    elif verdict in ("better", "worse") and not COMPARED[row["metric"]].unit:
+        least = min(abs(row["ci_low"]), abs(row["ci_high"]))
+        amount = f"by at least {BOUND:g}" if least >= BOUND else f"maybe by less than {BOUND:g}"
+        text = f"{a} is {verdict} than {b}, {amount}"
+    else:
+        word, _, amount = verdict.partition(" ")
+        text = f"{a} is {word} than {b}{' ' if amount else ''}{amount}"
+    return text + (" (one seed)" if row["n_seeds"] == 1 else "")
+
+
+def name_of_check(row) -> str:
+    """What a row of `verify`'s table is about; "" where the reference has no name for it."""
+    if not row.suite:
+        return ""
+    return f"{row.suite} {row.arm}, {row.seed if row.check == 'contrast' else f'seed {row.seed}'}"
+
+
+def conclusion(checks: pd.DataFrame) -> tuple[bool | None, str]:
+    """What the checks of `verify` say together: whether they agree (None: nothing to compare)."""
+    runs = checks[checks["check"].isin(["cases", "means"])]
+    known = int(runs["agrees"].notna().sum())
+    wrong = int(checks["agrees"].eq(False).sum())
+    contrasts, unfinished = ((checks["check"] == name).sum() for name in ("contrast", "state"))
+    agrees = False if wrong else True if known else None
+    if wrong:
+        text = f"Not reproduced: {wrong} of {len(checks)} checks differ."
+    elif not known:
+        text = "Nothing to compare: the reference has none of these runs."
+    else:
+        text = f"Reproduced: {known} of {len(runs)} runs are in the reference and agree."
+        if contrasts:
+            does = "does" if contrasts == 1 else "do"
+            text += f" So {does} {count(contrasts, 'difference')} between arms."
+    if unfinished:
+        text += f" Not compared, since not finished: {count(unfinished, 'run')}."
+    return agrees, text

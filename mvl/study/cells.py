@@ -1,0 +1,198 @@
+"""A suite's cells, each an arm with a seed: train them, test them, say how far they are.
+
+What is trained is not trained again. A cell that fails is reported and the others go on. No test
+case is opened before training is over for every cell that was asked for.
+"""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+
+import pandas as pd
+
+from mvl.config import ExperimentConfig
+from mvl.data.splits import FOLDS
+from mvl.data.task_data import open_task
+from mvl.errors import ConfigError, MvlError, in_words
+from mvl.experiment.run import (
+    DONE,
+    FAILED,
+    TRAINED,
+    collect,
+    fit,
+    run_folder,
+    runs_of_other_data,
+    test,
+)
+from mvl.experiment.training import processes
+from mvl.files import read_json, read_table
+from mvl.locks import is_locked
+from mvl.study.suites import steps_per_epoch
+
+#: The cells of a suite, from `suites.suite_configs`.
+Cells = dict[tuple[str, int], ExperimentConfig]
+#: What went wrong with some of them.
+Failures = dict[tuple[str, int], str]
+
+
+def run_suite(
+    suite: str,
+    configs: Cells,
+    runs: Path,
+    root=None,
+    show: bool = True,
+    on_bad_case: str = "fail",
+    track: bool = False,
+) -> tuple[pd.DataFrame, Failures]:
+    """Run every cell of a suite that is not done yet, and collect those that are.
+
+    `runs` is the folder of all runs; for root and on_bad_case see `open_task`, for track
+    `training.train`.
+
+    Returns:
+        One row per arm, seed, case and structure, with every metric; and the failures.
+
+    Raises:
+        MvlError: every cell failed; the message is the first cell's.
+    """
+    trained, failures = fit_suite(suite, configs, runs, root, show, on_bad_case, track)
+    tables = []
+    for (arm, seed), (folder, data) in trained.items():
+        try:
+            test(folder, data, show, type(configs[arm, seed]))
+        except Exception as error:
+            failures[arm, seed] = _report(suite, arm, seed, error)
+            continue
+        tables.append(collect(folder, suite, arm))
+    if failures and not tables:
+        raise MvlError(next(iter(failures.values())))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(), failures
+
+
+def fit_suite(
+    suite: str,
+    configs: Cells,
+    runs: Path,
+    root=None,
+    show: bool = True,
+    on_bad_case: str = "fail",
+    track: bool = False,
+) -> tuple[dict, Failures]:
+    """Train every cell of a suite that is not trained yet; the test set stays closed.
+
+    Returns:
+        {(arm, seed): (run folder, its TaskData)} of the trained cells; and the failures, of which
+        a cell that another process is training is one.
+
+    Raises:
+        ConfigError: torchrun started several processes.
+    """
+    if processes().num_processes > 1:
+        # A cell that fails in one process alone would leave the others in another cell.
+        raise ConfigError(
+            "torchrun trains one experiment, by 'mvl train'; a suite has --shard and --on"
+        )
+    trained, failures = {}, {}
+    for (arm, seed), config in configs.items():
+        if show:
+            print(f"{suite}: arm {arm}, seed {seed}", flush=True)
+        try:
+            data = open_task(config.data, seed, root, on_bad_case, show)
+            trained[arm, seed] = (fit(config, data, runs, show, track=track), data)
+        except Exception as error:
+            failures[arm, seed] = _report(suite, arm, seed, error)
+    return trained, failures
+
+
+def _report(suite, arm, seed, error):
+    """Print that a cell failed, a defect of the code with its traceback; return it in words.
+
+    No failure of one cell, of whatever kind, is a reason to lose the others of a night.
+    """
+    if not isinstance(error, MvlError):
+        traceback.print_exception(error)
+    print(f"{suite}: arm {arm}, seed {seed} failed: {in_words(error)}", flush=True)
+    return in_words(error)
+
+
+def shard(configs: Cells, index: int, count: int) -> Cells:
+    """The cells of one of `count` jobs: every count-th, from `index` (1 to count) on.
+
+    Raises:
+        ConfigError: an index out of range.
+    """
+    if not 1 <= index <= count:
+        raise ConfigError(f"shard {index}/{count}: the first number goes from 1 to the second")
+    return dict(list(configs.items())[index - 1 :: count])
+
+
+def status(configs: Cells, runs: Path, root=None, on_bad_case: str = "fail") -> pd.DataFrame:
+    """How far a suite is.
+
+    Returns:
+        One row per cell: arm, seed, fold, state (done, trained, running, failed, stopped or open),
+        epoch and epochs, seconds spent, seconds_left (by the time per step of the arm's trained
+        seeds, otherwise of all arms'; NaN where nothing is trained), reason of a failure, or which
+        run of another task is not used, and the run folder's name.
+    """
+    rows, steps = [], []
+    for (arm, seed), config in configs.items():
+        data = open_task(config.data, seed, root, on_bad_case, progress=False)
+        folder = run_folder(config, data, runs)
+        epoch, spent, reason = 0, 0.0, ""
+        if (folder / "curves.csv").exists():
+            epoch = len(read_table(folder / "curves.csv"))
+        if (folder / TRAINED).exists():
+            state = "done" if (folder / DONE).exists() else "trained"
+            spent = read_json(folder / TRAINED, "seconds")["seconds"]
+        elif is_locked(folder):
+            state = "running"
+        elif (folder / FAILED).exists():
+            state, reason = "failed", read_json(folder / FAILED, "reason")["reason"]
+        else:
+            state = "stopped" if epoch else "open"
+            stale = runs_of_other_data(config, data, runs)
+            reason = "; ".join(f"{other.name} is not used: {why}" for other, why in stale)
+        steps.append(steps_per_epoch(config, data))
+        cell = {"arm": arm, "seed": seed, "fold": seed % FOLDS, "state": state, "epoch": epoch}
+        cell |= {"epochs": config.training.epochs, "seconds": spent}
+        rows.append(cell | {"reason": reason, "folder": folder.name})
+    table, steps = pd.DataFrame(rows), pd.Series(steps)
+    finished = table["state"].isin(["done", "trained"])
+    known = table.assign(steps=table["epoch"] * steps)[finished][["arm", "seconds", "steps"]]
+    of_arm, of_all = known.groupby("arm").sum(), known[["seconds", "steps"]].sum()
+    pace = table["arm"].map(of_arm["seconds"] / of_arm["steps"])
+    pace = pace.fillna(of_all["seconds"] / of_all["steps"] if finished.any() else float("nan"))
+    left = (table["epochs"] - table["epoch"]) * steps * pace
+    table.insert(7, "seconds_left", left.where(~finished, 0))
+    return table
+
+
+#: The first six name a training.
+TUNING_COLUMNS = (
+    *("suite", "arm", "seed", "grid", "learning_rate", "mapper_rate"),
+    *("validation_dice", "best_epoch", "epochs", "fingerprint"),
+)
+
+
+def tuning_table(
+    suite: str, configs: Cells, runs: Path, root=None, on_bad_case: str = "fail"
+) -> pd.DataFrame:
+    """What every learning rate gave on validation: one row per trained run.
+
+    The cells are of `suite_configs` with `rates`; the test set plays no part.
+    """
+    rows = []
+    for (arm, seed), config in configs.items():
+        data = open_task(config.data, seed, root, on_bad_case, progress=False)
+        folder = run_folder(config, data, runs)
+        if (folder / TRAINED).exists():
+            trained = read_json(folder / TRAINED, "validation_dice", "best_epoch")
+            grid = "x".join(map(str, config.data.grid))
+            plan = config.training
+            rows.append(
+                (suite, arm.partition("@")[0], seed, grid, plan.learning_rate, plan.mapper_rate)
+                + (trained["validation_dice"], trained["best_epoch"], plan.epochs, folder.name)
+            )
+    return pd.DataFrame(rows, columns=TUNING_COLUMNS)

@@ -1,0 +1,120 @@
+"""Volumes for figures, as arrays: a case, what a model predicts of it, how large its tokens are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel
+import numpy as np
+
+from mvl import config
+from mvl.data.nifti import read_label, read_volume
+from mvl.data.obtain import obtained
+from mvl.data.task_data import TaskData, open_task
+from mvl.data.task_folder import Case
+from mvl.experiment.evaluation import segment
+from mvl.experiment.identity import require_same
+from mvl.experiment.run import Predictor, Run, load_predictor
+from mvl.models.activations import activations, to_volume
+from mvl.models.parts import dataflow
+from mvl.models.segmenter import build_segmenter
+from mvl.models.tokens import token_grid
+from mvl.study.mechanism import SHOWN_STAGES, image_voxels, stage_auroc
+from mvl.study.reference import BEST
+from mvl.study.ten_tasks import settings_of
+
+
+def case_volume(case: Case) -> dict[str, np.ndarray]:
+    """A labelled case on its file's grid: image, affine, truth (bool)."""
+    image, header = read_volume(case.image)
+    return {"image": image, "affine": header.affine, "truth": read_label(case.label)[0] > 0}
+
+
+def predicted_volume(model: Run | Predictor, case: Case) -> dict[str, np.ndarray]:
+    """A labelled case on its file's grid: image, affine, truth and prediction (bool)."""
+    image, header = read_volume(case.image)
+    volume = model.preparation.load([case], progress=False)[0]
+    return {
+        "image": image,
+        "affine": header.affine,
+        "truth": np.isin(read_label(case.label)[0], list(model.task.labels)),
+        "prediction": segment(model.model, volume, model.preparation).any(0).numpy(),
+    }
+
+
+def prepared_volume(volume: dict, like: dict | None = None) -> dict[str, np.ndarray]:
+    """What `Preparation.load` gives, or a volume on the grid of `like`: image, affine, truth."""
+    return {
+        "image": np.asarray(volume["image"])[0],
+        "affine": np.asarray((like or volume)["image"].affine),
+        "truth": np.asarray(volume["label"])[0] > 0,
+    }
+
+
+def token_maps(
+    model: Run | Predictor, case: Case
+) -> tuple[dict[str, np.ndarray], dict[str, tuple[np.ndarray, float]]]:
+    """A case on the model's grid without its padding, and the norms of the tokens upon it.
+
+    Returns:
+        image, affine, truth; and {stage of `SHOWN_STAGES` that the model has: (norms of the
+        image's shape, AUROC of this case, NaN without patches of both kinds)}.
+    """
+    network = model.model
+    volume = model.preparation.load([case], progress=False)[0]
+    shown, tensor = prepared_volume(volume), volume["image"].as_tensor()
+    aurocs = stage_auroc(network, [case], model.preparation, show=False).iloc[0]
+    inside = np.argwhere(image_voxels(volume["image"]).numpy())
+    first, last = inside.min(0), inside.max(0)
+    box = tuple(slice(low, high + 1) for low, high in zip(first, last, strict=True))
+    shown = {
+        "image": shown["image"][box],
+        "affine": shown["affine"] @ nibabel.affines.from_matvec(np.eye(3), first),
+        "truth": shown["truth"][box],
+    }
+    grid = tensor.shape[1:]
+    tokens = token_grid(grid, network.embed.patch)
+    stages = activations(network, tensor[None])
+    return shown, {
+        stage: (to_volume(stages[stage], tokens, grid)[0].numpy()[box], aurocs[f"auroc_{stage}"])
+        for stage in SHOWN_STAGES
+        if stage in stages
+    }
+
+
+def shown_case(
+    task: str, folders: dict[str, Path], parameters: dict, case: str | None = None
+) -> tuple[TaskData, dict[str, Run | Predictor], Case]:
+    """A test case of a task, and the models to show it by.
+
+    Args:
+        folders: {name: run folder}; the last run's data is opened.
+        parameters: the profile's.
+        case: its name; None for the first test case.
+
+    Returns:
+        The data, {name: model} and the case. `best`, the committed model, is among the models
+        where the task is its own.
+
+    Raises:
+        DataError: the task cannot be used.
+        RunError: it is not what the last run was trained on.
+    """
+    root = obtained(task, parameters["source"], parameters["profile"])
+    models = {name: Run.load(folder) for name, folder in folders.items()}
+    if models:
+        last = list(models.values())[-1]
+        data = open_task(last.config.data, last.config.seed, root, progress=False)
+        require_same(last.folder, last.config, data)
+    else:
+        data = open_task(settings_of(parameters)[task].data, 0, root, progress=False)
+    best = load_predictor(BEST)
+    if best.task.name == task:
+        models["best"] = best
+    return data, models, data.cases[case] if case else data.side("test")[0]
+
+
+def preset_dataflow(preset: str, parameters: dict):
+    """`models.parts.dataflow` of a preset, built with the profile's grid and block."""
+    model, _ = config.preset(preset, language=parameters["block"])
+    return dataflow(build_segmenter(model, 1, 1, tuple(parameters["grid"]), seed=0))

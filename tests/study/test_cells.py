@@ -1,0 +1,138 @@
+"""A suite's cells: trained, tested, counted, tuned; and what is done about one that fails."""
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from mvl.config import LEARNING_RATES
+from mvl.data.task_data import open_task
+from mvl.errors import ConfigError, MvlError, RunError
+from mvl.experiment import run as experiments
+from mvl.experiment.run import run_folder
+from mvl.locks import locked
+from mvl.study.cells import fit_suite, run_suite, shard, status, tuning_table
+from mvl.study.suites import SUITES, Arm, suite_configs
+
+
+def test_shards_divide_the_cells():
+    cells = {(arm, seed): None for arm in "abc" for seed in range(3)}
+    parts = [shard(cells, index, 4) for index in (1, 2, 3, 4)]
+    assert [len(part) for part in parts] == [3, 2, 2, 2]
+    assert sorted(key for part in parts for key in part) == sorted(cells)
+    for index in (0, 5):
+        with pytest.raises(ConfigError, match=f"shard {index}/4"):
+            shard(cells, index, 4)
+
+
+@pytest.fixture
+def trio(tiny, monkeypatch):
+    """A suite of three tiny arms, of which one must fail."""
+    plain = tiny(training={"epochs": 2})
+    hopeless = replace(plain.training, clip_norm=0.0, learning_rate=1e30)
+    arms = {
+        "plain": Arm(plain.model, plain.training),
+        "hopeless": Arm(plain.model, hopeless),
+        "hybrid": Arm(replace(plain.model, attention="hybrid", window=2), plain.training),
+    }
+    monkeypatch.setitem(SUITES, "trio", arms)
+    return suite_configs("trio", plain.data, [0])
+
+
+def test_a_failed_cell_is_reported_and_the_others_go_on(trio, phantom, tmp_path, monkeypatch):
+    cases, failures = run_suite("trio", trio, tmp_path, phantom, show=False)
+    assert set(cases["arm"]) == {"plain", "hybrid"} and not cases.isna().any(axis=None)
+    assert list(failures) == [("hopeless", 0)] and "the loss became" in failures["hopeless", 0]
+
+    table = status(trio, tmp_path, phantom).set_index("arm")
+    assert table["state"].to_dict() == {"plain": "done", "hopeless": "failed", "hybrid": "done"}
+    assert "the loss became" in table["reason"]["hopeless"]
+    assert table["seconds_left"][["plain", "hybrid"]].tolist() == [0, 0]
+
+    # What is done is not done again: a second run must not train.
+    monkeypatch.setattr("mvl.experiment.run.train", None)
+    done = {key: config for key, config in trio.items() if key[0] != "hopeless"}
+    again, failures = run_suite("trio", done, tmp_path, phantom, show=False)
+    pd.testing.assert_frame_equal(again, cases)
+    assert not failures
+
+
+def test_a_defect_in_one_cell_is_reported_with_its_place_and_the_others_go_on(
+    trio, phantom, tmp_path, monkeypatch, capsys
+):
+    train = experiments.train
+
+    def broken(model, volumes, validation, config, *rest):
+        if config.model.attention == "hybrid":
+            raise KeyError("a defect")
+        return train(model, volumes, validation, config, *rest)
+
+    monkeypatch.setattr(experiments, "train", broken)
+    good = {key: config for key, config in trio.items() if key[0] != "hopeless"}
+    cases, failures = run_suite("trio", dict(reversed(good.items())), tmp_path, phantom, show=False)
+    assert set(cases["arm"]) == {"plain"} and failures == {("hybrid", 0): "KeyError: 'a defect'"}
+    assert "in broken" in capsys.readouterr().err
+    table = status(trio, tmp_path, phantom).set_index("arm")
+    assert table["state"]["hybrid"] == "failed" and table["reason"]["hybrid"].startswith("KeyError")
+
+
+def test_a_cell_whose_test_cases_cannot_be_read_is_reported_and_the_others_go_on(
+    trio, phantom, tmp_path, monkeypatch
+):
+
+    def broken(folder, data, show):
+        if not (tmp_path / "first").exists():
+            (tmp_path / "first").mkdir()
+            raise RunError("the test set is broken")
+        experiments.test(folder, data, show)
+
+    monkeypatch.setattr("mvl.study.cells.test", broken)
+    good = {key: config for key, config in trio.items() if key[0] != "hopeless"}
+    cases, failures = run_suite("trio", good, tmp_path / "runs", phantom, show=False)
+    assert set(cases["arm"]) == {"hybrid"}
+    assert failures == {("plain", 0): "the test set is broken"}
+
+
+def test_a_suite_without_a_single_result_is_an_error(trio, phantom, tmp_path):
+    only = {key: config for key, config in trio.items() if key[0] == "hopeless"}
+    with pytest.raises(MvlError, match="the loss became"):
+        run_suite("trio", only, tmp_path, phantom, show=False)
+
+
+def test_status_tells_open_running_stopped_and_trained(trio, phantom, tmp_path):
+    config = trio["plain", 0]
+    data = open_task(config.data, 0, phantom, progress=False)
+    folder = run_folder(config, data, tmp_path)
+
+    def state():
+        return status(trio, tmp_path, phantom).set_index("arm").loc["plain"]
+
+    assert state()["state"] == "open" and pd.isna(state()["seconds_left"])
+    with locked(folder, "training"):
+        assert state()["state"] == "running"
+    (folder / "curves.csv").write_text("epoch,validation_dice\n0,0.5\n")
+    assert state()["state"] == "stopped" and state()["epoch"] == 1
+    fit_suite("trio", {("plain", 0): config}, tmp_path, phantom, show=False)
+    assert state()["state"] == "trained" and state()["epoch"] == 2
+    left = status(trio, tmp_path, phantom).set_index("arm")["seconds_left"]
+    assert left["plain"] == 0 and left["hybrid"] > 0
+    # Another seed of a trained arm takes as long a step as the first one did.
+    again = {**trio, ("plain", 1): replace(config, seed=1)}
+    cells = status(again, tmp_path, phantom).set_index(["arm", "seed"])
+    spent, left = cells["seconds"]["plain", 0], cells["seconds_left"]["plain", 1]
+    sizes = [
+        len(open_task(config.data, seed, phantom, progress=False).split.train) for seed in (0, 1)
+    ]
+    before, now = (-(-size // config.training.batch_size) for size in sizes)
+    assert left == pytest.approx(spent * now / before)
+
+
+def test_tuning_tries_every_rate_and_opens_no_test_case(trio, phantom, tmp_path):
+    data = trio["plain", 0].data
+    configs = suite_configs("trio", data, [0], arms=["plain"], rates=LEARNING_RATES)
+    assert list(configs) == [(f"plain@{rate:g}", 0) for rate in LEARNING_RATES]
+    fit_suite("trio", configs, tmp_path, phantom, show=False)
+    table = tuning_table("trio", configs, tmp_path, phantom)
+    assert table["learning_rate"].tolist() == list(LEARNING_RATES)
+    assert set(table["arm"]) == {"plain"} and table["validation_dice"].between(0, 1).all()
+    assert not list(tmp_path.glob("*/cases.csv"))
