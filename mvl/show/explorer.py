@@ -23,7 +23,7 @@ from mvl.data.nifti import place_fault, read_header, read_label, read_volume
 from mvl.data.task_folder import Case, case_name
 from mvl.data.tasks import read_task
 from mvl.errors import DataError
-from mvl.show.figures.of_volumes import (
+from mvl.show.figures.volumes import (
     PLANES,
     PREDICTION_COLOUR,
     TRUTH_COLOUR,
