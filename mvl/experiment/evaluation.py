@@ -62,6 +62,25 @@ def segment(model, volume, preparation):
         return torch.stack([likeliest == index for index in range(1, len(logits))])
 
 
+def segment_case(case, model, preparation, task):
+    """Segment a case from its file, as `segment` does; it need not have a label.
+
+    Raises:
+        DataError: the image cannot be read, or has other channels than the model.
+    """
+    shape = read_header(case.image).shape
+    _require_channels(case.image, 1 if len(shape) == 3 else shape[3], preparation, task)
+    return segment(model, preparation.load([case], progress=False)[0], preparation)
+
+
+def _require_channels(image, channels, preparation, task):
+    if channels != len(task.channels) and preparation.config.channels == "all":
+        raise DataError(
+            f"{image} has {channels} channels, but the model was trained on {len(task.channels)} "
+            f"({', '.join(task.channels)})"
+        )
+
+
 def structures_of(task, target):
     """Name -> label values of the structures that a target has, in the order of the masks.
 
@@ -162,12 +181,7 @@ def predict_file(
     """
     require_output(output, image)
     voxels, header = read_volume(image)
-    channels = 1 if voxels.ndim == 3 else voxels.shape[3]
-    if channels != len(task.channels) and preparation.config.channels == "all":
-        raise DataError(
-            f"{image} has {channels} channels, but the model was trained on {len(task.channels)} "
-            f"({', '.join(task.channels)})"
-        )
+    _require_channels(image, 1 if voxels.ndim == 3 else voxels.shape[3], preparation, task)
     if not np.isfinite(voxels).all():
         raise DataError(f"{image} has voxels that are NaN or infinite; replace them first")
     _require_known(image, domain, voxels, header.affine, task, preparation.config, anyway, show)

@@ -47,7 +47,7 @@ from mvl.data.preparation import Preparation, classes_of
 from mvl.data.splits import Split
 from mvl.data.tasks import Task
 from mvl.errors import ConfigError, DataError, MvlError, RunError, in_words, out_of_memory
-from mvl.experiment.evaluation import evaluate, false_positives, structures_of
+from mvl.experiment.evaluation import evaluate, false_positives, segment_case, structures_of
 from mvl.experiment.identity import (
     SPLIT,
     describe,
@@ -415,6 +415,10 @@ class Run:
             domain=_read_domain(folder),
         )
 
+    def segment(self, case):
+        """Masks of a case on the grid of its file, as `segment_case` gives them."""
+        return segment_case(case, self.model, self.preparation, self.task)
+
 
 def _read_task(folder):
     path = folder / "task.json"
@@ -443,6 +447,10 @@ class Predictor(NamedTuple):
     target: str
     #: None where the model does not record what it was trained on.
     domain: TrainingDomain | None = None
+
+    def segment(self, case):
+        """Masks of a case on the grid of its file, as `segment_case` gives them."""
+        return segment_case(case, self.model, self.preparation, self.task)
 
 
 def load_predictor(folder):
