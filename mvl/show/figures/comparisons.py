@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from pandas import DataFrame, Series
 
 from mvl.data.tasks import TASKS
 from mvl.experiment.metrics import METRICS
@@ -30,9 +30,7 @@ _STEPS = {
 }
 
 
-def subject_differences(
-    cases: pd.DataFrame, arm_a: str, arm_b: str, metric: str = "dice"
-) -> pd.Series:
+def subject_differences(cases: DataFrame, arm_a: str, arm_b: str, metric: str = "dice") -> Series:
     """Each subject's difference a minus b, over its cases and the seeds that both arms have.
 
     Subject -> difference, ascending; the mean is that of `mvl.study.statistics.contrast`.
@@ -42,7 +40,7 @@ def subject_differences(
     return difference.groupby("subject").mean().sort_values()
 
 
-def best_median_worst(cases: pd.DataFrame, metric: str = "dice") -> dict[str, pd.Series]:
+def best_median_worst(cases: DataFrame, metric: str = "dice") -> dict[str, Series]:
     """The rows of three cases for a gallery: best, median and worst of one run and structure."""
     smallest_first = not METRICS[metric].larger_is_better
     ordered = cases.sort_values([metric, "case"], ascending=[smallest_first, True])
@@ -51,13 +49,10 @@ def best_median_worst(cases: pd.DataFrame, metric: str = "dice") -> dict[str, pd
 
 
 @drawn
-def paired_differences(cases: pd.DataFrame, arm_a: str, arm_b: str, metric: str = "dice") -> Figure:
+def paired_differences(cases: DataFrame, arm_a: str, arm_b: str, metric: str = "dice") -> Figure:
     """One dot per subject, the zero line, and the mean difference with its 95 % interval.
 
-    Dots above zero are subjects with a larger value under `arm_a`.
-
-    Raises:
-        RunError: as `mvl.study.statistics.contrast`.
+    Dots above zero are subjects with a larger value under `arm_a`. Raises as `contrast`.
     """
     row = contrast(cases, arm_a, arm_b, metric)
     values = subject_differences(cases, arm_a, arm_b, metric)
@@ -88,7 +83,7 @@ def paired_differences(cases: pd.DataFrame, arm_a: str, arm_b: str, metric: str 
 
 
 @drawn
-def arm_means(cases: pd.DataFrame, metric: str = "dice") -> Figure:
+def arm_means(cases: DataFrame, metric: str = "dice") -> Figure:
     """Each arm's mean with its 95 % interval, and a small dot per seed; one row per arm.
 
     The interval is of the arm itself, subjects and seeds resampled. Whether two arms differ is
@@ -111,7 +106,7 @@ def arm_means(cases: pd.DataFrame, metric: str = "dice") -> Figure:
 
 
 @drawn
-def part_effects(cases: pd.DataFrame, metric: str = "dice") -> Figure:
+def part_effects(cases: DataFrame, metric: str = "dice") -> Figure:
     """What each of the paper's parts earns, averaged over the combinations of the other two.
 
     A dot is a subject's difference, part on minus part off; to its right is the mean with its
@@ -136,7 +131,7 @@ def part_effects(cases: pd.DataFrame, metric: str = "dice") -> Figure:
 
 
 @drawn
-def metric_differences(contrasts: pd.DataFrame) -> Figure:
+def metric_differences(contrasts: DataFrame) -> Figure:
     """The difference in every metric with its 95 % interval; to the right is better for arm_a.
 
     `contrasts` are rows of `mvl.study.statistics.contrasts_table` of one pair, task and structure,
@@ -174,18 +169,16 @@ def metric_differences(contrasts: pd.DataFrame) -> Figure:
 
 @drawn
 def metric_by_task(
-    summary: pd.DataFrame,
-    paper: pd.DataFrame | None = None,
+    summary: DataFrame,
+    paper: DataFrame | None = None,
     metrics: Sequence[str] = ("dice", "nsd", "hd95_mm"),
 ) -> Figure:
     """Each arm's mean and standard deviation over subjects: one row per task, one panel per metric.
 
-    Args:
-        summary: rows of one suite and structure, as `study.statistics.summary_table` gives them.
-        paper: the paper's numbers, drawn as diamonds: columns arm, task, metric, value; or None.
-        metrics: names of `mvl.experiment.metrics.METRICS`.
+    `summary` are rows of one suite and structure from `study.statistics.summary_table`; `paper` has
+    columns arm, task, metric and value, drawn as diamonds.
     """
-    paper = pd.DataFrame(columns=["arm", "task", "metric"]) if paper is None else paper
+    paper = DataFrame(columns=["arm", "task", "metric"]) if paper is None else paper
     present = set(summary["task"]) | set(paper["task"])
     tasks = [*(task for task in TASKS if task in present), *sorted(present - set(TASKS))]
     arms = list(dict.fromkeys(summary["arm"]))
@@ -228,18 +221,14 @@ def metric_by_task(
 
 
 @drawn
-def waterfall(steps: pd.DataFrame, metric: str, size: str, synthetic: bool) -> Figure:
+def waterfall(steps: DataFrame, metric: str, size: str, synthetic: bool) -> Figure:
     """A reported number, step by step: each bar leads from what was reported before to what is
     after, with the 95 % interval of the difference.
 
-    Args:
-        steps: one row per step: step (its name), estimate, ci_low, ci_high, and kind: "level" is
-            where it starts, "training" and "measurement" go on from the step before, "together"
-            starts again from the level, "instead" from together; "spread" is a measurement whose
-            interval is that of single cases.
-        metric: what is reported.
-        size: the numbers of subjects and seeds, for the title.
-        synthetic: whether the data is a phantom.
+    `steps` has one row per step: step (its name), estimate, ci_low, ci_high, and kind: "level" is
+    where it starts, "training" and "measurement" go on from the step before, "together" starts
+    again from the level, "instead" from together; "spread" is a measurement whose interval is that
+    of single cases. `size` is the number of subjects and seeds in words, for the title.
     """
     figure, axes = plt.subplots(figsize=(8.5, 0.34 * len(steps) + 1.5))
     before, starts, names = None, {}, []

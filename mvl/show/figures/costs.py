@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from pandas import DataFrame
 from scipy.optimize import isotonic_regression
 
 from mvl.show.figures import marks
@@ -19,7 +19,7 @@ from mvl.show.figures.style import BLUE, SKY, colour_of, drawn
 
 
 @drawn
-def parameters(counts: pd.DataFrame) -> Figure:
+def parameters(counts: DataFrame) -> Figure:
     """Trained against frozen weights, by part of the model.
 
     `counts` has a part as index and columns trained and frozen.
@@ -41,7 +41,7 @@ def parameters(counts: pd.DataFrame) -> Figure:
 
 
 @drawn
-def size_against_dice(cases: pd.DataFrame, runs: pd.DataFrame) -> Figure:
+def size_against_dice(cases: DataFrame, runs: DataFrame) -> Figure:
     """Each arm's mean Dice with its 95 % interval against its number of weights.
 
     A dot is at all weights, a ring at the trained ones, where some are frozen. Intervals are those
@@ -66,7 +66,7 @@ def size_against_dice(cases: pd.DataFrame, runs: pd.DataFrame) -> Figure:
 
 
 @drawn
-def rank_tradeoff(cases: pd.DataFrame, runs: pd.DataFrame) -> Figure:
+def rank_tradeoff(cases: DataFrame, runs: DataFrame) -> Figure:
     """Mean Dice with its 95 % interval against the number of trained weights.
 
     The arms are those with and without low-rank adapters.
@@ -80,7 +80,7 @@ def rank_tradeoff(cases: pd.DataFrame, runs: pd.DataFrame) -> Figure:
     return figure
 
 
-def _against_weights(axes: Axes, cases: pd.DataFrame, runs: pd.DataFrame, column: str) -> None:
+def _against_weights(axes: Axes, cases: DataFrame, runs: DataFrame, column: str) -> None:
     """Draw arms at their weights and Dice, with their names in the right margin."""
     points = []
     for arm in dict.fromkeys(cases["arm"]):

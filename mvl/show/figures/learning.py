@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
+from pandas import DataFrame
 
 from mvl.show.figures import marks, style
 from mvl.show.figures.style import BLUE, GREEN, ORANGE, colour_of, drawn
@@ -22,13 +22,11 @@ _SIDES = {"train": BLUE, "validation": GREEN, "test": ORANGE}
 
 
 @drawn
-def data_overview(table: pd.DataFrame, images: Sequence[np.ndarray], task: Task) -> Figure:
+def data_overview(table: DataFrame, images: Sequence[np.ndarray], task: Task) -> Figure:
     """What is in a task: its split, its intensities before and after normalisation, its volumes.
 
-    Args:
-        table: one row per case, as `mvl.data.describe.describe_cases` gives it.
-        images: voxels after normalisation, one array per volume.
-        task: decides on the scale and unit of intensities.
+    `table` is that of `mvl.data.describe.describe_cases`; `images` are the voxels of volumes after
+    normalisation.
     """
     figure, ((split, before), (after, volumes)) = plt.subplots(2, 2, figsize=(9, 6.2))
     colours = {side: c for side, c in _SIDES.items() if (table["side"] == side).any()}
@@ -76,7 +74,7 @@ def data_overview(table: pd.DataFrame, images: Sequence[np.ndarray], task: Task)
 
 
 def _histogram(
-    axes: Axes, table: pd.DataFrame, column: str, bins: np.ndarray, colours: dict[str, str]
+    axes: Axes, table: DataFrame, column: str, bins: np.ndarray, colours: dict[str, str]
 ) -> None:
     values = [table.loc[table["side"] == side, column] for side in colours]
     axes.hist(values, bins, stacked=True, color=[*colours.values()], label=[*colours])
@@ -85,16 +83,14 @@ def _histogram(
 
 
 @drawn
-def curves(runs: dict[str, pd.DataFrame], synthetic: bool) -> Figure:
+def curves(runs: dict[str, DataFrame], synthetic: bool) -> Figure:
     """Training loss and validation Dice by epoch, a line per run; a dot marks the best epoch.
 
-    Args:
-        runs: {arm: table of `curves.csv`}, columns epoch, train_loss, validation_dice.
-        synthetic: whether the data is a phantom.
+    `runs` is {arm: table with columns epoch, train_loss, validation_dice}, as in `curves.csv`.
     """
     figure, (loss, dice) = plt.subplots(1, 2, figsize=(9, 3.4))
     for arm, rows in runs.items():
-        table, colour = pd.DataFrame(rows), colour_of(arm)
+        table, colour = DataFrame(rows), colour_of(arm)
         loss.plot(table["epoch"] + 1, table["train_loss"], color=colour, label=arm)
         dice.plot(table["epoch"] + 1, table["validation_dice"], color=colour, label=arm)
         best = table.loc[table["validation_dice"].idxmax()]
@@ -110,16 +106,13 @@ def curves(runs: dict[str, pd.DataFrame], synthetic: bool) -> Figure:
 
 
 @drawn
-def curve_bands(curves: pd.DataFrame, synthetic: bool) -> Figure:
+def curve_bands(curves: DataFrame, synthetic: bool) -> Figure:
     """Validation Dice by epoch, a panel for each share of the training subjects.
 
     A line is the mean over an arm's seeds, its band reaches from the lowest seed to the highest;
     both end with the last epoch that all its seeds have. Shares are trained for as many optimiser
-    steps, so that panels are equally long.
-
-    Args:
-        curves: rows of one suite and task: arm, seed, fraction, epoch, validation_dice.
-        synthetic: whether the data is a phantom.
+    steps, so that panels are equally long. `curves` are rows of one suite and task: arm, seed,
+    fraction, epoch, validation_dice.
     """
     shares = sorted(curves["fraction"].unique())
     figure, axes = plt.subplots(

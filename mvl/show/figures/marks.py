@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from pandas import DataFrame, Series
 
 from mvl.show.figures.style import GREY
 from mvl.study.statistics import contrast
@@ -16,7 +17,7 @@ from mvl.study.statistics import contrast
 Interval = tuple[float, float, float]  # low, middle, high
 
 
-def mean_and_interval(rows: pd.DataFrame, column: str) -> Interval:
+def mean_and_interval(rows: DataFrame, column: str) -> Interval:
     """One arm's mean of a column with its 95 % interval, subjects and seeds resampled."""
     # `contrast` knows the metrics of `METRICS` alone: the column is lent the name of one that,
     # like it, has no unit. Nothing but the interval of the difference is taken from the result.
@@ -43,7 +44,7 @@ def dot_and_interval(
 
 
 def subjects_and_mean(
-    axes: Axes, place: float, values: pd.Series, interval: Interval, colour: str, width: float = 1
+    axes: Axes, place: float, values: Series, interval: Interval, colour: str, width: float = 1
 ) -> None:
     """One dot per subject, to the right of them their mean with its interval."""
     # In order of size from left to right, so that no dot hides another.
@@ -81,7 +82,7 @@ def seeds_text(counts: Iterable[int]) -> str:
     return f"{fewest} to " * (fewest < most) + number_of(most, "seed")
 
 
-def size_text(cases: pd.DataFrame) -> str:
+def size_text(cases: DataFrame) -> str:
     """How many test subjects and seeds rows of several arms are from."""
     seeds = cases.groupby("arm")["seed"].nunique()
     return f"{number_of(cases['subject'].nunique(), 'test subject')}, {seeds_text(seeds)}"

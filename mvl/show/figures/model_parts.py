@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch
+from pandas import DataFrame
 
 from mvl.errors import RunError
 from mvl.show.figures import marks
@@ -21,13 +21,12 @@ _BOX, _BETWEEN, _BOW = (0.95, 0.8), 0.76, 0.34
 
 
 @drawn
-def dataflow(parts: pd.DataFrame, skips: Sequence[tuple[str, str]] = ()) -> Figure:
+def dataflow(parts: DataFrame, skips: Sequence[tuple[str, str]] = ()) -> Figure:
     """A model's parts in the order of the data, with their weights and what goes between them.
 
-    Args:
-        parts: table with a part as index and columns trained and frozen (numbers of weights) and
-            output (what it hands on, such as "175 × 64"). The first is the volume, without weights.
-        skips: pairs of parts (a, b): a's output is added to b's input.
+    `parts` has a part as index and columns trained and frozen (numbers of weights) and output (what
+    it hands on, such as "175 × 64"); the first is the volume. Of a pair of `skips` (a, b), a's
+    output is added to b's input.
     """
     names = list(parts.index)
     (width, height), step = _BOX, _BOX[0] + _BETWEEN
@@ -95,19 +94,15 @@ def attention_mix(mixes: np.ndarray) -> Figure:
 
 
 @drawn
-def mechanism(table: pd.DataFrame) -> Figure:
+def mechanism(table: DataFrame) -> Figure:
     """How well the language part's norms tell foreground patches from the others, arm by arm.
 
     A dot is a subject, averaged over its cases and the seeds; to its right is the mean with its
     95 % interval, by the bootstrap of `study.statistics.contrast` against a constant. A case
     without an AUROC is left out of every arm, and the figure says how many there are.
 
-    Args:
-        table: rows of one suite, task and structure as `study.mechanism.beside_metrics` gives them,
-            of any number of arms and seeds.
-
-    Raises:
-        RunError: as `mvl.study.statistics.contrast`; or no case has an AUROC.
+    `table` are rows of one suite, task and structure as `study.mechanism.beside_metrics` gives
+    them. Raises RunError as `contrast` does, and where no case has an AUROC.
     """
     panels = {"auroc_update": "What the block writes", "auroc_change": "Change of the stream"}
     undefined = table.loc[table[list(panels)].isna().any(axis=1), "case"].unique()
@@ -131,17 +126,11 @@ def mechanism(table: pd.DataFrame) -> Figure:
 
 
 @drawn
-def stage_auroc(table: pd.DataFrame) -> Figure:
+def stage_auroc(table: DataFrame) -> Figure:
     """How well the norm of the tokens tells foreground patches from the others, stage by stage.
 
-    Dots, means and intervals as in `mechanism`; each arm has one place at each stage.
-
-    Args:
-        table: rows of one suite, task and structure from `study.mechanism.by_stage`, of any number
-            of arms and seeds.
-
-    Raises:
-        RunError: as `mvl.study.statistics.contrast`; or no case has an AUROC.
+    Dots, means, intervals and errors as in `mechanism`; each arm has one place at each stage.
+    `table` are rows of one suite, task and structure from `study.mechanism.by_stage`.
     """
     _require_aurocs(table)
     stages, arms = (list(dict.fromkeys(table[name])) for name in ("stage", "arm"))
@@ -161,7 +150,7 @@ def stage_auroc(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def _require_aurocs(table: pd.DataFrame) -> None:
+def _require_aurocs(table: DataFrame) -> None:
     if table.empty:
         raise RunError("no case has foreground and background patches, so that there is no AUROC")
 
@@ -174,7 +163,7 @@ def _auroc_axes(axes: Axes, names: Sequence[str]) -> None:
     axes.grid(axis="x", visible=False)
 
 
-def _aurocs(axes: Axes, place: float, rows: pd.DataFrame, measure: str, width: float = 1) -> None:
+def _aurocs(axes: Axes, place: float, rows: DataFrame, measure: str, width: float = 1) -> None:
     """One arm's subjects, averaged over cases and seeds, and their mean."""
     by_seed = rows.groupby(["subject", "seed"])[measure].mean()
     interval = marks.mean_and_interval(rows, measure)

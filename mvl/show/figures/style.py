@@ -15,8 +15,8 @@ from typing import ParamSpec
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
-import pandas as pd
 from matplotlib.figure import Figure
+from pandas import DataFrame
 
 from mvl.files import written
 
@@ -81,7 +81,7 @@ def drawn(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     def styled_draw(*arguments: P.args, **options: P.kwargs) -> Figure:
         with styled():
             figure = draw(*arguments, **options)
-            tables = [v for v in (*arguments, *options.values()) if isinstance(v, pd.DataFrame)]
+            tables = [v for v in (*arguments, *options.values()) if isinstance(v, DataFrame)]
             note_synthetic(figure, any(t["synthetic"].any() for t in tables if "synthetic" in t))
         plt.close(figure)
         return figure

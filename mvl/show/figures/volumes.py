@@ -120,18 +120,10 @@ class Oriented:
         return (side, side), np.clip((low + high) / 2 * spacing, half, size - half)
 
     def draw(
-        self,
-        axes: Axes,
-        plane: Plane,
-        index: int,
-        frame: Sequence[float],
-        centre: Sequence[float] | None = None,
-        letters: bool = True,
+        self, axes: Axes, plane: Plane, index: int, frame, centre=None, letters: bool = True
     ) -> None:
-        """Draw one slice.
-
-        `frame` is the (width, height) that is shown and `centre` its middle (by default that of
-        the slice), in mm; `letters` say which side is which.
+        """Draw one slice: `frame` is the (width, height) that is shown and `centre` its middle (by
+        default that of the slice), in mm; `letters` say which side is which.
         """
         width, height = self.size[plane.right], self.size[plane.up]
         x, y = (width / 2, height / 2) if centre is None else centre
@@ -218,10 +210,9 @@ def task_grid(columns: Sequence[tuple[Task, Sequence[View | None]]]) -> Figure:
     A column is one case. Its axial slice is where the truth is largest, cut to a square around
     the structure; the bar gives its scale. One task or two are in rows instead.
 
-    Args:
-        columns: as many views for each task, of one case on one grid. Rows are named by the titles
-            in the first column, captions are in the corner. A view without a mask is the bare
-            image; None leaves its place empty, as for a model that was not trained on that task.
+    `columns` has as many views for each task, of one case on one grid. Rows are named by the titles
+    in the first column. A view without a mask is the bare image; None leaves its place empty, as
+    for a model that was not trained on that task.
     """
     plane, upright = _PLANE["axial"], len(columns) > 2
     names = [view.title if view else "" for view in columns[0][1]]
@@ -265,13 +256,9 @@ def activation_maps(rows: dict[str, dict[str, View]], task: Task, plane: str = "
 
     All are one slice of one case, where the truth is largest. Each map has colours of its own,
     from the 1st to the 99th percentile of its volume: norms of different stages and models have
-    no common scale, and what counts is where they are large.
-
-    Args:
-        rows: {model: {column: view}}, of one case on one grid. A model without a column, as one
-            without a language part, leaves its place empty.
-        task: says where the voxels are from.
-        plane: "sagittal", "coronal" or "axial".
+    no common scale, and what counts is where they are large. `rows` is {model: {column: view}}, of
+    one case on one grid; a model without a column, as one without a language part, leaves its place
+    empty.
     """
     chosen, columns = _PLANE[plane], list(max(rows.values(), key=len))
     first = Oriented(next(iter(rows.values()))[columns[0]])
