@@ -48,9 +48,7 @@ def lab(tmp_path_factory, phantom):
             if time.monotonic() > give_up or server.poll() is not None:
                 pytest.fail(f"JupyterLab did not start: {(folder / 'log').read_text()[-2000:]}")
             time.sleep(0.2)
-        about = json.loads(
-            files[0].with_name(files[0].name.replace("-open.html", ".json")).read_text()
-        )
+        about = json.loads(next(runtime.glob("jpserver-*.json")).read_text())
         yield f"{about['url']}lab/tree/explore.ipynb?token={about['token']}"
     finally:
         server.terminate()  # takes its kernels with it
