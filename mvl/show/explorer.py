@@ -276,7 +276,8 @@ class Explorer:
                 layout={"width": f"{right - left:.2%}", "min_width": "200px", "margin": "0"},
             )
         for name in self._state.keys() & _TOGGLED.keys():
-            switch = ipywidgets.Checkbox(self._state[name], indent=False, layout={"width": "auto"})
+            layout = {"width": "auto", "margin": "2px 14px 2px 0"}
+            switch = ipywidgets.Checkbox(self._state[name], indent=False, layout=layout)
             self._controls[name] = switch
         low, high = self._windows["auto"]
         ends = [*self._windows.values(), (self._volume.image.min(), self._volume.image.max())]
