@@ -117,8 +117,8 @@ def _mask(values, name, image, shape, forms):
     mask_forms = forms
     if isinstance(values, str | os.PathLike):
         path = Path(values).expanduser()
-        name, (values, header) = f"{name} {path}", read_label(path)
-        mask_forms = header.forms
+        values, header = read_label(path)
+        name, mask_forms = f"{name} {path}", header.forms
     values = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
     if shape not in (values.shape, values.shape[1:]):
         remedy = "give the mask on the grid of the image's file"
