@@ -2,15 +2,19 @@
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from monai.data import MetaTensor
 from monai.inferers import sliding_window_inference
 
 from mvl.data.domain import TrainingDomain
+from mvl.data.nifti import read_header
 from mvl.data.preparation import Preparation
+from mvl.data.task_folder import Case
 from mvl.data.tasks import Task
+from mvl.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,26 @@ class Predictor:
     def structures(self) -> dict[str, list[int]]:
         """Name -> label values of the structures that it predicts, in the order of the masks."""
         return structures_of(self.task, self.preparation.config.target)
+
+    def require_channels(self, path: Path, channels: int) -> None:
+        """Raise a DataError where an image has other channels than the training images."""
+        wanted = self.task.channels
+        if channels != len(wanted) and self.preparation.config.channels == "all":
+            raise DataError(
+                f"{path} has {channels} channels, but the model was trained on {len(wanted)} "
+                f"({', '.join(wanted)})"
+            )
+
+    def segment(self, case: Case) -> torch.Tensor:
+        """Masks of a case, which may have no label, on the grid of its file: as `segment`.
+
+        Raises:
+            DataError: the image cannot be read, or has other channels than the model.
+        """
+        shape = read_header(case.image).shape
+        self.require_channels(case.image, 1 if len(shape) == 3 else shape[3])
+        (volume,) = self.preparation.load([replace(case, label=None)], progress=False)
+        return segment(self.model, volume, self.preparation)
 
 
 @contextlib.contextmanager

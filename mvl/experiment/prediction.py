@@ -35,13 +35,8 @@ def predict_file(
     """
     require_output(output, image)
     preparation, task, domain = predictor.preparation, predictor.task, predictor.domain
-    header, voxels = read_header(image), read_volume(image)[0]
-    channels = 1 if voxels.ndim == 3 else voxels.shape[3]
-    if channels != len(task.channels) and preparation.config.channels == "all":
-        raise DataError(
-            f"{image} has {channels} channels, but the model was trained on {len(task.channels)} "
-            f"({', '.join(task.channels)})"
-        )
+    voxels, header = read_volume(image)
+    predictor.require_channels(image, 1 if voxels.ndim == 3 else voxels.shape[3])
     if not np.isfinite(voxels).all():
         raise DataError(f"{image} has voxels that are NaN or infinite; replace them first")
     findings = judge(domain, voxels, header.affine, task, preparation.config)

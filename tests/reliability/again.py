@@ -105,7 +105,7 @@ def draw(folder):
     """Draw every figure."""
     every = drawings()
     wrapped = drawn(lambda: None).__code__
-    names = {n for n in figures.__all__ if getattr(getattr(figures, n), "__code__", 0) is wrapped}
+    names = {n for n, f in vars(figures).items() if getattr(f, "__code__", 0) is wrapped}
     assert set(every) == names
     folder.mkdir(parents=True)
     for name, make in every.items():

@@ -2,35 +2,21 @@
 
 No model and no file is opened here.
 """
+# ruff: noqa: F401
 
-from mvl.show.figures.of_models import attention_mix, dataflow, parameters
-from mvl.show.figures.of_tables import (
+from mvl.show.figures.comparisons import (
     arm_means,
     best_median_worst,
-    curve_bands,
-    curves,
-    data_overview,
-    mechanism,
     metric_by_task,
     metric_differences,
     paired_differences,
     part_effects,
-    rank_tradeoff,
-    size_against_dice,
-    stage_auroc,
     subject_differences,
     waterfall,
 )
-from mvl.show.figures.of_volumes import (
-    PREDICTION_COLOUR,
-    TRUTH_COLOUR,
-    View,
-    activation_maps,
-    case_gallery,
-    slices,
-    strip,
-    task_grid,
-)
+from mvl.show.figures.costs import parameters, rank_tradeoff, size_against_dice
+from mvl.show.figures.learning import curve_bands, curves, data_overview
+from mvl.show.figures.model_parts import attention_mix, dataflow, mechanism, stage_auroc
 from mvl.show.figures.style import (
     ARM_COLOURS,
     ATTRIBUTION,
@@ -41,40 +27,13 @@ from mvl.show.figures.style import (
     encoded,
     save,
 )
-
-__all__ = [
-    "ARM_COLOURS",
-    "ATTRIBUTION",
-    "GREY",
-    "PREDICTION_COLOUR",
-    "SYNTHETIC",
-    "TRUTH_COLOUR",
-    "View",
-    "YELLOW",
-    "activation_maps",
-    "arm_means",
-    "attention_mix",
-    "best_median_worst",
-    "case_gallery",
-    "colour_of",
-    "curve_bands",
-    "curves",
-    "data_overview",
-    "dataflow",
-    "encoded",
-    "mechanism",
-    "metric_by_task",
-    "metric_differences",
-    "paired_differences",
-    "parameters",
-    "part_effects",
-    "rank_tradeoff",
-    "save",
-    "size_against_dice",
-    "slices",
-    "stage_auroc",
-    "strip",
-    "subject_differences",
-    "task_grid",
-    "waterfall",
-]
+from mvl.show.figures.volumes import (
+    PREDICTION_COLOUR,
+    TRUTH_COLOUR,
+    View,
+    activation_maps,
+    case_gallery,
+    slices,
+    strip,
+    task_grid,
+)

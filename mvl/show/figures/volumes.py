@@ -1,0 +1,357 @@
+"""Figures of volumes: slices with contours, maps on them, cases and tasks side by side.
+
+Every slice is cut from the volume turned to RAS+ and drawn in millimetres. Synthetic data is named
+in the figure itself, and voxels of the decathlon carry its attribution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
+from nibabel.orientations import apply_orientation, io_orientation
+
+from mvl.data.tasks import TASKS
+from mvl.show.figures import style
+from mvl.show.figures.style import ATTRIBUTION, BLACK, GREY, ORANGE, SKY, VERMILLION, drawn
+
+if TYPE_CHECKING:
+    from mvl.data.tasks import Task
+
+TRUTH_COLOUR, PREDICTION_COLOUR = SKY, ORANGE
+#: What a mask is -> colour and width of its contour.
+_CONTOURS = {"truth": (TRUTH_COLOUR, 2.2), "prediction": (PREDICTION_COLOUR, 1.4)}
+#: Colours of a map on an image: they grow brighter evenly, and the truth's sky blue is not one
+#: of them. Percentiles of the whole map are the ends of its colours.
+_HEAT, _HEAT_ALPHA, _HEAT_RANGE = "inferno", 0.8, (1, 99)
+#: Keeps what is written on a volume legible on bright voxels.
+_OUTLINE = [withStroke(linewidth=2, foreground="black")]
+
+
+class Plane(NamedTuple):
+    """The axis that a plane cuts, those that run right and up, and the letters at their ends."""
+
+    name: str
+    across: int
+    right: int
+    up: int
+    right_letters: str
+    up_letters: str
+
+
+#: In RAS+.
+PLANES = (
+    Plane("sagittal", 0, 1, 2, "PA", "IS"),
+    Plane("coronal", 1, 0, 2, "LR", "IS"),
+    Plane("axial", 2, 0, 1, "LR", "PA"),
+)
+_PLANE = {plane.name: plane for plane in PLANES}
+
+
+@dataclass(frozen=True)
+class View:
+    """One volume as a figure shows it."""
+
+    image: np.ndarray  # (H, W, D), or (H, W, D, C) of which the first channel is shown
+    affine: np.ndarray  # (4, 4), voxel index -> millimetres
+    truth: np.ndarray | None = None  # mask (H, W, D)
+    prediction: np.ndarray | None = None
+    title: str = ""
+    caption: str = ""  # in the corner, such as "Dice 0.86"
+    heat: np.ndarray | None = None  # (H, W, D), drawn in colour on the image
+
+
+class Oriented:
+    """A view turned to RAS+, from which every plane is cut.
+
+    Attributes:
+        image, heat: the voxels, and the map on them or None.
+        masks: {"truth" or "prediction": boolean array} of those that there are.
+        spacing, size: of a voxel and of the volume along each axis, in millimetres.
+        range: the intensities that are drawn black and white.
+    """
+
+    def __init__(self, view: View):
+        self.view = view
+        affine = np.asarray(view.affine, float)
+        turn = io_orientation(affine)
+        image = np.asarray(view.image, np.float32)
+        self.image = apply_orientation(image if image.ndim == 3 else image[..., 0], turn)
+        self.masks = {
+            name: apply_orientation(np.asarray(mask) > 0, turn)
+            for name in _CONTOURS
+            if (mask := getattr(view, name)) is not None
+        }
+        self.heat = None if view.heat is None else apply_orientation(view.heat, turn)
+        self.spacing = np.empty(3)
+        self.spacing[turn[:, 0].astype(int)] = np.linalg.norm(affine[:3, :3], axis=0)
+        self.size = self.spacing * self.image.shape
+        self.range = np.percentile(self.image, (0.5, 99.5))
+
+    def index(self, axis: int) -> int:
+        """The slice across an axis with most of the truth, or of the prediction without one."""
+        mask = next(iter(self.masks.values()), None)
+        if mask is None or not mask.any():
+            return self.image.shape[axis] // 2
+        return int(mask.sum(axis=tuple({0, 1, 2} - {axis})).argmax())
+
+    def around(self, plane: Plane, index: int) -> tuple[tuple[float, float], np.ndarray]:
+        """A square about the first mask of a slice, to see it in its surroundings.
+
+        ((side, side), centre) in mm: two and a half times as wide as the structure, and no wider
+        than the slice, which it leaves only where it is wider than that is high.
+        """
+        in_plane = [plane.right, plane.up]
+        size, spacing = self.size[in_plane], self.spacing[in_plane]
+        mask = next(iter(self.masks.values()), None)
+        inside = [] if mask is None else np.argwhere(mask.take(index, plane.across))
+        if not len(inside):
+            return (size.max(),) * 2, size / 2
+        low, high = inside.min(0), inside.max(0) + 1
+        side = min(2.5 * ((high - low) * spacing).max(), size.max())
+        half = np.minimum(side / 2, size / 2)
+        return (side, side), np.clip((low + high) / 2 * spacing, half, size - half)
+
+    def draw(
+        self, axes: Axes, plane: Plane, index: int, frame, centre=None, letters: bool = True
+    ) -> None:
+        """Draw one slice: `frame` is the (width, height) that is shown and `centre` its middle (by
+        default that of the slice), in mm; `letters` say which side is which.
+        """
+        width, height = self.size[plane.right], self.size[plane.up]
+        x, y = (width / 2, height / 2) if centre is None else centre
+        extent = {"origin": "lower", "extent": (0, width, 0, height), "interpolation": "nearest"}
+        cut, (low, high) = self.image.take(index, plane.across).T, self.range
+        axes.imshow(cut, cmap="gray", vmin=low, vmax=high, **extent)
+        if self.heat is not None:
+            low, high = np.percentile(self.heat, _HEAT_RANGE)
+            cut = self.heat.take(index, plane.across).T
+            axes.imshow(cut, cmap=_HEAT, vmin=low, vmax=high, alpha=_HEAT_ALPHA, **extent)
+        for name, mask in self.masks.items():
+            # A border of background closes contours that touch the volume's edge.
+            cut = np.pad(mask.take(index, plane.across), 1).T
+            if cut.any():
+                across, up = (
+                    (np.arange(n) - 0.5) * self.spacing[axis]
+                    for n, axis in zip(cut.T.shape, (plane.right, plane.up), strict=True)
+                )
+                colour, linewidth = _CONTOURS[name]
+                look = {"levels": [0.5], "colors": [colour], "linewidths": [linewidth]}
+                axes.contour(across, up, cut.astype(float), **look).set_label(name)
+        axes.set(facecolor="black", aspect="equal")
+        axes.set_xlim(x - frame[0] / 2, x + frame[0] / 2)
+        axes.set_ylim(y - frame[1] / 2, y + frame[1] / 2)
+        _bare(axes)
+        if letters:
+            (left, right), (below, above) = plane.right_letters, plane.up_letters
+            _write(axes, 0.02, 0.5, left, ha="left", va="center")
+            _write(axes, 0.98, 0.5, right, ha="right", va="center")
+            _write(axes, 0.5, 0.02, below, ha="center", va="bottom")
+            _write(axes, 0.5, 0.98, above, ha="center", va="top")
+
+
+@drawn
+def slices(view: View, task: Task) -> Figure:
+    """Sagittal, coronal and axial slice of one volume with contours of truth and prediction.
+
+    Each slice is where the truth is largest (the middle without one); all are drawn to one scale.
+    """
+    return case_gallery([view], task)
+
+
+@drawn
+def case_gallery(views: Sequence[View], task: Task) -> Figure:
+    """Several volumes, one row each, as `slices` shows one; all to one scale."""
+    volumes = [Oriented(view) for view in views]
+    # One frame for a column and one height for all, so that millimetres are comparable.
+    widths = [max(v.size[plane.right] for v in volumes) for plane in PLANES]
+    height = max(v.size[axis] for v in volumes for axis in (1, 2))
+    inches = 2.3
+    figsize = (inches * sum(widths) / height + 0.4, (inches + 0.3) * len(views) + 0.8)
+    figure, axes = plt.subplots(len(views), 3, squeeze=False, width_ratios=widths, figsize=figsize)
+    for row, volume in zip(axes, volumes, strict=True):
+        for axis, plane, width in zip(row, PLANES, widths, strict=True):
+            volume.draw(axis, plane, volume.index(plane.across), (width, height))
+        row[0].set_title(volume.view.title)
+        in_corner(row[0], volume.view.caption)
+    for axis, plane in zip(axes[-1], PLANES, strict=True):
+        axis.set_xlabel(plane.name)
+    _finish(figure, axes[0, 0], views, task)
+    return figure
+
+
+@drawn
+def strip(views: Sequence[View], task: Task, plane: str = "sagittal") -> Figure:
+    """One slice of several volumes on one grid, side by side, where the first truth is largest."""
+    chosen, volumes = _PLANE[plane], [Oriented(view) for view in views]
+    frame = width, height = volumes[0].size[[chosen.right, chosen.up]]
+    inches = 1.9
+    figsize = (inches * len(views), inches * height / width + 0.75)
+    figure, axes = plt.subplots(1, len(views), squeeze=False, figsize=figsize)
+    index = volumes[0].index(chosen.across)
+    for axis, volume in zip(axes[0], volumes, strict=True):
+        volume.draw(axis, chosen, index, frame)
+        axis.set_title(volume.view.title)
+    _finish(figure, axes[0, 0], views, task)
+    return figure
+
+
+@drawn
+def task_grid(columns: Sequence[tuple[Task, Sequence[View | None]]]) -> Figure:
+    """One slice of a case of every task: one column per task, and rows for image, truth, models.
+
+    A column is one case. Its axial slice is where the truth is largest, cut to a square around
+    the structure; the bar gives its scale. One task or two are in rows instead.
+
+    `columns` has as many views for each task, of one case on one grid. Rows are named by the titles
+    in the first column. A view without a mask is the bare image; None leaves its place empty, as
+    for a model that was not trained on that task.
+    """
+    plane, upright = _PLANE["axial"], len(columns) > 2
+    names = [view.title if view else "" for view in columns[0][1]]
+    across, down = (columns, names) if upright else (names, columns)
+    inches = min(2.1, max(1.25, 12 / len(across)))
+    # The note on the voxels is wider than one column.
+    figsize = (max(3.4, inches * len(across) + 0.5), inches * len(down) + 0.9)
+    figure, axes = plt.subplots(
+        len(down), len(across), squeeze=False, figsize=figsize, layout="compressed"
+    )
+    cells = axes.T if upright else axes
+    synthetic = [task.synthetic for task, _ in columns]
+    for cell, (task, views) in zip(cells, columns, strict=True):
+        volumes = [view and Oriented(view) for view in views]
+        # The bare image in the first place does not know where the structure is.
+        masked = next((v for v in volumes if v and v.masks), next(v for v in volumes if v))
+        index = masked.index(plane.across)
+        frame, centre = masked.around(plane, index)
+        for axis, volume in zip(cell, volumes, strict=True):
+            if volume is None:
+                _empty(axis, "not run")
+                continue
+            volume.draw(axis, plane, index, frame, centre, letters=axis is cell[0])
+            in_corner(axis, volume.view.caption, 8)
+        scale_bar(cell[:2][-1])  # the first one has the letters of the sides
+        marked = task.synthetic and not all(synthetic)
+        name = task.name.replace("_", "\n", 1) + "\nsynthetic" * marked
+        _head(cell[0], name, upright, VERMILLION if marked else BLACK)
+    for axis, name in zip(cells[0], names, strict=True):
+        _head(axis, name, not upright)
+    voxel_legend(figure, [view for _, views in columns for view in views if view])
+    real = next((t for t, _ in columns if t.name in TASKS and not t.synthetic), None)
+    if all(synthetic) or real:
+        voxel_note(figure, real or columns[0][0])
+    return figure
+
+
+@drawn
+def activation_maps(rows: dict[str, dict[str, View]], task: Task, plane: str = "axial") -> Figure:
+    """Where a model's tokens have large norms: one row per model, one column per stage.
+
+    All are one slice of one case, where the truth is largest. Each map has colours of its own,
+    from the 1st to the 99th percentile of its volume: norms of different stages and models have
+    no common scale, and what counts is where they are large. `rows` is {model: {column: view}}, of
+    one case on one grid; a model without a column, as one without a language part, leaves its place
+    empty.
+    """
+    chosen, columns = _PLANE[plane], list(max(rows.values(), key=len))
+    first = Oriented(next(iter(rows.values()))[columns[0]])
+    frame = width, height = first.size[[chosen.right, chosen.up]]
+    inches = 1.8
+    figsize = (inches * len(columns) + 0.5, (inches * height / width + 0.1) * len(rows) + 1.5)
+    figure, axes = plt.subplots(  # compressed: no gaps between slices of one shape
+        len(rows), len(columns), squeeze=False, figsize=figsize, layout="compressed"
+    )
+    for cells, (name, row) in zip(axes, rows.items(), strict=True):
+        for axis, column in zip(cells, columns, strict=True):
+            if column in row:
+                index, letters = first.index(chosen.across), axis is axes[0, 0]
+                Oriented(row[column]).draw(axis, chosen, index, frame, letters=letters)
+                in_corner(axis, row[column].caption, 8)
+            else:
+                _empty(axis, "no block", height / width)
+        cells[0].set_ylabel(name)
+    for axis, column in zip(axes[0], columns, strict=True):
+        axis.set_title(column)
+    _finish(figure, axes[0, 0], [view for row in rows.values() for view in row.values()], task)
+    colours = plt.cm.ScalarMappable(plt.Normalize(0, 1), _HEAT)
+    bar = figure.colorbar(colours, ax=axes, location="bottom", shrink=0.35, aspect=30, ticks=[0, 1])
+    bar.ax.set_xticklabels(["low", "high"])
+    bar.set_label("norm of a token, scaled map by map", labelpad=-8, fontsize=9)
+    return figure
+
+
+def _finish(figure, first, views, task):
+    scale_bar(first)
+    voxel_legend(figure, views)
+    voxel_note(figure, task)
+
+
+def _head(axes, name, above, colour=BLACK):
+    """Name a column or a row of a grid, at its first slice."""
+    (axes.set_title if above else axes.set_ylabel)(name, fontsize=9, color=colour)
+
+
+def _bare(axes):
+    axes.set(xticks=[], yticks=[])
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+
+
+def _empty(axes, text, aspect=1):
+    """A place in a grid for which there is no volume."""
+    _bare(axes)
+    axes.set_facecolor("#F2F2F2")
+    axes.set_box_aspect(aspect)
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, color=GREY, ha="center", va="center")
+
+
+def _write(axes, x, y, text, **look):
+    look = {"color": "white", "fontsize": 8, "path_effects": _OUTLINE} | look
+    axes.text(x, y, text, transform=axes.transAxes, **look)
+
+
+def in_corner(axes: Axes, text: str, size: float = 10) -> None:
+    """Write on a slice, in its upper left corner."""
+    if text:
+        box = {"facecolor": "black", "alpha": 0.6, "edgecolor": "none", "pad": 2}
+        look = {"fontsize": size, "fontweight": "bold", "path_effects": None, "bbox": box}
+        _write(axes, 0.03, 0.97, text, va="top", **look)
+
+
+def scale_bar(axes: Axes) -> None:
+    """A bar of a round length, at most two fifths of the millimetres that axes show."""
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    width = right - left
+    length = max(n for n in (1, 2, 5, 10, 20, 50, 100, 200) if n <= max(1, 0.4 * width))
+    x, y = right - 0.06 * width, bottom + 0.05 * (top - bottom)
+    outline = [withStroke(linewidth=4.5, foreground="black")]
+    look = {"color": "white", "linewidth": 2.5, "solid_capstyle": "butt", "path_effects": outline}
+    axes.plot([x - length, x], [y, y], **look)
+    look = {"color": "white", "fontsize": 8, "ha": "center", "path_effects": _OUTLINE}
+    offset = {"xytext": (0, 3), "textcoords": "offset points"}
+    axes.annotate(f"{length} mm", (x - length / 2, y), **offset, **look)
+
+
+def voxel_legend(figure: Figure, views: Sequence[View]) -> None:
+    """Which contour is which, above a figure."""
+    handles = [
+        Line2D([], [], color=colour, linewidth=linewidth, label=name)
+        for name, (colour, linewidth) in _CONTOURS.items()
+        if any(getattr(view, name) is not None for view in views)
+    ]
+    if handles:
+        figure.legend(handles=handles, loc="outside upper right", ncols=2)
+
+
+def voxel_note(figure: Figure, task: Task) -> None:
+    """Say where voxels come from, if they are synthetic or the decathlon's."""
+    style.note_synthetic(figure, task.synthetic)
+    if task.name in TASKS and not task.synthetic:
+        figure.supxlabel(ATTRIBUTION, fontsize=8, color=GREY, x=0.99, ha="right")
