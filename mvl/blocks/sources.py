@@ -576,7 +576,7 @@ def store_tensors(checkpoint, entries, dtype, folder):
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Two processes that want one block share the work.
-        with open(folder / "partial", "a+b") as partial, acquired(partial, wait=True):
+        with open(folder / "partial", "a+b") as partial, acquired(partial.name, wait=True):
             if not (folder / _WEIGHTS).is_file():
                 _copy_tensors(checkpoint, entries, dtype, partial)
                 write_text(folder / "config.json", json.dumps(checkpoint.config, indent=1))

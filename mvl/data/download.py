@@ -97,19 +97,13 @@ def _alone(part):
     Raises:
         DataError: another process holds it.
     """
-    while True:
-        with open(part, "ab") as file:
-            try:
-                lock = acquired(file)
-            except BlockingIOError as error:
-                reason = error.strerror
-                raise DataError(f"another process is downloading {part}: {reason}") from error
-            with lock:
-                # Between open and lock its last holder may have removed it: then what is locked
-                # here is no longer `part`, which a third process may already have made anew.
-                if os.fstat(file.fileno()).st_nlink:
-                    yield
-                    return
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(acquired(part))
+        except BlockingIOError as error:
+            reason = error.strerror
+            raise DataError(f"another process is downloading {part}: {reason}") from error
+        yield
 
 
 def _fetch(url, part, progress):

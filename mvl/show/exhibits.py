@@ -24,10 +24,10 @@ from mvl.experiment.metrics import METRICS, dice_per_case
 from mvl.experiment.run import Run, load_predictor, read_cases
 from mvl.files import REPOSITORY
 from mvl.models.segmenter import build_segmenter
-from mvl.runner.profiles import load_profile
 from mvl.show import figures, tables
 from mvl.show import notebook as display
 from mvl.study import ten_tasks
+from mvl.study.profiles import load_profile
 from mvl.study.reference import BEST
 from mvl.study.runs import (
     HEADLINE,

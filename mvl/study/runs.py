@@ -14,7 +14,7 @@ from mvl.errors import MvlError
 from mvl.experiment.identity import changed_since, read_identity
 from mvl.experiment.run import DONE, FAILED, collect, is_running, read_cases
 from mvl.files import read_json
-from mvl.runner.profiles import data_of
+from mvl.study.profiles import data_of
 from mvl.study.reference import curves_table, read_table, study_contrasts
 from mvl.study.statistics import summary_table
 from mvl.study.suites import SUITES

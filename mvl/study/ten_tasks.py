@@ -13,8 +13,8 @@ from mvl.data.obtain import obtain
 from mvl.data.tasks import TASKS
 from mvl.errors import MvlError
 from mvl.experiment.metrics import METRICS
-from mvl.runner.profiles import data_of
 from mvl.show import tables
+from mvl.study.profiles import data_of
 from mvl.study.runs import part_of, rows_of_tasks
 from mvl.study.suites import run_suite, suite_configs
 

@@ -7,7 +7,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from mvl.runner import execute as batch
+from mvl.runner import execute
 from mvl.show.report import write_report
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,7 +37,7 @@ def report(tmp_path_factory, browser):
         parameters = new_code_cell("profile = ''", metadata={"tags": ["parameters"]})
         notebook = new_notebook(cells=[new_markdown_cell(text), parameters, new_code_cell(code)])
         nbformat.write(notebook, root / "notebooks" / f"{name}.ipynb")
-    assert all(outcome.status == "ok" for outcome in batch.run("smoke", root=root).values())
+    assert all(outcome.status == "ok" for outcome in execute.run("smoke", root=root).values())
     return write_report("smoke", root)
 
 

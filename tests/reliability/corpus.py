@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from mvl.data import download
 from mvl.errors import MvlError
 from mvl.experiment.run import Run
-from mvl.runner.profiles import load_profile
 from mvl.study import reference
+from mvl.study.profiles import load_profile
 from mvl.study.reference import BEST, REFERENCE
 from tests.blocks.test_sources import COMMIT, _Server
 from tests.data import test_checks as volumes

@@ -18,8 +18,7 @@ from mvl.config import PRESETS, LanguageConfig, ModelConfig, TrainingConfig
 from mvl.data import download
 from mvl.errors import MvlError
 from mvl.files import read_json
-from mvl.runner import execute as batch
-from mvl.runner import kernels
+from mvl.runner import execute
 from mvl.study.suites import SUITES, Arm
 from tests.reliability import children
 
@@ -117,9 +116,8 @@ def _suite(folder, given):
 
 
 def _batch(folder, given):
-    kernels.IMPORTS = ()  # its notebooks need none, and the moments to be killed at are theirs
     try:
-        outcomes = batch.run("smoke", root=folder)
+        outcomes = execute.run("smoke", root=folder)
     except MvlError as error:  # `mvl run` would run the repository's own notebooks
         print(f"mvl: {error}")
         return 1

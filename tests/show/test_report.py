@@ -26,10 +26,10 @@ from mvl.data.tasks import TASKS
 from mvl.errors import ConfigError
 from mvl.experiment.run import collect, read_cases
 from mvl.files import REPOSITORY, sha256_of, write_json, write_table
-from mvl.runner import execute as batch
-from mvl.runner.profiles import data_of
+from mvl.runner import execute
 from mvl.show.report import write_report
 from mvl.show.report.notebook import read_page
+from mvl.study.profiles import data_of
 from mvl.study.reference import REFERENCE, read_table
 from mvl.study.runs import own_runs, sources_of
 from mvl.study.statistics import contrasts_table, sentence, summary_table
@@ -145,7 +145,7 @@ class Repository:
             }
             nbformat.write(executed, folder / f"{name}.ipynb")
         if done:
-            job = batch.Job(self.root / "notebooks" / f"{name}.ipynb", self.profile, self.root)
+            job = execute.Job(self.root / "notebooks" / f"{name}.ipynb", self.profile, self.root)
             write_json(job.record, job.made_of())
 
     def report(self):

@@ -23,12 +23,12 @@ from markupsafe import Markup, escape
 from mvl.errors import MvlError
 from mvl.experiment.metrics import METRICS
 from mvl.files import REPOSITORY, read_json, sha256_of, write_text
-from mvl.runner import execute as batch
-from mvl.runner.profiles import load_profile
+from mvl.runner import execute
 from mvl.show import figures
 from mvl.show.report.notebook import Page, read_page
 from mvl.show.tables import NOTHING, PAPER, count, mean_and_spread, p_value
 from mvl.study import ten_tasks
+from mvl.study.profiles import load_profile
 from mvl.study.reference import CONTRASTS, PICTURE
 from mvl.study.runs import (
     HEADLINE,
@@ -605,7 +605,7 @@ def _notebook(path, parameters, root, links):
         reason = "did not run to its end: it is running, was stopped, or its kernel died"
         return Notebook(name, "unfinished", reason, page, address)
     try:
-        current = batch.Job(path, parameters, root).is_done()
+        current = execute.Job(path, parameters, root).is_done()
     except MvlError as error:
         return Notebook(name, "outdated", in_words(error, root), page, address)
     if not current:
