@@ -33,7 +33,7 @@ def test_a_configuration_survives_json(name):
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"modle": {}}, "modle: there is no such key"),
+        ({"models": {}}, "models: there is no such key"),
         ({"model": {"language": {"layr": 1}}}, "model.language.layr: there is no such key"),
         ({"model": {"language": {"layer": "last"}}}, "model.language.layer: .*integer, got 'last'"),
         ({"model": {"width": True}}, "model.width: .*integer, got True"),
