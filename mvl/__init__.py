@@ -6,6 +6,7 @@ Names resolve on first use, since torch and MONAI take seconds to import.
 import getpass
 import importlib
 import os
+from typing import Any
 
 try:
     getpass.getuser()
@@ -67,7 +68,7 @@ _HOME = {
 __all__ = sorted(_HOME)
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'mvl' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"mvl.{_HOME[name]}"), name)
@@ -75,5 +76,5 @@ def __getattr__(name):
     return value
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted({*globals(), *_HOME})

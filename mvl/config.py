@@ -9,22 +9,19 @@ has its default, and `from_dict` reads both. So the fingerprint of an experiment
 it stays what it was before there was such a field, and so does every finished run.
 """
 
-import contextlib
 import dataclasses
-import functools
 import hashlib
 import json
-import reprlib
 from dataclasses import field, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, dataclass_transform
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-import pydantic
 from pydantic import Discriminator, Field, Tag
 
 from mvl.errors import ConfigError
+from mvl.strict import TAG, Axis, Count, Natural, NotNegative, Positive, Whole, from_json, strict
 
 if TYPE_CHECKING:
-    from mvl.data.task_folder import Task
+    from mvl.data.tasks import Task
 
 #: The learning rates from which every arm's is chosen, by validation Dice.
 LEARNING_RATES = (1e-3, 3e-3, 1e-2)
@@ -36,70 +33,9 @@ MAPPER_RATES = (1.0, 0.3, 0.1, 0.03)
 PROTOCOL_VERSION = 1
 
 
-#: Whole numbers that PyTorch can count to, some of them from 0 or from 1 on; and lengths of axes.
-Whole = Annotated[int, Field(gt=-(2**63), lt=2**63)]
-Natural = Annotated[int, Field(ge=0, lt=2**63)]
-Count = Annotated[int, Field(ge=1, lt=2**63)]
-Axis = Annotated[int, Field(ge=1, lt=2**31)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-
-#: What is said of some faults in place of pydantic's words, which are those of Python calls.
-_WORDS = {
-    "unexpected_keyword_argument": "there is no such key",
-    "missing_argument": "it is missing",
-    "missing": "it is missing",
-}
-
-
 def _later(default: Any) -> Any:
     """A field that a first release did not have; its default is what was done without it."""
     return field(default=default, metadata={"later": True})
-
-
-@dataclass_transform(frozen_default=True)
-def validated(kind: type) -> type:
-    """A frozen dataclass, whose values pydantic holds to their types.
-
-    It is strict: 1 is not True, a text is not a number, and no number is endless. A fault is a
-    `ConfigError`.
-    """
-    strict = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-    kind = pydantic.dataclasses.dataclass(frozen=True, config=strict)(kind)
-    unguarded = kind.__init__
-
-    @functools.wraps(unguarded)
-    def __init__(self, *args, **values):
-        with _faults_named("configuration"):
-            unguarded(self, *args, **values)
-
-    kind.__init__ = __init__
-    return kind
-
-
-def from_json(kind: type, values: Any, what: str = "configuration") -> Any:
-    """A `validated` dataclass from JSON values, where a list may stand for a tuple.
-
-    Raises:
-        ConfigError: an unknown key, a wrong type or a value out of range; the message begins with
-            `what` and the path of the key, such as `model.language.layer`.
-    """
-    with _faults_named(what):
-        return pydantic.TypeAdapter(kind).validate_json(json.dumps(values, default=str))
-
-
-@contextlib.contextmanager
-def _faults_named(what):
-    try:
-        yield
-    except pydantic.ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        path = ".".join(str(part) for part in fault["loc"] if part not in _KINDS) or "root"
-        if fault["type"] == "value_error":  # from one of the `__post_init__` below
-            reason = str(fault["ctx"]["error"])
-        else:
-            reason = f"{fault['msg']}, got {reprlib.repr(fault['input'])}"
-        raise ConfigError(f"{what} {path}: {_WORDS.get(fault['type'], reason)}") from error
 
 
 def _require(condition: bool, message: str) -> None:
@@ -107,7 +43,7 @@ def _require(condition: bool, message: str) -> None:
         raise ValueError(message)  # pydantic adds the path
 
 
-@validated
+@strict
 class DataConfig:
     """Which cases, on which grid, seen through which augmentation."""
 
@@ -168,7 +104,7 @@ class DataConfig:
         return task.channels[:1] if self.channels == "first" else task.channels
 
 
-@validated
+@strict
 class LanguageConfig:
     """One transformer block of a language model, and what is done to it."""
 
@@ -218,7 +154,7 @@ class LanguageConfig:
         )
 
 
-@validated
+@strict
 class ModelConfig:
     """The segmenter's parts and sizes."""
 
@@ -261,7 +197,7 @@ class ModelConfig:
         _require(odd, f"fusion_kernels {self.fusion_kernels}: each has to be odd")
 
 
-@validated
+@strict
 class PeerConfig:
     """One of the field's comparison networks, in the size that `models.peers` gives it."""
 
@@ -271,7 +207,7 @@ class PeerConfig:
     language: ClassVar[None] = None
 
 
-@validated
+@strict
 class TrainingConfig:
     """Optimiser, schedule and budget."""
 
@@ -296,7 +232,7 @@ class TrainingConfig:
 
 
 #: By these pydantic tells apart the two kinds of models that an experiment can have.
-_KINDS = ("segmenter", "peer")
+_KINDS = (f"{TAG}segmenter", f"{TAG}peer")
 
 
 def _kind_of(model: Any) -> str:
@@ -305,7 +241,7 @@ def _kind_of(model: Any) -> str:
     return _KINDS[peer]
 
 
-@validated
+@strict
 class AuditConfig:
     """What the audit trains as the released code does; the study has none of it.
 
@@ -330,7 +266,7 @@ class AuditConfig:
     siblings: bool = _later(False)
 
 
-@validated
+@strict
 class ExperimentConfig:
     """One experiment: data, model, training, and the seed of everything random in it.
 

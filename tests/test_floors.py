@@ -12,7 +12,7 @@ from mvl.files import REPOSITORY
 
 #: Rooms by floor, the lowest first; what is on one floor may import each other.
 FLOORS = (
-    ("errors", "config", "files", "locks", "machine", "progress"),
+    ("errors", "config", "files", "locks", "machine", "progress", "strict"),
     ("data", "models", "blocks"),
     ("experiment",),
     ("study",),

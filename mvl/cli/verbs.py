@@ -162,7 +162,7 @@ def block_list(options: Namespace) -> None:
     from mvl.blocks.sources import sources_at_hand
 
     print(f"families: {', '.join(FAMILIES)}")
-    print(f"sources at hand: {', '.join(sources_at_hand()) or 'none'}")
+    print(f"sources here: {', '.join(sources_at_hand()) or 'none'}")
 
 
 def block_show(options: Namespace) -> None:

@@ -8,16 +8,17 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field
 
-from mvl.config import Axis, Count, DataConfig, Whole, from_json, task_data, validated
+from mvl.config import DataConfig, task_data
 from mvl.data.tasks import TASKS
 from mvl.errors import ConfigError, MvlError
 from mvl.files import REPOSITORY, read_small
+from mvl.strict import Axis, Count, Whole, from_json, strict
 
 _Grid = Annotated[list[Axis], Field(min_length=3, max_length=3)]
 _Scale = Annotated[float, Field(gt=0, le=2)]
 
 
-@validated
+@strict
 class Profile:
     """What a profile says: the parameters that a notebook may declare."""
 
