@@ -20,12 +20,6 @@ Axis = Annotated[int, Field(ge=1, lt=2**31)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 
-#: What is said of some faults in place of pydantic's words, which are those of Python calls.
-_WORDS = {
-    "unexpected_keyword_argument": "there is no such key",
-    "missing_argument": "it is missing",
-    "missing": "it is missing",
-}
 #: How the tag of a kind begins that a union of configurations gives to pydantic.
 TAG = "kind "
 
@@ -42,11 +36,11 @@ def strict(kind: type) -> type:
     unguarded = kind.__init__
 
     @functools.wraps(unguarded)
-    def __init__(self, *args, **values):
+    def guarded(self, *args, **values):
         with _faults_named("configuration"):
             unguarded(self, *args, **values)
 
-    kind.__init__ = __init__
+    kind.__init__ = guarded
     return kind
 
 
@@ -70,7 +64,12 @@ def _faults_named(what: str) -> Iterator[None]:
         parts = [str(part) for part in fault["loc"]]
         path = ".".join(part for part in parts if not part.startswith(TAG)) or "root"
         if fault["type"] == "value_error":  # from a `__post_init__`
-            reason = str(fault["ctx"]["error"])
+            text = f"{what} {path}: {fault['ctx']['error']}"
+        elif fault["type"] == "unexpected_keyword_argument":
+            text = f"{what}: unknown key {path}"
+        elif fault["type"].startswith("missing"):
+            text = f"{what} lacks {path}"
         else:
-            reason = f"{fault['msg']}, got {reprlib.repr(fault['input'])}"
-        raise ConfigError(f"{what} {path}: {_WORDS.get(fault['type'], reason)}") from error
+            reason = fault["msg"].replace("Input should", "must")
+            text = f"{what}: {path} {reason}, got {reprlib.repr(fault['input'])}"
+        raise ConfigError(text) from error

@@ -31,13 +31,6 @@ def test_help_names_the_verbs_without_torch_or_monai():
 @pytest.mark.parametrize(
     "arguments",
     [[], ["x"], ["train", "--x"], ["data"], ["block", "show"], ["block", "extract", "x"]],
-        [],
-        ["nonsense"],
-        ["train", "--nonsense"],
-        ["data"],
-        ["block", "show"],
-        ["block", "extract", "x"],
-    ],
 )
 def test_wrong_usage_ends_with_status_two(arguments, capsys):
     with pytest.raises(SystemExit, match="2"):
@@ -58,7 +51,7 @@ def test_wrong_usage_ends_with_status_two(arguments, capsys):
         (["suite", "run", "nonsense"], "nonsense"),
         (["suite", "status", "adaptation", "--arms", "rotary"], "adaptation"),
         (["run", "--profile", "nonsense"], "nonsense"),
-        (["train", "--epochs", "0"], "epochs: "),
+        (["train", "--epochs", "0"], "epochs must"),
     ],
 )
 def test_a_fault_is_one_sentence_and_status_one(arguments, said, tmp_path, capsys):

@@ -166,13 +166,13 @@ def test_a_configuration_with_a_peer_is_read_back_and_refused_by_name():
     assert ExperimentConfig.from_dict(config.to_dict()) == config
     assert config.to_dict()["model"] == {"architecture": "segresnet"}
     assert config.model.language is None
-    with pytest.raises(ConfigError, match="model.architecture: 'resnet' is none of unet"):
-        ExperimentConfig.from_dict({"model": {"architecture": "resnet"}})
-    for values in ({"architecture": "unet", "depth": 3}, {"depth": 3, "architecture": "unet"}):
-        with pytest.raises(ConfigError, match="unknown key model.depth; known are architecture"):
+    for values, key in (
+        ({"architecture": "resnet"}, "model.architecture"),
+        ({"architecture": "unet", "depth": 3}, "unknown key model.depth"),
+        (None, "model must"),
+    ):
+        with pytest.raises(ConfigError, match=key):
             ExperimentConfig.from_dict({"model": values})
-    with pytest.raises(ConfigError, match="model.*expected a mapping, got None"):
-        ExperimentConfig.from_dict({"model": None})
 
 
 @pytest.mark.parametrize("name", ["unet++", "swin-unetr", "dynunet"])
