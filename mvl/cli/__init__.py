@@ -88,7 +88,7 @@ def _parser():
     train.add_argument("--block", metavar="SOURCE", help="language block, if the preset has one")
     train.add_argument("--epochs", type=int)
     train.add_argument("--learning-rate", type=float)
-    train.add_argument("--batch-size", type=int, help="cases a step")
+    train.add_argument("--batch-size", type=int, help="cases per step")
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--runs", type=Path, default=Path("results/runs"), help="folder of all runs")
     _track_option(train)
@@ -122,7 +122,7 @@ def _parser():
 
     verify = _verb(top, "verify", study.verify, "did I reproduce it? runs against the reference")
     verify.add_argument(
-        "place", nargs="?", default="quick", metavar="PROFILE|RUN", help="default: quick"
+        "run", nargs="?", default="quick", metavar="PROFILE|RUN", help="default: quick"
     )
     reference = _verb(
         top,
@@ -183,7 +183,9 @@ def _suite_verbs(suite):
     run.add_argument(
         "--shard", metavar="I/N", help="train the i-th of n parts, for job arrays; tests nothing"
     )
-    run.add_argument("--jobs", type=int, metavar="N", help="train N cells at once, one thread each")
+    run.add_argument(
+        "--jobs", type=int, metavar="N", help="train N cells at once, a thread for each"
+    )
     run.add_argument(
         "--on", metavar="CLUSTER", help="train on Ray: ray (here), HOST:PORT or ray://HOST:PORT"
     )
@@ -238,8 +240,8 @@ def _cell_options(parser):
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="default: 0")
     parser.add_argument("--arms", nargs="+", metavar="ARM", help="default: all")
     parser.add_argument("--task", default=_TASK, help=f"default: {_TASK}")
-    parser.add_argument("--block", metavar="SOURCE", help="language block in place of its own")
-    parser.add_argument("--epochs", type=int, help="budget in place of its own")
+    parser.add_argument("--block", metavar="SOURCE", help="language block instead of its own")
+    parser.add_argument("--epochs", type=int, help="budget instead of its own")
     parser.add_argument("--on-bad-case", choices=("fail", "skip"), default="fail")
     _results_options(parser)
 
@@ -265,7 +267,7 @@ def _grid_options(parser):
         "--fit", choices=("pad", "resize", "crop"), help="how a volume comes to the grid"
     )
     parser.add_argument(
-        "--spacing", type=float, nargs=3, metavar=("R", "A", "S"), help="mm a voxel, for crops"
+        "--spacing", type=float, nargs=3, metavar=("R", "A", "S"), help="mm per voxel, for crops"
     )
     parser.add_argument("--target", choices=("foreground", "labels"))
     parser.add_argument("--channels", choices=("all", "first"), help="which of an image's")

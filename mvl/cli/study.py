@@ -25,10 +25,10 @@ def _suite_cells(options, **more):
     configs = suite_configs(options.suite, data, options.seeds, *given, **more)
     if not configs:
         raise ConfigError(f"no arm of {options.suite} that was named can be made with this block")
-    return configs, _place(options)
+    return configs, _where(options)
 
 
-def _place(options):
+def _where(options):
     return {
         "runs": options.results / "runs",
         "root": options.root,
@@ -41,8 +41,8 @@ def suite_run(options: Namespace) -> int:
     from mvl.study.statistics import summary_table
     from mvl.study.suites import fit_suite, run_suite, shard
 
-    configs, place = _suite_cells(options)
-    more, failures = place | {"track": options.track}, {}
+    configs, where = _suite_cells(options)
+    more, failures = where | {"track": options.track}, {}
     if options.shard:
         configs = shard(configs, *_shard_of(options.shard))
     if options.on or options.jobs:
@@ -100,9 +100,9 @@ def suite_tune(options: Namespace) -> int:
     from mvl.files import write_table
     from mvl.study.suites import fit_suite, tuning_table
 
-    configs, place = _rated_cells(options)
-    _, failures = fit_suite(options.suite, configs, **place)
-    table = tuning_table(options.suite, configs, **place)
+    configs, where = _rated_cells(options)
+    _, failures = fit_suite(options.suite, configs, **where)
+    table = tuning_table(options.suite, configs, **where)
     write_table(options.results / "suites" / f"{options.suite}-tuning.csv", table)
     print(table.to_string(index=False, float_format="%.4f"))
     return _report(failures)
@@ -117,11 +117,11 @@ def suite_use(options: Namespace) -> None:
     from mvl.experiment.run import TRAINED, Run, run_folder
     from mvl.files import read_json, write_table
 
-    configs, place = _rated_cells(options)
+    configs, where = _rated_cells(options)
     rows = []
     for (arm, seed), config in configs.items():
         data = open_task(config.data, seed, options.root, options.on_bad_case)
-        folder = run_folder(config, data, place["runs"])
+        folder = run_folder(config, data, where["runs"])
         if not (folder / TRAINED).exists():
             continue
         row = {"arm": arm, "seed": seed, "fingerprint": folder.name}
@@ -145,8 +145,8 @@ def suite_status(options: Namespace) -> None:
     from mvl.study.reference import held
     from mvl.study.suites import status
 
-    configs, place = _suite_cells(options)
-    table = status(configs, **place)
+    configs, where = _suite_cells(options)
+    table = status(configs, **where)
     table["reference"] = table["folder"].map(held()).fillna("-")
     _print_status(table)
     known = (table["reference"] != "-").sum()
@@ -170,15 +170,15 @@ def suite_table(options: Namespace) -> None:
     from mvl.study.statistics import sentence, summary_table
     from mvl.study.suites import status
 
-    configs, place = _suite_cells(options)
-    cells = status(configs, **place)
+    configs, where = _suite_cells(options)
+    cells = status(configs, **where)
     done = cells[cells["state"] == "done"]
     for cell in cells[(cells["state"] != "done") & (cells["reason"] != "")].itertuples():
         print(f"{cell.state}: {cell.arm}, seed {cell.seed}: {cell.reason}", file=sys.stderr)
     if done.empty:
         raise RunError(f"no cell of suite {options.suite} is done; 'mvl suite run' runs it")
     tables = [
-        collect(place["runs"] / cell.folder, options.suite, cell.arm) for cell in done.itertuples()
+        collect(where["runs"] / cell.folder, options.suite, cell.arm) for cell in done.itertuples()
     ]
     cases = pd.concat(tables, ignore_index=True)
     print(summary_table(cases).to_string(index=False, float_format="%.4f"))
@@ -191,8 +191,8 @@ def verify(options: Namespace) -> int:
     from mvl.experiment.run import results_folder
     from mvl.study.verify import conclusion, name_of_check, verify
 
-    place = Path(options.place)
-    checks = verify(place if place.is_dir() else results_folder(options.place))
+    folder = Path(options.run)
+    checks = verify(folder if folder.is_dir() else results_folder(options.run))
     words = {True: "agrees", False: "DIFFERS", None: "-"}
     for row in checks.itertuples():
         name = name_of_check(row) or "not in the reference"
@@ -272,18 +272,18 @@ def _audit_cells(options):
 
     given = (options.seeds, options.block, options.epochs, options.arms)
     configs = audit_configs(task_data(options.task), *given)
-    return configs, _place(options)
+    return configs, _where(options)
 
 
 def audit_run(options: Namespace) -> int:
     from mvl.study.suites import fit_suite, run_suite
 
-    configs, place = _audit_cells(options)
+    configs, where = _audit_cells(options)
     if options.fit_only:
-        trained, failures = fit_suite("audit", configs, **place)
+        trained, failures = fit_suite("audit", configs, **where)
         _print_validation(trained)
     else:
-        cases, failures = run_suite("audit", configs, **place)
+        cases, failures = run_suite("audit", configs, **where)
         print(cases.groupby(["arm", "seed"], sort=False)[["dice", "nsd", "hd95_mm"]].mean())
     return _report(failures)
 
@@ -291,8 +291,8 @@ def audit_run(options: Namespace) -> int:
 def audit_status(options: Namespace) -> None:
     from mvl.study.suites import status
 
-    configs, place = _audit_cells(options)
-    _print_status(status(configs, **place))
+    configs, where = _audit_cells(options)
+    _print_status(status(configs, **where))
 
 
 def audit_table(options: Namespace) -> None:

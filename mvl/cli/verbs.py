@@ -105,7 +105,8 @@ def predict(options: Namespace) -> int:
         print("with this replication's own model `best`, trained on MSD's Task04_Hippocampus")
     predictor = load_predictor(options.run)
     if changed := facts_changed(options.run, predictor.task):
-        print(f"with the model's own facts, since {predictor.task.name} has others now: {changed}")
+        name = predictor.task.name
+        print(f"with the model's description of {name}, which has changed since: {changed}")
     if not folder:
         predict_file(options.image, options.output, *predictor, anyway=options.anyway)
         print(options.output)
