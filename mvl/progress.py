@@ -25,20 +25,21 @@ class Progress(tqdm):
 
     Args:
         what: what is counted, such as "training".
-        done: steps that an earlier process did; they do not count for the time left.
     """
 
     monitor_interval = 0  # no thread
 
-    def __init__(
-        self, what: str, total: int, unit: str = "case", show: bool = True, done: int = 0
-    ) -> None:
-        options = {"desc": what, "total": total, "unit": unit, "disable": not show, "initial": done}
+    def __init__(self, what: str, total: int, unit: str = "case", show: bool = True) -> None:
+        options = {"desc": what, "total": total, "unit": unit, "disable": not show}
         if not sys.stderr.isatty():
             line = "{desc}: {unit} {n_fmt} of {total_fmt}, {elapsed} elapsed, {remaining} left"
             options |= {"bar_format": line + "{postfix}", "file": _Lines(), "position": 0}
             options |= {"mininterval": INTERVAL_S, "delay": INTERVAL_S, "miniters": 1}
         super().__init__(dynamic_ncols=True, **options)
+
+    def skip(self, steps: int) -> None:
+        """Count steps that an earlier process did; they do not count for the time left."""
+        self.initial = self.n = self.last_print_n = steps
 
     def step(self, note: str = "") -> None:
         """Count one step; `note` says what it brought."""

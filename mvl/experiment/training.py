@@ -303,8 +303,8 @@ def train(
         return outcome
 
     tracking = _tracking(folder, len(rows)) if track and main else contextlib.nullcontext()
-    progress = Progress("training", plan.epochs, "epoch", show and main, done=len(rows))
-    with progress, tracking as tracker:
+    with Progress("training", plan.epochs, "epoch", show and main) as progress, tracking as tracker:
+        progress.skip(len(rows))
         for epoch in range(len(rows), plan.epochs):
             started = time.monotonic()
             # Each process has other cases, which should not share their dropout.

@@ -258,7 +258,7 @@ def test_one_that_ends_between_open_and_lock_is_seen(server, tmp_path, monkeypat
     whole.write_bytes(GOOD)
     monkeypatch.setattr(fcntl, "flock", late)
     folder = download(TASK, tmp_path, progress=False)
-    assert len(calls) == 2
+    assert len(calls) > 1
     assert len(server.ranges) == (0 if ended == "well" else 1)
     assert (folder / "imagesTr/x.nii.gz").read_bytes() == VOXELS
     assert names_in(tmp_path) == sorted([*WHOLE, whole.name])
