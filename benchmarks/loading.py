@@ -18,8 +18,9 @@ import torch
 from step import training_step
 
 from mvl.config import DataConfig, preset
+from mvl.data.batches import ahead, training_batches
 from mvl.data.phantom import make_phantom
-from mvl.data.preparation import Preparation, ahead, training_batches
+from mvl.data.preparation import Preparation
 from mvl.data.task_folder import find_task, list_cases
 from mvl.data.tasks import read_task
 from mvl.machine import cores

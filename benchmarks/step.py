@@ -21,7 +21,7 @@ from monai.data import MetaTensor
 
 from mvl.blocks.language_part import build_language
 from mvl.config import PRESETS, DataConfig, LanguageConfig, preset
-from mvl.data.preparation import training_batches
+from mvl.data.batches import training_batches
 from mvl.experiment.released import ReleasedModel, released_step
 from mvl.experiment.training import _leave_out_unless_finite, _optimiser, segmentation_loss
 from mvl.machine import cores

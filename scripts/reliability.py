@@ -1,32 +1,105 @@
 """docs/reliability.md, made of the record that the tests of reliability write.
 
-    pytest tests/reliability --slow --record    # tries everything, writes docs/reliability.json
-    python scripts/reliability.py               # the page alone, from the record
-
-A record holds what was noted in the sections below; a section without a note is refused. What
-right and odd files are read as stands in docs/meaning.csv, each row with the test that holds it.
+pytest tests/reliability --slow --record    # tries everything, writes docs/reliability.json
+python scripts/reliability.py               # the page alone, from the record
 """
 
 import csv
 import json
+from collections import Counter
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs"
 RECORD, PAGE = FOLDER / "reliability.json", FOLDER / "reliability.md"
-MEANING = FOLDER / "meaning.csv"
 #: Raised whenever the page is made of other notes.
 VERSION = 1
 #: What a note of the section "memory" calls a step that ran out of a GPU's.
 ON_GPU = "a step of training on a GPU"
 SECTIONS = ("kills", "disk", "memory", "inputs", "fuzz", "secrets", "determinism")
 
+_PAGE = """# Reliability and security
+
+{killed} kills met one of {stages} stages at work. {disk} times a disk was full, or a folder could
+not be written. {inputs} inputs were broken. Nothing was lost, and no partial file was taken for a
+whole one. Each fault ended in one sentence that names the file, the reason and what to do.
+
+One run of `pytest tests/reliability --slow --record` wrote the numbers ({machine}).
+[reliability.json](reliability.json) holds every input with its sentence. Every change is tested
+with each input, and with fewer kills and full disks.
+
+## Killed at random moments
+
+`kill -9` ends the process group at a random time, or at a random file operation (seed {seed}). Then
+each file with a final name must be whole. The same command must leave the bytes of an undisturbed
+run, times aside.
+
+{kills_table}
+
+## Full disks and folders that cannot be written
+
+The command prints one sentence. With room, it goes on and ends as an undisturbed one.
+
+{disk_table}
+
+## Too little memory
+
+The process may use 500 MB more. With the batch that the sentence names, training succeeds.
+
+{memory_table}
+
+{gpu} A loss or a gradient that is not finite stops a training in the same way. If the system kills
+a process for its memory, the run resumes.
+
+## Broken inputs
+
+The slowest answer took {seconds:.1f} s. The largest took {megabytes} MB.
+
+{inputs_table}
+
+## What files mean
+
+[meaning.csv](meaning.csv) lists {meanings} cases that users of this or of other software have met,
+with the outcome and the test of each: {kinds}. No such case ends with a wrong number.
+
+## Generated inputs
+
+Hypothesis generates files. A reader returns a value, or refuses the file by name. Each safetensors
+header that is read here is also read by the reference implementation.
+
+{fuzz_table}
+
+## No pickle, no secret, no unasked network
+
+A process trains, evaluates, predicts, runs a suite, saves and loads a model, and draws a figure. It
+is watched, with tokens and a proxy's password in its environment. So is each process of a run of
+the notebooks, which writes the report.
+
+{secrets_table}
+
+Processes that train together (torchrun, Ray) are not watched. Their libraries pickle what they
+send to each other; no file holds it. Only `mvl data download`, the profile `quick` without data,
+and sources that begin with `hub:` use the network. Archives and the paths of a `dataset.json`
+cannot leave their folder.
+
+## The same bytes again
+
+{determinism_table}
+
+Another number of threads sums in another order. Over many epochs that grows as another seed would.
+The study's runs use one thread.
+
+## Versions
+
+A run names the version of its protocol, and a saved model the version of its format. Tables name
+the protocol or the run's fingerprint, which depends on it. Another version is refused by name.
+"""
+
 
 def page(record):
     """The text of the page.
 
     Args:
-        record: {"version", "seed", "slow", "machine", "notes": {section: list of notes}}; a note
-            is a flat dict.
+        record: {"version", "seed", "slow", "machine", "notes": {section: list of flat dicts}}.
 
     Raises:
         ValueError: the record is of another version, or lacks a section.
@@ -36,129 +109,57 @@ def page(record):
     notes = record["notes"]
     if missing := [section for section in SECTIONS if not notes.get(section)]:
         raise ValueError(f"the record has nothing on {', '.join(missing)}")
-    inputs = notes["inputs"]
-    # The slow tier kills each stage anew, more often.
+    # The slow tier kills each stage again, more often.
     kills = sorted(notes["kills"], key=lambda note: note["kills"])
     kills = list({note["stage"]: note for note in kills}.values())
-    killed = sum(note["interrupted"] for note in kills)
-    kinds = dict.fromkeys(note["kind"] for note in inputs)
-    parts = [
-        "# Reliability and security: what was tried, and what happened",
-        f"{killed} kills that met one of {len(kills)} stages at work, {len(notes['disk'])} full "
-        f"disks and folders that may not be written, {len(inputs)} broken inputs: nothing was "
-        "lost, no partial file was taken for a whole one, and each fault of the user's or the "
-        "machine's ended in a sentence. "
-        "The tables are written from [reliability.json](reliability.json), the record of one run "
-        f"of `pytest tests/reliability{' --slow' * record['slow']} --record` "
-        f"({_machine(record['machine'])}). Every change is tested with "
-        f"{'fewer' if record['slow'] else 'as many'} kills and full disks, and with every one of "
-        "the inputs.",
-        "## Killed at random moments",
-        "`kill -9` to the process group, by the clock or at one of the stage's operations on files "
-        f"(seed {record['seed']}). Then every file with a final name has to be whole, and the same "
-        "command, run again, has to leave what an undisturbed run leaves: the same bytes in every "
-        "table, weight and notebook, times aside. A kill that came when the stage had just ended "
-        "is not counted as one that met it at work.",
-        _table(
-            ("stage", "kills", "met it at work", "operations on files", "ended as undisturbed"),
-            [
-                (n["stage"], n["kills"], n["interrupted"], n["operations"], n["equal"])
-                for n in kills
-            ],
+    inputs = notes["inputs"]
+    with open(FOLDER / "meaning.csv", encoding="utf-8", newline="") as file:
+        meanings = Counter(row["kind"] for row in csv.DictReader(file))
+    gpu = any(note["what"] == ON_GPU for note in notes["memory"])
+    return _PAGE.format(
+        killed=sum(note["interrupted"] for note in kills),
+        stages=len(kills),
+        disk=len(notes["disk"]),
+        inputs=len(inputs),
+        machine=", ".join(f"{name} {value}" for name, value in record["machine"].items()),
+        seed=record["seed"],
+        kills_table=_table(
+            {"stage": "stage", "kills": "kills", "interrupted": "met it at work"}
+            | {"operations": "file operations", "equal": "ended as undisturbed"},
+            kills,
         ),
-        "## Disks that are full, results that may not be written",
-        "A file system of a few pages in memory, a limit on the size of a file, permissions taken "
-        "away. The command says one sentence; with room, it goes on and ends as undisturbed.",
-        _table(
-            ("stage", "fault", "said"), [(n["stage"], n["fault"], n["said"]) for n in notes["disk"]]
+        disk_table=_table(
+            {"stage": "stage", "count": "faults", "fault": "such as", "said": "sentence"},
+            _examples(notes["disk"], "stage"),
         ),
-        "## Memory that runs out",
-        "In a process that may have 500 MB more. A second training, with the batch that the "
-        "sentence names, went well under the same limit.",
-        _table(("what", "said"), [(n["what"], n["said"]) for n in notes["memory"]]),
-        _about_gpus(notes["memory"]),
-        "A loss or a gradient that is no number stops a training in the same way, before the "
-        "optimiser steps on it (`tests/experiment/test_training.py`). A machine that kills a "
-        "process for its memory leaves no sentence, but a run that goes on where it was.",
-        "## Broken inputs",
-        f"{len(inputs)} inputs, each asked of the command line; the slowest answer took "
-        f"{max(n['seconds'] for n in inputs):.1f} s, the hungriest "
-        f"{max(n['megabytes'] for n in inputs):.0f} MB more than the process had. Paths are "
-        "shortened.",
-    ]
-    for kind in kinds:
-        rows = [(n["input"].rpartition(": ")[2], n["said"]) for n in inputs if n["kind"] == kind]
-        parts += [f"### {kind}", _table(("input", "said"), rows)]
-    parts += [
-        "## What files mean",
-        "Each case is one that users of this or of other software have met. No such case ends with "
-        "status 0 and a wrong number. Each row is a test, and is run with every change.",
-    ]
-    meaning = meanings()
-    for kind in dict.fromkeys(row["kind"] for row in meaning):
-        rows = [
-            (row["case"], row["outcome"], f"`{row['test']}`")
-            for row in meaning
-            if row["kind"] == kind
-        ]
-        parts += [f"### {kind.capitalize()}", _table(("case", "outcome", "test"), rows)]
-    parts += [
-        "## Generated inputs",
-        "Hypothesis makes files of bytes, numbers and nestings; a reader gives a value or refuses "
-        "in a sentence. What the reader of safetensors headers lets in, the reference "
-        "implementation has to let in, too.",
-        _table(
-            ("reader", "examples", "read", "refused"),
-            [(n["reader"], n["examples"], n["read"], n["refused"]) for n in notes["fuzz"]],
+        memory_table=_table({"what": "what", "said": "sentence"}, notes["memory"]),
+        gpu="On a GPU the same holds." if gpu else "A GPU's memory was not tried.",
+        seconds=max(note["seconds"] for note in inputs),
+        megabytes=max(note["megabytes"] for note in inputs),
+        inputs_table=_table(
+            {"kind": "kind", "count": "inputs", "input": "such as", "said": "sentence"},
+            _examples(inputs, "kind"),
         ),
-        "## No pickle, no secret, no network that nobody asked for",
-        "One process trains, evaluates, predicts, runs a suite, saves and loads a model and draws "
-        "a figure, with tokens and a proxy's password in its environment, while it is watched; so "
-        "is every process of a batch run of notebooks, which writes the report.",
-        _table(("what", "found"), [(n["what"], n["found"]) for n in notes["secrets"]]),
-        "Several processes are not watched: those that train together (torchrun, by accelerate) "
-        "and Ray's workers pass each other objects, pickled by these libraries. No file holds "
-        "them.",
-        "Nothing above asks the network. `mvl data download`, the profile `quick` without data at "
-        "hand, and sources that begin with `hub:` do, and say so. Archives and the paths of a "
-        "`dataset.json` cannot leave their folder (see above).",
-        "## The same bytes again",
-        _table(("what", "found"), [(n["what"], n["found"]) for n in notes["determinism"]]),
-        "Another number of threads sums in another order; a training amplifies that from epoch to "
-        "epoch, so that a long one is another draw, as another seed would be. The study's runs "
-        "have one thread.",
-        "## Versions",
-        "A run folder names the version of its protocol in `config.json`, a saved model that of "
-        "its format; the reference's tables name the protocol or the run's fingerprint, which "
-        "depends on it. Another version is refused by name (see *A run folder*, *A saved model*, "
-        "*The reference*). The figures of benchmarks/results.json have no version: they are known "
-        "by their names.",
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def meanings():
-    """The rows of docs/meaning.csv: kind, case, outcome, and test as "file::function"."""
-    with open(MEANING, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def _about_gpus(memory):
-    if any(note["what"] == ON_GPU for note in memory):
-        return "On a GPU the same, within 2 GB of its memory."
-    return (
-        "A GPU's memory was not tried: the machine of this record has none. The test of it "
-        "(`tests/reliability/test_faults.py`) is skipped there; on a machine with a GPU it runs."
+        meanings=meanings.total(),
+        kinds=", ".join(f"{kind} ({count})" for kind, count in meanings.items()),
+        fuzz_table=_table({key: key for key in notes["fuzz"][0]}, notes["fuzz"]),
+        secrets_table=_table({"what": "what", "found": "found"}, notes["secrets"]),
+        determinism_table=_table({"what": "what", "found": "found"}, notes["determinism"]),
     )
 
 
-def _machine(machine):
-    return ", ".join(f"{name} {value}" for name, value in machine.items())
+def _examples(notes, key):
+    """The first note of each value of a key, with the number of notes as "count"."""
+    counts = Counter(note[key] for note in notes)
+    first = {note[key]: note for note in reversed(notes)}
+    return [first[value] | {"count": count} for value, count in counts.items()]
 
 
-def _table(head, rows):
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
+def _table(columns, rows):
+    """A Markdown table; `columns` is {key of a row: heading}."""
+    lines = [columns.values(), ["---"] * len(columns)]
+    lines += [[_cell(row[key]) for key in columns] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _cell(value):

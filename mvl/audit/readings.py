@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from mvl.audit.switches import COLUMNS, SWITCHES, facts_of
 from mvl.config import PROTOCOL_VERSION
-from mvl.data.nifti import read_label, spacing_of
+from mvl.data.nifti import read_label
 from mvl.experiment.metrics import segmentation_metrics
 from mvl.experiment.released import BATCH, GRID, dilation_nsd, resize_mask, surface_hits
 from mvl.progress import track
@@ -41,11 +41,12 @@ def read_cases(model, cases, preparation, task, show=True):
         ):
             logits = model(volume["image"].as_tensor()[None].to(device))[0].float().cpu()
             logits = preparation.to_native(logits, volume["image"])  # (1, H', W', D')
-            truth = read_label(case.label) > 0
+            values, header = read_label(case.label)
+            truth = values > 0
             resized = F.interpolate(logits[None], GRID, mode="trilinear")[0, 0].numpy() > 0
             row = {"subject": case.subject, "case": case.name}
             for prefix, prediction, label, spacing, tolerance in (
-                ("", logits[0] > 0, truth, spacing_of(case.label), task.tolerance_mm),
+                ("", logits[0] > 0, truth, header.spacing, task.tolerance_mm),
                 ("resized_", resized, resize_mask(truth, GRID, linear=False), (1, 1, 1), 1),
                 ("linear_", resized, resize_mask(truth, GRID, linear=True), (1, 1, 1), 1),
             ):

@@ -10,7 +10,7 @@ from mvl.audit.splits import split_rows
 from mvl.audit.switches import COLUMNS
 from mvl.audit.training import audit_configs, training_rows
 from mvl.config import derive_seed
-from mvl.data.preparation import open_task
+from mvl.data.task_data import open_task
 from mvl.experiment.run import TRAINED, Run, collect, load_predictor, run_folder, test
 from mvl.files import REPOSITORY, read_json, sha256_of, with_section, write_table, write_text
 from mvl.show.audit import section, waterfall_of

@@ -111,7 +111,7 @@ def suite_tune(options: Namespace) -> int:
 def suite_use(options: Namespace) -> None:
     import pandas as pd
 
-    from mvl.data.preparation import open_task
+    from mvl.data.task_data import open_task
     from mvl.errors import RunError
     from mvl.experiment.block_use import EDITS, block_use
     from mvl.experiment.run import TRAINED, Run, run_folder
@@ -219,7 +219,7 @@ def reference(options: Namespace) -> None:
     import pandas as pd
 
     from mvl.config import LEARNING_RATES
-    from mvl.data.preparation import open_task
+    from mvl.data.task_data import open_task
     from mvl.experiment.run import TRAINED, run_folder, test
     from mvl.study.reference import (
         GPU,

@@ -46,7 +46,7 @@ def train(options: Namespace) -> int:
     training = replace(training, **{k: v for k, v in given.items() if v is not None})
     config = ExperimentConfig(data_config(options), model, training, options.seed)
 
-    from mvl.data.preparation import open_task
+    from mvl.data.task_data import open_task
     from mvl.experiment.run import fit
     from mvl.experiment.training import processes
     from mvl.files import read_json
@@ -68,7 +68,7 @@ def _print_assumptions(task):
 
 
 def evaluate(options: Namespace) -> None:
-    from mvl.data.preparation import open_task
+    from mvl.data.task_data import open_task
     from mvl.experiment.metrics import METRICS
     from mvl.experiment.run import HEALTHY, read_config, test
     from mvl.files import read_table
@@ -130,7 +130,7 @@ def check(options: Namespace) -> None:
     task, cases = task_and_cases(folder)
     if unused := unlisted(folder, cases):
         print(f"not used: {len(unused)} images that dataset.json does not name, as {unused[0]}")
-    require(cases, check_cases(folder, cases), "fail")
+    require(cases, check_cases(task, cases), "fail")
     print(f"{folder}: {len(cases)} cases of {len({c.subject for c in cases})} subjects, no fault")
     _print_assumptions(task)
 

@@ -1,19 +1,26 @@
-"""Every case looked at before any training: one pass that finds all faults at once."""
+"""Every case looked at before any training: one pass that finds all faults at once.
 
+The pass opens each file once and keeps, in a `CaseRecord`, what the rest of a run wants of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from mvl.data.nifti import place_fault, read_header, read_label, read_volume
+from mvl.data.domain import ImageStatistics, summarise
+from mvl.data.nifti import edges_of, place_fault, read_label, read_volume
 from mvl.data.packed import BadFile
-from mvl.data.task_folder import content_hash, joint_hash
-from mvl.data.tasks import Task, is_ct, read_task
+from mvl.data.task_folder import Case
+from mvl.data.tasks import Task, is_ct
 from mvl.errors import DataError
 from mvl.files import read_json
 from mvl.progress import track
 
-#: Stands for a case's name in a fault that is no case's, but the task's.
+#: In place of a case's name in a fault of the task.
 OF_THE_TASK = "dataset.json"
 #: An image of fewer values is a label, or was cut down to one; the real tasks have 109 or more.
 _FEW_VALUES = 8
@@ -38,75 +45,79 @@ class Fault:
 
 
 @dataclass
-class CheckResult:
-    """What one pass over the cases found.
+class CaseRecord:
+    """What one reading of a case's files tells; None where a file could not be read."""
 
-    Attributes:
-        task: whose cases they are.
-        hashes: {case: `voxel_hash`} of each case whose image and label could be read.
-        image_hashes: {case: SHA-256 of its image's voxels} of each image that could be read;
-            equal ones are one volume under two names.
-        faults: every fault of every case, in the order of the cases, then those of the task.
-        labels: {case: label values in it} of each case whose label could be read.
-    """
-
-    task: Task
-    hashes: dict[str, str] = field(default_factory=dict)
-    image_hashes: dict[str, str] = field(default_factory=dict)
-    faults: list[Fault] = field(default_factory=list)
-    labels: dict[str, set[int]] = field(default_factory=dict)
+    #: SHA-256 of the image's voxels, whatever type they are stored in.
+    image_hash: str | None = None
+    #: Of the image: voxels along each axis, (3,), and voxel index -> millimetres, (4, 4).
+    shape: tuple[int, ...] | None = None
+    affine: np.ndarray | None = None
+    #: Label value -> voxels.
+    label_counts: dict[int, int] | None = None
+    #: SHA-256 of the voxels of image and label, and of their affines.
+    voxel_hash: str | None = None
+    #: Of a case without faults: the first channel's mean over its nonzero voxels, and the rest
+    #: that a `TrainingDomain` wants.
+    mean_intensity: float | None = None
+    statistics: ImageStatistics | None = None
 
     @property
-    def bad_cases(self):
+    def spacing_mm(self) -> np.ndarray:
+        """Lengths of a voxel's edges along the file's axes, (3,)."""
+        return edges_of(self.affine)
+
+
+@dataclass
+class CheckResult:
+    """What one pass over the cases finds: a record of each, and all faults in their order."""
+
+    task: Task
+    records: dict[str, CaseRecord] = field(default_factory=dict)
+    #: Those of the task come last.
+    faults: list[Fault] = field(default_factory=list)
+
+    @property
+    def image_hashes(self) -> dict[str, str]:
+        """Case -> `CaseRecord.image_hash`, of each image that could be read."""
+        return {name: r.image_hash for name, r in self.records.items() if r.image_hash}
+
+    @property
+    def bad_cases(self) -> list[str]:
         """Names of the cases with at least one fault."""
         return sorted({fault.case for fault in self.faults} - {OF_THE_TASK})
 
-    def table(self):
-        """The faults as text, a line each: case, what is wrong, what to do."""
+    def table(self) -> str:
+        """The faults as text, one per line: case, what is wrong, what to do."""
         return _table(self.faults)
 
 
-def check_cases(folder, cases, progress=True):
+def check_cases(task: Task, cases: list[Case], progress: bool = True) -> CheckResult:
     """Read every case once and collect everything that is wrong.
 
-    Looked for: a missing or unreadable file, a truncated or damaged one, one that is not NIfTI
-    or lies about its size; a wrong number of axes or channels; a place of its voxels that is not
-    certain (see `mvl.data.nifti`); image and label of different shape or place; NaN or infinite
-    voxels; a channel with one value alone; an image of a few values, or the label itself; voxels
-    so far from the others that no scale shows these; label values that are not whole or not the
-    task's; an empty label of a case that is not declared healthy, or another of one that is; a
-    label wholly on the image's background; one image of two subjects. And of the task: a label
-    that no case has, a healthy case that is not there.
-
-    Args:
-        folder: the task folder, for its channels and labels.
-        cases: list of `Case`.
-        progress: show a progress bar.
-
-    Returns:
-        `CheckResult`.
-
-    Raises:
-        DataError: the folder's dataset.json is missing or malformed. Faults of cases are
-            returned, not raised: see `require`.
+    Looked for are files that cannot be read as what they should be (see `mvl.data.nifti`); shapes,
+    channels and places that do not fit; voxels that are not finite, blank, too few different ones,
+    or so far from the others that no scale shows these; labels that are not the task's, empty or
+    on the image's background; an image of two subjects; and of the task, a label that no case has
+    and a healthy case that is not there.
     """
-    task = read_task(folder)
     result = CheckResult(task)
     first_with = {}
     for case in track(cases, "checking cases", show=progress):
-        _check_case(task, case, result)
-        if not (content := result.image_hashes.get(case.name)):
-            continue
-        first = first_with.setdefault(content, case)
-        if first.subject != case.subject:  # of one subject, it is a scan that was labelled twice
-            fault = f"image: the same voxels as {first.name}'s, of another subject"
-            remedy = "put its own image there, or give both cases one subject in subjects.csv"
-            result.faults.append(Fault(case.name, fault, remedy))
+        record = result.records[case.name] = CaseRecord()
+        faults = _check_case(task, case, record)
+        if record.image_hash:
+            first = first_with.setdefault(record.image_hash, case)
+            if first.subject != case.subject:  # of one subject, it is a scan labelled twice
+                fault = f"image: the same voxels as {first.name}'s, of another subject"
+                remedy = "put its own image there, or give both one subject in subjects.csv"
+                faults.append((fault, remedy))
+        result.faults += [Fault(case.name, *fault) for fault in faults]
     for name in sorted(set(task.healthy) - {case.name for case in cases}):
-        report = f"'healthy' names {name}, which is no case"
-        result.faults.append(Fault(OF_THE_TASK, report, "write the case's name, as listed here"))
+        fault = f"'healthy' names {name}, which is no case"
+        result.faults.append(Fault(OF_THE_TASK, fault, "write the case's name, as listed here"))
     # An unreadable label may be the one that has it; once it is mended or left out, this is asked.
-    if len(result.labels) == len(cases):
+    if all(record.label_counts for record in result.records.values()):
         result.faults += _absent_labels(cases, result)
     return result
 
@@ -116,7 +127,7 @@ def _absent_labels(cases, result):
 
     Such a label is nowhere missed: every case would count as a perfect one.
     """
-    found = set().union(*(result.labels.get(case.name, ()) for case in cases))
+    present = set().union(*(result.records[case.name].label_counts for case in cases))
     return [
         Fault(
             OF_THE_TASK,
@@ -124,42 +135,30 @@ def _absent_labels(cases, result):
             f"take \"{value}\" out of 'labels', or draw it in the cases that have it",
         )
         for value, name in result.task.labels.items()
-        if value not in found
+        if value not in present
     ]
 
 
-def unlisted(folder, cases):
-    """Images beside those of a task that its dataset.json does not name, and nothing uses.
-
-    Args:
-        folder: the task folder.
-        cases: list of all its `Case`.
-
-    Returns:
-        Sorted list of `Path`.
-    """
+def unlisted(folder: Path, cases: list[Case]) -> list[Path]:
+    """Images in the folders of a task's images that its dataset.json does not name, sorted."""
     named = {path for case in cases for path in (case.image, case.label)}
     test = read_json(Path(folder) / "dataset.json").get("test", [])
     named |= {Path(folder, path) for path in test if isinstance(path, str)}
-    beside = {path for image in {case.image.parent for case in cases} for path in image.iterdir()}
+    there = {path for image in {case.image.parent for case in cases} for path in image.iterdir()}
     return sorted(
         path
-        for path in beside - named
+        for path in there - named
         if path.name.lower().endswith((".nii", ".nii.gz")) and not path.name.startswith(".")
     )
 
 
-def require(cases, result, on_bad_case="fail"):
-    """The cases that may be used.
+def require(cases: list[Case], result: CheckResult, on_bad_case: str = "fail") -> list[Case]:
+    """The cases without faults, where these are enough.
 
     Args:
-        cases: list of `Case`.
-        result: of `check_cases` on them.
+        cases, result: `check_cases`' own.
         on_bad_case: "fail" refuses them all if one has a fault; "skip" leaves out the bad ones,
             which the caller writes down (`CheckResult.bad_cases`).
-
-    Returns:
-        list of `Case` without faults.
 
     Raises:
         DataError: a fault and "fail", with the whole table as its message; or no case is left; or
@@ -189,11 +188,12 @@ def _table(faults):
     return "\n".join(f"  {a:<{case}}  {b:<{fault}}  {c}" for a, b, c in rows)
 
 
-def _check_case(task, case, result):
-    """Append the faults of one case, and its hashes where it can be read."""
+def _check_case(task, case, record):
+    """The faults of one case and their remedies; fills in its record."""
+    faults = []
 
     def report(fault, remedy):
-        result.faults.append(Fault(case.name, fault, remedy))
+        faults.append((fault, remedy))
 
     def read(reader, what, path):
         if path is None:
@@ -207,24 +207,44 @@ def _check_case(task, case, result):
             report(f"{what}: does not fit into memory", "use a machine with more memory")
         return None, None
 
-    image, affine = read(read_volume, "image", case.image)
-    label, label_affine = read(_read_label, "label", case.label)
+    image, header = read(read_volume, "image", case.image)
+    label, label_header = read(read_label, "label", case.label)
     if image is not None:
-        result.image_hashes[case.name] = content_hash(image)
+        record.image_hash = content_hash(image)
+        record.shape, record.affine = image.shape[:3], header.affine
         _check_image(task, image, report)
     if label is not None:
-        result.labels[case.name] = _check_label(task, case, label, report)
-    if image is not None and label is not None:
-        contents = (result.image_hashes[case.name], content_hash(label))
-        result.hashes[case.name] = joint_hash(contents, (affine, label_affine))
-        if contents[0] == contents[1]:
-            report("image: the same voxels as its label's", "put the image itself there")
-        _check_place(image, label, report)
-        _check_pair(read_header(case.image), read_header(case.label), report)
+        values, counts = np.unique(label, return_counts=True)
+        record.label_counts = dict(zip(values.tolist(), counts.tolist(), strict=True))
+        _check_label(task, case, label, set(record.label_counts), report)
+    if image is None or label is None:
+        return faults
+    label_hash = content_hash(label)
+    affines = np.stack([header.affine, label_header.affine]).astype("<f8").tobytes()
+    joint = hashlib.sha256((record.image_hash + label_hash).encode() + affines)
+    record.voxel_hash = joint.hexdigest()
+    if record.image_hash == label_hash:
+        report("image: the same voxels as its label's", "put the image itself there")
+    if record.shape != label.shape[:3]:
+        fault = f"image of shape {record.shape}, label of {label.shape[:3]}"
+        report(fault, "resample the label to its image's grid")
+    else:
+        _check_overlap(image, label, report)
+        if fault := place_fault(header.forms, label_header.forms, record.shape):
+            report(*fault)
+    if not faults:
+        channel = image if image.ndim == 3 else image[..., 0]
+        record.mean_intensity = float(channel[channel != 0].mean())
+        record.statistics = summarise(image, header.affine, task)
+    return faults
 
 
-def _read_label(path):
-    return read_label(path), read_header(path).affine
+def content_hash(array: np.ndarray) -> str:
+    """SHA-256 (hex) of an array's values and shape, whatever type they were stored in."""
+    digest = hashlib.sha256(repr(array.shape).encode())
+    # Transposed, since NIfTI's order is Fortran's and hashing wants C's without a copy.
+    digest.update(np.ascontiguousarray(array.astype("<f4", copy=False).T))
+    return digest.hexdigest()
 
 
 def _check_image(task, image, report):
@@ -238,13 +258,10 @@ def _check_image(task, image, report):
     if not np.isfinite(ranges).all():
         broken = image.size - np.count_nonzero(np.isfinite(image))
         air = "-1000 in CT" if task.window_hu else "0 in MRI"
-        report(
-            f"image: {broken} voxels are NaN or infinite",
-            f"replace them by what air has, such as {air}",
-        )
+        report(f"image: {broken} voxels are NaN or infinite", f"give them what air has, as {air}")
         return
-    remedy = "convert or export the image again: its voxels are lost"
     if len(set(sum(ranges, ()))) == 1:
+        remedy = "convert or export the image again: its voxels are lost"
         report(f"image: {ranges[0][0]:g} in all voxels", remedy)
         return
     for n, (channel, limits) in enumerate(zip(channels, ranges, strict=True)):
@@ -253,10 +270,10 @@ def _check_image(task, image, report):
             report(f"image: {limits[0]:g} in all voxels{of}", "put that channel's own volume there")
             continue
         ct = is_ct(task.channels[n]) if n < len(task.channels) else False
-        if found := _far_voxel(channel, *limits, ct):
+        if far := _far_voxel(channel, *limits, ct):
+            value, low, high = far
             report(
-                f"image: a voxel of {found[0]:g}{of}, while 98 % lie from {found[1]:g} to "
-                f"{found[2]:g}",
+                f"image: a voxel of {value:g}{of}, while 98 % lie from {low:g} to {high:g}",
                 "replace such voxels by a value that is in range, such as their neighbours'",
             )
     if all(_few_values(channel) for channel in channels):
@@ -299,9 +316,9 @@ def _far_voxel(channel, low, high, ct):
     return (value, begin, end) if far else None
 
 
-def _check_place(image, label, report):
-    """Hold it against the image that a label marks something: not all of it is background."""
-    if image.shape[:3] != label.shape:
+def _check_overlap(image, label, report):
+    """Require that a label marks something: not all of it is the image's background."""
+    if label.ndim != 3:
         return
     lowest = image.min(axis=(0, 1, 2))
     # One voxel of the label is enough as a rule; of the transpose, which lies in one piece.
@@ -315,13 +332,10 @@ def _check_place(image, label, report):
         )
 
 
-def _check_label(task, case, label, report):
-    """Report the faults of a label; returns its values."""
+def _check_label(task, case, label, values, report):
     if label.ndim != 3:
         report(f"label: {label.ndim}D of shape {label.shape}", "save it as one 3D volume")
-    values = set(np.unique(label).tolist())
-    foreign = sorted(values - {0, task.ignore} - set(task.labels))
-    if foreign:
+    if foreign := sorted(values - {0, task.ignore} - set(task.labels)):
         shown = ", ".join(map(str, foreign[:5])) + (", ..." if len(foreign) > 5 else "")
         report(
             f"label: values {shown} that the task does not have",
@@ -331,26 +345,10 @@ def _check_label(task, case, label, report):
     if values == {task.ignore}:
         report("label: ignore alone, nothing to learn or to measure", "label its other voxels")
     elif values <= {0, task.ignore} and not healthy:
-        report(
-            "label: empty, no voxel of a structure",
-            f'label the structure; if there is none, add "{case.name}" to a list "healthy" in '
-            "dataset.json",
-        )
+        remedy = f'label the structure; if there is none, add "{case.name}" to a list "healthy" in '
+        report("label: empty, no voxel of a structure", remedy + "dataset.json")
     elif healthy and values & set(task.labels):
         report(
             "label: not empty, but the case is declared healthy",
             "take it out of 'healthy' in dataset.json, or correct the label",
         )
-    return values
-
-
-def _check_pair(image, label, report):
-    """Hold the headers of image and label against each other."""
-    shapes = image.shape[:3], label.shape[:3]
-    if shapes[0] != shapes[1]:
-        report(
-            f"image of shape {shapes[0]}, label of {shapes[1]}",
-            "resample the label to its image's grid",
-        )
-    elif fault := place_fault(image.forms, label.forms, shapes[0]):
-        report(*fault)

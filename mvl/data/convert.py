@@ -1,11 +1,9 @@
 """The study's two tasks that are not the decathlon's, made from the files of public repositories.
 
-docs/data.md says how to get the files; nothing is downloaded here.
-
-OpenKBP: patients 1 and 2 of the release come out as the study's own files, byte by byte.
-CHAOS: not tried on the original files, which were not within reach. It is written from what is
-known of them: names and label values (the repository's `classmap_1.json` lists the slices of each
-label), and how they were made (the public notebook of Ouyang et al., ECCV 2020).
+docs/data.md says how to get the files; nothing is downloaded here. Of OpenKBP, patients 1 and 2
+come out as the study's own files, byte by byte. CHAOS was not tried on the original files, which
+were not within reach: it is written from their names and label values (`classmap_1.json` there
+lists the slices of each label) and from how they were made (the notebook of Ouyang et al., 2020).
 """
 
 import gzip
@@ -17,7 +15,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from mvl.data.nifti import read_header, read_label, read_volume
+from mvl.data.nifti import read_label, read_volume
 from mvl.data.task_folder import data_root
 from mvl.data.tasks import CONVERTED
 from mvl.errors import DataError
@@ -41,17 +39,15 @@ class Release:
     licence: str
 
 
-def convert(name, source, root=None, progress=True):
-    """Make a task's folder out of the files that others publish.
+def convert(
+    name: str, source: str | Path, root: str | Path | None = None, progress: bool = True
+) -> Path:
+    """Make a task's folder, whole or not at all, out of the files that others publish.
 
     Args:
         name: one of `RELEASES`.
         source: a clone of the release's repository, or the folder in it that holds the files.
-        root: the folder in which the task's folder is made; see `sources.data_root`.
-        progress: show a progress bar.
-
-    Returns:
-        `Path` of the task's folder, which is written whole or not at all.
+        root: the folder in which the task's folder is made; see `data_root`.
 
     Raises:
         MvlError: not such a clone, a file that is missing or damaged, or a task's folder that is
@@ -68,8 +64,8 @@ def convert(name, source, root=None, progress=True):
             f"commit {release.commit}, with its folder {release.inside}"
         )
     try:
-        with staging(folder.parent) as beside:
-            made = beside / release.task
+        with staging(folder.parent) as unfinished:
+            made = unfinished / release.task
             (made / "imagesTr").mkdir(parents=True)
             (made / "labelsTr").mkdir()
             for case in track(files, f"converting {name}", show=progress):
@@ -109,13 +105,13 @@ def _description(release, cases):
 
 def _numbered(paths, before, after=""):
     """{number: path}, sorted, of paths named `before` + number + `after`."""
-    found = {}
+    numbered = {}
     for path in paths:
         number = path.name.removeprefix(before).removesuffix(after)
-        if not re.fullmatch("[1-9][0-9]{0,2}", number) or int(number) in found:
+        if not re.fullmatch("[1-9][0-9]{0,2}", number) or int(number) in numbered:
             raise DataError(f"{path} is not a file of the release, or the second of its number")
-        found[int(number)] = path
-    return dict(sorted(found.items()))
+        numbered[int(number)] = path
+    return dict(sorted(numbered.items()))
 
 
 #: OpenKBP's contours in the order of the labels: where two overlap, the later has the voxel.
@@ -180,10 +176,10 @@ def _read_edges(path):
     """Edges of a voxel in mm, along the axes of the array."""
     try:
         edges = [float(word) for word in read_small(path).split()]
+        if len(edges) != 3 or not all(0 < edge < 100 for edge in edges):
+            raise ValueError(f"{edges} are not three edges in mm")
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is missing or damaged: {error}") from error
-    if len(edges) != 3 or not all(0 < edge < 100 for edge in edges):
-        raise DataError(f"{path} is damaged: {edges} are not three edges in mm")
     return edges
 
 
@@ -194,15 +190,15 @@ def _find_chaos(folder):
 
 def _read_chaos(files):
     """Voxels as they are, axes and all: whole numbers, in whatever type they are stored."""
-    (image, affine), label = read_volume(files[0]), read_label(files[1])
-    affines = affine, read_header(files[1]).affine
-    if image.ndim != 3 or image.shape != label.shape or not np.allclose(*affines, atol=1e-3):
+    (image, header), (label, label_header) = read_volume(files[0]), read_label(files[1])
+    apart = not np.allclose(header.affine, label_header.affine, atol=1e-3)
+    if image.ndim != 3 or image.shape != label.shape or apart:
         raise DataError(f"{files[0]} and {files[1]} do not have the same voxels in space")
     if not np.array_equal(image, np.clip(np.rint(image), 0, 32767)):
         raise DataError(f"{files[0]} has voxels that are not whole numbers from 0 on, as an MRI's")
     if label.min() < 0 or label.max() > 4:
         raise DataError(f"{files[1]} has labels from {label.min()} to {label.max()}, not 0 to 4")
-    return image.astype(np.int16), label.astype(np.uint8), affine
+    return image.astype(np.int16), label.astype(np.uint8), header.affine
 
 
 RELEASES = {

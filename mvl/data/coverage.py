@@ -4,8 +4,13 @@ Nearest-voxel resizing steps over small structures, a centred crop cuts off what
 A model never learns what is lost so, and can never find it.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 import pandas as pd
 
+from mvl.config import DataConfig
 from mvl.errors import DataError
 
 #: Resampling to other voxels loses and gains some of a structure by chance: up to this share.
@@ -20,42 +25,37 @@ _WAYS = {
 }
 
 
-def grid_coverage(volumes, names):
+def grid_coverage(volumes: dict[str, list[dict[str, Any]]], names: list[str]) -> pd.DataFrame:
     """How much of every structure is on the model's grid.
 
     Args:
-        volumes: {side: labelled cases, as `Preparation.load` gives them}.
+        volumes: side -> labelled cases, as `Preparation.load` gives them.
         names: of the structures, in the order of the label's classes.
 
     Returns:
-        A table, a structure that a case has a row: side, case, structure, file_ml, grid_ml.
+        One row per structure that a case has: side, case, structure, file_ml, grid_ml.
     """
     rows = []
     for side, cases in volumes.items():
         for volume in cases:
             voxel_ml = volume["image"].pixdim.prod().item() / 1000
             voxels = volume["label"].flatten().clamp(min=0).int().bincount(minlength=len(names) + 1)
-            for place, name in enumerate(names):
-                if volume["ml"][place] > 0:
-                    facts = {"side": side, "case": volume["name"], "structure": name}
-                    ml = {"file_ml": volume["ml"][place], "grid_ml": voxels[place + 1] * voxel_ml}
-                    rows.append(facts | {key: float(value) for key, value in ml.items()})
+            for name, file_ml, count in zip(names, volume["ml"], voxels[1:], strict=True):
+                if file_ml > 0:
+                    row = {"side": side, "case": volume["name"], "structure": name}
+                    ml = {"file_ml": float(file_ml), "grid_ml": float(count * voxel_ml)}
+                    rows.append(row | ml)
     return pd.DataFrame(rows)
 
 
-def lost_on_grid(coverage, config):
-    """The rows of `grid_coverage` with a loss, and its share as a column `lost`.
-
-    Args:
-        coverage: of `grid_coverage`.
-        config: the `DataConfig`.
-    """
+def lost_on_grid(coverage: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
+    """The rows of `grid_coverage` with a loss, and its share as a column `lost`."""
     lost = (1 - coverage["grid_ml"] / coverage["file_ml"]).clip(0, 1)
     least = 1e-6 if config.fit == "pad" else _BY_CHANCE  # padding and cutting keep the voxels
     return coverage.assign(lost=lost)[lost > least]
 
 
-def require_coverage(coverage, config):
+def require_coverage(coverage: pd.DataFrame, config: DataConfig) -> None:
     """Refuse a grid that shows no structure of a side: to predict nothing would be perfect there.
 
     Raises:
@@ -70,20 +70,18 @@ def require_coverage(coverage, config):
             )
 
 
-def coverage_told(coverage, names, config):
-    """Sentences on what the grid does not show; none where nothing is lost.
-
-    Args: as of `grid_coverage` and `lost_on_grid`.
-    """
-    told, lost = [], lost_on_grid(coverage, config)
+def coverage_notes(coverage: pd.DataFrame, names: list[str], config: DataConfig) -> list[str]:
+    """Sentences on what the grid does not show, of `grid_coverage` with the same names."""
+    notes, lost = [], lost_on_grid(coverage, config)
     if len(lost):
         whole = int((lost["lost"] == 1).sum())
-        volume = (lost["lost"] * lost["file_ml"]).sum() / coverage["file_ml"].sum()
-        by_case = coverage.assign(missing=(lost["lost"] * lost["file_ml"])).groupby("case")
-        share = by_case["missing"].sum() / by_case["file_ml"].sum()
+        lost_ml = lost["lost"] * lost["file_ml"]
+        volume = lost_ml.sum() / coverage["file_ml"].sum()
+        by_case = coverage.assign(lost_ml=lost_ml).groupby("case")
+        share = by_case["lost_ml"].sum() / by_case["file_ml"].sum()
         much = max(whole / len(coverage), volume) > _MUCH
         structures = f"{whole} of {len(coverage)} structures, and " if whole else ""
-        told.append(
+        notes.append(
             f"{'warning' if much else 'note'}: {_grid(config)} does not show {structures}"
             f"{volume:.1%} of the structures' volume, in {lost['case'].nunique()} of {len(share)} "
             f"training and validation cases; most is lost of {share.idxmax()}, {share.max():.0%}. "
@@ -93,12 +91,11 @@ def coverage_told(coverage, names, config):
     for side, rows in shown.groupby("side", sort=False):
         for name in sorted(set(names) - set(rows["structure"])):
             what = "it is not learned" if side == "train" else "no epoch is chosen for it"
-            told.append(f"warning: no {side} case shows {name} on its grid, so that {what}")
-    return told
+            notes.append(f"warning: no {side} case shows {name} on its grid, so that {what}")
+    return notes
 
 
 def _grid(config):
-    grid = " x ".join(map(str, config.grid))
     if config.fit == "crop":
         return f"a voxel of {' x '.join(f'{edge:g}' for edge in config.spacing_mm)} mm"
-    return f"the grid of {grid} voxels ({config.fit})"
+    return f"the grid of {' x '.join(map(str, config.grid))} voxels ({config.fit})"

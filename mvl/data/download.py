@@ -1,6 +1,7 @@
 """The decathlon's own archives: fetched, resumed, checked by MD5 and unpacked inside one folder."""
 
-import contextlib
+from __future__ import annotations
+
 import hashlib
 import http.client
 import os
@@ -9,63 +10,57 @@ import ssl
 import tarfile
 import urllib.error
 import urllib.request
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from mvl.data.task_folder import data_root
 from mvl.data.tasks import TASKS, read_task
-from mvl.errors import DataError
-from mvl.locks import acquired
+from mvl.errors import DataError, MvlError
+from mvl.locks import locked
 from mvl.progress import Progress, track
 
 #: Seconds without an answer after which the network counts as gone.
 _TIMEOUT = 30
-#: Bytes read at once; progress counts them.
+#: Bytes that are read at once; progress counts them.
 _BLOCK = 1 << 20
 
 
-def download(task_name, root=None, progress=True):
-    """Fetch and unpack one of the decathlon's ten tasks.
+def download(task_name: str, root: str | Path | None = None, progress: bool = True) -> Path:
+    """Fetch and unpack one of the decathlon's ten tasks; returns its folder, at once if it exists.
 
-    The archive grows beside its place as `.Task….tar.part`; an interrupted download goes on
-    from there, and what was fetched counts only if its MD5 is right. The archive is unpacked to
-    a folder beside the task folder, which appears by a rename, whole or not at all.
-
-    Args:
-        task_name: one of `mvl.data.tasks.TASKS`.
-        root: see `mvl.data.task_folder.data_root`.
-        progress: show progress bars.
-
-    Returns:
-        `Path` of the task folder; at once if it is there already.
+    The archive grows in the folder `.Task….download` below `root` (see `data_root`). An
+    interrupted download goes on from there, and counts only if its MD5 is right. The task folder
+    appears by a rename, whole or not at all.
 
     Raises:
-        DataError: no such task, no network, a wrong MD5, an archive that is not as it should
-            be, a folder that is in the way or cannot be written.
+        DataError: no such task, no network, a wrong MD5, a damaged archive, a folder that is in
+            the way or cannot be written, or another process that downloads the same.
     """
     if task_name not in TASKS:
         raise DataError(f"no download of {task_name!r}; there are {', '.join(TASKS)}")
     root = data_root(root)
-    folder, part = root / task_name, root / f".{task_name}.tar.part"
-    if _is_there(folder):
-        if part.exists():  # of a download that was killed at its very end, or is just ending
-            with contextlib.suppress(OSError, DataError), _alone(part):
-                shutil.rmtree(_beside(folder), ignore_errors=True)
-                part.unlink()
-        return folder
-    url, md5 = _published(task_name)
+    folder, staging = root / task_name, root / f".{task_name}.download"
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        with _alone(part):
-            if not _is_there(folder):  # another process may have ended since the first look
-                _fetch(url, part, progress)
-                _require_md5(part, md5, url, progress)
-                _unpack(part, folder, progress)
-            part.unlink()
+        if not _is_there(folder):
+            with locked(staging, f"downloading {task_name}"):
+                if not _is_there(folder):  # another process may have ended since the first look
+                    _download(task_name, folder, staging, progress)
+        shutil.rmtree(staging, ignore_errors=True)  # also of a process that was killed just here
+    except DataError:
+        raise
+    except MvlError as error:
+        raise DataError(f"{error} (or choose another root)") from error
     except OSError as error:
         raise DataError(
             f"cannot write {folder}: {error.strerror or error}; make room or choose another root"
         ) from error
     return folder
+
+
+def _download(task_name, folder, staging, progress):
+    (url, md5), archive = _published(task_name), staging / "archive.tar"
+    _fetch(url, archive, folder, progress)
+    _require_md5(archive, md5, url, progress)
+    _unpack(archive, folder, staging / "unpacked", progress)
 
 
 def _published(task_name):
@@ -76,11 +71,7 @@ def _published(task_name):
 
 
 def _is_there(folder):
-    """Whether a task folder is there, whole.
-
-    Raises:
-        DataError: something else is in its place.
-    """
+    """Whether a whole task folder exists; a `DataError` if something else has its name."""
     if (folder / "dataset.json").is_file():
         if read_task(folder).synthetic:
             raise DataError(f"{folder} holds a synthetic phantom; move it away, or choose a root")
@@ -90,29 +81,13 @@ def _is_there(folder):
     return False
 
 
-@contextlib.contextmanager
-def _alone(part):
-    """Hold `part` (made where it is missing) against other processes; who holds it may remove it.
-
-    Raises:
-        DataError: another process holds it.
-    """
-    with contextlib.ExitStack() as held:
-        try:
-            held.enter_context(acquired(part))
-        except BlockingIOError as error:
-            reason = error.strerror
-            raise DataError(f"another process is downloading {part}: {reason}") from error
-        yield
-
-
-def _fetch(url, part, progress):
-    """Bring `part` to the whole of what `url` serves, from where it stopped.
+def _fetch(url, archive, folder, progress):
+    """Bring `archive` to the whole of what `url` serves, from where it stopped.
 
     Raises:
         DataError: no network, or the connection broke off.
     """
-    have = part.stat().st_size
+    have = archive.stat().st_size if archive.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
         with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
@@ -120,91 +95,62 @@ def _fetch(url, part, progress):
             have = have if response.status == 206 else 0
             length = response.headers.get("Content-Length", "0")
             if not length.isdecimal():
-                reason = f"the server gives its length as {length!r}"
-                raise DataError(_offline(part, url, reason))
+                raise http.client.HTTPException(f"the server gives its length as {length!r}")
             total = have + int(length)
-            with _progress("downloading", total, progress) as bar, open(part, "ab") as file:
+            with _bar("downloading", total, progress) as bar, open(archive, "ab") as file:
                 file.truncate(have)
                 bar.skip(have // _BLOCK)
                 while block := response.read(_BLOCK):
                     file.write(block)
                     have += len(block)
                     bar.step()
+        if have == total:
+            return
+        reason = f"it broke off after {have:,} of {total:,} bytes"
     except urllib.error.HTTPError as error:
         if error.code == 416 and have:
             return  # nothing is missing; the MD5 decides
-        raise DataError(_offline(part, url, f"the server answers {error}")) from error
+        reason = f"the server answers {error}"
     except urllib.error.URLError as error:
-        raise DataError(_offline(part, url, error.reason)) from error
+        reason = error.reason
     except (http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
-        raise DataError(_offline(part, url, f"it broke off ({error})")) from error
-    if have < total:
-        raise DataError(_offline(part, url, f"it broke off after {have:,} of {total:,} bytes"))
-
-
-def _offline(part, url, reason):
-    task_name = part.name.strip(".").removesuffix(".tar.part")
-    return (
+        reason = f"it broke off ({error})"
+    raise DataError(
         f"cannot download {url}: {reason}; run the command again to go on where it stopped, or, "
-        f"without network, put the folder {task_name} into {part.parent} or set MVL_DATA_ROOT to "
-        f"the folder that holds it, or use a synthetic one: mvl data phantom {task_name}"
+        f"without network, put the folder {folder.name} into {folder.parent} or set MVL_DATA_ROOT "
+        f"to the folder that holds it, or use a synthetic one: mvl data phantom {folder.name}"
     )
 
 
-def _progress(what, size, show):
+def _bar(what, size, show):
     return Progress(what, -(-size // _BLOCK), "MiB", show and size > 0)
 
 
-def _require_md5(part, md5, url, progress):
+def _require_md5(archive, md5, url, progress):
     digest = hashlib.md5(usedforsecurity=False)
-    bar = _progress("checking MD5", part.stat().st_size, progress)
-    with bar, open(part, "rb") as file:
+    with _bar("checking MD5", archive.stat().st_size, progress) as bar, open(archive, "rb") as file:
         while block := file.read(_BLOCK):
             digest.update(block)
             bar.step()
     if digest.hexdigest() != md5:
-        part.unlink()
+        archive.unlink()
         raise DataError(
-            f"{url} has MD5 {digest.hexdigest()}, expected {md5}; the download was thrown away: "
-            "try again, and distrust the source if it happens twice"
+            f"{url} has MD5 {digest.hexdigest()}, expected {md5}; the download was deleted: try "
+            "again, and distrust the source if it happens twice"
         )
 
 
-def _beside(folder):
-    """Where an archive is unpacked."""
-    return folder.with_name(f".{folder.name}.unpacking")
-
-
-def _unpack(archive, folder, progress):
-    """Unpack to a folder beside `folder`, then rename.
-
-    Raises:
-        DataError: a member other than a plain file or folder below the task's name, or no
-            dataset.json; nothing is left behind.
-    """
-    beside = _beside(folder)
-    shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed here
+def _unpack(archive, folder, unpacked, progress):
+    """Unpack, then rename the task folder to its place; a `DataError` if the archive is damaged."""
+    shutil.rmtree(unpacked, ignore_errors=True)  # of a process that was killed here
     try:
-        beside.mkdir()
-        # "r:" takes uncompressed archives alone, so that nothing can swell.
         with tarfile.open(archive, "r:") as tar:
-            members = tar.getmembers()
-            for member in track(members, "unpacking", "file", show=progress):
-                path = PurePosixPath(member.name)
-                if path.name.startswith("._"):
-                    continue  # macOS's shadow files
-                inside = path.parts[:1] == (folder.name,) and ".." not in path.parts
-                plain = member.isdir() or (member.isreg() and not member.issparse())
-                if not (inside and plain):
-                    raise DataError(
-                        f"the archive of {folder.name} has a member {member.name!r} that is not a "
-                        f"plain file inside {folder.name}; nothing was unpacked"
-                    )
-                tar.extract(member, beside, filter="data")
-        if not (beside / folder.name / "dataset.json").is_file():
-            raise DataError(f"the archive of {folder.name} has no {folder.name}/dataset.json")
-        (beside / folder.name).rename(folder)
+            for member in track(tar.getmembers(), "unpacking", "file", show=progress):
+                if not PurePosixPath(member.name).name.startswith("._"):  # macOS's shadow files
+                    # The filter refuses devices, and whatever leads out of the folder.
+                    tar.extract(member, unpacked, filter="data")
     except tarfile.TarError as error:
-        raise DataError(f"the archive of {folder.name} is not a sound tar: {error}") from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        raise DataError(f"the archive of {folder.name} cannot be unpacked: {error}") from error
+    if not (unpacked / folder.name / "dataset.json").is_file():
+        raise DataError(f"the archive of {folder.name} has no {folder.name}/dataset.json")
+    (unpacked / folder.name).rename(folder)

@@ -1,4 +1,8 @@
-"""Real data where it is at hand or can be fetched, the phantom otherwise, and never silently."""
+"""Real data where it exists or can be downloaded; otherwise a phantom, which is always named so."""
+
+from __future__ import annotations
+
+from pathlib import Path
 
 from mvl.data.download import download
 from mvl.data.phantom import make_phantom
@@ -10,61 +14,61 @@ from mvl.errors import ConfigError, DataError
 SOURCES = ("msd", "auto", "phantom")
 
 
-def obtain(task, source, cases=60, scale=1.0, name="phantom"):
-    """Find a task's data for a profile.
+def obtain(
+    task: str, source: str, cases: int = 60, scale: float = 1.0, name: str = "phantom"
+) -> tuple[Path, str]:
+    """Find a task's data for a profile, or make a phantom of `cases` and `scale`.
 
     Args:
-        task: the task's name.
-        source: "msd" takes the task below the data root and downloads it if it is not there;
-            "auto" does the same, and makes a phantom where neither works; "phantom" makes one.
-        cases, scale: size of the phantom, see `make_phantom`.
+        source: "msd" takes the task below the data root, or downloads it; "auto" does the same,
+            and makes a phantom where neither works; "phantom" makes one.
         name: the phantom's folder below data/; profiles of different size keep apart.
 
     Returns:
-        (root, sentence): the folder that holds the task's folder, and what it holds, to be
-        shown at the top of whatever uses it.
+        (the folder that holds the task's folder, a sentence that names the data).
 
     Raises:
         ConfigError: an unknown source.
-        DataError: "msd" and the task can be neither found nor downloaded.
+        DataError: "msd", and the task can be neither found nor downloaded.
     """
     if source not in SOURCES:
         raise ConfigError(f"data source {source!r} is none of {', '.join(SOURCES)}")
-    why = "as the profile asks"
+    reason = "as the profile asks"
     if source != "phantom":
         try:
-            folder = _real(task)
-            facts, there = task_and_cases(folder)
-            if facts.synthetic:
-                return folder.parent, f"SYNTHETIC DATA, a phantom of {task} (found in {folder})"
-            what = f"{task} " + (
-                "of the Medical Segmentation Decathlon" if task in TASKS else "in " + str(folder)
-            )
-            used = study_cases(facts, there)
-            if len(used) < len(there):
-                what += f": the {len(used)} of {len(there)} cases that the committed study has"
-            if facts.assumptions:
-                what += f" (assumed: {'; '.join(facts.assumptions)})"
-            return folder.parent, what
+            return _real(task)
         except DataError as error:
             if source == "msd":
                 raise
-            why = str(error)
+            reason = str(error)
     root = make_phantom(task, REPOSITORY_DATA / name, cases=cases, scale=scale).parent
-    return root, f"SYNTHETIC DATA, a phantom of {task} ({why})"
+    return root, f"SYNTHETIC DATA, a phantom of {task} ({reason})"
 
 
-def at_hand(task, source, name="phantom"):
-    """Where `obtain` finds a task's data without a download and without making a phantom.
+def _real(name):
+    try:
+        folder = find_task(name)
+    except DataError:
+        if name not in TASKS:
+            raise
+        folder = download(name)
+    task, cases = task_and_cases(folder)
+    if task.synthetic:
+        return folder.parent, f"SYNTHETIC DATA, a phantom of {name} (found in {folder})"
+    origin = "of the Medical Segmentation Decathlon" if name in TASKS else f"in {folder}"
+    sentence, used = f"{name} {origin}", study_cases(task, cases)
+    if len(used) < len(cases):
+        sentence += f": the {len(used)} of {len(cases)} cases that the committed study has"
+    if task.assumptions:
+        sentence += f" (assumed: {'; '.join(task.assumptions)})"
+    return folder.parent, sentence
 
-    Args:
-        task, source, name: as for `obtain`.
 
-    Returns:
-        The folder that holds the task's folder.
+def obtained(task: str, source: str, name: str = "phantom") -> Path:
+    """The folder in which `obtain` finds a task without a download and without a new phantom.
 
     Raises:
-        DataError: it is not there.
+        DataError: the task is not there.
     """
     if source != "phantom":
         try:
@@ -73,12 +77,3 @@ def at_hand(task, source, name="phantom"):
             if source == "msd":
                 raise
     return find_task(task, REPOSITORY_DATA / name).parent
-
-
-def _real(task):
-    try:
-        return find_task(task)
-    except DataError:
-        if task not in TASKS:
-            raise
-        return download(task)

@@ -1,163 +1,37 @@
-"""Cases -> normalised volumes on the model's grid -> augmented batches, and the way back.
+"""Cases -> normalised volumes on the model's grid, and predictions back to the file's grid.
 
-A case is read and resampled once; what is random happens later, on the prepared volume, and is
-a function of (seed, epoch, case) alone.
+A case is read and resampled once, without anything random: that comes with `mvl.data.batches`.
 """
 
-import contextlib
+from __future__ import annotations
+
 import copy
-import hashlib
-import math
-import os
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
 from multiprocessing.pool import ThreadPool
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from monai.data import MetaTensor, get_track_meta, set_track_meta
-from monai.transforms import (
-    Compose,
-    InvertibleTransform,
-    MapLabelValued,
-    MapTransform,
-    NormalizeIntensity,
-    NormalizeIntensityd,
-    Orientationd,
-    RandAffined,
-    RandCropByPosNegLabeld,
-    RandFlipd,
-    RandScaleIntensityd,
-    RandShiftIntensityd,
-    Resize,
-    ResizeWithPadOrCropd,
-    ScaleIntensityd,
-    ScaleIntensityRange,
-    ScaleIntensityRanged,
-    SpatialPadd,
-    allow_missing_keys_mode,
-)
+from monai import transforms
+from monai.data import MetaTensor
+from monai.transforms import InvertibleTransform, MapTransform
 from monai.transforms.utils import map_classes_to_indices, scale_affine
 
-from mvl.config import DataConfig, derive_seed
-from mvl.data.checks import check_cases, require
-from mvl.data.nifti import read_header, read_label, read_volume
-from mvl.data.splits import FOLDS, Split, check_split, make_split, study_cases
-from mvl.data.task_folder import find_task, task_and_cases
-from mvl.data.tasks import Task, is_ct
-from mvl.errors import DataError
+from mvl.config import DataConfig
+from mvl.data.batches import crop_size
+from mvl.data.domain import windows_of
+from mvl.data.nifti import read_label, read_volume
+from mvl.data.task_folder import Case
+from mvl.data.tasks import Task
 from mvl.progress import Progress
-
-
-@dataclass(frozen=True)
-class TaskData:
-    """A task's cases, checked and split: everything about the data but the voxels."""
-
-    task: Task
-    config: DataConfig
-    #: Name -> Case.
-    cases: dict
-    #: Name -> hash of image and label voxels.
-    hashes: dict
-    split: Split
-    #: Faults of the cases that were left out.
-    skipped: list
-    #: The task's folder.
-    folder: Path
-    #: `files_of` the folder, when it was read.
-    files: str
-
-    def side(self, name):
-        """The cases of "train", "validation" or "test"."""
-        return [self.cases[case] for case in getattr(self.split, name)]
-
-
-def open_task(config, seed, root=None, on_bad_case="fail", progress=True):
-    """Find a task, check every case, split by subject and prove that nothing leaks.
-
-    Of a task of which the committed study has a part, that part; see `splits.study_cases`.
-
-    Args:
-        config: a `DataConfig`.
-        seed: the experiment's seed; the validation fold is seed modulo five.
-        root: the folder that holds the task's folder; see `sources.data_root`.
-        on_bad_case: "fail", or "skip" to leave faulty cases out.
-        progress: show a progress bar.
-
-    Raises:
-        DataError: no such task, a faulty case, too few subjects, or a leak.
-    """
-    folder = find_task(config.task, root)
-    task, listed = task_and_cases(folder)
-    listed = study_cases(task, listed)
-    files = files_of(folder, listed)
-    checked = _checked(folder, listed, files, progress)
-    cases = require(listed, checked, on_bad_case)
-    if lost := {case.side for case in listed} - {case.side for case in cases}:
-        raise DataError(f"{folder}: every case that the task puts in {lost.pop()} has a fault")
-    split = make_split(cases, config.split_seed, seed % FOLDS, config.fraction, config.testing)
-    check_split(split, cases, checked.image_hashes)
-    _require_structures(task, split)
-    return TaskData(
-        task=task,
-        config=config,
-        cases={case.name: case for case in cases},
-        hashes={case.name: checked.hashes[case.name] for case in cases},
-        split=split,
-        skipped=checked.faults,
-        folder=folder,
-        files=files,
-    )
-
-
-def _require_structures(task, split):
-    """Hold that each side has a case with a structure: of healthy cases alone there is no Dice."""
-    for side, names in asdict(split).items():
-        if names and set(names) <= set(task.healthy):
-            shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-            way = (
-                "" if side == "test" else ", or choose another --seed: its validation fold differs"
-            )
-            raise DataError(
-                f"{task.name}: the {side} side has healthy cases alone ({shown}), of which there "
-                f"is no Dice; add cases that have a structure{way}"
-            )
-
-
-_CHECKED = {}
-
-
-def _checked(folder, cases, files, progress):
-    """`check_cases`, once a process for files of unchanged size and time of writing.
-
-    A suite opens its task once a cell, and reading every voxel takes seconds.
-    """
-    key = folder.absolute(), files
-    if key not in _CHECKED:
-        _CHECKED[key] = check_cases(folder, cases, progress=progress)
-    return _CHECKED[key]
-
-
-def files_of(folder, cases):
-    """A hash of names, sizes and times of writing of the files that a task is read from.
-
-    Args:
-        folder: the task's folder.
-        cases: list of its `Case`.
-    """
-    paths = [folder / name for name in ("dataset.json", "subjects.csv", "splits.json")]
-    paths += [path for case in cases for path in (case.image, case.label) if path]
-    found = [(path.relative_to(folder), os.stat(path)) for path in paths if os.path.exists(path)]
-    facts = [(str(name), facts.st_size, facts.st_mtime_ns) for name, facts in found]
-    return hashlib.sha256(repr(facts).encode()).hexdigest()
-
 
 #: What an ignored voxel is in a prepared label: no class index, and not padding.
 IGNORED = -1
+#: With crops: at most so many places of a case from which a crop's centre is drawn, foreground
+#: and background each, evenly spread.
+_PLACES = 10_000
 
 
-def classes_of(task, config):
+def classes_of(task: Task, config: DataConfig) -> int:
     """Channels of the logits: 1 for the foreground, else the labels and the background."""
     return 1 if config.target == "foreground" else len(task.labels) + 1
 
@@ -173,103 +47,67 @@ class Preparation:
         than a crop, padded.
     label, where there is one: (1, H, W, D), 0/1 or class indices, nearest voxel; uint8, or int16
         where there are more than 255 classes, or ignored voxels, which are `IGNORED`.
-
-    Args:
-        task: a `Task`.
-        config: a `DataConfig`, kept as `config`.
     """
 
-    def __init__(self, task, config):
+    def __init__(self, task: Task, config: DataConfig):
         both, values = ("image", "label"), list(task.labels)
-        many = range(1, len(values) + 1)
-        classes = [1] * len(values) if config.target == "foreground" else [*many]
+        classes = [1 if config.target == "foreground" else n + 1 for n in range(len(values))]
         kind = np.uint8 if len(values) <= 255 else np.int16
         if task.ignore is not None:
             values, classes, kind = [*values, task.ignore], [*classes, IGNORED], np.int16
-        channels = len(config.channels_of(task))
-        read = channels
-        if config.intensities == "min-max":
-            read = len(task.channels)  # the smallest and the largest value are of all of them
-            normalise = ScaleIntensityd("image")
-        elif task.window_hu:
-            low, high = task.window_hu
-            ct = [is_ct(channel) for channel in config.channels_of(task)]
-            if any(ct) and not all(ct):
-                normalise = _ByModality(ct, task.window_hu)
-            else:
-                normalise = ScaleIntensityRanged("image", low, high, 0.0, 1.0, clip=True)
-        else:
-            normalise = NormalizeIntensityd("image", nonzero=True, channel_wise=True)
         if config.fit == "pad":
-            fit = [ResizeWithPadOrCropd(both, config.grid, allow_missing_keys=True)]
+            fit = [transforms.ResizeWithPadOrCropd(both, config.grid, allow_missing_keys=True)]
         else:
             fit = [Resampled(both, config.grid, config.spacing_mm)]
         if config.fit == "crop":
-            fit.append(SpatialPadd(both, _crop_size(config), allow_missing_keys=True))
+            fit.append(transforms.SpatialPadd(both, crop_size(config), allow_missing_keys=True))
         self.config = config
-        self._transform = Compose(
+        self._transform = transforms.Compose(
             [
-                _Read(both, read),
+                _Read(both, allow_missing_keys=True),
                 _Measured(values, classes),
-                Orientationd(both, axcodes="RAS", labels=None, allow_missing_keys=True),
-                normalise,
-                *[_First(channels)] * (channels < read),
+                transforms.Orientationd(both, axcodes="RAS", labels=None, allow_missing_keys=True),
+                _Normalised(task, config),
                 *fit,
-                MapLabelValued("label", values, classes, dtype=kind, allow_missing_keys=True),
+                transforms.MapLabelValued(
+                    "label", values, classes, dtype=kind, allow_missing_keys=True
+                ),
             ]
         )
 
-    def load(self, cases, progress=True):
+    def load(self, cases: list[Case], progress: bool = True) -> list[dict[str, Any]]:
         """Read and prepare cases, once; the result is held in memory.
 
-        Args:
-            cases: list of `Case`.
-            progress: show a progress bar.
-
         Returns:
-            List of {"name", "image": MetaTensor (C, H, W, D), "label": tensor (1, H, W, D)}, in
-            the order of `cases`; the image remembers how it came to the grid (see `to_native`),
-            and "label" is missing where the case has none. With a label comes "ml", the volume of
-            each structure in the label's own file, (K,); with crops, "foreground" and
-            "background" are places of the label from which a crop's centre may be drawn.
+            Per case {"name", "image": MetaTensor (C, H, W, D), "label": tensor (1, H, W, D)}; the
+            image remembers how it came to the grid (see `to_native`), and "label" is missing where
+            the case has none. With a label comes "ml", the volume of each structure in the label's
+            own file, (K,); with crops, "foreground" and "background" are places of the label from
+            which a crop's centre may be drawn.
         """
         files = [
             {"name": case.name, "image": case.image} | ({"label": case.label} if case.label else {})
             for case in cases
         ]
         volumes = []
-        with ThreadPool(2) as pool, Progress("preparing", len(files), show=progress) as told:
+        with ThreadPool(2) as pool, Progress("preparing", len(files), show=progress) as shown:
             for volume in pool.imap(self._transform, files):
                 if "label" in volume:
                     volume["label"] = volume["label"].as_tensor()
-                volumes.append(self._with_places(volume))
-                told.step()
+                    if self.config.window:
+                        volume |= _centres(volume["label"])
+                volumes.append(volume)
+                shown.step()
         return volumes
 
-    def _with_places(self, volume):
-        if not (self.config.window and "label" in volume):
-            return volume
-        # An ignored voxel is neither.
-        background, foreground = map_classes_to_indices(
-            volume["label"].clamp(max=1), num_classes=2, max_samples_per_class=_PLACES
-        )
-        # MONAI warns at every crop where one of the two is empty, as in a healthy case, and fails
-        # where both are.
-        if not len(background):
-            background = foreground if len(foreground) else torch.zeros(1, dtype=torch.long)
-        if not len(foreground):
-            foreground = background
-        return volume | {"foreground": foreground, "background": background}
-
-    def to_native(self, logits, image):
-        """Bring a prediction from the model's grid back to the grid of the image's file.
+    def to_native(self, logits: torch.Tensor, image: MetaTensor) -> torch.Tensor:
+        """Bring logits (K, H, W, D) from the model's grid to the grid of the image's file.
 
         Resampled volumes come back by linear interpolation, of logits and not of a mask, so that
         the threshold is applied once and at the file's resolution. Voxels that were cropped away
         get logits of 0, which count as background.
 
         Args:
-            logits: (K, H, W, D).
             image: the prepared image, as this object's `load` gave it.
 
         Returns:
@@ -278,34 +116,37 @@ class Preparation:
         # MONAI's inverse takes entries out of the record, and the image may be wanted again.
         operations = copy.deepcopy(list(image.applied_operations))
         logits = MetaTensor(logits, meta=image.meta, applied_operations=operations)
-        with allow_missing_keys_mode(self._transform):
+        with transforms.allow_missing_keys_mode(self._transform):
             return self._transform.inverse({"image": logits})["image"].as_tensor()
 
 
-#: With crops: at most so many places of a case from which a crop's centre is drawn, foreground
-#: and background each, evenly spread.
-_PLACES = 10_000
+def _centres(label):
+    """The voxels of a label (1, H, W, D) that may become a crop's centre; ignored ones may not."""
+    background, foreground = map_classes_to_indices(
+        label.clamp(max=1), num_classes=2, max_samples_per_class=_PLACES
+    )
+    # MONAI warns at every crop where one of the two is empty, as in a healthy case, and fails
+    # where both are.
+    if not len(background):
+        background = foreground if len(foreground) else torch.zeros(1, dtype=torch.long)
+    if not len(foreground):
+        foreground = background
+    return {"foreground": foreground, "background": background}
 
 
 class _Read(MapTransform):
-    """Paths -> channel-first `MetaTensor`s of files, read once and never as float64.
-
-    MONAI's own reader takes a scaled file, and what is stored as float64, through float64.
-    """
-
-    def __init__(self, keys, channels):
-        super().__init__(keys, allow_missing_keys=True)
-        self.channels = channels
+    """Paths -> channel-first `MetaTensor`s of files, never as float64, as MONAI's reader does."""
 
     def __call__(self, data):
         data = dict(data)
-        # The label's place is its image's: they were held against each other, up to rounding.
-        affine = read_header(data["image"]).affine
-        for key in self.key_iterator(data):
-            array = read_volume(data[key])[0] if key == "image" else read_label(data[key])
-            array = array[None] if array.ndim == 3 else np.moveaxis(array, 3, 0)
-            tensor = torch.from_numpy(array[: self.channels])
-            data[key] = MetaTensor(tensor, affine=torch.from_numpy(affine))
+        image, header = read_volume(data["image"])
+        # The label's place is its image's: the checks compared them, up to rounding.
+        affine = torch.from_numpy(header.affine)
+        image = image[None] if image.ndim == 3 else np.moveaxis(image, 3, 0)
+        data["image"] = MetaTensor(torch.from_numpy(image), affine=affine)
+        if "label" in data:
+            label = torch.from_numpy(read_label(data["label"])[0][None])
+            data["label"] = MetaTensor(label, affine=affine)
         return data
 
 
@@ -317,43 +158,38 @@ class _Measured(MapTransform):
         self.classes = dict(zip(values, classes, strict=True))
 
     def __call__(self, data):
-        data = dict(data)
-        for key in self.key_iterator(data):
-            ml = np.zeros(max(self.classes.values()))
-            found = np.unique(data[key].numpy(), return_counts=True)
-            for value, voxels in zip(*(part.tolist() for part in found), strict=True):
-                if (index := self.classes.get(value, 0)) > 0:
-                    ml[index - 1] += voxels * data[key].pixdim.prod().item() / 1000
-            data["ml"] = ml
-        return data
+        if "label" not in data:
+            return data
+        ml, label = np.zeros(max(self.classes.values())), data["label"]
+        values, counts = np.unique(label.numpy(), return_counts=True)
+        for value, voxels in zip(values.tolist(), counts.tolist(), strict=True):
+            if (index := self.classes.get(value, 0)) > 0:
+                ml[index - 1] += voxels * label.pixdim.prod().item() / 1000
+        return data | {"ml": ml}
 
 
-class _ByModality(MapTransform):
-    """A window for the channels that are CT, z-scores over nonzero voxels for the others."""
+class _Normalised(MapTransform):
+    """The channels that the model gets, each on its scale."""
 
-    def __init__(self, ct, window_hu):
+    def __init__(self, task, config):
         super().__init__("image")
-        self.ct = ct
-        self.window = ScaleIntensityRange(*window_hu, 0.0, 1.0, clip=True)
-        self.z_scores = NormalizeIntensity(nonzero=True)
+        # The smallest and the largest value are of all channels together.
+        self.whole = transforms.ScaleIntensity() if config.intensities == "min-max" else None
+        self.scales = [
+            transforms.ScaleIntensityRange(*window, 0.0, 1.0, clip=True)
+            if window
+            else transforms.NormalizeIntensity(nonzero=True)
+            for window in windows_of(task, config)
+        ]
 
     def __call__(self, data):
-        image = data["image"].clone()
-        for channel, ct in enumerate(self.ct):
-            scale = self.window if ct else self.z_scores
-            image[channel] = scale(image[channel])
+        count = len(self.scales)
+        if self.whole:
+            return data | {"image": self.whole(data["image"])[:count]}
+        image = data["image"][:count].clone()
+        for index, scale in enumerate(self.scales):
+            image[index] = scale(image[index])
         return data | {"image": image}
-
-
-class _First(MapTransform):
-    """The first channels of an image."""
-
-    def __init__(self, channels):
-        super().__init__("image")
-        self.channels = channels
-
-    def __call__(self, data):
-        return data | {"image": data["image"][: self.channels]}
 
 
 class Resampled(MapTransform, InvertibleTransform):
@@ -380,11 +216,8 @@ class Resampled(MapTransform, InvertibleTransform):
                 resized = self._smoothly(volume.as_tensor(), size)
             else:
                 resized = _resized(volume.as_tensor(), size, mode="nearest-exact")
-            resized = MetaTensor(
-                resized, meta=volume.meta, applied_operations=volume.applied_operations
-            )
-            turn = scale_affine(before, size)
-            data[key] = self.push_transform(resized, affine=turn, orig_size=before)
+            resized, affine = _like(volume, resized), scale_affine(before, size)
+            data[key] = self.push_transform(resized, affine=affine, orig_size=before)
         return data
 
     def inverse(self, data):
@@ -392,10 +225,7 @@ class Resampled(MapTransform, InvertibleTransform):
         for key in self.key_iterator(data):
             size = self.pop_transform(data[key])["orig_size"]
             resized = _resized(data[key].as_tensor(), size, mode="trilinear")
-            # Its `set_array` would spread one slice over as many as there were before.
-            data[key] = MetaTensor(
-                resized, meta=data[key].meta, applied_operations=data[key].applied_operations
-            )
+            data[key] = _like(data[key], resized)
         return data
 
     def _size(self, volume):
@@ -420,115 +250,9 @@ class Resampled(MapTransform, InvertibleTransform):
 
 
 def _resized(tensor, size, **how):
-    return Resize(size, **how)(tensor).as_tensor()
+    return transforms.Resize(size, **how)(tensor).as_tensor()
 
 
-def _crop_size(config):
-    """Voxels that a crop needs so that it still fills the grid when it is rotated."""
-    sine, whole = math.sin(math.radians(config.rotation_degrees)), sum(config.grid)
-    return tuple(math.ceil(n + sine * (whole - n)) for n in config.grid)
-
-
-def augmentation(config):
-    """What may be done to a training volume: rotation of image and label together, brightness
-    and contrast of the image, and mirroring where it is asked for; with crops, before all that,
-    a crop, whose centre is as often in the foreground as outside.
-
-    Returns:
-        A MONAI `Compose`; seed it with `set_random_state` before each volume.
-    """
-    both, angle = ("image", "label"), float(np.deg2rad(config.rotation_degrees))
-    steps = []
-    if config.fit == "crop":
-        steps.append(
-            RandCropByPosNegLabeld(
-                both,
-                "label",
-                _crop_size(config),
-                num_samples=1,
-                fg_indices_key="foreground",
-                bg_indices_key="background",
-            )
-        )
-    steps += [
-        RandAffined(
-            both,
-            config.grid,
-            prob=1.0,
-            cache_grid=True,
-            rotate_range=(angle, angle, angle),
-            mode=("bilinear", "nearest"),
-            padding_mode="zeros",
-        ),
-        RandScaleIntensityd("image", factors=config.intensity, prob=1.0),
-        RandShiftIntensityd("image", offsets=config.intensity, prob=1.0),
-    ]
-    axes = {False: (), True: range(3), "left-right": range(1)}[config.flips]  # of RAS
-    steps += [RandFlipd(both, prob=0.5, spatial_axis=axis) for axis in axes]
-    return Compose(steps)
-
-
-def training_batches(
-    volumes, config, batch_size, seed, epoch, process=0, processes=1, augment=None
-):
-    """The shuffled, augmented batches of one epoch, or one process' share of each.
-
-    Order and augmentation are functions of (seed, epoch, case): a training that resumes at
-    epoch n sees what an undisturbed one would have seen, and processes that train together see
-    between them what one alone would see.
-
-    Args:
-        volumes: what `Preparation.load` gave for the training cases.
-        config: a `DataConfig`.
-        batch_size: cases a batch; the last batch may be smaller.
-        seed: the experiment's seed.
-        epoch: number of the epoch.
-        process, processes: of each batch, take the cases process, process + processes, ...;
-            where a batch is too small for that, its first case stands in.
-        augment: a transform of the whole volume with `set_random_state`, in place of
-            `augmentation(config)`.
-
-    Yields:
-        (images (B, C, H, W, D), labels (B, 1, H, W, D)).
-    """
-    augment = augment or augmentation(config)
-    order = np.random.default_rng(derive_seed(seed, "order", epoch)).permutation(len(volumes))
-    for start in range(0, len(order), batch_size):
-        batch, chosen = [], order[start : start + batch_size]
-        for index in chosen[process::processes] if process < len(chosen) else chosen[:1]:
-            volume = volumes[index]
-            augment.set_random_state(derive_seed(seed, "augment", epoch, volume["name"]))
-            with _untracked():
-                augmented = augment(volume | {"image": volume["image"].as_tensor()})
-            # A crop comes as a list of one.
-            batch.append(augmented[0] if isinstance(augmented, list) else augmented)
-        yield tuple(torch.stack([b[key] for b in batch]) for key in ("image", "label"))
-
-
-def ahead(batches):
-    """Yield what an iterator yields, while a thread of its own makes the next item.
-
-    Order and values stay the same. Close the generator (`contextlib.closing`) to be sure that the
-    thread has ended: while it augments, MONAI keeps no record of any volume (`_untracked`).
-
-    Args:
-        batches: an iterator, such as `training_batches`.
-    """
-    end = object()
-    # How subnormals count is a thread's own setting, and `mvl.experiment.training` flushes them.
-    with ThreadPoolExecutor(1, "batches", torch.set_flush_denormal, (True,)) as thread:
-        coming = thread.submit(next, batches, end)
-        while (batch := coming.result()) is not end:
-            coming = thread.submit(next, batches, end)
-            yield batch
-
-
-@contextlib.contextmanager
-def _untracked():
-    """MONAI without the record of what was done to a volume, a fifth of an augmentation's time."""
-    before = get_track_meta()
-    set_track_meta(False)
-    try:
-        yield
-    finally:
-        set_track_meta(before)
+def _like(volume, tensor):
+    # `set_array` would spread one slice over as many as there were before.
+    return MetaTensor(tensor, meta=volume.meta, applied_operations=volume.applied_operations)

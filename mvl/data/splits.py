@@ -1,9 +1,11 @@
 """Who is in training, validation and test: by subject, written down, checked for leaks.
 
-20 % of the subjects are the test set; the others fall into five folds. Test set and folds come
-from one seed (`DataConfig.split_seed`) and never change within a study; a training seed s uses
-fold s mod 5 for validation. A task may bring its own test or validation cases (`Case.side`).
+20 % of the subjects are the test set; the others fall into five folds. Both come from one seed
+(`DataConfig.split_seed`) and never change within a study; training seed s uses fold s mod 5 for
+validation. A task may bring its own test or validation cases (`Case.side`).
 """
+
+from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -12,13 +14,15 @@ from pathlib import Path
 import numpy as np
 
 from mvl.config import derive_seed
+from mvl.data.task_folder import SIDES, Case
+from mvl.data.tasks import Task
 from mvl.errors import DataError
 from mvl.files import read_json, read_table, write_json
 
 TEST_SHARE = 0.2
 FOLDS = 5
 
-#: The task of the committed study, and the cases of it that the study has.
+#: The task of the committed study, and the cases that the study uses.
 STUDY_TASK = "Task04_Hippocampus"
 _STUDY_CASES = Path(__file__).with_name("study_cases.csv")
 
@@ -28,24 +32,16 @@ def _study_cases():
     return frozenset(read_table(_STUDY_CASES, ("case",))["case"])
 
 
-def study_cases(task, cases):
-    """The cases to use of a task: those of the committed study, where all of them are there.
+def study_cases(task: Task, cases: list[Case]) -> list[Case]:
+    """The cases to use of a task: those of the committed study, where all of them exist.
 
-    The study has a part of MSD's Task04. Who is in the test set depends on who is there: with all
-    of MSD's cases, subjects that the committed model learned from would be test subjects, and no
-    run could be held against the reference.
-
-    Args:
-        task: a `Task`.
-        cases: list of `Case`.
+    The study uses a part of MSD's Task04, and the test set depends on the cases. With all of MSD's
+    cases, subjects that the committed model learned from would be test subjects.
     """
-    wanted = _study_cases()
-    own_split = any(case.side for case in cases)
-    if task.name != STUDY_TASK or task.synthetic or own_split:
+    if task.name != STUDY_TASK or task.synthetic or any(case.side for case in cases):
         return cases
-    if not wanted <= {case.name for case in cases}:
-        return cases
-    return [case for case in cases if case.name in wanted]
+    used = [case for case in cases if case.name in _study_cases()]
+    return used if len(used) == len(_study_cases()) else cases
 
 
 @dataclass(frozen=True)
@@ -56,42 +52,40 @@ class Split:
     validation: tuple[str, ...]
     test: tuple[str, ...]
 
-    def save(self, path):
+    def save(self, path: Path) -> None:
         """Write the split as JSON."""
         write_json(path, asdict(self))
 
     @classmethod
-    def load(cls, path):
-        """Read what `save` wrote.
-
-        Raises:
-            MvlError: the file is missing, or no split.
-        """
-        sides = ("train", "validation", "test")
-        stored = read_json(path, *sides)
-        if not all(isinstance(stored[side], list) for side in sides):
-            raise DataError(f"{path} is no split: each side is a list of names")
-        return cls(*(tuple(stored[side]) for side in sides))
+    def load(cls, path: Path) -> Split:
+        """Read what `save` wrote; an `MvlError` if the file is missing or is not a split."""
+        stored = read_json(path, *SIDES)
+        if not all(isinstance(stored[side], list) for side in SIDES):
+            raise DataError(f"{path} is not a split: each side is a list of names")
+        return cls(*(tuple(stored[side]) for side in SIDES))
 
 
-def make_split(cases, split_seed, fold, fraction=1.0, testing="held-out"):
-    """Divide cases by subject.
+def make_split(
+    cases: list[Case],
+    split_seed: int,
+    fold: int,
+    fraction: float = 1.0,
+    testing: str = "held-out",
+) -> Split:
+    """Divide cases by subject; each side is sorted by name.
+
+    A side that the task gives (`Case.side`) stays as it is, whatever seed, fold and fraction. The
+    other sides are drawn from the other cases.
 
     Args:
-        cases: list of `Case`.
         split_seed: the seed of test set and folds.
         fold: 0 to 4, the validation fold.
-        fraction: share of the training and of the validation subjects to keep; a smaller share
-            is a subset of a larger one. The test set is always whole.
+        fraction: share of the training subjects, and of the validation subjects if they are
+            drawn; a smaller share is a subset of a larger one. The test set is always whole.
         testing: `DataConfig.testing`.
 
-    Returns:
-        A `Split`; each side sorted by name. A side that the task gives (`Case.side`) is as it is
-        given, whatever seed, fold and fraction; what is not given is drawn from the others, and
-        `fraction` shortens what is drawn, and training.
-
     Raises:
-        DataError: too few subjects; or of one subject, cases on several sides that are given.
+        DataError: too few subjects, or a subject with cases on two given sides.
     """
     first, given = {}, {case.side for case in cases} - {None}
     for case in cases:
@@ -117,20 +111,15 @@ def make_split(cases, split_seed, fold, fraction=1.0, testing="held-out"):
     def share(chosen):
         return chosen[: max(1, round(fraction * len(chosen)))]
 
-    def on(side):
-        return [subject for subject, case in first.items() if case.side == side]
-
     crossed = testing == "crossed" and "test" not in given
     if "test" in given:
-        test, rest = on("test"), order
-    elif crossed:
-        test = order[fold::FOLDS]
-        rest = [subject for subject in order if subject not in set(test)]
+        test = [subject for subject, case in first.items() if case.side == "test"]
     else:
         n_test = max(1, round(TEST_SHARE * len(order)))
-        test, rest = order[:n_test], order[n_test:]
+        test = order[fold::FOLDS] if crossed else order[:n_test]
+    rest = [subject for subject in order if subject not in set(test)]
     if "validation" in given:
-        validation = on("validation")
+        validation = [subject for subject, case in first.items() if case.side == "validation"]
     else:
         validation = order[(fold + 1) % FOLDS :: FOLDS] if crossed else rest[fold::FOLDS]
     train = share([subject for subject in rest if subject not in set(validation)])
@@ -144,15 +133,10 @@ def make_split(cases, split_seed, fold, fraction=1.0, testing="held-out"):
     return Split(names(train), names(validation), names(test))
 
 
-def check_split(split, cases, hashes):
-    """Prove that no subject and no voxel content stands on two sides.
+def check_split(split: Split, cases: list[Case], hashes: dict[str, str]) -> None:
+    """Check before every training that no subject and no voxel content is on two sides.
 
-    Run before every training: the numbers of a leaking split mean nothing.
-
-    Args:
-        split: a `Split`.
-        cases: the cases it was made of.
-        hashes: {case: hash of its image's voxels}.
+    `hashes` is {case: hash of its image's voxels}.
 
     Raises:
         DataError: a subject or an image that two sides share, by name.

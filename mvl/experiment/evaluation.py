@@ -3,6 +3,7 @@
 import hashlib
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,8 @@ import torch
 from monai.data import MetaTensor
 
 from mvl.blocks.sources import hash_tensors
-from mvl.data.domain import judge, judge_volumes
-from mvl.data.nifti import read_header, read_label, read_volume, spacing_of, write_segmentation
+from mvl.data.judgement import judge, judge_volumes
+from mvl.data.nifti import read_header, read_label, read_volume, write_segmentation
 from mvl.data.task_folder import Case, case_name, require_output
 from mvl.data.tasks import folder_name
 from mvl.errors import DataError
@@ -92,14 +93,14 @@ def evaluate(model, cases, preparation, task, target, show=True):
     """
     rows = []
     for case in track(cases, "evaluating", show=show):
-        truth, spacing = read_label(case.label), spacing_of(case.label)
+        truth, header = read_label(case.label)
         ignored = None if task.ignore is None else truth == task.ignore
         known = {}
         for structure, region, mask in _measured(model, case, preparation, task, target):
             if region not in known:  # the whole tumour is the foreground by another name
                 inside = np.isin(truth, list(region))
                 known[region] = segmentation_metrics(
-                    mask, inside, spacing, task.tolerance_mm, ignored
+                    mask, inside, header.spacing, task.tolerance_mm, ignored
                 )
             facts = {"subject": case.subject, "case": case.name, "structure": structure}
             rows.append(facts | known[region])
@@ -116,8 +117,9 @@ def false_positives(model, cases, preparation, task, target, show=True):
     """
     rows = []
     for case in track(cases, "evaluating healthy cases", show=show):
-        counts = ~np.isin(read_label(case.label), [task.ignore] * (task.ignore is not None))
-        voxel_ml = math.prod(spacing_of(case.label)) / 1000
+        label, header = read_label(case.label)
+        counts = ~np.isin(label, [task.ignore] * (task.ignore is not None))
+        voxel_ml = math.prod(header.spacing) / 1000
         for structure, _, mask in _measured(model, case, preparation, task, target):
             facts = {"subject": case.subject, "case": case.name, "structure": structure}
             rows.append(facts | {"false_positive_ml": float((mask & counts).sum() * voxel_ml)})
@@ -130,7 +132,8 @@ def _measured(model, case, preparation, task, target):
     measured = predicted
     if target == "labels":
         measured = predicted | {"foreground": list(task.labels)} | task.regions
-    masks = segment(model, preparation.load([case], False)[0], preparation).numpy()
+    image_alone = replace(case, label=None)
+    masks = segment(model, preparation.load([image_alone], False)[0], preparation).numpy()
     for structure, values in measured.items():
         region = frozenset(values)
         parts = zip(masks, predicted.values(), strict=True)
@@ -158,7 +161,7 @@ def predict_file(
             output is not named as a NIfTI file, or is the image.
     """
     require_output(output, image)
-    header, voxels = read_header(image), read_volume(image)[0]
+    voxels, header = read_volume(image)
     channels = 1 if voxels.ndim == 3 else voxels.shape[3]
     if channels != len(task.channels) and preparation.config.channels == "all":
         raise DataError(
@@ -190,13 +193,13 @@ def _require_known(image, domain, voxels, affine, task, config, anyway, show):
         said = sorted(findings, key=lambda finding: not finding.refused)
         raise DataError(
             f"{image} is not an image that this model can segment:\n  "
-            + "\n  ".join(finding.said for finding in said)
+            + "\n  ".join(finding.text for finding in said)
             + "\n--anyway segments it all the same (in Python anyway=True)"
         )
     if not show:
         return
     for finding in findings:
-        print(f"warning: {image}: {finding.said}", file=sys.stderr, flush=True)
+        print(f"warning: {image}: {finding.text}", file=sys.stderr, flush=True)
     if domain is None:
         print(f"{image}: not checked, since the model does not record its training images")
         return
@@ -217,8 +220,8 @@ def _tell_volumes(image, domain, voxels, affine):
     volumes = {name: count * voxel for name, count in voxels.items()}
     for name, count in voxels.items():
         print(f"  {name}: {count:,} voxels, {volumes[name]:.3g} ml", flush=True)
-    for said in judge_volumes(domain, volumes):
-        print(f"warning: {image}: {said}", file=sys.stderr, flush=True)
+    for warning in judge_volumes(domain, volumes):
+        print(f"warning: {image}: {warning}", file=sys.stderr, flush=True)
 
 
 def _mark(model, preparation, target):
@@ -285,8 +288,8 @@ def _is_segmented(image, path, mark):
     if not path.exists() or path.stat().st_mtime_ns < image.stat().st_mtime_ns:
         return False
     try:
-        own, wanted = read_header(path), read_header(image)
-        alike = read_label(path).shape == wanted.shape[:3]
+        (segmentation, own), wanted = read_label(path), read_header(image)
+        alike = segmentation.shape == wanted.shape[:3]
     except DataError:
         return False
     made_by = own.fields["descrip"].item().decode(errors="replace")

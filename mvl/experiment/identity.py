@@ -16,8 +16,8 @@ from pathlib import Path
 
 from mvl.blocks.language_part import block_reference
 from mvl.config import ExperimentConfig
-from mvl.data.preparation import files_of, open_task
 from mvl.data.splits import Split, study_cases
+from mvl.data.task_data import files_of, open_task
 from mvl.data.task_folder import find_task, task_and_cases
 from mvl.data.tasks import read_task
 from mvl.errors import DataError, MvlError, RunError
@@ -32,7 +32,7 @@ def data_identity(data):
     """What an experiment's numbers depend on of its `TaskData`: voxels, subjects, split, facts."""
     used = sorted(case.name for side in _SIDES for case in data.side(side))
     return {
-        "voxels": {name: data.hashes[name] for name in used},
+        "voxels": {name: data.records[name].voxel_hash for name in used},
         "subjects": {name: data.cases[name].subject for name in used},
         "split": {side: list(getattr(data.split, side)) for side in _SIDES},
         "facts": data.task.facts(),

@@ -23,8 +23,8 @@ from torch.nn import functional as F
 
 from mvl.blocks.language_part import UNIT_NORM_EPS
 from mvl.config import PRESETS, AuditConfig, derive_seed
-from mvl.data.nifti import read_header, read_label
-from mvl.data.preparation import augmentation
+from mvl.data.batches import augmentation
+from mvl.data.nifti import read_label
 from mvl.errors import DataError
 from mvl.experiment.training import Procedure
 from mvl.models.sizes import ARCHITECTURES
@@ -418,8 +418,8 @@ class ReleasedProcedure(Procedure):
 
     def _linear_label(self, case):
         """(1, H, W, D) uint8, oriented as `Preparation` orients an image."""
-        mask = read_label(case.label) > 0
-        mask = apply_orientation(mask, io_orientation(read_header(case.label).affine))
+        label, header = read_label(case.label)
+        mask = apply_orientation(label > 0, io_orientation(header.affine))
         label = resize_mask(mask, self.config.data.grid, linear=True)
         return torch.from_numpy(label[None].astype(np.uint8))
 

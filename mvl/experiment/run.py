@@ -41,7 +41,7 @@ from monai.data import MetaTensor
 
 from mvl.blocks.language_part import block_reference
 from mvl.config import PROTOCOL_VERSION, ExperimentConfig, fingerprint
-from mvl.data.coverage import coverage_told, grid_coverage, lost_on_grid, require_coverage
+from mvl.data.coverage import coverage_notes, grid_coverage, lost_on_grid, require_coverage
 from mvl.data.domain import TrainingDomain, training_domain
 from mvl.data.preparation import Preparation, classes_of
 from mvl.data.splits import Split
@@ -266,7 +266,7 @@ def _tell_coverage(sides, config, task, folder, show):
         return
     if len(lost := lost_on_grid(coverage, config)):
         write_table(folder / LOST, lost)
-    for said in coverage_told(coverage, names, config) if show else ():
+    for said in coverage_notes(coverage, names, config) if show else ():
         print(said, flush=True)
 
 
@@ -295,7 +295,8 @@ def measured_domain(model, data, preparation, validation=None):
     device = next(model.parameters()).device
     config = preparation.config
     dice = [validate(model, v, 1, device, config.window) for v in (validation, mirrored)]
-    return training_domain(data.side("train"), data.task, config, dice, show=False)
+    records = [data.records[name] for name in data.split.train]
+    return training_domain(records, data.task, config, dice)
 
 
 def test(folder, data, show=True):

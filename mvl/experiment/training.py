@@ -33,7 +33,7 @@ from safetensors import SafetensorError, safe_open
 from torch.nn import functional as F
 
 from mvl.config import derive_seed
-from mvl.data.preparation import ahead, augmentation, training_batches
+from mvl.data.batches import ahead, augmentation, training_batches
 from mvl.errors import ConfigError, RunError, out_of_memory
 from mvl.experiment.metrics import dice_per_case
 from mvl.files import refuse_endless, write_table, write_tensors
@@ -207,7 +207,7 @@ class Procedure:
         return segmentation_loss(target, ignoring)
 
     def augmentation(self, config):
-        """What is done to training volumes, as `mvl.data.preparation.augmentation` has it."""
+        """What is done to training volumes, as `mvl.data.batches.augmentation` has it."""
         return augmentation(config)
 
     def score(self, row):

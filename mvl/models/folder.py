@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mvl.blocks.language_part import block_reference
 from mvl.config import DataConfig, ExperimentConfig, ModelConfig
-from mvl.data.domain import TrainingDomain, in_words
+from mvl.data.domain import TrainingDomain, describe_domain
 from mvl.data.tasks import TASKS, Task
 from mvl.errors import BlockError, MvlError, RunError
 from mvl.files import read_json, sha256_of, write_json, write_tensors, write_text
@@ -250,7 +250,7 @@ def model_card(description, block, metrics=None):
         sections += ["## Language block", _block_text(block)]
     sections += ["## Training data", _data_text(task)]
     if description.domain:
-        about = in_words(description.domain, task, description.data)
+        about = describe_domain(description.domain, task, description.data)
         sections += ["## Images that it takes", about]
     if metrics:
         rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in metrics.items())

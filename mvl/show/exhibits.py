@@ -15,8 +15,8 @@ import torch
 from nibabel.orientations import io_orientation
 
 from mvl import config
-from mvl.data.obtain import at_hand
-from mvl.data.preparation import open_task
+from mvl.data.obtain import obtained
+from mvl.data.task_data import open_task
 from mvl.data.tasks import TASKS
 from mvl.errors import DataError, RunError
 from mvl.experiment.identity import require_same
@@ -355,7 +355,7 @@ class Exhibits:
 
     def _column(self, task, folders, best):
         """A task's column of `figures.task_grid`: (`Task`, {row: `View`, None without a model})."""
-        root = at_hand(task, self._parameters["source"], self.profile)
+        root = obtained(task, self._parameters["source"], self.profile)
         data, runs, case = self._case(task, folders, root)
         bare = _slice(display.view_of_case(case))
         views = {"image": replace(bare, truth=None, title="image")}

@@ -150,8 +150,8 @@ def _opened(case):
         raise DataError(
             f"explore shows a Case, the path of a NIfTI image or a View, not {type(case).__name__}"
         )
-    image, affine = read_volume(path)
-    return View(image, affine, title=title), f"image {path}", path
+    image, header = read_volume(path)
+    return View(image, header.affine, title=title), f"image {path}", path
 
 
 def _task_of(path):
@@ -188,7 +188,8 @@ def _mask(values, name, image, shape, forms):
     own = forms
     if isinstance(values, str | os.PathLike):
         path = Path(os.path.expanduser(values))
-        name, values, own = f"{name} {path}", read_label(path), read_header(path).forms
+        values, header = read_label(path)
+        name, own = f"{name} {path}", header.forms
     elif hasattr(values, "detach"):
         values = values.detach().cpu()
     values = np.asarray(values)

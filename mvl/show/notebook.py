@@ -68,8 +68,9 @@ def live_curves(arm, epochs, synthetic):
 
 def view_of_case(case):
     """A labelled case as its files have it, as a `figures.View`."""
-    image, affine = read_volume(case.image)
-    return figures.View(image, affine, truth=read_label(case.label) > 0, title=case.name)
+    image, header = read_volume(case.image)
+    truth = read_label(case.label)[0] > 0
+    return figures.View(image, header.affine, truth=truth, title=case.name)
 
 
 def view_of(run, case, caption, title=None):
@@ -81,12 +82,12 @@ def view_of(run, case, caption, title=None):
         caption: shown in the corner.
         title: what the case is, such as "worst"; its name is added.
     """
-    image, affine = read_volume(case.image)
+    image, header = read_volume(case.image)
     volume = run.preparation.load([case], progress=False)[0]
     return figures.View(
         image,
-        affine,
-        truth=np.isin(read_label(case.label), list(run.task.labels)),
+        header.affine,
+        truth=np.isin(read_label(case.label)[0], list(run.task.labels)),
         prediction=segment(run.model, volume, run.preparation).any(0).numpy(),
         title=f"{title}: {case.name}" if title else case.name,
         caption=caption,

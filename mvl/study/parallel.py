@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from mvl.config import ExperimentConfig
-from mvl.data.preparation import open_task
+from mvl.data.task_data import open_task
 from mvl.data.task_folder import data_root
 from mvl.errors import ConfigError, MvlError, in_words
 from mvl.experiment.run import fit, run_folder

@@ -15,8 +15,8 @@ import pandas as pd
 
 from mvl.blocks.language_part import has_rotary
 from mvl.config import PRESETS, ExperimentConfig, ModelConfig, PeerConfig, TrainingConfig
-from mvl.data.preparation import open_task
 from mvl.data.splits import FOLDS
+from mvl.data.task_data import open_task
 from mvl.errors import ConfigError, MvlError, in_words
 from mvl.experiment.run import (
     DONE,

@@ -29,7 +29,8 @@ from mvl.audit import (
     write_audit,
 )
 from mvl.config import PRESETS, AuditConfig, DataConfig
-from mvl.data.preparation import Preparation, open_task
+from mvl.data.preparation import Preparation
+from mvl.data.task_data import open_task
 from mvl.data.task_folder import Case
 from mvl.data.tasks import TASKS
 from mvl.errors import ConfigError, MvlError, RunError

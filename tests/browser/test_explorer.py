@@ -25,7 +25,7 @@ def lab(tmp_path_factory, phantom):
         "import mvl\nfrom mvl.data.nifti import read_label\n"
         "from mvl.data.sources import list_cases\n\n"
         f"case = list_cases({str(phantom / 'Task04_Hippocampus')!r})[0]\n"
-        "truth = read_label(case.label) > 0\n"
+        "truth = read_label(case.label)[0] > 0\n"
         "explorer = mvl.explore(case, prediction=truth[:, ::-1])\nexplorer"
     )
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])

@@ -11,9 +11,10 @@ import torch
 
 from mvl.cli import main
 from mvl.config import DataConfig
-from mvl.data.domain import TrainingDomain, judge, judge_volumes, training_domain
+from mvl.data.checks import CaseRecord
+from mvl.data.domain import TrainingDomain, summarise, training_domain
+from mvl.data.judgement import judge, judge_volumes
 from mvl.data.preparation import Preparation
-from mvl.data.task_folder import Case
 from mvl.data.tasks import TASKS
 from mvl.errors import DataError
 from mvl.experiment.evaluation import predict_file, predict_folder
@@ -40,26 +41,24 @@ def ct(seed=0, shape=SHAPE):
     return image
 
 
-def label(shape=SHAPE):
-    array = np.zeros(shape, np.uint8)
-    array[8:12, 8:12, 8:10], array[8:12, 8:12, 10:12] = 1, 2
-    return array
+def scaled(*factors):
+    return np.diag([*factors, 1.0])
 
 
-@pytest.fixture(scope="module")
-def domains(tmp_path_factory):
-    """{task: domain of 4 cases of 1 mm}, by name."""
-    found = {}
-    for task, image in ((MRI, mri), (CT, ct)):
-        folder, cases = tmp_path_factory.mktemp(task.name), []
-        for seed in range(4):
-            case = Case(f"{seed}", f"{seed}", folder / f"{seed}.nii", folder / f"{seed}_label.nii")
-            truth = label() if task is MRI else label().clip(0, 1)
-            nibabel.save(nibabel.Nifti1Image(image(seed), np.eye(4)), case.image)
-            nibabel.save(nibabel.Nifti1Image(truth, np.eye(4)), case.label)
-            cases.append(case)
-        found[task.name] = training_domain(cases, task, PAD, (0.9, 0.5), show=False)
-    return found
+ONE = scaled(1, 1, 1)
+LABEL = np.zeros(SHAPE, np.uint8)
+LABEL[8:12, 8:12, 8:10], LABEL[8:12, 8:12, 10:12] = 1, 2
+
+
+def learned(images, task=MRI, affine=None, config=PAD, sides_dice=(0.9, 0.5)):
+    """The domain of images that all have `LABEL`."""
+    affine = ONE if affine is None else affine
+    counts = {value: int((value == LABEL).sum()) for value in (0, 1, 2)}
+    records = [
+        CaseRecord(affine=affine, label_counts=counts, statistics=summarise(image, affine, task))
+        for image in images
+    ]
+    return training_domain(records, task, config, sides_dice)
 
 
 def outcome(domain, voxels, affine, task, config):
@@ -69,18 +68,14 @@ def outcome(domain, voxels, affine, task, config):
     return "warned" if findings else "passed"
 
 
-def scaled(*factors):
-    return np.diag([*factors, 1.0])
-
-
-ONE = scaled(1, 1, 1)
+MRI_DOMAIN, CT_DOMAIN = learned(map(mri, range(4))), learned(map(ct, range(4)), CT)
 
 
 # ---------------------------------------------------------------- what is measured
 
 
-def test_the_domain_is_the_training_cases_range(domains):
-    domain = domains[MRI.name]
+def test_the_domain_is_the_training_cases_range():
+    domain = MRI_DOMAIN
     assert domain.cases == 4
     assert domain.spacing_mm == ((1, 1),) * 3
     assert domain.extent_mm == ((20, 20), (24, 24), (20, 20))
@@ -95,42 +90,42 @@ def test_the_domain_is_the_training_cases_range(domains):
     assert domain.quantiles[0][2] == pytest.approx((min(median), max(median)), abs=1e-3)
 
 
-def test_a_cts_intensities_are_hounsfield_units(domains):
-    low, high = domains[CT.name].quantiles[0][0]
+def test_a_cts_intensities_are_hounsfield_units():
+    low, high = CT_DOMAIN.quantiles[0][0]
     assert low == high == -1000
     inside = [np.mean((i > -160) & (i < 240)) for i in map(ct, range(4))]
-    assert domains[CT.name].flat[0] == pytest.approx((1 - max(inside), 1 - min(inside)), abs=1e-3)
+    assert CT_DOMAIN.flat[0] == pytest.approx((1 - max(inside), 1 - min(inside)), abs=1e-3)
 
 
-def test_lengths_are_along_the_patients_axes(tmp_path):
+def test_lengths_are_along_the_patients_axes():
     """An image stored as S, R, A, of 3 x 1 x 2 mm, is 1 x 2 x 3 mm along R, A and S."""
     affine = np.array([[0, 1, 0, 0], [0, 0, 2, 0], [3, 0, 0, 0], [0, 0, 0, 1.0]])
-    case = Case("a", "a", tmp_path / "a.nii", tmp_path / "b.nii")
-    nibabel.save(nibabel.Nifti1Image(mri(), affine), case.image)
-    nibabel.save(nibabel.Nifti1Image(label(), affine), case.label)
-    domain = training_domain([case], MRI, PAD, (0.9, 0.9), show=False)
+    domain = learned([mri()], affine=affine, sides_dice=(0.9, 0.9))
     assert domain.spacing_mm == ((1, 1), (2, 2), (3, 3))
     assert domain.extent_mm == ((24, 24), (40, 40), (60, 60))
     assert domain.volume_ml["foreground"] == (0.384, 0.384)  # 64 voxels of 6 mm3
-    assert not domain.is_one_sided
+    assert not domain.is_one_sided and MRI_DOMAIN.is_one_sided
 
 
-def test_a_domain_comes_back_from_json_or_is_damaged(domains):
-    for domain in domains.values():
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"flat": ...},
+        {"spacing_mm": [[1, 1]]},
+        {"extent_mm": [[2, 1]] * 3},
+        {"quantiles": [[[0, 1]]]},
+        {"volume_ml": 3},
+        {"sides_dice": [0.9]},
+        {"turned_degrees": ["a", "b"]},
+        {"new": 1},
+    ],
+)
+def test_a_domain_comes_back_from_json_or_is_damaged(change):
+    for domain in (MRI_DOMAIN, CT_DOMAIN):
         stored = json.loads(json.dumps(dataclasses.asdict(domain)))
         assert TrainingDomain.from_dict(stored) == domain
-    for key, value in {
-        "flat": ...,
-        "spacing_mm": [[1, 1]],
-        "extent_mm": [[2, 1]] * 3,
-        "quantiles": [[[0, 1]]],
-        "volume_ml": 3,
-        "sides_dice": [0.9],
-        "turned_degrees": ["a", "b"],
-        "new": 1,
-    }.items():
-        changed = {k: v for k, v in (stored | {key: value}).items() if v is not ...}
-        with pytest.raises(DataError):
+        changed = {k: v for k, v in (stored | change).items() if v is not ...}
+        with pytest.raises(DataError, match="damaged"):
             TrainingDomain.from_dict(changed)
 
 
@@ -174,8 +169,8 @@ def doubled(image):
         pytest.param(mri(9) * (mri(9) > 1700), ONE, PAD, "warned", id="half is masked"),
     ],
 )
-def test_an_mri_against_its_models_training_images(domains, image, affine, config, expected):
-    assert outcome(domains[MRI.name], image, affine, MRI, config) == expected
+def test_an_mri_against_its_models_training_images(image, affine, config, expected):
+    assert outcome(MRI_DOMAIN, image, affine, MRI, config) == expected
 
 
 @pytest.mark.parametrize(
@@ -193,51 +188,46 @@ def test_an_mri_against_its_models_training_images(domains, image, affine, confi
         pytest.param(mri(9), "refused", id="an MRI for a CT"),
     ],
 )
-def test_a_ct_against_its_models_training_images(domains, image, expected):
-    assert outcome(domains[CT.name], image, ONE, CT, PAD) == expected
+def test_a_ct_against_its_models_training_images(image, expected):
+    assert outcome(CT_DOMAIN, image, ONE, CT, PAD) == expected
 
 
-def test_a_turned_image_is_warned_of(domains):
+def test_a_turned_image_is_warned_of():
     cosine, sine = np.cos(np.radians(30)), np.sin(np.radians(30))
     turned = np.array([[cosine, -sine, 0, 0], [sine, cosine, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
-    findings = judge(domains[MRI.name], mri(9), turned, MRI, PAD)
-    assert [finding.refused for finding in findings] == [False] and "30 degrees" in findings[0].said
+    findings = judge(MRI_DOMAIN, mri(9), turned, MRI, PAD)
+    assert [finding.refused for finding in findings] == [False] and "30 degrees" in findings[0].text
 
 
-def test_a_finding_names_both_values_and_its_remedy_works(domains):
+def test_a_finding_names_both_values_and_its_remedy_works():
     """0.5 mm is refused; every second voxel of it has 1 mm, and passes."""
     fine = mri(9).repeat(2, 0).repeat(2, 1).repeat(2, 2)
-    (finding,) = judge(domains[MRI.name], fine, scaled(0.5, 0.5, 0.5), MRI, PAD)
-    assert "0.5 x 0.5 x 0.5 mm" in finding.said and "1 x 1 x 1 mm" in finding.said
-    assert not judge(domains[MRI.name], fine[::2, ::2, ::2], ONE, MRI, PAD)
+    (finding,) = judge(MRI_DOMAIN, fine, scaled(0.5, 0.5, 0.5), MRI, PAD)
+    assert "0.5 x 0.5 x 0.5 mm" in finding.text and "1 x 1 x 1 mm" in finding.text
+    assert not judge(MRI_DOMAIN, fine[::2, ::2, ::2], ONE, MRI, PAD)
     # A whole head is refused; the crop of it passes.
     head = np.pad(mri(9), 40, mode="reflect")
-    (finding,) = judge(domains[MRI.name], head, ONE, MRI, PAD)
-    assert "100 x 104 x 100 mm" in finding.said and "20 x 24 x 20 mm" in finding.said
-    assert not judge(domains[MRI.name], head[40:60, 40:64, 40:60], ONE, MRI, PAD)
+    (finding,) = judge(MRI_DOMAIN, head, ONE, MRI, PAD)
+    assert "100 x 104 x 100 mm" in finding.text and "20 x 24 x 20 mm" in finding.text
+    assert not judge(MRI_DOMAIN, head[40:60, 40:64, 40:60], ONE, MRI, PAD)
 
 
-def test_each_channel_is_judged_by_its_own(tmp_path):
-    task = replace(CT, channels=("CT", "T1"))
+def test_each_channel_is_judged_on_its_scale():
+    task, first = replace(CT, channels=("CT", "T1")), replace(PAD, channels="first")
     both = np.stack([ct(), mri()], -1)
-    case = Case("a", "a", tmp_path / "a.nii", tmp_path / "b.nii")
-    nibabel.save(nibabel.Nifti1Image(both, np.eye(4)), case.image)
-    nibabel.save(nibabel.Nifti1Image(label(), np.eye(4)), case.label)
-    domain = training_domain([case], task, PAD, (0.9, 0.9), show=False)
+    domain = learned([both], task)
     assert not judge(domain, both, ONE, task, PAD)
     findings = judge(domain, both[..., ::-1], ONE, task, PAD)
-    assert {finding.said[:10] for finding in findings} == {"channel 0:", "channel 1:"}
-    first = replace(PAD, channels="first")
-    domain = training_domain([case], task, first, (0.9, 0.9), show=False)
-    assert not judge(domain, both, ONE, task, first)
+    assert {finding.text[:10] for finding in findings} == {"channel 0:", "channel 1:"}
+    assert not judge(learned([both], task, config=first), both, ONE, task, first)
 
 
-def test_volumes_are_held_against_the_training_cases(domains):
+def test_volumes_are_compared_with_the_training_cases():
     """0.064 ml in training: a quarter more passes."""
-    assert not judge_volumes(domains[MRI.name], {"foreground": 0.079})
+    assert not judge_volumes(MRI_DOMAIN, {"foreground": 0.079})
     for volume in (0.04, 0.09):
-        (said,) = judge_volumes(domains[MRI.name], {"foreground": volume})
-        assert "0.064" in said
+        (warning,) = judge_volumes(MRI_DOMAIN, {"foreground": volume})
+        assert "0.064" in warning
     assert judge_volumes(None, {"foreground": 0.0}) == ["foreground: no voxel was segmented"]
 
 
@@ -260,8 +250,8 @@ def saved(path, image, affine=ONE):
     return path
 
 
-def test_predict_refuses_warns_or_says_one_line(tmp_path, domains, capsys):
-    known = (Preparation(MRI, PAD), MRI, "foreground", domains[MRI.name])
+def test_predict_refuses_warns_or_says_one_line(tmp_path, capsys):
+    known = (Preparation(MRI, PAD), MRI, "foreground", MRI_DOMAIN)
     out = tmp_path / "out.nii.gz"
     # The 64 brightest of 9,600 voxels: as much as in training.
     image = mri(9)
@@ -294,12 +284,12 @@ def test_predict_refuses_warns_or_says_one_line(tmp_path, domains, capsys):
     assert "not checked" in capsys.readouterr().out
 
 
-def test_a_folders_refused_images_are_its_failures(tmp_path, domains, capsys):
+def test_a_folders_refused_images_are_its_failures(tmp_path, capsys):
     images = tmp_path / "images"
     images.mkdir()
     saved(images / "a.nii", mri(9), scaled(2, 2, 2))
     saved(images / "b.nii", mri(9))
-    known = (Threshold(2), Preparation(MRI, PAD), MRI, "foreground", domains[MRI.name])
+    known = (Threshold(2), Preparation(MRI, PAD), MRI, "foreground", MRI_DOMAIN)
     out, failures = predict_folder(images, tmp_path / "out", *known)
     assert list(failures) == [images / "a.nii"] and "2 x 2 x 2 mm" in failures[images / "a.nii"]
     assert [path.name for path in out.iterdir()] == ["b.nii.gz"]

@@ -1,6 +1,5 @@
 """Downloads, from a server on this machine: resumed, checked, unpacked in one folder alone."""
 
-import fcntl
 import hashlib
 import http.server
 import io
@@ -15,6 +14,7 @@ from mvl.data.download import download
 from mvl.data.phantom import make_phantom
 from mvl.data.task_folder import find_task
 from mvl.errors import DataError
+from mvl.locks import locked
 
 TASK = "Task04_Hippocampus"
 DESCRIPTION = json.dumps(
@@ -87,14 +87,15 @@ def server(monkeypatch):
     server = Server()
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
-    def published(task_name):
-        assert task_name == TASK
-        return server.url, hashlib.md5(server.body).hexdigest()
-
-    monkeypatch.setattr(module, "_published", published)
+    published = {TASK: lambda: (server.url, hashlib.md5(server.body).hexdigest())}
+    monkeypatch.setattr(module, "_published", lambda name: published[name]())
     yield server
     server.shutdown()
     server.server_close()
+
+
+def fetch(root):
+    return download(TASK, root, progress=False)
 
 
 def names_in(root):
@@ -102,61 +103,48 @@ def names_in(root):
 
 
 WHOLE = [f"{TASK}/dataset.json", f"{TASK}/imagesTr/x.nii.gz"]
-
-
-def test_a_length_that_is_no_number_is_told_in_a_sentence(server, tmp_path):
-    server.length = "much"
-    with pytest.raises(DataError, match="the server gives its length as 'much'"):
-        download(TASK, tmp_path / "root", progress=False)
-
-
-def test_a_server_that_hangs_up_is_told_in_a_sentence(server, tmp_path):
-    server.silent = True
-    with pytest.raises(DataError, match="it broke off .* run the command again"):
-        download(TASK, tmp_path, progress=False)
+ARCHIVE = f".{TASK}.download/archive.tar"
 
 
 def test_a_download_is_whole_and_leaves_nothing_else(server, tmp_path):
-    folder = download(TASK, tmp_path / "root", progress=False)
+    folder = fetch(tmp_path / "root")
     assert folder == find_task(TASK, tmp_path / "root")
     assert names_in(tmp_path / "root") == WHOLE
     assert (folder / "imagesTr/x.nii.gz").read_bytes() == VOXELS
-    assert download(TASK, tmp_path / "root", progress=False) == folder
-    assert len(server.ranges) == 1  # what is there is not fetched again
+    (tmp_path / "root" / ARCHIVE).parent.mkdir()
+    (tmp_path / "root" / ARCHIVE).touch()  # of one that was killed at its very end
+    assert fetch(tmp_path / "root") == folder and names_in(tmp_path / "root") == WHOLE
+    assert len(server.ranges) == 1  # what exists is not fetched again
 
 
 @pytest.mark.parametrize("resumes", [True, False])
 def test_an_interrupted_download_goes_on_and_is_never_taken_for_whole(server, tmp_path, resumes):
     server.cut, server.resumes = 2_000_000, resumes
     with pytest.raises(DataError, match="2,000,000 of .* run the command again"):
-        download(TASK, tmp_path, progress=False)
+        fetch(tmp_path)
     with pytest.raises(DataError, match="no task"):
         find_task(TASK, tmp_path)
-    download(TASK, tmp_path, progress=False)
+    fetch(tmp_path)
     assert server.ranges == [None, "bytes=2000000-"]
     assert names_in(tmp_path) == WHOLE
 
 
 def test_one_that_was_killed_after_the_last_byte_goes_on(server, tmp_path):
-    (tmp_path / f".{TASK}.tar.part").write_bytes(GOOD)
-    (tmp_path / f".{TASK}.unpacking").mkdir()
-    (tmp_path / f".{TASK}.unpacking/half").write_bytes(b"half")
-    download(TASK, tmp_path, progress=False)
-    assert names_in(tmp_path) == WHOLE
+    half = tmp_path / f".{TASK}.download/unpacked/half"
+    half.parent.mkdir(parents=True)
+    half.write_bytes(b"half")
+    (tmp_path / ARCHIVE).write_bytes(GOOD)
+    fetch(tmp_path)
+    assert server.ranges == [f"bytes={len(GOOD)}-"] and names_in(tmp_path) == WHOLE
 
 
-def test_a_wrong_md5_is_thrown_away(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_published", lambda _: (server.url, "0" * 32))
-    with pytest.raises(DataError, match="expected 000.* thrown away"):
-        download(TASK, tmp_path, progress=False)
-    assert names_in(tmp_path) == []
-
-
-def test_a_part_of_something_else_cannot_become_the_archive(server, tmp_path):
-    (tmp_path / f".{TASK}.tar.part").write_bytes(b"x" * 1000)
-    with pytest.raises(DataError, match="MD5"):
-        download(TASK, tmp_path, progress=False)
-    download(TASK, tmp_path, progress=False)
+def test_what_has_a_wrong_md5_is_deleted(server, tmp_path):
+    (tmp_path / ARCHIVE).parent.mkdir()
+    (tmp_path / ARCHIVE).write_bytes(b"x" * 1000)  # the part of something else
+    with pytest.raises(DataError, match=f"expected {hashlib.md5(GOOD).hexdigest()}"):
+        fetch(tmp_path)
+    assert not (tmp_path / ARCHIVE).exists() and not (tmp_path / TASK).exists()
+    fetch(tmp_path)
     assert names_in(tmp_path) == WHOLE
 
 
@@ -166,60 +154,65 @@ def link(kind, target):
     return info
 
 
-@pytest.mark.parametrize(
-    "member",
-    [
-        (f"{TASK}/../../evil", b"evil"),
-        ("../evil", b"evil"),
-        ("/tmp/mvl-evil", b"evil"),
-        ("elsewhere/evil", b"evil"),
-        (f"{TASK}/link", link(tarfile.SYMTYPE, "/etc/passwd")),
-        (f"{TASK}/link", link(tarfile.SYMTYPE, "dataset.json")),
-        (f"{TASK}/hard", link(tarfile.LNKTYPE, f"{TASK}/dataset.json")),
-        (f"{TASK}/pipe", link(tarfile.FIFOTYPE, "")),
-        (f"{TASK}/device", link(tarfile.CHRTYPE, "")),
-    ],
-    ids=lambda member: member[0],
-)
-def test_a_member_that_leads_out_or_is_no_file_is_refused(server, tmp_path, member):
-    server.body = archive((f"{TASK}/dataset.json", DESCRIPTION), member)
-    root = tmp_path / "deep" / "place"
-    with pytest.raises(DataError, match="not a plain file inside"):
-        download(TASK, root, progress=False)
-    assert not (root / TASK).exists()
-    assert names_in(tmp_path) == [f"deep/place/.{TASK}.tar.part"]
+EVIL = {
+    "parent": (f"{TASK}/../../evil", b"evil"),
+    "outside": ("../evil", b"evil"),
+    "symbolic link": (f"{TASK}/evil", link(tarfile.SYMTYPE, "/etc/passwd")),
+    "link to a parent": (f"{TASK}/evil", link(tarfile.SYMTYPE, "../../evil")),
+    "hard link": (f"{TASK}/evil", link(tarfile.LNKTYPE, "../evil")),
+    "pipe": (f"{TASK}/evil", link(tarfile.FIFOTYPE, "")),
+    "device": (f"{TASK}/evil", link(tarfile.CHRTYPE, "")),
+}
+
+
+@pytest.mark.parametrize("kind", EVIL)
+def test_a_member_that_leads_out_is_refused(server, tmp_path, kind):
+    server.body = archive((f"{TASK}/dataset.json", DESCRIPTION), EVIL[kind])
+    with pytest.raises(DataError, match=f"archive of {TASK} cannot be unpacked"):
+        fetch(tmp_path / "deep" / "root")
+    assert not (tmp_path / "deep" / "root" / TASK).exists()
+    assert not [path for path in tmp_path.rglob("evil") if path.is_file()]
+
+
+def test_a_member_beside_the_task_goes_nowhere(server, tmp_path):
+    absolute = str(tmp_path / "evil")  # tar strips the slash
+    more = [("elsewhere/evil", b"evil"), (absolute, b"evil")]
+    server.body = archive((f"{TASK}/dataset.json", DESCRIPTION), *more)
+    fetch(tmp_path / "root")
+    assert names_in(tmp_path) == [f"root/{TASK}/dataset.json"]
 
 
 @pytest.mark.parametrize(
-    "body, reason",
+    ("body", "reason"),
     [
-        (archive((f"{TASK}/imagesTr/x.nii.gz", VOXELS)), "no Task04_Hippocampus/dataset.json"),
-        (b"<html>log in first</html>", "not a sound tar"),
-        (GOOD[:1_000_000], "not a sound tar"),
+        (archive((f"{TASK}/imagesTr/x.nii.gz", VOXELS)), f"no {TASK}/dataset.json"),
+        (b"<html>log in first</html>", "cannot be unpacked"),
+        (GOOD[:1_000_000], "cannot be unpacked"),
     ],
 )
-def test_an_archive_that_is_none_is_refused(server, tmp_path, body, reason):
+def test_an_archive_that_is_damaged_is_refused(server, tmp_path, body, reason):
     server.body = body
     with pytest.raises(DataError, match=reason):
-        download(TASK, tmp_path, progress=False)
+        fetch(tmp_path)
     assert not (tmp_path / TASK).exists()
 
 
-def test_without_network_one_sentence_says_how_to_go_on(tmp_path, monkeypatch):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(module, "_published", lambda _: ("http://127.0.0.1:9/x.tar", "0" * 32))
-    with pytest.raises(DataError) as caught:
-        download(TASK, tmp_path, progress=False)
-    message = str(caught.value)
-    for part in ("http://127.0.0.1:9/x.tar", "MVL_DATA_ROOT", f"mvl data phantom {TASK}"):
-        assert part in message
-    assert "\n" not in message
-
-
-def test_an_error_of_the_server_is_one_sentence(tmp_path, server, monkeypatch):
-    server.body = b""
-    with pytest.raises(DataError, match="the server answers HTTP Error 416"):
-        download(TASK, tmp_path, progress=False)
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ({"length": "much"}, "'much'"),
+        ({"silent": True}, "it broke off"),
+        ({"body": b""}, "HTTP Error 416"),
+        ({"server_port": 9}, "refused"),
+    ],
+)
+def test_a_network_fault_is_one_sentence_with_the_ways_on(server, tmp_path, fault, words):
+    vars(server).update(fault)
+    with pytest.raises(DataError, match=words) as caught:
+        fetch(tmp_path / "root")
+    for part in (server.url, "run the command again", "MVL_DATA_ROOT", f"mvl data phantom {TASK}"):
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_nothing_is_overwritten(server, tmp_path):
@@ -227,59 +220,32 @@ def test_nothing_is_overwritten(server, tmp_path):
         download("Task99", tmp_path)
     (tmp_path / "a" / TASK).mkdir(parents=True)
     with pytest.raises(DataError, match="without a dataset.json"):
-        download(TASK, tmp_path / "a", progress=False)
+        fetch(tmp_path / "a")
     make_phantom(TASK, tmp_path / "b", cases=1, scale=0.3, progress=False)
     with pytest.raises(DataError, match="synthetic phantom"):
-        download(TASK, tmp_path / "b", progress=False)
+        fetch(tmp_path / "b")
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DataError, match="cannot write .* choose another root"):
+        fetch(tmp_path / "file")
     assert server.ranges == []
 
 
 def test_two_downloads_at_once_do_not_mix(server, tmp_path):
-    with open(tmp_path / f".{TASK}.tar.part", "ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(DataError, match="another process"):
-            download(TASK, tmp_path, progress=False)
+    staging = tmp_path / f".{TASK}.download"
+    with locked(staging, "holding"), pytest.raises(DataError, match="another process"):
+        fetch(tmp_path)
+    assert server.ranges == [] and fetch(tmp_path).is_dir()
 
 
-@pytest.mark.parametrize("ended", ["well", "with a wrong MD5"])
-def test_one_that_ends_between_open_and_lock_is_seen(server, tmp_path, monkeypatch, ended):
-    """The file that was opened is then no longer the one that bears the name."""
-    part, flock, calls = tmp_path / f".{TASK}.tar.part", fcntl.flock, []
+def test_one_that_another_process_ended_before_the_lock_is_seen(server, tmp_path, monkeypatch):
+    def late(folder, what):
+        module.locked = locked
+        fetch(tmp_path)  # the other process fetches, and removes its folder
+        return locked(folder, what)
 
-    def late(file, operation):
-        calls.append(operation)
-        if len(calls) == 1:
-            part.unlink()
-            if ended == "well":
-                module._unpack(whole, tmp_path / TASK, progress=False)
-        flock(file, operation)
-
-    whole = tmp_path / "whole.tar"
-    whole.write_bytes(GOOD)
-    monkeypatch.setattr(fcntl, "flock", late)
-    folder = download(TASK, tmp_path, progress=False)
-    assert len(calls) > 1
-    assert len(server.ranges) == (0 if ended == "well" else 1)
-    assert (folder / "imagesTr/x.nii.gz").read_bytes() == VOXELS
-    assert names_in(tmp_path) == sorted([*WHOLE, whole.name])
-
-
-def test_one_that_is_about_to_end_keeps_its_file(server, tmp_path):
-    """It has put the folder in place and is to remove the partial file itself."""
-    part = tmp_path / f".{TASK}.tar.part"
-    folder = download(TASK, tmp_path, progress=False)
-    with module._alone(part):
-        assert download(TASK, tmp_path, progress=False) == folder
-        part.unlink()
-    part.touch()  # of one that was killed there
-    assert download(TASK, tmp_path, progress=False) == folder
-    assert names_in(tmp_path) == WHOLE
-
-
-def test_a_root_that_cannot_be_written_is_one_sentence(server, tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(DataError, match="cannot write .* choose another root"):
-        download(TASK, tmp_path / "file", progress=False)
+    monkeypatch.setattr(module, "locked", late)
+    assert fetch(tmp_path) == tmp_path / TASK
+    assert len(server.ranges) == 1 and names_in(tmp_path) == WHOLE
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from mvl.data import obtain as module
-from mvl.data.obtain import at_hand, obtain
+from mvl.data.obtain import obtain, obtained
 from mvl.errors import ConfigError, DataError
 
 TASK = "Task04_Hippocampus"
@@ -24,23 +24,19 @@ def offline(monkeypatch, tmp_path):
     monkeypatch.setenv("MVL_DATA_ROOT", str(tmp_path / "root"))
 
 
-def test_without_data_and_network_auto_makes_a_phantom_and_says_why(tmp_path):
+def test_without_data_and_network_auto_makes_a_phantom_and_msd_fails(tmp_path):
     root, what = obtain(TASK, "auto", cases=2, scale=0.3, name="quick")
     assert root == tmp_path / "data" / "quick"
     assert what.startswith("SYNTHETIC DATA") and f"no network for {TASK}" in what
-
-
-def test_without_data_and_network_msd_is_an_error():
     with pytest.raises(DataError, match="no network"):
         obtain(TASK, "msd")
-
-
-def test_a_task_that_cannot_be_downloaded_says_how_it_is_made():
     with pytest.raises(DataError, match="mvl data convert"):
         obtain("CHAOS_AbdomenMR", "msd")
+    with pytest.raises(ConfigError, match="'web' is none of msd, auto, phantom"):
+        obtain(TASK, "web")
 
 
-def test_data_at_hand_is_used_in_place(tmp_path, phantom):
+def test_data_that_is_there_is_used_in_place(tmp_path, phantom):
     shutil.copytree(phantom, tmp_path / "root")
     described = tmp_path / "root" / TASK / "dataset.json"
     assert "found in" in obtain(TASK, "auto")[1] and obtain(TASK, "msd")[1].startswith("SYNTHETIC")
@@ -53,24 +49,19 @@ def test_data_at_hand_is_used_in_place(tmp_path, phantom):
     assert "Decathlon" not in obtain("Mine", "auto")[1]
 
 
-def test_a_phantom_is_made_where_it_is_asked_for(tmp_path, phantom):
+def test_a_phantom_is_made_where_the_profile_asks_for_one(tmp_path, phantom):
     shutil.copytree(phantom, tmp_path / "root")
     root, what = obtain(TASK, "phantom", cases=2, scale=0.3)
     assert root == tmp_path / "data" / "phantom" and "as the profile asks" in what
 
 
-def test_what_is_at_hand_is_where_it_would_be_obtained(tmp_path, phantom):
+def test_obtained_data_is_where_it_would_be_obtained(tmp_path, phantom):
     with pytest.raises(DataError, match=f"no task {TASK}"):
-        at_hand(TASK, "auto", "quick")
+        obtained(TASK, "auto", "quick")
     made, _ = obtain(TASK, "auto", cases=2, scale=0.3, name="quick")
-    assert at_hand(TASK, "auto", "quick") == made
+    assert obtained(TASK, "auto", "quick") == made
     with pytest.raises(DataError, match=f"no task {TASK}"):
-        at_hand(TASK, "msd", "quick")
+        obtained(TASK, "msd", "quick")
     shutil.copytree(phantom, tmp_path / "root")
-    assert at_hand(TASK, "auto", "quick") == tmp_path / "root"
-    assert at_hand(TASK, "phantom", "quick") == made
-
-
-def test_an_unknown_source_is_named():
-    with pytest.raises(ConfigError, match="'web' is none of msd, auto, phantom"):
-        obtain(TASK, "web")
+    assert obtained(TASK, "auto", "quick") == tmp_path / "root"
+    assert obtained(TASK, "phantom", "quick") == made

@@ -1,15 +1,13 @@
-"""Phantoms: layout, headers, determinism, siblings, and a structure that has to be learned."""
+"""Phantoms: layout, headers, determinism, siblings, and a structure that must be learned."""
 
 import json
 import os
-import time
 
 import nibabel
 import numpy as np
 import pytest
 from scipy import ndimage
 
-from mvl.data.canvas import Draws, Grid, branches, chain
 from mvl.data.checks import check_cases
 from mvl.data.nifti import read_label, read_volume
 from mvl.data.phantom import make_phantom
@@ -30,7 +28,9 @@ def make(root, task_name, **more):
 def hippocampi(tmp_path_factory):
     """(image, label, subject) of 24 full-size cases."""
     folder = make(tmp_path_factory.mktemp("root"), HIPPOCAMPUS)
-    return [(read_volume(c.image)[0], read_label(c.label), c.subject) for c in list_cases(folder)]
+    return [
+        (read_volume(c.image)[0], read_label(c.label)[0], c.subject) for c in list_cases(folder)
+    ]
 
 
 def bytes_of(folder):
@@ -41,18 +41,14 @@ def bytes_of(folder):
 def test_a_phantom_is_a_sound_task_of_its_kind(tmp_path, task_name):
     folder = make(tmp_path, task_name, cases=3, scale=SMALL[task_name])
     known, task = TASKS[task_name], read_task(folder)
-    assert task.synthetic
-    assert (task.modality, task.channels, task.labels) == (
-        known.modality,
-        known.channels,
-        known.labels,
-    )
+    facts = ("modality", "channels", "labels")
+    assert task.synthetic and all(getattr(task, f) == getattr(known, f) for f in facts)
     description = json.loads((folder / "dataset.json").read_text())
     assert description["numTraining"] == 3 and "synthetic" in description["description"].lower()
     assert len(description["test"]) == description["numTest"] == 2
     assert all(read_volume(folder / path)[0].std() > 0 for path in description["test"])
     cases = list_cases(folder)
-    assert check_cases(folder, cases, progress=False).faults == []
+    assert check_cases(task, cases, progress=False).faults == []
     seen = set()
     for case in cases:
         image, label = nibabel.load(case.image), nibabel.load(case.label)
@@ -71,81 +67,23 @@ def test_a_phantom_is_a_sound_task_of_its_kind(tmp_path, task_name):
     assert seen == {0, *known.labels}
 
 
-@pytest.fixture(scope="module")
-def brain(tmp_path_factory):
-    folder = make(tmp_path_factory.mktemp("root"), "Task01_BrainTumour", cases=1, scale=0.4)
-    case = list_cases(folder)[0]
-    return read_volume(case.image)[0], read_label(case.label)
-
-
-def test_the_tumours_regions_are_nested(brain):
-    _, label = brain
-    whole, core, enhancing = label > 0, label > 1, label == 3
-    sizes = [np.count_nonzero(mask) for mask in (whole, core, enhancing)]
-    assert sizes[0] > 1.5 * sizes[1] > 1.5 * sizes[2] > 0
-    # Oedema wraps the core, and the core's dead part lies in its rim.
-    around = ndimage.binary_dilation(core) & ~core
-    assert np.mean(label[around] == 1) > 0.7
-    around = ndimage.binary_dilation(label == 2) & (label != 2)
-    assert np.mean(label[around] == 3) > 0.8
-
-
-def test_the_brains_channels_differ_as_sequences_do(brain):
-    image, label = brain
-    outside = (image == 0).all(axis=-1)
-    assert 0.5 < np.mean(outside) < 0.95 and not label[outside].any()
-    mean = {value: image[label == value].mean(axis=0) for value in (1, 2, 3)}
-    healthy = image[~outside & (label == 0)].mean(axis=0)
-    flair, t1, t1gd, t2 = range(4)
-    assert mean[1][flair] > 1.4 * healthy[flair] and mean[1][t1] < healthy[t1]
-    assert mean[3][t1gd] > 1.3 * healthy[t1gd] and mean[3][t1gd] > 1.5 * mean[2][t1gd]
-    assert mean[2][t2] > 1.3 * healthy[t2]
+def test_a_tumours_regions_are_nested(tmp_path):
+    case = list_cases(make(tmp_path, "Task01_BrainTumour", cases=1, scale=0.25))[0]
+    image, label = read_volume(case.image)[0], read_label(case.label)[0]
+    # Oedema wraps the enhancing rim, and the rim wraps the core.
+    for inner, around in (((2, 3), 1), ((2,), 3)):
+        mask = np.isin(label, inner)
+        rim = ndimage.binary_dilation(mask) & ~mask
+        assert mask.any() and np.mean(label[rim] == around) > 0.9
+    means = {value: image[label == value].mean(axis=0) for value in (1, 3)}
+    flair, _, t1gd, _ = range(4)
+    assert means[1][flair] > means[3][flair] and means[3][t1gd] > 1.5 * means[1][t1gd]
 
 
 def test_a_lung_lesion_is_a_few_voxels_in_a_large_volume(tmp_path):
-    cases = list_cases(make(tmp_path, "Task06_Lung", cases=3, scale=0.15))
-    shares = [np.mean(read_label(case.label) > 0) for case in cases]
+    cases = list_cases(make(tmp_path, "Task06_Lung", cases=3, scale=0.12))
+    shares = [np.mean(read_label(case.label)[0] > 0) for case in cases]
     assert min(shares) > 0 and max(shares) < 0.005
-
-
-def test_a_vessel_tree_forks_thins_and_keeps_murrays_law():
-    draws = Draws(0, "any", "s", "c")
-    tree = branches(draws, (0, 0, 0), [(0, 0, 1)], 6.0, 1.5, [((0, 0, 40), (60, 60, 60))])
-    leaving = {}
-    for start, _, radius, _ in tree:
-        leaving.setdefault(tuple(start), []).append(radius)
-    arriving = {tuple(end): radius for _, end, _, radius in tree}
-    assert leaving.pop((0.0, 0.0, 0.0)) == [6.0]
-    assert leaving.keys() <= arriving.keys()  # connected: what starts there, ended there
-    forks = {place: radii for place, radii in leaving.items() if len(radii) == 2}
-    assert len(forks) > 8 and max(map(len, leaving.values())) == 2
-    for place, radii in forks.items():
-        assert sum(r**3 for r in radii) == pytest.approx(arriving[place] ** 3)
-    assert all(last <= first for _, _, first, last in tree)
-
-
-def test_shapes_are_signed_distances_in_millimetres():
-    grid = Grid.of((40, 30, 20), TASKS["Task04_Hippocampus"], 1.0)
-    points = np.stack(np.broadcast_arrays(grid.x, grid.y, grid.z), axis=-1)
-    window, tube = grid.tubes(chain(np.array([(-5.0, 0, 0), (5, 0, 0)]), 3), margin=50)
-    nearest = np.stack([np.clip(points[..., 0], -5, 5), *np.zeros((2, 40, 30, 20))], axis=-1)
-    expected = np.linalg.norm(points - nearest, axis=-1) - 3
-    np.testing.assert_allclose(tube, expected[window.box], atol=1e-4)
-    window, ball = grid.blob(Draws(0, "any", "s", "c"), (0, 0, 0), (4, 4, 4), rough=0, vary=0)
-    expected = np.linalg.norm(points[window.box], axis=-1) - 4
-    np.testing.assert_allclose(ball, expected, atol=1e-4)
-    # However small, a blob meets a voxel.
-    for n in range(20):
-        window, speck = grid.blob(Draws(n, "any", "s", "c"), (0.5, 0.5, 0.5), (0.01,) * 3)
-        assert (grid.soft(speck) > 0.5).any()
-
-
-@pytest.mark.slow
-def test_ten_tasks_of_eight_cases_are_made_in_a_minute_on_two_cores(tmp_path):
-    before = time.process_time()
-    for task_name in TASKS:
-        make(tmp_path, task_name, cases=8, scale=0.25)
-    assert time.process_time() - before < 60
 
 
 def test_equal_parameters_give_equal_bytes_and_others_do_not(tmp_path):
@@ -208,15 +146,14 @@ def test_an_interrupted_phantom_leaves_nothing(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
-def test_the_hippocampus_has_the_real_ones_size_and_parts(hippocampi):
+def test_the_hippocampus_has_the_real_ones_size_and_two_adjacent_parts(hippocampi):
     """Real Task04: 3,325 +- 434 foreground voxels, half of them anterior; head in front."""
     volumes = [np.count_nonzero(label) for _, label, _ in hippocampi]
-    assert 2900 < np.mean(volumes) < 3700
-    assert 250 < np.std(volumes) < 900
+    assert 2900 < np.mean(volumes) < 3700 and 250 < np.std(volumes) < 900
     for _, label, _ in hippocampi:
         front, back = (np.argwhere(label == value).mean(0) for value in (1, 2))
-        assert 0.3 < np.mean(label[label > 0] == 1) < 0.75
-        assert front[1] > back[1] + 8 and front[2] < back[2]
+        assert 0.3 < np.mean(label[label > 0] == 1) < 0.7 and front[1] > back[1] + 8
+        assert (ndimage.binary_dilation(label == 1) & (label == 2)).sum() > 50
 
 
 def aligned(label):
@@ -240,9 +177,9 @@ def test_siblings_are_alike_and_subjects_differ(hippocampi):
     assert np.mean(siblings) > np.mean(strangers) + 0.03
     assert max(siblings) < 0.97
 
-    # As in the real set: siblings come from one scanner, and differ little in mean intensity.
+    # As in the real set: siblings come from one scanner, and differ less in mean intensity.
     means = np.log([image.mean() for image, _, _ in hippocampi])
-    assert np.median(np.abs(np.diff(means)[::2])) < 0.5 * np.median(np.abs(np.diff(means)[1::2]))
+    assert np.median(np.abs(np.diff(means)[::2])) < 0.7 * np.median(np.abs(np.diff(means)[1::2]))
 
 
 def best_band(images, masks):
@@ -260,31 +197,17 @@ def best_band(images, masks):
 
 
 def test_no_threshold_segments_a_phantom(hippocampi, tmp_path):
-    assert best_band([i for i, _, _ in hippocampi], [lab > 0 for _, lab, _ in hippocampi]) < 0.5
-    cases = list_cases(make(tmp_path, "Task09_Spleen", cases=3, scale=0.15))
+    assert best_band([i for i, _, _ in hippocampi], [lab > 0 for _, lab, _ in hippocampi]) < 0.6
+    cases = list_cases(make(tmp_path, "Task09_Spleen", cases=3, scale=0.12))
     images = [read_volume(case.image)[0] for case in cases]
-    assert best_band(images, [read_label(case.label) > 0 for case in cases]) < 0.5
+    assert best_band(images, [read_label(case.label)[0] > 0 for case in cases]) < 0.5
 
 
-def test_a_simple_model_of_place_and_intensity_does_better(hippocampi):
-    """Naive Bayes over place and local intensity, fitted on 16 cases, tested on other subjects."""
-    shape = (48, 64, 48)
-
-    def centred(array, fill):
-        frame = np.full(shape, fill, float)
-        start = [(n - m) // 2 for n, m in zip(shape, array.shape, strict=True)]
-        frame[tuple(slice(s, s + m) for s, m in zip(start, array.shape, strict=True))] = array
-        return frame
-
-    images = [centred((i - i.mean()) / i.std(), 3.9) for i, _, _ in hippocampi]
-    masks = [centred(label > 0, 0) > 0 for _, label, _ in hippocampi]
-    levels = [np.digitize(image, np.linspace(-2, 3, 24)) for image in images]
-    place = np.clip(np.mean(masks[:16], axis=0), 1e-3, 1 - 1e-3)
-    every, mask = np.stack(levels[:16]), np.stack(masks[:16])
-    inside, outside = (1 + np.bincount(every[mask == side], minlength=25) for side in (True, False))
-    ratio = np.log(inside / inside.sum()) - np.log(outside / outside.sum())
-    odds = np.log(place / (1 - place))
-    found = [dice(odds + ratio[lv] > 0, m) for lv, m in zip(levels[16:], masks[16:], strict=True)]
-    atlas = [dice(place > 0.4, m) for m in masks[16:]]
-    assert np.mean(atlas) > 0.5
-    assert np.mean(found) > 0.65
+def test_place_and_brightness_together_segment_a_phantom(hippocampi):
+    """What a small model has to learn: bright voxels near the middle."""
+    for image, label, _ in hippocampi[:6]:
+        axes = [np.linspace(-1, 1, n) for n in label.shape]
+        x, y, z = np.ix_(*axes)
+        near = np.sqrt((x / 0.45) ** 2 + (y / 0.9) ** 2 + (z / 0.45) ** 2) < 1
+        bright = image > np.quantile(image[near], 0.4)
+        assert dice(near & bright, label > 0) > 0.8

@@ -1,5 +1,5 @@
-import dataclasses
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,26 +23,19 @@ def subjects_of(names):
     return {name.split("_")[0] for name in names}
 
 
-def test_no_subject_stands_on_two_sides_and_none_is_lost():
-    for fold in range(5):
-        split = make_split(cases(40), 0, fold)
+def test_no_subject_is_on_two_sides_and_folds_validate_each_other_subject_once():
+    splits = [make_split(cases(40), 0, fold) for fold in range(5)]
+    for split in splits:
         sides = [subjects_of(side) for side in (split.train, split.validation, split.test)]
         assert all(not a & b for a, b in itertools.combinations(sides, 2))
         assert len(set.union(*sides)) == 40
         assert len(sides[2]) == 8 and len(sides[1]) in (6, 7)
         assert sum(map(len, (split.train, split.validation, split.test))) == 80
-
-
-def test_folds_share_the_test_set_and_validate_every_other_subject_once():
-    splits = [make_split(cases(40), 0, fold) for fold in range(5)]
     assert len({split.test for split in splits}) == 1
     validated = list(itertools.chain(*(subjects_of(split.validation) for split in splits)))
     assert len(validated) == len(set(validated)) == 32
-    assert not set(validated) & subjects_of(splits[0].test)
-
-
-def test_another_seed_draws_another_test_set():
-    assert make_split(cases(40), 0, 0).test != make_split(cases(40), 1, 0).test
+    assert make_split(cases(40)[::-1], 0, 0) == splits[0]
+    assert make_split(cases(40), 1, 0).test != splits[0].test
 
 
 def test_fractions_are_nested_and_leave_the_test_set_whole():
@@ -53,30 +46,16 @@ def test_fractions_are_nested_and_leave_the_test_set_whole():
     assert len(subjects_of(third.train)) == round(0.3 * len(subjects_of(whole.train)))
 
 
-def test_the_order_of_the_cases_does_not_matter():
-    assert make_split(cases(20)[::-1], 0, 0) == make_split(cases(20), 0, 0)
-
-
-def test_too_few_subjects_are_refused_with_a_number():
-    with pytest.raises(DataError, match="5 subjects are too few"):
-        make_split(cases(5), 0, 0)
-
-
-def test_a_leaking_subject_is_named():
+def test_a_leak_is_named():
     known = cases(3)
-    split = Split(("c000_0",), ("c001_0", "c001_1"), ("c000_1", "c002_0", "c002_1"))
     hashes = {case.name: case.name for case in known}
-    with pytest.raises(DataError, match=r"c000_0 \(train\) and c000_1 \(test\).*same subject"):
+    split = Split(("c000_0",), ("c001_0", "c001_1"), ("c000_1", "c002_0", "c002_1"))
+    with pytest.raises(DataError, match=r"c000_0 \(train\) and c000_1 \(test\).*subject"):
         check_split(split, known, hashes)
-
-
-def test_equal_voxels_under_two_names_are_a_leak():
-    known = cases(3)
     split = Split(("c000_0", "c000_1"), ("c001_0", "c001_1"), ("c002_0", "c002_1"))
-    hashes = {case.name: case.name for case in known} | {"c002_1": "c000_0"}
-    check_split(split, known, {case.name: case.name for case in known})
-    with pytest.raises(DataError, match="c000_0 .train. and c002_1 .test. .*same image content"):
-        check_split(split, known, hashes)
+    check_split(split, known, hashes)
+    with pytest.raises(DataError, match="c000_0 .train. and c002_1 .test. .*image content"):
+        check_split(split, known, hashes | {"c002_1": "c000_0"})
 
 
 def test_a_split_is_what_was_saved(tmp_path):
@@ -85,31 +64,22 @@ def test_a_split_is_what_was_saved(tmp_path):
     assert Split.load(tmp_path / "split.json") == split
 
 
-def all_of_msd():
-    """More cases than the study has: one for every number that MSD gives in the task."""
-    task = TASKS[STUDY_TASK]
-    names = [f"hippocampus_{n:03d}" for n in range(1, 395)]
-    return task, [Case(name, task.subject_of(name), Path(name), None) for name in names]
-
-
 def test_with_more_cases_than_the_studys_the_test_set_is_the_studys_own():
-    task, cases = all_of_msd()
-    used = study_cases(task, cases)
+    task = TASKS[STUDY_TASK]
+    names = [f"hippocampus_{n:03d}" for n in range(1, 395)]  # each number that MSD gives
+    every = [Case(name, task.subject_of(name), Path(name), None) for name in names]
+    used = study_cases(task, every)
     assert len(used) == 207 and len({case.subject for case in used}) == 137
     tested = set(read_table(REFERENCE / "cases.csv.gz")["case"])
     for fold in range(5):
         assert set(make_split(used, split_seed=0, fold=fold).test) == tested
     # Without the rule, what was trained on would be tested.
     trained = set(make_split(used, split_seed=0, fold=0).train)
-    assert trained & set(make_split(cases, split_seed=0, fold=0).test)
-
-
-def test_cases_of_another_task_or_of_a_phantom_or_without_all_of_the_studys_are_left_as_they_are():
-    task, cases = all_of_msd()
-    assert study_cases(dataclasses.replace(task, synthetic=True), cases) == cases
-    assert study_cases(dataclasses.replace(task, name="Mine"), cases) == cases
-    fewer = [case for case in cases if case.name != "hippocampus_001"]
-    assert study_cases(task, fewer) == fewer
+    assert trained & set(make_split(every, split_seed=0, fold=0).test)
+    # Another task, a phantom, and a folder without all of the study's cases stay as they are.
+    assert study_cases(replace(task, synthetic=True), every) == every
+    assert study_cases(replace(task, name="Mine"), every) == every
+    assert study_cases(task, every[1:]) == every[1:]
 
 
 def given(side, *names):
@@ -135,19 +105,18 @@ def test_given_test_cases_are_the_test_side_and_folds_come_from_the_others():
 
 def test_a_whole_split_is_used_as_it_is():
     known = given("train", *"abcd") + given("validation", "e") + given("test", "f", "g")
-    split = make_split(known, 0, 3)
-    assert split == Split(tuple("abcd"), ("e",), ("f", "g"))
+    assert make_split(known, 0, 3) == Split(tuple("abcd"), ("e",), ("f", "g"))
     half = make_split(known, 0, 3, 0.5)
     assert len(half.train) == 2 and half.validation == ("e",) and half.test == ("f", "g")
 
 
-def test_a_subject_on_two_given_sides_is_refused_by_name():
-    known = given(None, *"abcdefgh") + given("validation", "z")
-    known[0] = dataclasses.replace(known[0], subject="z")
-    with pytest.raises(DataError, match=r"subject z on two sides: a .the others. and z .valid"):
-        make_split(known, 0, 0)
-
-
-def test_a_given_side_needs_others_to_learn_from():
-    with pytest.raises(DataError, match="1 subjects are too few for a test set and training.*2"):
-        make_split(given(None, "a") + given("validation", "z"), 0, 0)
+def test_cases_that_cannot_be_split_are_refused_with_the_reason():
+    two_sides = given(None, *"abcdefgh") + given("validation", "z")
+    two_sides[0] = replace(two_sides[0], subject="z")
+    for known, words in (
+        (two_sides, r"subject z on two sides: a .the others. and z .validation"),
+        (given(None, "a") + given("validation", "z"), "1 subjects are too few for .* training.*2"),
+        (cases(5), "5 subjects are too few"),
+    ):
+        with pytest.raises(DataError, match=words):
+            make_split(known, 0, 0)

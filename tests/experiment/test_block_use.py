@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mvl.config import LanguageConfig
-from mvl.data.preparation import open_task
+from mvl.data.task_data import open_task
 from mvl.experiment.block_use import EDITS, block_use
 from mvl.experiment.evaluation import evaluate
 from mvl.experiment.run import Run, fit

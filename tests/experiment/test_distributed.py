@@ -16,7 +16,9 @@ from safetensors.torch import load_file
 
 import mvl
 from mvl.config import PRESETS, DataConfig, ExperimentConfig, PeerConfig
-from mvl.data.preparation import Preparation, open_task, training_batches
+from mvl.data.batches import training_batches
+from mvl.data.preparation import Preparation
+from mvl.data.task_data import open_task
 from mvl.errors import ConfigError
 from mvl.experiment.run import fit
 from mvl.experiment.training import agreed, processes, segmentation_loss

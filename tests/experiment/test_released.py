@@ -13,7 +13,9 @@ from torch.nn import functional as F
 
 from mvl.blocks.language_part import build_language
 from mvl.config import PRESETS, AuditConfig, DataConfig, ExperimentConfig, fingerprint
-from mvl.data.preparation import Preparation, open_task, training_batches
+from mvl.data.batches import training_batches
+from mvl.data.preparation import Preparation
+from mvl.data.task_data import open_task
 from mvl.data.task_folder import Case
 from mvl.errors import ConfigError
 from mvl.experiment.released import (

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mvl.config import ExperimentConfig, LanguageConfig, fingerprint
-from mvl.data.preparation import open_task
+from mvl.data.task_data import open_task
 from mvl.data.task_folder import find_task
 from mvl.data.tasks import Task
 from mvl.errors import RunError

@@ -13,16 +13,11 @@ from monai.losses import DiceCELoss
 
 from mvl.cli import main
 from mvl.config import AuditConfig, DataConfig, ExperimentConfig
-from mvl.data.coverage import coverage_told, grid_coverage, lost_on_grid, require_coverage
-from mvl.data.preparation import (
-    IGNORED,
-    Preparation,
-    TaskData,
-    augmentation,
-    open_task,
-    training_batches,
-)
+from mvl.data.batches import augmentation, training_batches
+from mvl.data.coverage import coverage_notes, grid_coverage, lost_on_grid, require_coverage
+from mvl.data.preparation import IGNORED, Preparation
 from mvl.data.splits import Split
+from mvl.data.task_data import TaskData, open_task
 from mvl.data.task_folder import Case
 from mvl.data.tasks import Task
 from mvl.errors import DataError
@@ -233,7 +228,7 @@ def test_what_the_grid_loses_is_said_by_case(tmp_path):
     assert coverage["grid_ml"].tolist() == pytest.approx([0.008, 0, 0.008])
     rows = lost_on_grid(coverage, RESIZED)
     assert rows[["side", "case", "lost"]].values.tolist() == [["train", "lost", 1.0]]
-    (said,) = coverage_told(coverage, ["foreground"], RESIZED)
+    (said,) = coverage_notes(coverage, ["foreground"], RESIZED)
     # 1 of 3 structures, 1 of 17 voxels, all of one case's volume.
     for part in ("warning", "1 of 3 structures", "5.9%", "1 of 2 training", "lost, 100%"):
         assert part in said
@@ -244,7 +239,7 @@ def test_where_nothing_is_lost_nothing_is_said(tmp_path):
     volumes = prepared(TASK, [write(tmp_path, "x", box(1))])
     coverage = grid_coverage({"train": volumes, "validation": volumes}, ["foreground"])
     assert lost_on_grid(coverage, GRID).empty
-    assert coverage_told(coverage, ["foreground"], GRID) == []
+    assert coverage_notes(coverage, ["foreground"], GRID) == []
 
 
 def test_a_structure_that_no_training_case_shows_is_named(tmp_path):
@@ -252,7 +247,7 @@ def test_a_structure_that_no_training_case_shows_is_named(tmp_path):
     both = prepared(TWO, [write(tmp_path, "x", label)], replace(GRID, target="labels"))
     one = prepared(TWO, [write(tmp_path, "y", box(1))], replace(GRID, target="labels"))
     coverage = grid_coverage({"train": one, "validation": both}, ["a", "b"])
-    (said,) = coverage_told(coverage, ["a", "b"], GRID)
+    (said,) = coverage_notes(coverage, ["a", "b"], GRID)
     assert "no train case shows b" in said
 
 

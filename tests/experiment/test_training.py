@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from mvl.config import LanguageConfig, TrainingConfig
-from mvl.data.preparation import Preparation, open_task
+from mvl.data.preparation import Preparation
+from mvl.data.task_data import open_task
 from mvl.errors import ConfigError, RunError
 from mvl.experiment import training
 from mvl.experiment.metrics import segmentation_metrics

@@ -7,7 +7,7 @@ import torch
 from monai.networks import nets
 
 from mvl.config import DataConfig, ExperimentConfig, PeerConfig, TrainingConfig
-from mvl.data.preparation import open_task
+from mvl.data.task_data import open_task
 from mvl.errors import ConfigError, RunError
 from mvl.experiment.run import Run, fit
 from mvl.experiment.run import test as open_test_set

@@ -1,7 +1,7 @@
-"""Child processes that start warm, so that a test can kill or confine one that it started.
+"""Child processes that a test may kill or confine, and what confines a process.
 
-They are forked from a server that has imported what is slow to import. A fork of pytest's own
-process would inherit what earlier tests left in it: threads, which PyTorch does not survive.
+Children are forked from a server that has imported what is slow to import. A fork of pytest's own
+process would inherit its threads, which PyTorch does not survive.
 """
 
 import contextlib
@@ -9,49 +9,40 @@ import ctypes
 import multiprocessing
 import os
 import re
+import resource
 import signal
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["pytest", "tests.reliability.stages", "tests.reliability.corpus"])
+_CONTEXT.set_forkserver_preload(["pytest", "tests.reliability.stages"])
 
 #: Seconds that a child may take to start: the first one waits for the imports.
 _START_S = 300
 
 
-@dataclass(frozen=True)
-class Ended:
-    """What became of a child.
+class Ended(NamedTuple):
+    """What became of a child."""
 
-    Attributes:
-        status: its exit status; negative is the signal that killed it.
-        value: what the function returned; None if it did not end.
-        output: all that it printed.
-        seconds: from its start to its end.
-    """
-
+    #: Its exit status; negative is the signal that killed it.
     status: int
+    #: What the function returned; None if it did not end.
     value: object
+    #: All that it printed.
     output: str
     seconds: float
 
 
-def run(function, *arguments, log, environment=None, kill=None, patience=120):
-    """Call a function in a child process with a session of its own and one thread.
+def run(function, *arguments, log, environment=None, kill=None, patience=300):
+    """Call a function of a module in a child process with its own session and one thread.
 
     Args:
-        function: of a module that can be imported.
-        arguments: what it is called with.
-        log: the file that gets what it prints.
+        log: the file that gets what the child prints.
         environment: variables to set.
         kill: seconds after its start at which its process group is killed (SIGKILL).
         patience: seconds after which it is killed because it hangs.
-
-    Returns:
-        `Ended`.
     """
     ours, theirs = _CONTEXT.Pipe()
     given = (theirs, function, arguments, str(log), environment or {})
@@ -79,33 +70,19 @@ def _child(pipe, function, arguments, log, environment):
     # Semaphores (of tqdm) are then nameless, and go with a process that is killed.
     multiprocessing.set_start_method("fork", force=True)
     os.setsid()
-    redirect(log)
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(output, stream.fileno())
     os.environ.update(environment)
     torch.set_num_threads(1)
     pipe.send("about to start")
     pipe.send(function(*arguments))
 
 
-def redirect(log):
-    """Let a file have what this process prints from here on."""
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-        os.dup2(output, stream.fileno())
-    os.close(output)
-
-
-_CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.chmod")
-
-
 class FileOperations:
-    """Counts what this process is about to change below a folder, and can die at one of them.
+    """Counts what this process changes below a folder, and kills its group before number `fatal`.
 
     An audit hook cannot be removed: for child processes alone.
-
-    Args:
-        folder: the folder.
-        fatal: the number, from 0, of the operation at which the process group is killed.
     """
 
     def __init__(self, folder, fatal=None):
@@ -113,31 +90,47 @@ class FileOperations:
         sys.addaudithook(self._hook)
 
     def _hook(self, event, arguments):
-        if event == "open":
-            writes = isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
-        else:
-            writes = event in _CHANGES
-        if not writes or not str(arguments[0]).startswith(self.folder):
-            return
-        if self.count == self.fatal:
-            os.killpg(0, signal.SIGKILL)
-        self.count += 1
+        changes = event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
+        if event == "open" and isinstance(arguments[2], int):
+            changes = arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if changes and str(arguments[0]).startswith(self.folder):
+            if self.count == self.fatal:
+                os.killpg(0, signal.SIGKILL)
+            self.count += 1
 
 
-def address_space():
-    """Bytes of this process' address space, which RLIMIT_AS bounds."""
-    return _status("VmSize")
+class _Late(BaseException):
+    """Not an error that a command may catch."""
 
 
-def reset_peak_memory():
-    """Let `peak_memory` count from here on; returns the bytes that the process holds now."""
-    Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS")
+@contextlib.contextmanager
+def bounded(seconds, memory):
+    """Bound this process for a block.
 
+    Yields a list, which gets the seconds that the block took, and the bytes that it held at most
+    above those at its start.
 
-def peak_memory():
-    """The most bytes that this process held at once."""
-    return _status("VmHWM")
+    Args:
+        seconds: after which the block is interrupted.
+        memory: bytes of address space that it may add.
+    """
+
+    def late(*_):
+        raise _Late(f"not ended after {seconds} s")
+
+    cost, (_, most) = [], resource.getrlimit(resource.RLIMIT_AS)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
+    before, start = _status("VmRSS"), time.monotonic()
+    resource.setrlimit(resource.RLIMIT_AS, (_status("VmSize") + memory, most))
+    handler = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield cost
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, handler)
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        cost += [time.monotonic() - start, _status("VmHWM") - before]
 
 
 def _status(field):
@@ -146,30 +139,20 @@ def _status(field):
 
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
-_NEWNS, _NEWUSER, _REMOUNT, _PRIVATE = 0x20000, 0x10000000, 32, 1 << 18 | 1 << 14
 
 
-def obey_permissions():
-    """Make this process obey the permission bits of files, which root does not."""
-
-    class Header(ctypes.Structure):
-        _fields_ = [("version", ctypes.c_uint32), ("pid", ctypes.c_int)]
-
-    class Data(ctypes.Structure):
-        _fields_ = [(name, ctypes.c_uint32) for name in ("effective", "permitted", "inheritable")]
-
-    header, data = Header(0x20080522, 0), (Data * 2)()
-    _call("capget", ctypes.byref(header), data)
-    data[0].effective &= ~0b110  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
-    _call("capset", ctypes.byref(header), data)
+def obey_permissions(obey=True):
+    """Make this process obey the permission bits of files, which root does not; or end that."""
+    header, data = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    _call("capget", header, data)
+    effective, permitted = 0, 1
+    # Without CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH.
+    data[effective] = data[permitted] & ~0b110 if obey else data[permitted]
+    _call("capset", header, data)
 
 
 class SmallDisk:
-    """A file system in memory, mounted where only this process sees it; for child processes alone.
-
-    Args:
-        folder: where it is mounted.
-        size: its bytes; rounded up to whole pages.
+    """A file system in memory, which only this process sees; for child processes alone.
 
     Raises:
         OSError: this machine does not allow it.
@@ -178,19 +161,17 @@ class SmallDisk:
     def __init__(self, folder, size):
         self.folder = str(folder).encode()
         user, group = os.getuid(), os.getgid()
-        _call("unshare", _NEWNS | (_NEWUSER if user else 0))
-        if user:  # root in a name space of its own
+        newns, newuser, private = 0x20000, 0x10000000, 1 << 18 | 1 << 14
+        _call("unshare", newns | (newuser if user else 0))
+        if user:  # root in its own name space
             Path("/proc/self/setgroups").write_text("deny")
             Path("/proc/self/uid_map").write_text(f"0 {user} 1")
             Path("/proc/self/gid_map").write_text(f"0 {group} 1")
-        _call("mount", b"none", b"/", None, _PRIVATE, None)
-        self._mount(0, size)
+        _call("mount", b"none", b"/", None, private, None)
+        self.resize(size, flags=0)
 
-    def resize(self, size):
-        """Change its size; what is on it stays."""
-        self._mount(_REMOUNT, size)
-
-    def _mount(self, flags, size):
+    def resize(self, size, flags=32):
+        """Change its size, in bytes; what is on it stays."""
         _call("mount", b"tmpfs", self.folder, b"tmpfs", flags, f"size={size}".encode())
 
 

@@ -29,13 +29,13 @@ _NOTES = pytest.StashKey[dict]()
 _BOUNDED = settings(
     max_examples=150,
     deadline=timedelta(seconds=5),
-    # The same examples every time, so that a run of the tests fails for a change of the code alone.
+    # The same examples every time, so that the tests fail for a change of the code alone.
     derandomize=True,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 settings.register_profile("every change", _BOUNDED)
-# Others every time: what fails is printed, to be run again.
+# Other examples every time; one that fails is printed, to be run again.
 settings.register_profile("slow", _BOUNDED, max_examples=3000, derandomize=False, print_blob=True)
 
 
@@ -49,17 +49,13 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="session")
 def note(request):
-    """A function that notes an outcome: note(section, **facts)."""
+    """A function that notes an outcome: note(section, **values)."""
     notes = request.config.stash.setdefault(_NOTES, {name: [] for name in reliability.SECTIONS})
-
-    def add(section, **facts):
-        notes[section].append(facts)
-
-    return add
+    return lambda section, **values: notes[section].append(values)
 
 
-def said(output):
-    """The last line of an output, with the places of this run's files shortened."""
+def last_line(output):
+    """The last line of an output, with the paths of this run's files shortened."""
     line = output.strip().splitlines()[-1]
     return re.sub(r"/\S*?/pytest-of-[^/]+/pytest-\d+/[^/\s]+", "…", line).removeprefix("mvl: ")
 
@@ -67,18 +63,14 @@ def said(output):
 def pytest_sessionfinish(session, exitstatus):
     if exitstatus != 0 or not session.config.getoption("--record", default=False):
         return
+    machine = {"Python": platform.python_version(), "PyTorch": version("torch")}
     record = {
         "version": reliability.VERSION,
         "seed": SEED,
         "slow": session.config.getoption("--slow"),
-        "machine": {
-            "Python": platform.python_version(),
-            "PyTorch": version("torch"),
-            "cores": os.cpu_count(),
-        },
+        "machine": machine | {"cores": os.cpu_count()},
         "notes": session.config.stash[_NOTES],
     }
-    reliability.FOLDER.mkdir(exist_ok=True)
     text = reliability.page(record)  # refuses a record that is not whole
     reliability.RECORD.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     reliability.PAGE.write_text(text)
@@ -87,18 +79,19 @@ def pytest_sessionfinish(session, exitstatus):
 @pytest.fixture(scope="session")
 def given(phantom, tmp_path_factory):
     """What the stages start from: data, a trained run, and servers on this machine."""
-    place = tmp_path_factory.mktemp("given")
-    done = children.run(train, phantom, place / "runs", log=place / "log")
+    folder = tmp_path_factory.mktemp("given")
+    done = children.run(train, phantom, folder / "runs", log=folder / "log")
     assert done.status == 0, done.output
-    (trained,) = (place / "runs").iterdir()
-    server, hub = Server(), _FakeHub(_checkpoint(place / "model"))
+    (trained,) = (folder / "runs").iterdir()
+    server, hub = Server(), _FakeHub(_checkpoint(folder / "model"))
     voxels = np.random.default_rng(0).bytes(1_000_000)
     files = [(f"{TASK}/imagesTr/{n}.nii.gz", voxels) for n in range(20)]
     server.body = archive((f"{TASK}/dataset.json", DESCRIPTION), *files)
     for one in (server, hub.hub.http, hub.store.http):
         one.handle_error = lambda *_: None  # of a client that was killed
-    digest = hashlib.md5(server.body).hexdigest()
-    yield Given(phantom, trained, (server.url, digest), hub.hub.address)
+    yield Given(
+        phantom, trained, (server.url, hashlib.md5(server.body).hexdigest()), hub.hub.address
+    )
     hub.close()
     server.shutdown()
     server.server_close()
@@ -125,12 +118,7 @@ def _checkpoint(folder):
     """A Llama of two layers in the layout of a hub's repository, 9 MB a layer."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(
-        vocab_size=8,
-        hidden_size=384,
-        intermediate_size=1500,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-    )
+    sizes = {"vocab_size": 8, "hidden_size": 384, "intermediate_size": 1500}
+    config = LlamaConfig(**sizes, num_hidden_layers=2, num_attention_heads=4)
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder

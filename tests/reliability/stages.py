@@ -1,7 +1,6 @@
-"""The stages of the work that are killed and starved of disk: each is one command.
+"""The stages of the work that are killed and starved of disk; each is one command.
 
-A stage runs on the smallest data that exercises it, in a child process, and writes below
-`results` of a folder of its own.
+A stage runs on the smallest data that exercises it, and writes below `results` of its own folder.
 """
 
 import json
@@ -10,6 +9,8 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
 
 from safetensors import safe_open
 
@@ -17,38 +18,39 @@ from mvl import cli
 from mvl.config import PRESETS, LanguageConfig, ModelConfig, TrainingConfig
 from mvl.data import download
 from mvl.errors import MvlError
-from mvl.files import read_json
+from mvl.files import REPOSITORY, read_json
 from mvl.runner import execute
 from mvl.study.suites import SUITES, Arm
 from tests.reliability import children
 
-ROOT = Path(__file__).resolve().parents[2]
 TASK = "Task04_Hippocampus"
 #: A Llama without training: two layers, 32 wide.
 LLAMA = (
     'random:{"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, '
     '"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 8}'
 )
+_SMALL = {"width": 16, "encoder_depth": 1, "decoder_depth": 1, "heads": 2}
+_TRAINING = TrainingConfig(epochs=3, warmup_epochs=1)
+_SHORT = TrainingConfig(epochs=1, warmup_epochs=0)
+#: Presets and a suite that train in a second.
+_PRESETS = {
+    "tiny": (ModelConfig(**_SMALL, dropout=0.1), _TRAINING),
+    "tiny-block": (ModelConfig(**_SMALL, language=LanguageConfig(LLAMA)), _TRAINING),
+    # Large enough for threads to share its work.
+    "small": (ModelConfig(encoder_depth=2, decoder_depth=1), _TRAINING),
+}
+_SUITES = {
+    "tiny": {
+        "plain": Arm(ModelConfig(**_SMALL), _SHORT),
+        "hybrid": Arm(ModelConfig(**_SMALL, attention="hybrid"), _SHORT),
+    }
+}
 
 
 def mvl(*arguments):
-    """What the command `mvl` does, which here knows presets and a suite that train in a second.
-
-    Returns:
-        The exit status.
-    """
-    small = {"width": 16, "encoder_depth": 1, "decoder_depth": 1, "heads": 2}
-    training = TrainingConfig(epochs=3, warmup_epochs=1)
-    PRESETS["tiny"] = (ModelConfig(**small, dropout=0.1), training)
-    PRESETS["tiny-block"] = (ModelConfig(**small, language=LanguageConfig(LLAMA)), training)
-    # Large enough for threads to share its work.
-    PRESETS["small"] = (ModelConfig(encoder_depth=2, decoder_depth=1), training)
-    short = TrainingConfig(epochs=1, warmup_epochs=0)
-    SUITES["tiny"] = {
-        "plain": Arm(ModelConfig(**small), short),
-        "hybrid": Arm(ModelConfig(**small, attention="hybrid"), short),
-    }
-    return cli.main([os.fspath(word) for word in arguments])
+    """The exit status of the command `mvl`, which here knows the presets and suite above."""
+    with mock.patch.dict(PRESETS, _PRESETS), mock.patch.dict(SUITES, _SUITES):
+        return cli.main([os.fspath(word) for word in arguments])
 
 
 def train(root, runs, *more, preset="tiny"):
@@ -57,41 +59,22 @@ def train(root, runs, *more, preset="tiny"):
     return mvl("train", *arguments, *more)
 
 
-@dataclass(frozen=True)
-class Given:
-    """What the stages start from.
+class Given(NamedTuple):
+    """What the stages start from."""
 
-    Attributes:
-        phantom: a data root with a small task.
-        trained: a run folder of the preset tiny, trained, not tested.
-        archive: (address, MD5) of a task's archive.
-        hub: address of a hub with the model owner/name.
-    """
-
+    #: A data root with a small task.
     phantom: Path
+    #: A run folder of the preset tiny, trained, not tested.
     trained: Path
+    #: (address, MD5) of a task's archive.
     archive: tuple[str, str]
+    #: Address of a hub with the model owner/name.
     hub: str
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One stage.
-
-    Attributes:
-        call: (folder, given), in a child process -> exit status.
-        prepare: (folder, given) puts in place what it starts from.
-        environment: (folder, given) -> variables.
-    """
-
-    call: Callable
-    prepare: Callable = lambda folder, given: None
-    environment: Callable = lambda folder, given: {}
-
-
 def _download(folder, given):
-    download._published = lambda task: given.archive
-    return mvl("data", "download", TASK, "--root", folder / "results")
+    with mock.patch.object(download, "_published", lambda task: given.archive):
+        return mvl("data", "download", TASK, "--root", folder / "results")
 
 
 def _cache(folder, given):
@@ -111,6 +94,10 @@ def _evaluate(folder, given):
     return mvl("evaluate", folder / "results" / given.trained.name, "--root", given.phantom)
 
 
+def _copy_trained(folder, given):
+    shutil.copytree(given.trained, folder / "results" / given.trained.name)
+
+
 def _suite(folder, given):
     return mvl("suite", "run", "tiny", "--results", folder / "results", "--root", given.phantom)
 
@@ -124,13 +111,13 @@ def _batch(folder, given):
     return int(any(outcome.status == "failed" for outcome in outcomes.values()))
 
 
-def _notebooks(folder, given):
+def _write_notebooks(folder, given):
     import nbformat
     from nbformat.v4 import new_code_cell, new_notebook
 
     for name in ("notebooks", "profiles", "mvl"):
         (folder / name).mkdir()
-    shutil.copy(ROOT / "profiles" / "smoke.yaml", folder / "profiles")
+    shutil.copy(REPOSITORY / "profiles" / "smoke.yaml", folder / "profiles")
     begin = "from mvl.files import read_json, write_json\n"
     cells = {
         "00_a": [begin + "write_json('../results/smoke/a.json', {'n': 1})", "print('a')"],
@@ -142,71 +129,46 @@ def _notebooks(folder, given):
         nbformat.write(new_notebook(cells=parts), folder / "notebooks" / f"{name}.ipynb")
 
 
+@dataclass(frozen=True)
+class Stage:
+    """One stage: its command, and how its folder begins; both take (folder, given)."""
+
+    call: Callable
+    prepare: Callable = lambda folder, given: None
+
+
 STAGES = {
     "download": Stage(_download),
-    "caching": Stage(
-        _cache,
-        environment=lambda folder, given: {
-            "MVL_CACHE": str(folder / "results" / "cache"),
-            "HF_ENDPOINT": given.hub,
-        },
-    ),
+    "caching": Stage(_cache),
     "synthesis": Stage(_synthesise),
     "training": Stage(_train),
     "checkpointing": Stage(_train),
-    "evaluation": Stage(
-        _evaluate,
-        lambda folder, given: shutil.copytree(
-            given.trained, folder / "results" / given.trained.name
-        ),
-    ),
+    "evaluation": Stage(_evaluate, _copy_trained),
     "suite": Stage(_suite),
-    "batch": Stage(
-        _batch,
-        _notebooks,
-        lambda folder, given: {
-            "PYTHONPATH": str(ROOT),
-            "MVL_DATA_ROOT": str(folder / "data"),
-            "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
-            "IPYTHONDIR": str(folder / "ipython"),
-        },
-    ),
+    "batch": Stage(_batch, _write_notebooks),
 }
 
 
-def start(name, folder, given, function=None, **options):
-    """Call a stage, or a function of the same arguments about it, in a child process.
+def start(name, folder, given, function=None, kill=None):
+    """Call a stage in a child process, in a folder that is prepared if it is new.
 
     Args:
-        name: of `STAGES`.
-        folder: the stage's, made and prepared here if it is not there.
-        given: a `Given`.
-        function: (name, folder, given), in place of the stage alone.
-        options: of `children.run`.
-
-    Returns:
-        `children.Ended`.
+        function: (name, folder, given), in place of `call`.
+        kill: of `children.run`.
     """
     if not folder.exists():
         folder.mkdir()
         STAGES[name].prepare(folder, given)
-    return children.run(
-        function or call,
-        name,
-        folder,
-        given,
-        log=folder / "log",
-        environment=STAGES[name].environment(folder, given),
-        **options,
-    )
+    variables = {"MVL_CACHE": "results/cache", "MVL_DATA_ROOT": "data", "IPYTHONDIR": "ipython"}
+    environment = {key: str(folder / path) for key, path in variables.items()}
+    environment |= {"HF_ENDPOINT": given.hub, "PYTHONPATH": str(REPOSITORY)}
+    environment |= {"JUPYTER_RUNTIME_DIR": str(folder / "runtime")}
+    arguments = (function or call, name, folder, given)
+    return children.run(*arguments, log=folder / "log", environment=environment, kill=kill)
 
 
 def call(name, folder, given, fatal=None):
-    """A stage, for a child process.
-
-    Args:
-        name, folder, given: as in `start`.
-        fatal: number of the operation on files below `results` at which the process dies.
+    """A stage, for a child process, which dies before its file operation number `fatal`.
 
     Returns:
         (exit status, number of operations on files below `results`).
@@ -215,24 +177,13 @@ def call(name, folder, given, fatal=None):
     return STAGES[name].call(folder, given), operations.count
 
 
-#: Entries of results that another run may have otherwise: how long it took, and the commit that a
-#: developer made meanwhile.
-_DIFFERS = {"seconds", "commit"}
-
-
-@dataclass(frozen=True)
-class Whole:
-    """What a stage is that nothing has disturbed.
-
-    Attributes:
-        outcome: what it left.
-        bytes: of its files.
-        operations: on files below `results`.
-        seconds: how long it took.
-    """
+class Whole(NamedTuple):
+    """A stage that nothing has disturbed."""
 
     outcome: dict
+    #: Of all its files.
     bytes: int
+    #: On files below `results`.
     operations: int
     seconds: float
 
@@ -251,21 +202,15 @@ def _content(path):
         cells = json.loads(path.read_text())["cells"]
         return [(cell["source"], cell.get("outputs")) for cell in cells]
     if path.suffix == ".json":
-        value = read_json(path)
-        return {key: v for key, v in value.items() if key not in _DIFFERS}
+        # How long it took, and the commit that a developer made meanwhile, may differ.
+        return {k: v for k, v in read_json(path).items() if k not in ("seconds", "commit")}
     return path.read_bytes()
 
 
 def finished(folder):
-    """Marks of finished work, which is not done again: {path: when it was written}.
-
-    One that was being written when the process was killed is none; its name begins with a dot.
-    """
-    marks = [
-        path
-        for name in ("trained.json", "done.json", "[!.]*.done.json")
-        for path in (folder / "results").rglob(name)
-    ]
+    """Marks of finished work, which is not done again: {path: when it was written}."""
+    names = ("trained.json", "done.json", "[!.]*.done.json")  # with a dot it is being written
+    marks = [path for name in names for path in (folder / "results").rglob(name)]
     return {path: path.stat().st_mtime_ns for path in marks}
 
 
@@ -275,36 +220,31 @@ def size_of(folder):
 
 
 def half_files(folder, whole):
-    """Files of a killed stage that bear a final name and are not whole.
+    """Files of a killed stage with a final name that are not whole.
 
     Args:
-        folder: the stage's folder.
         whole: the `outcome` of an undisturbed one.
     """
-    return [name for name in _visible(folder) if not _is_whole(folder / "results" / name, whole)]
-
-
-def _visible(folder):
-    results = folder / "results"
+    results, half = folder / "results", []
     for path in sorted(results.rglob("*")):
         name = path.relative_to(results)
         hidden = any(part.startswith(".") for part in name.parts)
-        # A block's copy grows under this name and is renamed when it is whole.
-        if path.is_file() and not hidden and name.name != "partial":
-            yield str(name)
+        # A block's copy grows as "partial" and is renamed when it is whole.
+        final = path.is_file() and not hidden and name.name != "partial"
+        if final and not _is_whole(path, whole.get(str(name))):
+            half.append(str(name))
+    return half
 
 
-def _is_whole(path, whole):
-    name = str(path.relative_to(next(p for p in path.parents if p.name == "results")))
+def _is_whole(path, expected):
     if path.suffix == ".ipynb" and not path.with_suffix(".done.json").is_file():
         return True  # nobody takes it for whole
     if path.suffix in (".json", ".ipynb"):
-        json.loads(path.read_text())
-        return True
+        return isinstance(json.loads(path.read_text()), dict)
     if path.suffix == ".safetensors":
-        with safe_open(path, "pt") as file:  # it holds the header against the file's size
+        with safe_open(path, "pt") as file:  # compares the header with the file's size
             return len(file.keys()) > 0
-    expected = whole[name]
+    content = path.read_bytes()
     if path.name == "curves.csv":
-        return expected.startswith(path.read_bytes()) and path.read_bytes().endswith(b"\n")
-    return path.read_bytes() == expected
+        return expected.startswith(content) and content.endswith(b"\n")
+    return content == expected

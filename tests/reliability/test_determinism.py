@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from mvl.experiment.metrics import METRICS
-from mvl.show import figures
-from tests.reliability import children, stages
+from mvl.files import REPOSITORY
+from tests.reliability import stages
 from tests.reliability.stages import outcome, start
 
 #: Of every metric, in its own unit.
@@ -26,23 +26,6 @@ def test_two_runs_leave_the_same_bytes(given, undisturbed, tmp_path, note):
     note("determinism", what=f"a suite, run twice: {len(one)} files", found="the same bytes")
 
 
-def draw(table, path):
-    """A figure of a suite's table."""
-    figures.save(figures.paired_differences(pd.read_csv(table), "plain", "hybrid"), path)
-
-
-def test_two_processes_draw_the_same_bytes(undisturbed, tmp_path, note):
-    table = tmp_path / "tiny.csv"
-    table.write_bytes(undisturbed("suite").outcome["suites/tiny.csv"])
-    for name in ("one", "two"):
-        done = children.run(draw, table, tmp_path / name, log=tmp_path / "log")
-        assert done.status == 0, done.output
-    for kind in ("png", "pdf", "svg"):
-        one, two = (tmp_path / f"{name}.{kind}" for name in ("one", "two"))
-        assert one.read_bytes() == two.read_bytes() and len(one.read_bytes()) > 5000
-    note("determinism", what="a figure, drawn twice: PNG, PDF, SVG", found="the same bytes")
-
-
 @pytest.mark.slow
 def test_another_hash_seed_leaves_the_same_bytes(given, tmp_path, note):
     """Neither a suite nor any figure depends on the order of a set."""
@@ -50,7 +33,7 @@ def test_another_hash_seed_leaves_the_same_bytes(given, tmp_path, note):
     for seed in ("1", "2"):
         command = [sys.executable, "-m", "tests.reliability.again", given.phantom, tmp_path / seed]
         environment = os.environ | {"PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"}
-        processes.append(subprocess.Popen(command, env=environment, cwd=stages.ROOT))
+        processes.append(subprocess.Popen(command, env=environment, cwd=REPOSITORY))
     assert [process.wait() for process in processes] == [0, 0]
     one, two = (outcome(tmp_path / seed) for seed in ("1", "2"))
     pictures = [name for name in one if name.endswith((".png", ".svg"))]

@@ -19,8 +19,8 @@ def test_a_killed_stage_ends_as_an_undisturbed_one(name, kills, given, undisturb
     whole, moments, interrupted = undisturbed(name), random.Random(f"{SEED} {name}"), 0
     for number in range(kills):
         folder = tmp_path / str(number)
-        # By the clock or at one of its operations on files; a checkpoint is written in so little
-        # time that the clock would miss it.
+        # By the clock or at one of its operations on files; the clock would miss a checkpoint,
+        # which is written in a short time.
         if name == "checkpointing" or number % 2:
             fatal, seconds = moments.randrange(whole.operations), None
         else:

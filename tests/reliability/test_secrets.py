@@ -1,6 +1,5 @@
 """No pickle, no network that nobody asked for, and no secret in what is left behind."""
 
-import ast
 import io
 import itertools
 import json
@@ -11,7 +10,8 @@ import shutil
 import subprocess
 import sys
 import threading
-from pathlib import Path
+import tokenize
+from unittest import mock
 
 import pandas as pd
 import pytest
@@ -19,61 +19,43 @@ import torch
 
 from mvl.data import download
 from mvl.experiment.run import Run
+from mvl.files import REPOSITORY
 from mvl.models.segmenter import MedVisionLlama
 from mvl.show import figures
 from tests.reliability import children, stages
 
-ROOT = Path(__file__).resolve().parents[2]
-
 #: Modules that make or run pickles, and calls that do so in disguise.
-PICKLERS = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
-DISGUISED = {"torch.load", "torch.save", "to_pickle", "read_pickle", "PersistentDataset"}
-DISGUISED |= {"allow_pickle", "save_state", "load_state", "pickle"}
+_PICKLING = re.compile(
+    r"\b(_?pickle|cPickle|cloudpickle|dill|joblib|marshal|shelve|to_pickle|read_pickle|__import__"
+    r"|allow_pickle|PersistentDataset|save_state|load_state)\b|\bimport torch as\b"
+    r"|\btorch \. (load|save)\b|\bfrom torch import .*\b(load|save)\b"
+)
 
 
-def _sources():
+def pickling(code):
+    """What of a source makes or runs pickles; comments and texts do not count."""
+    words = []
+    for token in tokenize.generate_tokens(io.StringIO(code).readline):
+        text = token.type in (tokenize.COMMENT, tokenize.STRING)
+        if not text or words[-2:] == ["import_module", "("]:
+            words.append(token.string)
+    return [match[0] for match in _PICKLING.finditer(" ".join(words))]
+
+
+def sources():
     """(name, code) of every module, script and notebook."""
-    folders = ("mvl/**", "scripts", "benchmarks")
-    for path in sorted(path for folder in folders for path in ROOT.glob(f"{folder}/*.py")):
-        yield str(path.relative_to(ROOT)), path.read_text()
-    for path in sorted(ROOT.glob("notebooks/*.ipynb")):
+    for folder in ("mvl/**", "scripts", "benchmarks"):
+        for path in sorted(REPOSITORY.glob(f"{folder}/*.py")):
+            yield str(path), path.read_text()
+    for path in sorted(REPOSITORY.glob("notebooks/*.ipynb")):
         cells = json.loads(path.read_text())["cells"]
-        code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-        # A line for the shell is none of Python's.
-        yield path.name, re.sub(r"^(\s*)[%!].*", r"\1pass", "\n".join(code), flags=re.MULTILINE)
-
-
-def _pickling(code):
-    """What of a source makes or runs pickles."""
-    nodes = list(ast.walk(ast.parse(code)))
-    imports = [alias for node in nodes if isinstance(node, ast.Import) for alias in node.names]
-    called = {alias.asname: alias.name for alias in imports if alias.asname}
-    for node in nodes:
-        if isinstance(node, ast.Import):
-            names = {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            own = {alias.name for alias in node.names}
-            names = {(node.module or "").partition(".")[0], *own}
-            names |= {f"{node.module}.{name}" for name in own}
-        elif isinstance(node, ast.Attribute):
-            owner = ast.unparse(node.value)
-            names = {node.attr, f"{called.get(owner, owner)}.{node.attr}"}
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
-            names = {word.value for word in node.args if isinstance(word, ast.Constant)}
-        elif isinstance(node, ast.keyword):
-            names = {node.arg}
-        elif isinstance(node, ast.Name):
-            names = {node.id} | ({"pickle"} if node.id == "__import__" else set())
-        else:
-            continue
-        yield from names & (PICKLERS | DISGUISED)
+        yield str(path), "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
 
 
 def test_no_source_pickles(note):
-    found = {name: [*_pickling(code)] for name, code in _sources()}
-    assert len(found) > 40 and {name: what for name, what in found.items() if what} == {}
-    what = f"pickle in {len(found)} modules, scripts and notebooks, by their syntax trees"
-    note("secrets", what=what, found="none")
+    found = {name: pickling(code) for name, code in sources()}
+    assert len(found) > 40 and {name: words for name, words in found.items() if words} == {}
+    note("secrets", what=f"pickle in {len(found)} modules, scripts and notebooks", found="none")
 
 
 @pytest.mark.parametrize(
@@ -84,31 +66,20 @@ def test_no_source_pickles(note):
      "importlib.import_module('pickle')", "__import__('pickle')"],
 )  # fmt: skip
 def test_a_source_that_pickles_would_be_found(code):
-    assert [*_pickling(code)]
+    assert pickling(code)
 
 
 SECRET = "sesame-4711"
-TOKENS = {
-    name: SECRET
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "GITHUB_TOKEN", "AWS_SECRET_ACCESS_KEY")
-}
+NAMES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "GITHUB_TOKEN", "AWS_SECRET_ACCESS_KEY")
+TOKENS = dict.fromkeys(NAMES, SECRET)
 PROXY = {name: f"http://me:{SECRET}@127.0.0.1:9" for name in ("http_proxy", "https_proxy")}
 
 
-_QUEUES = os.path.join("multiprocessing", "queues.py")
-_REDUCTION = os.path.join("multiprocessing", "reduction.py")
-_TORCHS = os.path.join("torch", "serialization.py")
+_TORCHS = ("torch/serialization.py:save", "torch/serialization.py:load")
 
 
-def _own_pipe(frame):
-    """Whether a pool of threads wakes itself: by a None, pickled, in a pipe of its own."""
-    if frame.f_code.co_filename.endswith(_REDUCTION):
-        frame = frame.f_back
-    return frame.f_code.co_filename.endswith(_QUEUES)
-
-
-class _Watch:
-    """Notes every call of pickle's or torch's own functions and every address that is asked."""
+class Watch:
+    """Notes every call of pickle's or torch's functions, and every address that is asked."""
 
     def __init__(self):
         self.pickled, self.asked = [], []
@@ -121,15 +92,17 @@ class _Watch:
         threading.setprofile(None)
 
     def _profile(self, frame, event, function):
-        place = frame.f_code.co_filename
+        file = frame.f_code.co_filename
+        pickled = f"{file}:{frame.f_code.co_name}".endswith(_TORCHS)
         if event == "c_call":
-            # A pickler of one's own inherits from pickle's.
+            # A user's pickler inherits from pickle's.
             kinds = type(getattr(function, "__self__", None)).__mro__
-            owners = {function.__module__, *(kind.__module__ for kind in kinds)}
-            if "_pickle" in owners and not _own_pipe(frame):
-                self.pickled.append(f"{place}:{frame.f_lineno}")
-        elif place.endswith(_TORCHS) and frame.f_code.co_name in ("save", "load"):
-            self.pickled.append(f"{place}:{frame.f_lineno}")
+            pickled = "_pickle" in {function.__module__, *(kind.__module__ for kind in kinds)}
+            # A pool of threads wakes itself by a None, pickled, in its own pipe.
+            caller = frame.f_back if file.endswith("multiprocessing/reduction.py") else frame
+            pickled &= not caller.f_code.co_filename.endswith("multiprocessing/queues.py")
+        if pickled:
+            self.pickled.append(f"{file}:{frame.f_lineno}")
 
     def _audit(self, event, arguments):
         if event == "pickle.find_class":
@@ -140,16 +113,16 @@ class _Watch:
             self.asked.append(f"{event} {arguments[0]}")
 
 
-class _OwnPickler(pickle.Pickler):
+class _Pickler(pickle.Pickler):
     pass
 
 
 def day_with_pickles(folder):
-    """How many were noticed after each way of pickling."""
-    watch, counts = _Watch(), []
+    """How many pickles are noticed after each way of pickling."""
+    watch, counts = Watch(), []
     for pickled in (
         lambda: pickle.dumps([]),
-        lambda: _OwnPickler(io.BytesIO()).dump([]),
+        lambda: _Pickler(io.BytesIO()).dump([]),
         lambda: torch.save([], folder / "x"),
         lambda: torch.load(folder / "x"),
     ):
@@ -170,7 +143,7 @@ def ordinary_day(folder, given):
     Returns:
         (exit statuses, where something was pickled, what of the network was asked).
     """
-    watch, runs = _Watch(), folder / "runs"
+    watch, runs = Watch(), folder / "runs"
     statuses = [stages.train(given.phantom, runs, preset="tiny-block")]
     (run,) = runs.iterdir()
     image = next(given.phantom.glob("*/imagesTr/*.nii.gz"))
@@ -190,58 +163,47 @@ def ordinary_day(folder, given):
     cases = pd.read_csv(folder / "suites" / "tiny.csv")
     figures.save(figures.arm_means(cases), folder / "figure")
     watch.stop()
-    return statuses, watch.pickled, list(watch.asked)
+    return statuses, watch.pickled, watch.asked
 
 
-@pytest.fixture(scope="session")
-def day(given, tmp_path_factory):
-    place = tmp_path_factory.mktemp("day")
-    done = children.run(ordinary_day, place, given, log=place / "log", environment=TOKENS | PROXY)
-    assert done.status == 0 and set(done.value[0]) == {0}, done.output
-    return place, done
+def assert_clean(output, written):
+    """No secret, and no file that looks like a pickle."""
+    assert SECRET not in output
+    for path in written:
+        content = path.read_bytes()
+        assert SECRET.encode() not in content, path
+        assert content[:1] != b"\x80" and content[:4] != b"PK\3\4", f"{path} looks like a pickle"
 
 
-def test_nothing_is_pickled(day, note):
-    assert day[1].value[1] == []
-    note("secrets", what="calls of pickle's functions", found="none")
-
-
-def test_no_file_that_is_written_is_a_pickle(day, note):
-    written = [path for path in day[0].rglob("*") if path.is_file()]
-    kinds = {path.suffix for path in written if path.name not in (".lock", "log")}
+def test_an_ordinary_day_pickles_nothing_asks_nothing_and_keeps_no_secret(given, tmp_path, note):
+    log, environment = tmp_path.with_suffix(".log"), TOKENS | PROXY
+    done = children.run(ordinary_day, tmp_path, given, log=log, environment=environment)
+    assert done.status == 0 and {*done.value[0]} == {0}, done.output
+    assert done.value[1:] == ([], [])
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    kinds = {path.suffix for path in written if path.name != ".lock"}
     known = {".json", ".csv", ".safetensors", ".gz", ".md", ".png", ".pdf", ".svg"}
     assert len(written) > 20 and kinds == known
-    for path in written:
-        start = path.read_bytes()[:4]
-        assert start[:1] != b"\x80" and start != b"PK\3\4", f"{path} looks like a pickle"
-    note("secrets", what=f"pickles among {len(written)} files that were written", found="none")
-
-
-def test_no_network_is_asked_for_what_needs_none(day, note):
-    assert day[1].value[2] == []
+    assert_clean(done.output, written)
+    note("secrets", what="calls of pickle's functions", found="none")
     note("secrets", what="addresses that were looked up or connected to", found="none")
+    what = f"pickles, and the {len(TOKENS)} tokens, in output and {len(written)} files"
+    note("secrets", what=what, found="none")
 
 
-def test_no_secret_is_left_behind(day, note):
-    assert SECRET not in day[1].output
-    for path in day[0].rglob("*"):
-        assert SECRET.encode() not in (path.read_bytes() if path.is_file() else b""), path
-    note("secrets", what=f"the {len(TOKENS)} tokens in files and output", found="none")
-
-
-def _watched(*command, log, folder, **environment):
+def watched(*command, log, folder, **environment):
     """Run a command with tokens in its environment; note what any process of it asks.
 
     Returns:
         (exit status, what was printed, how many processes there were, what was asked).
     """
-    paths = os.pathsep.join(map(str, (folder, ROOT / "tests" / "reliability" / "watch")))
-    places = {"PYTHONPATH": paths, "MVL_WATCH": str(log), "JUPYTER_RUNTIME_DIR": str(folder)}
-    places |= {"IPYTHONDIR": str(folder / ".ipython"), "PYTHONDONTWRITEBYTECODE": "1"}
+    paths = f"{folder}{os.pathsep}{REPOSITORY / 'tests' / 'reliability' / 'watch'}"
+    variables = {"PYTHONPATH": paths, "MVL_WATCH": str(log), "JUPYTER_RUNTIME_DIR": str(folder)}
+    variables |= {"IPYTHONDIR": str(folder / ".ipython"), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
         command,
         cwd=folder,
-        env=os.environ | TOKENS | PROXY | places | environment,
+        env=os.environ | TOKENS | PROXY | variables | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -255,7 +217,7 @@ def test_what_another_process_asks_would_be_noticed(tmp_path):
     code = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
     ask = "import socket; socket.socket(socket.AF_INET, 2).connect(('192.0.2.1', 9))"
     command = (sys.executable, "-c", code, ask)
-    _, _, processes, asked = _watched(*command, log=tmp_path / "log", folder=tmp_path)
+    _, _, processes, asked = watched(*command, log=tmp_path / "log", folder=tmp_path)
     assert processes == 2 and asked == ["asked socket.connect 192.0.2.1"]
 
 
@@ -264,41 +226,38 @@ def test_notebooks_and_report_ask_nothing_and_keep_no_secret(only, tmp_path, not
     """A batch run of notebooks, their kernels, and the report, in a copy of the repository."""
     copy = tmp_path / "copy"
     for name in ("mvl", "notebooks", "profiles", "benchmarks", "results/reference"):
-        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", copy)
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(REPOSITORY / name, copy / name, ignore=ignore)
+    shutil.copy(REPOSITORY / "pyproject.toml", copy)
     before = {path for path in copy.rglob("*") if path.is_file()}
     data = {"MVL_DATA_ROOT": str(copy / "data"), "MVL_CACHE": str(copy / "cache")}
     command = (sys.executable, "-m", "mvl", "run", "--profile", "smoke", *only)
-    status, output, processes, asked = _watched(*command, log=tmp_path / "log", folder=copy, **data)
+    status, output, processes, asked = watched(*command, log=tmp_path / "log", folder=copy, **data)
     assert status == 0 and asked == [], output
-    report = copy / "results" / "smoke" / "report" / "index.html"
     written = [path for path in copy.rglob("*") if path.is_file() and path not in before]
     notebooks = [path for path in written if path.suffix == ".ipynb"]
-    assert report in written and processes > len(notebooks) > 0
-    assert SECRET not in output
-    for path in written:
-        content = path.read_bytes()
-        assert SECRET.encode() not in content, path
-        assert content[:1] != b"\x80" and content[:4] != b"PK\3\4", f"{path} looks like a pickle"
-    count = f"{len(notebooks)} notebook{'s' * (len(notebooks) > 1)}, kernels and report"
-    what = f"{count}: addresses asked, tokens or pickles in output and {len(written)} files"
-    note("secrets", what=what, found="none")
+    assert copy / "results" / "smoke" / "report" / "index.html" in written
+    assert processes > len(notebooks) > 0
+    assert_clean(output, written)
+    what = f"{len(notebooks)} notebooks, kernels and report: addresses asked, tokens or pickles in"
+    note("secrets", what=f"{what} output and {len(written)} files", found="none")
 
 
 def without_network(folder):
-    """What does need the network, behind a proxy that is not there: exit statuses."""
-    os.environ["HF_ENDPOINT"] = "http://hub.example"
-    os.environ["MVL_CACHE"] = str(folder / "cache")
-    download._published = lambda task: ("http://data.example/x.tar", "0" * 32)
-    return [
-        stages.mvl("data", "download", stages.TASK, "--root", folder),
-        stages.mvl("block", "show", "hub:owner/name"),
-        stages.mvl("predict", "x.nii.gz", "--run", folder, "-o", folder / "out.nii.gz"),
-    ]
+    """What does need the network, behind a proxy that does not exist: exit statuses."""
+    published = ("http://data.example/x.tar", "0" * 32)
+    with mock.patch.object(download, "_published", lambda task: published):
+        return [
+            stages.mvl("data", "download", stages.TASK, "--root", folder),
+            stages.mvl("block", "show", "hub:owner/name"),
+            stages.mvl("predict", "x.nii.gz", "--run", folder, "-o", folder / "out.nii.gz"),
+        ]
 
 
-def test_no_secret_is_told_where_the_network_fails(tmp_path, note):
-    done = children.run(without_network, tmp_path, log=tmp_path / "log", environment=TOKENS | PROXY)
+def test_no_secret_is_printed_where_the_network_fails(tmp_path, note):
+    variables = {"HF_ENDPOINT": "http://hub.example", "MVL_CACHE": str(tmp_path / "cache")}
+    environment = TOKENS | PROXY | variables
+    done = children.run(without_network, tmp_path, log=tmp_path / "log", environment=environment)
     assert done.value == [1, 1, 1], done.output
     assert "data.example" in done.output and "hub.example" in done.output
     assert SECRET not in done.output and "Traceback" not in done.output

@@ -239,12 +239,12 @@ def test_what_is_not_there_has_no_control(view):
 
 
 def test_a_case_its_path_and_its_view_are_the_same_volume(case):
-    truth = mvl.data.nifti.read_label(case.label)
-    image, affine = mvl.read_volume(case.image)
+    truth = mvl.data.nifti.read_label(case.label)[0]
+    image, header = mvl.read_volume(case.image)
     by_case = mvl.explore(case, prediction=truth)
     by_path = mvl.explore(str(case.image), truth=case.label, prediction=case.label)
     task = mvl.read_task(case.image.parents[1])
-    view = figures.View(image, affine, truth=truth > 0, title=case.name)
+    view = figures.View(image, header.affine, truth=truth > 0, title=case.name)
     by_view = mvl.explore(view, prediction=truth[None] > 0, task=task)
     assert by_case.png() == by_path.png() == by_view.png()
     assert "Dice 1.000 in the whole volume" in texts(by_case)
@@ -284,13 +284,13 @@ def test_a_run_segments_the_file(case, tiny, phantom):
 
 
 def test_faults_name_both_sides(case, tmp_path):
-    image, affine = mvl.read_volume(case.image)
+    image, header = mvl.read_volume(case.image)
     with pytest.raises(DataError) as error:
         mvl.explore(case, prediction=np.zeros((3, 4, 5), bool))
     assert "prediction has the shape (3, 4, 5)" in str(error.value)
     assert str(case.image) in str(error.value) and str(image.shape) in str(error.value)
 
-    path, moved = tmp_path / "moved.nii.gz", affine.copy()
+    path, moved = tmp_path / "moved.nii.gz", header.affine.copy()
     moved[0, 3] += 3
     nibabel.save(nibabel.Nifti1Image(np.zeros(image.shape, np.uint8), moved), path)
     with pytest.raises(DataError) as error:

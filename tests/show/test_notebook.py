@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from mvl.config import DataConfig, LanguageConfig, ModelConfig
-from mvl.data.preparation import Preparation, open_task
+from mvl.data.preparation import Preparation
+from mvl.data.task_data import open_task
 from mvl.files import REPOSITORY
 from mvl.models.activations import activations
 from mvl.models.segmenter import build_segmenter

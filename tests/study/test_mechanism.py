@@ -12,7 +12,8 @@ from torch import nn
 
 from mvl.blocks.language_part import LanguagePart
 from mvl.config import DataConfig, ExperimentConfig, LanguageConfig
-from mvl.data.preparation import Preparation, open_task
+from mvl.data.preparation import Preparation
+from mvl.data.task_data import open_task
 from mvl.data.task_folder import Case
 from mvl.data.tasks import Task
 from mvl.errors import DataError, RunError

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mvl.data.preparation import open_task
+from mvl.data.task_data import open_task
 from mvl.errors import ConfigError
 from mvl.experiment.run import fit, run_folder, test
 from mvl.files import read_json
