@@ -4,7 +4,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mvl.blocks.language_part import FAMILIES, block_reference
+from mvl.blocks.extraction import block_reference
+from mvl.blocks.families import FAMILIES
 from mvl.cli import main
 from mvl.config import LanguageConfig
 

@@ -1,17 +1,21 @@
 """Single layers out of a GGUF file, llama.cpp's format, without the rest of the model.
 
-The `gguf` package reads the file and undoes its quantisation; transformers' own table and tensor
-processors say what the numbers are called there and in which order they lie. What was read once
-is kept below `checkpoint.cache_folder()`, since the file's tokeniser takes seconds to parse.
+The `gguf` package reads the file and undoes its quantisation; transformers' tables and processors
+say what the tensors are called and in which order their numbers lie. What was read is kept, since
+the file's tokeniser takes seconds to parse.
 """
 
+from __future__ import annotations
+
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 
+from mvl.blocks.checkpoints import Checkpoint, Entry
 from mvl.errors import BlockError
 from mvl.files import read_json, write_json
 
@@ -34,55 +38,25 @@ _GEMMA2 = {
     "post_ffw_norm": "post_feedforward_layernorm",
 }
 #: GGUF's architectures that are read, and what their tensors are called.
-ARCHITECTURES = {
-    "llama": _NAMES,
-    "mistral": _NAMES,
-    "qwen2": _NAMES,
-    "gemma2": _NAMES | _GEMMA2,
-}
+_TABLES = {"llama": _NAMES, "mistral": _NAMES, "qwen2": _NAMES, "gemma2": _NAMES | _GEMMA2}
 
 
-@dataclass(frozen=True)
-class Entry:
-    """Where one tensor lies."""
+class GgufCheckpoint(Checkpoint):
+    """A language model in one GGUF file; its revision is the file's SHA-256."""
 
-    file: str
-    #: First byte and the one after the last, in the file.
-    start: int
-    stop: int
-    #: safetensors' name of the number format.
-    dtype: str
-    shape: tuple[int, ...]
+    has_weights = True
 
-
-class GgufCheckpoint:
-    """A language model in one GGUF file, as `checkpoint.Checkpoint` presents any other.
-
-    Args:
-        source: the `LanguageConfig.source` it was opened by.
-        path: the file.
-        revision: the file's SHA-256.
-        folder: where what was read is kept.
-
-    Attributes:
-        config: what a Hugging Face config.json would say, as far as the layers depend on it.
-    """
-
-    def __init__(self, source: str, path: Path, revision: str, folder: Path) -> None:
-        self.source, self.path, self.revision, self.folder = source, path, revision, folder
-        self.files = self  # it has weights to read, unlike a random source
+    def __init__(self, source: str, path: Path, revision: str, cache: Path) -> None:
+        self.path = path
+        kept = cache / "config.json"
+        if not kept.is_file():
+            write_json(kept, self._configuration(source))
+        super().__init__(source, read_json(kept), revision, cache)
 
     @property
     def origin(self) -> str:
         """What the tensors are of, wherever the file lies."""
         return f"gguf:{self.revision}"
-
-    @cached_property
-    def config(self) -> dict:
-        kept = self.folder / "config.json"
-        if not kept.is_file():
-            write_json(kept, self._described())
-        return read_json(kept)
 
     @cached_property
     def _reader(self):
@@ -91,75 +65,67 @@ class GgufCheckpoint:
         try:
             return GGUFReader(self.path)
         except (OSError, ValueError, IndexError, KeyError) as error:
-            raise BlockError(f"{self.source} is not a readable GGUF file: {error}") from error
+            raise BlockError(f"{self.path} is not a readable GGUF file: {error}") from error
 
-    @property
-    def _architecture(self) -> str:
-        field = self._reader.fields.get("general.architecture")
-        name = field.contents() if field else "unnamed"
-        if name not in ARCHITECTURES:
-            raise BlockError(
-                f"{self.source}: GGUF files of architecture {name!r} are not read; those of "
-                f"{', '.join(ARCHITECTURES)} are"
-            )
-        return name
-
-    def _described(self) -> dict:
+    def _configuration(self, source: str) -> dict:
+        """What a Hugging Face config.json would say, as far as the layers depend on it."""
         from transformers.modeling_gguf_pytorch_utils import GGUF_TO_TRANSFORMERS_MAPPING
 
-        kind, fields = self._architecture, self._reader.fields
-        known = GGUF_TO_TRANSFORMERS_MAPPING["config"][kind].items()
-        found = {
+        fields = self._reader.fields
+        field = fields.get("general.architecture")
+        kind = field.contents() if field else "unnamed"
+        if kind not in _TABLES:
+            raise BlockError(
+                f"{source}: GGUF files of architecture {kind!r} are not read; those of "
+                f"{', '.join(_TABLES)} are"
+            )
+        values = {
             name: fields[f"{kind}.{key}"].contents()
-            for key, name in known
+            for key, name in GGUF_TO_TRANSFORMERS_MAPPING["config"][kind].items()
             if isinstance(name, str) and f"{kind}.{key}" in fields
         }
-        if "vocab_size" not in found:
-            found["vocab_size"] = len(fields["tokenizer.ggml.tokens"].data)
-        return {"model_type": kind} | found
+        if "vocab_size" not in values:
+            values["vocab_size"] = len(fields["tokenizer.ggml.tokens"].data)
+        return {"model_type": kind} | values
 
     @cached_property
     def _tensors(self) -> dict:
         """{transformers' name: the reader's tensor} of every layer."""
-        names, found = ARCHITECTURES[self._architecture], {}
+        names, tensors = _TABLES[self.config["model_type"]], {}
         for tensor in self._reader.tensors:
-            if told := re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", tensor.name):
-                layer, part, kind = told.groups()
-                found[f"model.layers.{layer}.{names.get(part, part)}.{kind}"] = tensor
-        return found
+            if match := re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", tensor.name):
+                layer, part, kind = match.groups()
+                tensors[f"model.layers.{layer}.{names.get(part, part)}.{kind}"] = tensor
+        return tensors
 
-    def names(self) -> dict:
+    def names(self) -> dict[str, str]:
         """{tensor's name: file that holds it}."""
         return dict.fromkeys(self._tensors, self.path.name)
 
-    def entries(self, names) -> dict:
-        """{name: `Entry`} of the named tensors."""
+    def entries(self, names: Iterable[str]) -> dict[str, Entry]:
+        """{name: `Entry`} of the named tensors, in bytes as they are stored."""
         chosen = {name: self._tensors[name] for name in names}
         return {
-            name: Entry(
-                name, 0, int(tensor.n_bytes), tensor.tensor_type.name, tuple(tensor.shape[::-1])
-            )
-            for name, tensor in chosen.items()
+            name: Entry(self.path.name, t.tensor_type.name, tuple(t.shape[::-1]), int(t.n_bytes))
+            for name, t in chosen.items()
         }
 
-    def kept_folder(self, name: str) -> Path:
-        """Where the part `name` of the model is kept."""
-        return self.folder / name
-
     def model_bytes(self) -> int:
-        """Bytes of the file."""
         return self.path.stat().st_size
 
-    def read(self, entries: dict, dtype: torch.dtype) -> dict:
-        """{name: tensor} of `entries`, dequantised, in transformers' order of weights."""
+    def read(
+        self, names: Iterable[str], dtype: torch.dtype, partial: BinaryIO | None = None
+    ) -> dict[str, torch.Tensor]:
+        """{name: tensor}, dequantised, in transformers' order of weights."""
         from gguf import dequantize
         from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor
 
-        processor = TENSOR_PROCESSORS.get(self._architecture, TensorProcessor)(config=self.config)
+        kind = self.config["model_type"]
+        processor = TENSOR_PROCESSORS.get(kind, TensorProcessor)(config=self.config)
         tensors = {}
-        for name, entry in entries.items():
-            stored = self._tensors[entry.file]
+        for name in names:
+            stored = self._tensors[name]
             values = dequantize(stored.data, stored.tensor_type)
             values = processor.process(weights=values, name=stored.name).weights
-            tensors[name] = torch.tensor(values).to(dtype).reshape(tuple(entry.shape))
+            tensors[name] = torch.tensor(values).to(dtype).reshape(tuple(stored.shape[::-1]))
         return tensors

@@ -1,11 +1,12 @@
 """How large the hidden states are that a language model's layers were trained on."""
 
-from pathlib import Path
-
 import pandas as pd
 import torch
 
-from mvl.blocks.sources import GgufCheckpoint, open_checkpoint
+from mvl.blocks.checkpoints import FolderCheckpoint
+from mvl.blocks.gguf import GgufCheckpoint
+from mvl.blocks.hub import HubCheckpoint
+from mvl.blocks.sources import open_checkpoint
 from mvl.errors import BlockError
 
 #: What the model reads while its hidden states are measured.
@@ -24,8 +25,7 @@ def hidden_scale(source: str) -> pd.DataFrame:
     it collects attention and is many times as large as any other.
 
     Args:
-        source: a `LanguageConfig.source` of a whole model with its tokeniser on this machine:
-            "package:NAME", "path:FOLDER" or "gguf:FILE".
+        source: a `LanguageConfig.source` of a whole model with its tokeniser on this machine.
 
     Returns:
         One row per layer: layer, median, low and high (the 5th and the 95th percentile of the
@@ -36,27 +36,27 @@ def hidden_scale(source: str) -> pd.DataFrame:
     """
     from transformers import AutoModel, AutoTokenizer
 
-    checkpoint, more = open_checkpoint(source), {}
+    checkpoint = open_checkpoint(source)
     if isinstance(checkpoint, GgufCheckpoint):
-        place, more = checkpoint.path.parent, {"gguf_file": checkpoint.path.name}
-    elif checkpoint.files is None or not Path(checkpoint.files.place).is_dir():
-        raise BlockError(f"{source}: the whole model is needed in a folder of this machine")
+        folder, options = checkpoint.path.parent, {"gguf_file": checkpoint.path.name}
+        safetensors = {}
+    elif isinstance(checkpoint, FolderCheckpoint) and not isinstance(checkpoint, HubCheckpoint):
+        folder, options, safetensors = checkpoint.folder, {}, {"use_safetensors": True}
     else:
-        place = Path(checkpoint.files.place)
+        raise BlockError(f"{source}: the whole model is needed in a folder of this machine")
+    options["local_files_only"] = True
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True, **more)
-        model = AutoModel.from_pretrained(
-            place, local_files_only=True, use_safetensors=not more or None, **more
-        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        model = AutoModel.from_pretrained(folder, **options, **safetensors).eval()
     except (OSError, ValueError, ImportError) as error:
         reason = " ".join(str(error).split())
         raise BlockError(f"{source} cannot be loaded as a whole: {reason}") from error
-    found = []
+    sizes = []
     with torch.inference_mode():
         for sentence in SENTENCES:
             tokens = tokenizer(sentence, return_tensors="pt")
-            states = model.eval()(**tokens, output_hidden_states=True).hidden_states[:-1]
-            found.append(torch.stack([h[0, 1:].square().mean(-1).sqrt() for h in states]))
-    sizes = torch.cat(found, 1).double()  # (layers, tokens)
+            states = model(**tokens, output_hidden_states=True).hidden_states[:-1]
+            sizes.append(torch.stack([h[0, 1:].square().mean(-1).sqrt() for h in states]))
+    sizes = torch.cat(sizes, 1).double()  # (layers, tokens)
     low, median, high = sizes.quantile(torch.tensor([0.05, 0.5, 0.95]).double(), dim=1).tolist()
     return pd.DataFrame({"layer": range(len(sizes)), "median": median, "low": low, "high": high})

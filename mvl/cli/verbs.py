@@ -159,17 +159,17 @@ def phantom(options: Namespace) -> None:
 
 
 def block_list(options: Namespace) -> None:
-    from mvl.blocks.language_part import FAMILIES
-    from mvl.blocks.sources import sources_at_hand
+    from mvl.blocks.families import FAMILIES
+    from mvl.blocks.sources import offline_sources
 
     print(f"families: {', '.join(FAMILIES)}")
-    print(f"sources here: {', '.join(sources_at_hand()) or 'none'}")
+    print(f"sources here: {', '.join(offline_sources()) or 'none'}")
 
 
 def block_show(options: Namespace) -> None:
-    from mvl.blocks.language_part import describe
+    from mvl.blocks.extraction import block_sizes
 
-    for name, value in describe(options.source, options.layer).items():
+    for name, value in block_sizes(options.source, options.layer).items():
         print(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}")
 
 
@@ -180,7 +180,7 @@ def block_scale(options: Namespace) -> None:
 
 
 def block_extract(options: Namespace) -> None:
-    from mvl.blocks.language_part import extract_block
+    from mvl.blocks.extraction import extract_block
     from mvl.config import LanguageConfig
 
     config = LanguageConfig(source=options.source, layer=options.layer)

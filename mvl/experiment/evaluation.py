@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from monai.data import MetaTensor
 
-from mvl.blocks.sources import hash_tensors
+from mvl.blocks.checkpoints import hash_tensors
 from mvl.data.judgement import judge, judge_volumes
 from mvl.data.nifti import read_header, read_label, read_volume, write_segmentation
 from mvl.data.task_folder import Case, case_name, require_output

@@ -14,7 +14,7 @@ the name: where they are as they were, no voxel needs to be read again to know t
 
 from pathlib import Path
 
-from mvl.blocks.language_part import block_reference
+from mvl.blocks.extraction import block_reference
 from mvl.config import ExperimentConfig
 from mvl.data.splits import Split, study_cases
 from mvl.data.task_data import files_of, open_task

@@ -39,7 +39,7 @@ import pandas as pd
 import torch
 from monai.data import MetaTensor
 
-from mvl.blocks.language_part import block_reference
+from mvl.blocks.extraction import block_reference
 from mvl.config import PROTOCOL_VERSION, ExperimentConfig, fingerprint
 from mvl.data.coverage import coverage_notes, grid_coverage, lost_on_grid, require_coverage
 from mvl.data.domain import TrainingDomain, training_domain
@@ -70,8 +70,8 @@ from mvl.experiment.training import (
 )
 from mvl.files import REPOSITORY, read_json, read_table, sha256_of, write_json, write_table
 from mvl.locks import is_locked, locked
+from mvl.models.folder import load_model
 from mvl.models.peers import build_model
-from mvl.models.segmenter import MedVisionLlama
 
 DOMAIN, TRAINED, DONE = "domain.json", "trained.json", "done.json"
 FAILED, CASES = "failed.json", "cases.csv"
@@ -449,8 +449,7 @@ def load_predictor(folder):
     """A `Predictor` from a run folder or from a saved model.
 
     Args:
-        folder: a run folder, or one that `MedVisionLlama.save_pretrained` wrote with task and
-            data.
+        folder: a run folder, or one that `save_model` wrote with task and data.
 
     Raises:
         RunError: it is neither, or the saved model does not say what it was trained on.
@@ -462,7 +461,7 @@ def load_predictor(folder):
         run = Run.load(folder)
         target = run.config.data.target
         return Predictor(run.model, run.preparation, run.task, target, run.domain)
-    model = MedVisionLlama.from_pretrained(folder)
+    model = load_model(folder)
     about = model.description
     if about.task is None or about.data is None:
         raise RunError(

@@ -38,6 +38,7 @@ from mvl.errors import ConfigError, RunError, out_of_memory
 from mvl.experiment.metrics import dice_per_case
 from mvl.files import refuse_endless, write_table, write_tensors
 from mvl.machine import cores
+from mvl.models.folder import load_trained_state, trained_state
 from mvl.progress import Progress
 
 STATE, WEIGHTS, CURVES = "state.safetensors", "model.safetensors", "curves.csv"
@@ -486,7 +487,7 @@ def _write_scalars(writer, row):
 
 def save_weights(model, path):
     """Write the weights that are the run's own; the frozen block stays where it came from."""
-    write_tensors(path, model.trained_state(), {})
+    write_tensors(path, trained_state(model), {})
 
 
 def load_weights(model, path):
@@ -496,7 +497,7 @@ def load_weights(model, path):
         RunError: the file is missing, damaged, or of another model.
     """
     tensors, _ = _read_tensors(path, "delete its folder to train the run anew")
-    model.load_trained_state(tensors, path)
+    load_trained_state(model, tensors, path)
 
 
 def _optimiser(model, plan, fused=False):
@@ -538,7 +539,7 @@ def _schedule(optimiser, plan):
 
 
 def _save_state(path, model, optimiser, schedule, rows, best, spent):
-    tensors = {f"model.{name}": tensor for name, tensor in model.trained_state().items()}
+    tensors = {f"model.{name}": tensor for name, tensor in trained_state(model).items()}
     state = optimiser.state_dict()
     for index, moments in state["state"].items():
         for name, tensor in moments.items():
@@ -577,7 +578,7 @@ def _restore(path, model, optimiser, schedule):
         reached = progress["rows"], progress["best"], progress["spent"]
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(f"{path} is damaged, or of another version ({error!r}); {way}") from error
-    model.load_trained_state(weights, path)
+    load_trained_state(model, weights, path)
     return reached
 
 

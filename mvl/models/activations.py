@@ -6,9 +6,11 @@ Stages are read by forward hooks, so that the model runs the code that it always
 import contextlib
 
 import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mvl.models.attention import HybridAttention
+from mvl.models.segmenter import MedVisionLlama
 
 #: Stage -> what it is, in the order of the data.
 STAGES = {
@@ -22,66 +24,48 @@ STAGES = {
 
 
 @torch.inference_mode()
-def activations(model, volume):
-    """Run a model and keep its tokens at each stage.
+def activations(model: MedVisionLlama, volume: Tensor) -> dict[str, Tensor]:
+    """Run a model on (B, C, H, W, D) and keep its tokens (B, T, width) at each of its stages.
 
     The update is D2 of the block's output alone, without the residual around the block: the
     last step of a BERT-type block is a LayerNorm, which evens out the norms that a map shows.
-
-    Args:
-        model: a `MedVisionLlama`.
-        volume: (B, C, H, W, D).
-
-    Returns:
-        {stage: (B, T, width)} for the stages of `STAGES` that the model has.
     """
-    found = {}
+    tokens = {}
 
-    def keep(stage):
-        def hook(module, arguments, output):
+    def keep(stage: str):
+        def hook(module: nn.Module, arguments: tuple, output: Tensor) -> None:
             # The update is computed from the part's input: forward adds the residual before D2.
-            found[stage] = module.update(arguments[0]) if stage == "update" else output
+            tokens[stage] = module.update(arguments[0]) if stage == "update" else output
 
         return hook
 
-    last = model.fusion if model.fusion is not None else model.encoder[-1]
-    places = {"encoder": last}
+    stages = {"encoder": model.encoder[-1] if model.fusion is None else model.fusion}
     if model.decoder:
-        places["decoder"] = model.decoder[-1]
+        stages["decoder"] = model.decoder[-1]
     part = model.language
     if part is not None:
-        places |= {"d1": part.d1, "block": part.block, "update": part, "after": part}
+        stages |= {"d1": part.d1, "block": part.block, "update": part, "after": part}
     with contextlib.ExitStack() as stack:
-        for stage, module in places.items():
+        for stage, module in stages.items():
             stack.callback(module.register_forward_hook(keep(stage)).remove)
         model.eval()(volume)
-    return {stage: found[stage] for stage in STAGES if stage in found}
+    return {stage: tokens[stage] for stage in STAGES if stage in tokens}
 
 
-def to_volume(tokens, token_grid, grid):
+def to_volume(tokens: Tensor, token_grid: tuple, grid: tuple) -> Tensor:
     """The norm of each token as a volume, for the paper's activation maps.
 
-    Args:
-        tokens: (B, T, width).
-        token_grid: (h, w, d) with T = h * w * d.
-        grid: the volume's size in voxels.
-
-    Returns:
-        (B, H, W, D), interpolated linearly between the tokens' centres.
+    (B, T, width) on the token grid (h, w, d) -> (B, H, W, D) on the grid of voxels, interpolated
+    linearly between the tokens' centres.
     """
-    norms = tokens.norm(dim=-1).view(tokens.shape[0], 1, *token_grid)
+    norms = tokens.norm(dim=-1).view(tokens.shape[0], 1, *token_grid)  # (B, 1, h, w, d)
     return F.interpolate(norms, size=tuple(grid), mode="trilinear", align_corners=False)[:, 0]
 
 
-def attention_mixes(model):
-    """The share of global attention in each block and head, learned by hybrid attention.
+def attention_mixes(model: nn.Module) -> Tensor:
+    """The share of global attention that hybrid attention has learned: (blocks, heads).
 
-    Args:
-        model: a `MedVisionLlama`.
-
-    Returns:
-        (blocks, heads), encoder first; 1 is global alone, 0 local alone. (0, 0) without hybrid
-        attention.
+    Encoder first; 1 is global alone, 0 local alone. (0, 0) without hybrid attention.
     """
     mixes = [
         torch.sigmoid(module.mix.detach())

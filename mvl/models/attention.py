@@ -3,38 +3,36 @@
 The paper's first version names a Hybrid Attention Mechanism that "combines global and local
 feature learning"; how, it does not say. Ours: one set of queries, keys and values, attended
 once over all tokens and once within windows of neighbouring tokens, mixed by a learned weight
-a head.
+for each head.
+
+Shapes: B volumes, T tokens of width E on a grid (h, w, d), nh heads of hs = E / nh channels.
 """
 
+from __future__ import annotations
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over all tokens.
+    """Multi-head self-attention over all tokens."""
 
-    Args:
-        width: token width E.
-        heads: number of heads nh; each has hs = E / nh channels.
-        dropout: dropout of the output.
-    """
-
-    def __init__(self, width, heads, dropout=0.0):
+    def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
         self.project = nn.Linear(width, width)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x):
-        """(B, T, E) -> (B, T, E)."""
+    def forward(self, x: Tensor) -> Tensor:
         B, T, E = x.shape
-        qkv = self.qkv(x).view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        qkv = self.qkv(x).view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # (3, B, nh, T, hs)
         y = self.attend(qkv)  # (B, nh, T, hs)
-        return self.dropout(self.project(y.transpose(1, 2).reshape(B, T, E)))
+        y = y.transpose(1, 2).reshape(B, T, E)  # (B, T, E), heads side by side
+        return self.dropout(self.project(y))  # (B, T, E)
 
-    def attend(self, qkv):
+    def attend(self, qkv: Tensor) -> Tensor:
         """What each token takes from the others: (3, B, nh, T, hs) -> (B, nh, T, hs)."""
         return F.scaled_dot_product_attention(*qkv)
 
@@ -56,47 +54,53 @@ class HybridAttention(Attention):
         shifted: move the window grid by half a window.
     """
 
-    def __init__(self, width, heads, tokens, window, shifted, dropout=0.0):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        tokens: tuple[int, int, int],
+        window: int,
+        shifted: bool,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__(width, heads, dropout)
-        self.tokens = tuple(tokens)
-        self.window = tuple(min(window, n) for n in self.tokens)
+        self.window = tuple(min(window, n) for n in tokens)
         shift = [
-            w // 2 if shifted and w < n else 0
-            for w, n in zip(self.window, self.tokens, strict=True)
+            w // 2 if shifted and w < n else 0 for w, n in zip(self.window, tokens, strict=True)
         ]
-        slots, inside, places = _windows(self.tokens, self.window, shift)
+        slots, inside, places = _windows(tokens, self.window, shift)
         self.padded = not inside.all()
         self.mix = nn.Parameter(torch.zeros(heads))
-        # Indices, so that the way to windows and back is one copy each; they are no weights.
+        # Indices, so that the way to windows and back is one copy each; they are not weights.
         indices = {"slots": slots.flatten(), "places": places, "inside": inside[:, None, None]}
         for name, index in indices.items():
             self.register_buffer(name, index.to(self.mix.device), persistent=False)
 
-    def attend(self, qkv):
+    def attend(self, qkv: Tensor) -> Tensor:
         a = torch.sigmoid(self.mix).view(1, -1, 1, 1).to(qkv.dtype)  # (1, nh, 1, 1)
-        return a * super().attend(qkv) + (1 - a) * self.attend_locally(qkv)
+        return a * super().attend(qkv) + (1 - a) * self.attend_locally(qkv)  # (B, nh, T, hs)
 
-    def attend_locally(self, qkv):
+    def attend_locally(self, qkv: Tensor) -> Tensor:
         """Attention within windows: (3, B, nh, T, hs) -> (B, nh, T, hs)."""
         _, B, nh, T, hs = qkv.shape
-        n, _, _, w = self.inside.shape  # windows, slots of each
-        # As it comes from the projection, so that this is a view.
-        t = qkv.permute(1, 3, 0, 2, 4).reshape(B, T, 3 * nh * hs)
+        n, _, _, w = self.inside.shape  # n windows of w slots
+        t = qkv.permute(1, 3, 0, 2, 4).reshape(B, T, 3 * nh * hs)  # a view of the projection
         t = _ToWindows.apply(t, self.slots, self.places)  # (B, n * w, 3 * nh * hs)
-        q, k, v = t.view(B * n, w, 3, nh, hs).permute(2, 0, 3, 1, 4)  # (B * n, nh, w, hs)
+        q, k, v = t.view(B * n, w, 3, nh, hs).permute(2, 0, 3, 1, 4)  # (B * n, nh, w, hs) each
         mask = self.inside.repeat(B, 1, 1, 1) if self.padded else None  # (B * n, 1, 1, w)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        y = y.transpose(1, 2).reshape(B, n * w, nh * hs)
-        return _FromWindows.apply(y, self.places).view(B, T, nh, hs).transpose(1, 2)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B * n, nh, w, hs)
+        y = y.transpose(1, 2).reshape(B, n * w, nh * hs)  # (B, n * w, E)
+        y = _FromWindows.apply(y, self.places)  # (B, T, E)
+        return y.view(B, T, nh, hs).transpose(1, 2)  # (B, nh, T, hs)
 
 
 def _windows(tokens, window, shift):
     """The windows of a token grid as indices.
 
     Returns:
-        slots: (windows, w) token of each window's slot; where a window reaches beyond the grid,
-            its token that is nearest.
-        inside: (windows, w) whether the slot is a token's own and not such a stand-in.
+        slots: (n, w) token of each window's slot; where a window reaches beyond the grid, its
+            nearest token as a stand-in.
+        inside: (n, w) whether the slot is a token's and not a stand-in's.
         places: (T,) slot of each token, counted through all windows.
     """
     axes = [
@@ -104,24 +108,23 @@ def _windows(tokens, window, shift):
         for n, w, s in zip(tokens, window, shift, strict=True)
     ]
     (h, w, d), (wh, ww, wd) = tokens, window
-    i, j, k = torch.meshgrid(*axes, indexing="ij")  # of the grid with what its windows reach beyond
+    i, j, k = torch.meshgrid(*axes, indexing="ij")  # the grid, and what its windows reach beyond
     inside = (i >= 0) & (i < h) & (j >= 0) & (j < w) & (k >= 0) & (k < d)
     token = (i.clamp(0, h - 1) * w + j.clamp(0, w - 1)) * d + k.clamp(0, d - 1)
 
     def cut(t):
         t = t.unflatten(2, (-1, wd)).unflatten(1, (-1, ww)).unflatten(0, (-1, wh))
-        return t.permute(0, 2, 4, 1, 3, 5).reshape(-1, wh * ww * wd)
+        return t.permute(0, 2, 4, 1, 3, 5).reshape(-1, wh * ww * wd)  # (n, w)
 
     slots, inside = cut(token), cut(inside)
-    own = inside.flatten()
-    # Sorting the own slots by token inverts the way there.
-    places = own.nonzero()[:, 0][slots.flatten()[own].argsort()]
-    return slots, inside, places
+    filled = inside.flatten().nonzero()[:, 0]  # (T,) the slots with a token
+    # Sorting them by token inverts the way there.
+    return slots, inside, filled[slots.flatten()[filled].argsort()]
 
 
 class _ToWindows(torch.autograd.Function):
     """Tokens -> slots of windows. A stand-in's slot is masked, so that no gradient comes from it;
-    knowing that, the way back is a copy, where autograd's own would be a scattered sum."""
+    knowing that, the way back is a copy, where autograd's would be a scattered sum."""
 
     @staticmethod
     def forward(context, t, slots, places):
@@ -131,11 +134,11 @@ class _ToWindows(torch.autograd.Function):
     @staticmethod
     def backward(context, gradient):
         (places,) = context.saved_tensors
-        return gradient.index_select(1, places), None, None
+        return gradient.index_select(1, places), None, None  # (B, n * w, C) -> (B, T, C)
 
 
 class _FromWindows(torch.autograd.Function):
-    """Slots of windows -> tokens; what stands in a stand-in's slot is dropped."""
+    """Slots of windows -> tokens; what is in a stand-in's slot is dropped."""
 
     @staticmethod
     def forward(context, t, places):
@@ -160,7 +163,9 @@ class Block(nn.Module):
         dropout: dropout after both layers of the MLP.
     """
 
-    def __init__(self, attention, width, mlp_ratio=4.0, dropout=0.0):
+    def __init__(
+        self, attention: nn.Module, width: int, mlp_ratio: float = 4.0, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         hidden = round(width * mlp_ratio)
         self.norm1 = nn.LayerNorm(width)
@@ -174,7 +179,6 @@ class Block(nn.Module):
             nn.Dropout(dropout),
         )
 
-    def forward(self, x):
-        """(B, T, E) -> (B, T, E)."""
-        x = x + self.attention(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x))  # (B, T, E)
+        return x + self.mlp(self.norm2(x))  # (B, T, E)

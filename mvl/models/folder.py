@@ -1,85 +1,128 @@
-"""A trained segmenter as a folder in the hub's layout, for `MedVisionLlama.from_pretrained`.
+"""A trained segmenter as a folder in the hub's layout.
 
     config.json         what the model was built from, the language block by reference, hashes
     model.safetensors   the weights that are the model's own
     README.md           the model card
 
-The hub's own mixin is not used: it falls back to pickle, loads what fits and lets the rest be,
-and lets errors of its HTTP client through. `hf upload OWNER/NAME FOLDER` publishes a folder.
+The hub's mixin is not used: it falls back to pickle, loads what fits and ignores the rest.
+`hf upload OWNER/NAME FOLDER` publishes a folder.
 """
 
+from __future__ import annotations
+
 import dataclasses
-import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
-from mvl.blocks.language_part import block_reference
-from mvl.config import DataConfig, ExperimentConfig, ModelConfig
-from mvl.data.domain import TrainingDomain, describe_domain
-from mvl.data.tasks import TASKS, Task
+import torch
+from torch import Tensor, nn
+
+from mvl.blocks.extraction import block_reference
+from mvl.blocks.hub import Absent, download
+from mvl.config import DataConfig, ExperimentConfig, LanguageConfig, ModelConfig
+from mvl.data.domain import TrainingDomain
+from mvl.data.tasks import Task
 from mvl.errors import BlockError, MvlError, RunError
 from mvl.files import read_json, sha256_of, write_json, write_tensors, write_text
+from mvl.models.card import model_card
+from mvl.models.segmenter import Description, MedVisionLlama, build_segmenter
 
 #: Raised whenever a folder written before can no longer be read as it was meant.
 FORMAT_VERSION = 1
-#: Licences of the sources that come with this replication, as their own model cards say.
-LICENCES = {"package:all-minilm-l6-v2": "Apache-2.0"}
 _CONFIG, _WEIGHTS, _CARD = "config.json", "model.safetensors", "README.md"
 _MODEL_TYPE = "medvisionllama"
 
 
-@dataclass(frozen=True)
-class Description:
-    """What a model was built from, and what it takes to use it on an image.
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """The weights and buffers that a run saves, each once, by name.
 
-    Attributes:
-        config, channels, classes, grid, seed: the arguments of `build_segmenter`.
-        task, data: the task's facts and the way of an image to the grid, where they are known.
-        domain: what the training images were like, where it is known.
+    All but the weights of a block that its source and seed give again. So the mappers' random,
+    frozen base under LoRA is saved, adapters inside a block are, and so is a block that was
+    trained or merged. DynUNet has most of its parts under two names, of which one is saved.
     """
-
-    config: ModelConfig
-    channels: int
-    classes: int
-    grid: tuple[int, int, int]
-    seed: int
-    task: Task | None = None
-    data: DataConfig | None = None
-    domain: TrainingDomain | None = None
+    names = {name for name, _ in chain(model.named_parameters(), model.named_buffers())}
+    for prefix, part in model.named_modules():
+        if hasattr(part, "keys_by_reference"):
+            names -= {f"{prefix}.{key}".lstrip(".") for key in part.keys_by_reference()}
+    return {name: tensor for name, tensor in model.state_dict().items() if name in names}
 
 
-def write_folder(folder, description, weights, metrics=None):
-    """Write a model's folder; config.json comes last, since it vouches for the weights.
-
-    Args:
-        folder: made if it is missing; an older model in it is replaced.
-        description: the model's `Description`.
-        weights: {name: tensor}, as `MedVisionLlama.trained_state` gives them.
-        metrics: {name: number} for the card, or None.
+def load_trained_state(model: nn.Module, state: dict[str, Tensor], origin: object) -> None:
+    """Take over what `trained_state` gave, strictly; `origin` is where it came from.
 
     Raises:
-        RunError: `description` says two things about the grid or the channels.
+        RunError: a weight is missing, foreign or of another shape.
+    """
+    weights = trained_state(model)
+    if missing := sorted(weights.keys() - state.keys()):
+        raise RunError(f"{origin} is of another model: it lacks {missing[0]}")
+    if foreign := sorted(state.keys() - weights.keys()):
+        raise RunError(f"{origin} is of another model: it has {foreign[0]}")
+    with torch.no_grad():
+        for name, tensor in weights.items():
+            if tensor.shape != state[name].shape:
+                raise RunError(
+                    f"{origin} is of another model: {name} has shape "
+                    f"{tuple(state[name].shape)}, not {tuple(tensor.shape)}"
+                )
+            tensor.copy_(state[name])
+
+
+def save_model(
+    model: MedVisionLlama,
+    folder: Path | str,
+    task: Task | None = None,
+    data: DataConfig | None = None,
+    metrics: dict[str, float] | None = None,
+    domain: TrainingDomain | None = None,
+) -> None:
+    """Save a model; config.json comes last, since it vouches for the weights.
+
+    The language block's weights stay where they came from; the folder names them.
+
+    Args:
+        model: as `build_segmenter` made it.
+        folder: made if it is missing; an older model in it is replaced.
+        task: the task it was trained on; for the card, and for use on an image.
+        data: the configuration of the data it was trained with, likewise.
+        metrics: numbers for the card.
+        domain: what images the model takes, such as a `Run` has it.
+
+    Raises:
+        RunError: the model was put together by hand, or its adapters were merged; or `task`,
+            `data` and `domain` do not fit it.
         BlockError: the language block cannot be found or trusted.
     """
-    task, data = description.task, description.data
-    if data and tuple(data.grid) != description.grid:
-        raise RunError(f"the model has the grid {description.grid}, the data {data.grid}")
-    if description.domain and not (task and data):
+    about = model.description
+    if about is None:
+        raise RunError("only a model from build_segmenter knows what it was built from")
+    weights = trained_state(model)
+    with torch.device("meta"):
+        if weights.keys() != trained_state(_built(about)).keys():
+            raise RunError(
+                "the model was changed since it was built; save it before adapters merge"
+            )
+    task, data, domain = task or about.task, data or about.data, domain or about.domain
+    if data and tuple(data.grid) != about.grid:
+        raise RunError(f"the model has the grid {about.grid}, the data {data.grid}")
+    if domain and not (task and data):
         raise RunError("a domain is about a task's images: save it with task and data")
     seen = (data or DataConfig()).channels_of(task) if task else ()
-    if task and len(seen) != description.channels:
-        raise RunError(f"the model has {description.channels} channels, {task.name} {seen}")
-    language = description.config.language
-    block = block_reference(language) if language else None
-    if language and language.source.startswith("hub:"):
-        # A branch moves on; the commit stays, and needs no network once its block is cached.
-        pinned = f"{language.source.partition('@')[0]}@{block['revision']}"
-        config = replace(description.config, language=replace(language, source=pinned))
-        description = replace(description, config=config)
+    if task and len(seen) != about.channels:
+        raise RunError(f"the model has {about.channels} channels, {task.name} {seen}")
+    config, block = about.config, None
+    if config.language:
+        block = block_reference(config.language)
+        if config.language.source.startswith("hub:"):
+            # A branch moves on; the commit stays, and needs no network once its block is cached.
+            pinned = f"{config.language.source.partition('@')[0]}@{block['revision']}"
+            config = replace(config, language=replace(config.language, source=pinned))
+    about = replace(about, config=config, task=task, data=data, domain=domain)
     folder = Path(folder)
     write_tensors(folder / _WEIGHTS, weights, {"format": "pt"})
-    write_text(folder / _CARD, model_card(description, block, metrics))
-    stored = dataclasses.asdict(description)
+    write_text(folder / _CARD, model_card(about, block, metrics))
+    stored = dataclasses.asdict(about)
     stored["model"] = stored.pop("config")
     stored |= {
         "model_type": _MODEL_TYPE,
@@ -90,79 +133,66 @@ def write_folder(folder, description, weights, metrics=None):
     write_json(folder / _CONFIG, stored)
 
 
-def read_folder(source, revision=None, block=None):
-    """Read a model's folder, or the same from the hub, everything checked.
+def load_model(
+    source: Path | str, revision: str | None = None, block: str | None = None
+) -> MedVisionLlama:
+    """Load what `save_model` saved: strictly, checked by hash, never by pickle.
 
     Args:
-        source: a folder, or a model's name "OWNER/NAME" on the hub.
+        source: a folder, or a model's name "OWNER/NAME" on the Hugging Face hub.
         revision: the hub's branch, tag or commit.
-        block: a `LanguageConfig.source` that holds the same block as the recorded one.
+        block: a `LanguageConfig.source` to take the language block from, where the saved one
+            cannot be reached; it must hold the same weights.
 
     Returns:
-        (`Description`, {name: tensor}).
+        The model in eval(), on the CPU; its `description` has task and data.
 
     Raises:
         RunError: files are missing, damaged, of another kind or of another format version.
-        BlockError: the language block is not at hand, or is not the one that was saved.
+        BlockError: the language block cannot be reached, or is not the one that was saved.
     """
-    path = _located(source, _CONFIG, revision)
     try:
-        stored = read_json(path)
+        stored = read_json(_located(source, _CONFIG, revision))
     except MvlError as error:
-        raise RunError(f"{source} holds no model that can be read: {error}") from error
-    description = _description(stored, source)
-    language = description.config.language
-    if language:
-        if block:
-            language = replace(language, source=block)
-            description = replace(
-                description, config=replace(description.config, language=language)
-            )
-        _check_block(language, stored, source)
-    return description, _weights(stored, source, revision)
+        raise RunError(f"{source} does not hold a model that can be read: {error}") from None
+    about = _description(stored, source)
+    if language := about.config.language:
+        language = replace(language, source=block or language.source)
+        about = replace(about, config=replace(about.config, language=language))
+        _check_block(language, stored["block"], source)
+    weights = _weights(_located(source, _WEIGHTS, revision), stored["weights_sha256"], source)
+    model = _built(about)
+    load_trained_state(model, weights, source)
+    model.description = about
+    return model.eval()
 
 
-def _located(source, name, revision):
+def _built(about: Description) -> MedVisionLlama:
+    return build_segmenter(about.config, about.channels, about.classes, about.grid, about.seed)
+
+
+def _located(source, name, revision) -> Path:
     """Path of one file of a folder, or of the hub's copy in the cache."""
     if Path(source).is_dir():
         return Path(source) / name
-    from huggingface_hub import errors as hub
-    from huggingface_hub import hf_hub_download
-
-    start = f"there is no folder {source}, and the hub"
     try:
-        return hf_hub_download(
-            str(source),
-            name,
-            revision=revision,
-            library_name="mvl",
-            endpoint=os.environ.get("HF_ENDPOINT"),
-        )
-    except hub.HFValidationError:
-        fault = f"{start} has no such name: models are called OWNER/NAME there"
-    except hub.GatedRepoError:
-        fault = f"{start} may not give it: accept its licence there, then run `hf auth login`"
-    except (hub.RepositoryNotFoundError, hub.RevisionNotFoundError):
-        fault = f"{start} knows no such model or revision, or needs `hf auth login` for it"
-    except hub.LocalEntryNotFoundError:
-        fault = f"{start} cannot be reached; the cache does not hold it"
-    except hub.EntryNotFoundError:
-        fault = f"{source} on the hub has no {name}, so it is no model of mvl"
-    except Exception as error:  # whatever the HTTP client of the day raises
-        fault = f"{start} failed ({type(error).__name__}); try again later"
-    # No other error is attached, since it may hold addresses with a signature.
-    raise RunError(fault) from None
+        return download(str(source), name, revision)
+    except Absent:
+        fault = f"{source} on the hub has no {name}, so it is not a model of mvl"
+    except BlockError as error:
+        fault = f"there is no folder {source}, and {error}"
+    raise RunError(fault)
 
 
-def _description(stored, source):
-    """config.json's values as a `Description`, strictly."""
+def _description(stored, source) -> Description:
+    """config.json's values, checked."""
     if not isinstance(stored, dict) or stored.get("model_type") != _MODEL_TYPE:
-        raise RunError(f"{source} is no model of mvl: its config.json has another model_type")
+        raise RunError(f"{source} is not a model of mvl: its config.json has another model_type")
     version = stored.get("format_version")
     if version != FORMAT_VERSION:
         raise RunError(
             f"{source} has format version {version!r}, this mvl reads version {FORMAT_VERSION}: "
-            "use the mvl that wrote it, or save the model anew"
+            "use the mvl that wrote it, or save the model again"
         )
     try:
         known = {field.name for field in dataclasses.fields(Description)} - {"config"}
@@ -180,7 +210,7 @@ def _description(stored, source):
             raise RunError(f"grid {stored['grid']} is not the data's {config.data.grid}")
         for key in ("channels", "classes"):
             if type(stored[key]) is not int or stored[key] < 1:
-                raise RunError(f"{key} {stored[key]!r} is no number from 1 on")
+                raise RunError(f"{key} {stored[key]!r} is not a number from 1 on")
         return Description(
             config=config.model,
             channels=stored["channels"],
@@ -195,127 +225,29 @@ def _description(stored, source):
         raise RunError(f"{source}: its config.json is damaged: {error}") from error
 
 
-def _check_block(language, stored, source):
-    then, now = stored["block"], block_reference(language)
-    if not isinstance(then, dict) or not {"source", "revision", "sha256"} <= then.keys():
+def _check_block(language: LanguageConfig, saved, source) -> None:
+    if not isinstance(saved, dict) or not {"source", "revision", "sha256"} <= saved.keys():
         raise RunError(f"{source}: its config.json is damaged: it does not say which block it has")
-    if now["sha256"] != then["sha256"]:
+    block = block_reference(language)
+    if block["sha256"] != saved["sha256"]:
         raise BlockError(
-            f"{source} was saved with a block of {then['source']} (revision {then['revision']}, "
-            f"SHA-256 {str(then['sha256'])[:12]}), but {language.source} gives another (SHA-256 "
-            f"{now['sha256'][:12]}); name a source of the same block by block="
+            f"{source} was saved with a block of {saved['source']} (revision {saved['revision']}, "
+            f"SHA-256 {str(saved['sha256'])[:12]}), but {language.source} gives another (SHA-256 "
+            f"{block['sha256'][:12]}); name a source of the same block by block="
         )
 
 
-def _weights(stored, source, revision):
+def _weights(path: Path, expected, source) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    path = _located(source, _WEIGHTS, revision)
     try:
-        found = sha256_of(path)
-        if found == stored["weights_sha256"]:
+        sha256 = sha256_of(path)
+        if sha256 == expected:
             return load_file(path)
     except (OSError, SafetensorError) as error:
         raise RunError(f"{source}: its {_WEIGHTS} cannot be read: {error}") from error
     raise RunError(
         f"{source}: its {_WEIGHTS} is not the one that its config.json vouches for (SHA-256 "
-        f"{found[:12]}, expected {str(stored['weights_sha256'])[:12]}); save or download it anew"
+        f"{sha256[:12]}, expected {str(expected)[:12]}); save or download it again"
     )
-
-
-def model_card(description, block, metrics=None):
-    """The text of README.md.
-
-    Args:
-        description: a `Description`.
-        block: its `block_reference`, or None.
-        metrics: {name: number}, or None.
-    """
-    task = description.task
-    shape = " x ".join(map(str, description.grid))
-    title = f"MedVisionLlama on {task.name}" if task else "MedVisionLlama"
-    sections = [
-        f"# {title}",
-        "A vision transformer that segments volumes"
-        + (", with one frozen transformer block of a language model inside. " if block else ". ")
-        + "An independent replication of the paper [MedVisionLlama](https://arxiv.org/abs/"
-        "2410.02458); not its authors' model.",
-        f"Input: float32, (B, {description.channels}, H, W, D), on a grid of {shape} voxels. "
-        f"Output: logits, (B, {description.classes}, H, W, D).",
-        "```python\nfrom mvl.models.segmenter import MedVisionLlama\n\n"
-        'model = MedVisionLlama.from_pretrained("THIS FOLDER, OR OWNER/NAME")\n```',
-    ]
-    if block:
-        sections += ["## Language block", _block_text(block)]
-    sections += ["## Training data", _data_text(task)]
-    if description.domain:
-        about = describe_domain(description.domain, task, description.data)
-        sections += ["## Images that it takes", about]
-    if metrics:
-        rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in metrics.items())
-        sections += ["## Results", f"| metric | value |\n|---|---|\n{rows}"]
-    sections += [
-        "## Intended use and limits",
-        "For research on segmentation methods only. Not a medical device, not for clinical use: "
-        "no diagnosis and no treatment may rest on its output. It was trained for one task; on "
-        "images of other scanners, protocols, bodies or diseases its output means nothing until "
-        "it is measured there.",
-    ]
-    tags = "tags: [medical-imaging, segmentation, 3d]"
-    front = f"---\nlibrary_name: mvl\npipeline_tag: image-segmentation\n{tags}\n---"
-    return "\n\n".join([front, *sections]) + "\n"
-
-
-def _block_text(block):
-    origin = f"`{block['source']}`"
-    if block["revision"]:
-        origin += f", revision `{block['revision']}`"
-    text = (
-        f"Layer {block['layer']}"
-        + (f" and the {block['layers'] - 1} after it" if block["layers"] > 1 else "")
-        + f" of {origin} (family {block['family']}, width {block['hidden_size']}, "
-        f"{block['parameters']:,} weights), control: {block['control']}, SHA-256 "
-    )
-    drawn = block["control"] == "random" or block["source"].startswith("random:")
-    if drawn or block["control"] == "identity":
-        text += f"of its configuration `{block['sha256']}`. "
-        if drawn:
-            return text + (
-                "No weight of the source is in it: the block has the source's architecture, and "
-                "its weights are drawn from the experiment's seed whenever the model is loaded."
-            )
-        return text + "No weight of the source is in it: tokens pass the mappers alone."
-    text += f"`{block['sha256']}`. "
-    if block["control"] == "trainable":
-        return text + (
-            "The block was trained too, so its weights are in this file: they derive from the "
-            "source's, and the source's licence holds for them."
-        )
-    text += (
-        "The block's weights are not in this file: loading reads them from their source, and "
-        "refuses another block. Their licence travels with them, so read it at the source."
-    )
-    if licence := LICENCES.get(block["source"]):
-        text += f" The source's own card says {licence}."
-    if block["family"] == "llama":
-        text += (
-            " Where the source is one of Meta's Llama models, that is its community licence, which "
-            "also has rules on naming and marking models that were trained with Llama."
-        )
-    return text
-
-
-def _data_text(task):
-    if task is None:
-        return "Not recorded."
-    labels = ", ".join(task.labels.values())
-    text = f"{task.name} ({task.modality}; channels {', '.join(task.channels)}; labels {labels}). "
-    if task.synthetic:
-        return text + "SYNTHETIC: phantoms, not patients. Its results say nothing about medicine."
-    if task.name in TASKS:
-        return text + (
-            "Medical Segmentation Decathlon (Antonelli et al., Nature Communications 13, 4128, "
-            "2022; Simpson et al., arXiv:1902.09063), CC-BY-SA 4.0."
-        )
-    return text + "A data set of the user's own; its licence and provenance are the user's to add."

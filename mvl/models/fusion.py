@@ -5,8 +5,12 @@ scales"; where it sits and what its scales are, it does not say. Ours is a choic
 part of it a field of the configuration.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class MultiScaleFusion(nn.Module):
@@ -14,7 +18,7 @@ class MultiScaleFusion(nn.Module):
 
     Each state goes back to the 3D token grid and through a depth-wise convolution of its own
     kernel; the results are concatenated, mixed by a point-wise map and added to the last state
-    by a learned scale a channel. The scale starts at zero, so that the block is exactly the
+    by a learned scale for each channel. The scale starts at zero, so that the block is exactly the
     identity before training.
 
     Args:
@@ -23,7 +27,7 @@ class MultiScaleFusion(nn.Module):
         kernels: edge of each state's convolution, in tokens; odd.
     """
 
-    def __init__(self, width, tokens, kernels):
+    def __init__(self, width: int, tokens: tuple[int, int, int], kernels: Sequence[int]) -> None:
         super().__init__()
         self.tokens = tuple(tokens)
         self.scales = nn.ModuleList(
@@ -32,19 +36,12 @@ class MultiScaleFusion(nn.Module):
         self.mix = nn.Linear(width * len(kernels), width)
         self.scale = nn.Parameter(torch.zeros(width))
 
-    def forward(self, states):
-        """Fuse as many states as there are kernels, shallow first.
-
-        Args:
-            states: list of (B, T, E); the last is the one that is added to.
-
-        Returns:
-            (B, T, E).
-        """
+    def forward(self, states: list[Tensor]) -> Tensor:
+        """Fuse as many states (B, T, E) as there are kernels, shallow first, into the last."""
         B, T, E = states[-1].shape
         seen = []
         for state, convolution in zip(states, self.scales, strict=True):
             # Tokens are a channels-last volume already: no copy, and the faster layout on CPU.
             grid = state.view(B, *self.tokens, E).permute(0, 4, 1, 2, 3)  # (B, E, h, w, d)
             seen.append(convolution(grid).permute(0, 2, 3, 4, 1).reshape(B, T, E))
-        return states[-1] + self.scale * self.mix(torch.cat(seen, dim=-1))
+        return states[-1] + self.scale * self.mix(torch.cat(seen, dim=-1))  # (B, T, E)

@@ -12,15 +12,15 @@ The sizes are no part of `PeerConfig`, so that a run's fingerprint does not know
 of them here asks for another `PROTOCOL_VERSION`.
 """
 
-from itertools import chain
+from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mvl.config import PeerConfig, derive_seed
+from mvl.config import ModelConfig, PeerConfig
+from mvl.draws import drawn_by
 from mvl.models.segmenter import build_segmenter
-from mvl.models.trained import load_trained_state
 
 #: How far each network reduces a volume's sides: the padded sides are multiples of this.
 _STEPS = {
@@ -41,69 +41,34 @@ class Peer(nn.Module):
         step: how far the network reduces a volume's sides.
     """
 
-    def __init__(self, network, step):
+    def __init__(self, network: nn.Module, step: int) -> None:
         super().__init__()
         # Small 3D convolutions run up to twice as fast on CPU in this layout.
         self.network = network.to(memory_format=torch.channels_last_3d)
         self.step = step
 
-    def forward(self, volume):
-        """Logits, never probabilities.
-
-        Args:
-            volume: (B, C, H, W, D), normalised, on the grid that the network was built for.
-
-        Returns:
-            (B, classes, H, W, D); one class is foreground against background by a sigmoid.
-        """
+    def forward(self, volume: Tensor) -> Tensor:
+        """Logits, as of `MedVisionLlama`: (B, C, H, W, D) -> (B, classes, H, W, D)."""
         grid = volume.shape[2:]
         whole = padded_grid(grid, self.step)
         before = [(w - g) // 2 for w, g in zip(whole, grid, strict=True)]
-        after = [w - g - b for w, g, b in zip(whole, grid, before, strict=True)]
-        # F.pad counts axes from the last. Zero is an MRI's mean and a CT window's end, with
-        # which `Preparation` pads, too.
-        widths = chain.from_iterable(reversed(list(zip(before, after, strict=True))))
-        volume = F.pad(volume, list(widths))
+        widths = []
+        for w, g, b in zip(whole, grid, before, strict=True):
+            widths = [b, w - g - b, *widths]  # F.pad counts axes from the last
+        # Zero is an MRI's mean and a CT window's end, with which `Preparation` pads, too.
+        volume = F.pad(volume, widths)  # (B, C, H', W', D')
         logits = self.network(volume.contiguous(memory_format=torch.channels_last_3d))
         if isinstance(logits, list):
             logits = logits[-1]
         inside = (slice(b, b + g) for b, g in zip(before, grid, strict=True))
-        return logits[:, :, *inside]
-
-    def trained_state(self):
-        """All weights and buffers, by name.
-
-        DynUNet has most of its parts under two names, of which a file can hold but one.
-        """
-        state = self.state_dict()
-        own = {name for name, _ in chain(self.named_parameters(), self.named_buffers())}
-        return {name: tensor for name, tensor in state.items() if name in own}
-
-    def load_trained_state(self, state, origin):
-        """Take over what `trained_state` gave.
-
-        Args:
-            state: {name: tensor}.
-            origin: where it came from, for the error.
-
-        Raises:
-            RunError: a weight is missing, foreign or of another shape.
-        """
-        load_trained_state(self, state, origin)
+        return logits[:, :, *inside]  # (B, classes, H, W, D)
 
 
-def padded_grid(grid, step):
-    """The smallest grid around another that a network can reduce.
+def padded_grid(grid: tuple[int, int, int], step: int) -> tuple[int, int, int]:
+    """The smallest grid around another that a network can reduce: multiples of its step.
 
     Of a single voxel at the coarsest level, instance normalisation has no variance and attention
     has nothing to choose from. So the last side is twice the step where all would be the step.
-
-    Args:
-        grid: the volume's size in voxels (H, W, D).
-        step: how far the network reduces a side.
-
-    Returns:
-        (H', W', D'), multiples of the step.
     """
     whole = [-(-side // step) * step for side in grid]
     if all(side == step for side in whole):
@@ -111,40 +76,33 @@ def padded_grid(grid, step):
     return tuple(whole)
 
 
-def build_peer(config, channels, classes, grid, seed):
-    """A comparison network with its first weights.
+def build_peer(
+    config: PeerConfig, channels: int, classes: int, grid: tuple[int, int, int], seed: int
+) -> Peer:
+    """A comparison network with its first weights, a function of seed and architecture.
 
-    Args:
-        config: a `PeerConfig`.
-        channels: the image's channels.
-        classes: channels of the logits; 1 for foreground against background.
-        grid: the volume's size in voxels (H, W, D), any.
-        seed: the experiment's seed; the weights are a function of it and of the architecture.
-
-    Returns:
-        A `Peer`, in float32 on the CPU (or on the device of a `torch.device` context).
+    The arguments are those of `build_segmenter`; the grid may be any.
     """
     step = _STEPS[config.architecture]
-    # fork_rng puts the global generator back, so that building a model leaves no trace. MONAI's
-    # Swin UNETR reads values of tensors while it is made, which the meta device has not.
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.manual_seed(derive_seed(seed, config.architecture))
+    # MONAI's Swin UNETR reads values of tensors while it is made, which the meta device has not.
+    with drawn_by(seed, config.architecture), torch.device("cpu"):
         network = _network(config.architecture, channels, classes, padded_grid(grid, step))
     return Peer(network, step).to(torch.get_default_device())
 
 
-def build_model(config, channels, classes, grid, seed):
-    """Ours or a peer, as the configuration says.
-
-    Args:
-        config: a `ModelConfig` or a `PeerConfig`.
-        channels, classes, grid, seed: as in `build_segmenter` and `build_peer`.
-    """
+def build_model(
+    config: ModelConfig | PeerConfig,
+    channels: int,
+    classes: int,
+    grid: tuple[int, int, int],
+    seed: int,
+) -> nn.Module:
+    """Ours or a peer, as the configuration says."""
     build = build_peer if isinstance(config, PeerConfig) else build_segmenter
     return build(config, channels, classes, grid, seed)
 
 
-def _network(architecture, channels, classes, grid):
+def _network(architecture: str, channels: int, classes: int, grid: tuple) -> nn.Module:
     """MONAI's network, on a grid that it can reduce."""
     from monai.networks import nets  # takes seconds
 

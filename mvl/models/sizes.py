@@ -1,87 +1,50 @@
 """How large a model is, without allocating it; and models made as large as another.
 
 The paper's size controls (ViT-Depth, ViT-MLP) have 257 million and 5.7 billion weights against
-1.1 million of its ViT: no control of size. Here a control is matched to a number of weights.
+1.1 million of its ViT: that controls no size. Here a control is matched to a number of weights.
 """
+
+from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Literal
 
 import pandas as pd
 import torch
+from torch import nn
 
-from mvl.blocks.language_part import describe
+from mvl.blocks.extraction import block_sizes
+from mvl.config import ModelConfig, PeerConfig
 from mvl.errors import ConfigError
 from mvl.models.peers import build_model
 
+
+def _sizes(kind: str, width: int, mlp: int, layers: int, heads: int, words: int, **more) -> dict:
+    return {
+        "model_type": kind,
+        "hidden_size": width,
+        "intermediate_size": mlp,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        **more,
+        "vocab_size": words,
+    }
+
+
 #: Those entries of each model's config.json on which its size depends.
 ARCHITECTURES = {
-    "Llama-3.1-8B": {
-        "model_type": "llama",
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "vocab_size": 128256,
-    },
-    "Llama-3.2-1B": {
-        "model_type": "llama",
-        "hidden_size": 2048,
-        "intermediate_size": 8192,
-        "num_hidden_layers": 16,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "vocab_size": 128256,
-        "tie_word_embeddings": True,
-    },
-    "Mistral-7B-v0.3": {
-        "model_type": "mistral",
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "vocab_size": 32768,
-    },
-    "Gemma-2-9B": {
-        "model_type": "gemma2",
-        "hidden_size": 3584,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 42,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 8,
-        "head_dim": 256,
-        "vocab_size": 256000,
-    },
-    "Qwen2.5-7B": {
-        "model_type": "qwen2",
-        "hidden_size": 3584,
-        "intermediate_size": 18944,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 28,
-        "num_key_value_heads": 4,
-        "vocab_size": 152064,
-    },
-    "Qwen3-8B": {
-        "model_type": "qwen3",
-        "hidden_size": 4096,
-        "intermediate_size": 12288,
-        "num_hidden_layers": 36,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "vocab_size": 151936,
-    },
-    "Phi-3-mini": {
-        "model_type": "phi3",
-        "hidden_size": 3072,
-        "intermediate_size": 8192,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 32,
-        "vocab_size": 32064,
-    },
+    "Llama-3.1-8B": _sizes("llama", 4096, 14336, 32, 32, 128256, num_key_value_heads=8),
+    "Llama-3.2-1B": _sizes(
+        "llama", 2048, 8192, 16, 32, 128256, num_key_value_heads=8, tie_word_embeddings=True
+    ),
+    "Mistral-7B-v0.3": _sizes("mistral", 4096, 14336, 32, 32, 32768, num_key_value_heads=8),
+    "Gemma-2-9B": _sizes(
+        "gemma2", 3584, 14336, 42, 16, 256000, num_key_value_heads=8, head_dim=256
+    ),
+    "Qwen2.5-7B": _sizes("qwen2", 3584, 18944, 28, 28, 152064, num_key_value_heads=4),
+    "Qwen3-8B": _sizes("qwen3", 4096, 12288, 36, 32, 151936, num_key_value_heads=8, head_dim=128),
+    "Phi-3-mini": _sizes("phi3", 3072, 8192, 32, 32, 32064, num_key_value_heads=32),
     "GPT-2": {
         "model_type": "gpt2",
         "n_embd": 768,
@@ -90,24 +53,8 @@ ARCHITECTURES = {
         "n_positions": 1024,
         "vocab_size": 50257,
     },
-    "BioGPT": {
-        "model_type": "biogpt",
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "max_position_embeddings": 1024,
-        "vocab_size": 42384,
-    },
-    "BERT-base": {
-        "model_type": "bert",
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "max_position_embeddings": 512,
-        "vocab_size": 30522,
-    },
+    "BioGPT": _sizes("biogpt", 1024, 4096, 24, 16, 42384, max_position_embeddings=1024),
+    "BERT-base": _sizes("bert", 768, 3072, 12, 12, 30522, max_position_embeddings=512),
 }
 
 #: The paper's volume and its language model's dimensions, for counting; no weights are read.
@@ -115,12 +62,8 @@ PAPER_GRID = (128, 128, 128)
 LLAMA_3_1_8B = "random:" + json.dumps(ARCHITECTURES["Llama-3.1-8B"])
 
 
-def whole_model(architecture):
-    """A whole language model on the meta device, where weights have a shape and no memory.
-
-    Args:
-        architecture: one of `ARCHITECTURES`.
-    """
+def whole_model(architecture: dict) -> nn.Module:
+    """A whole language model on the meta device, where weights have a shape and no memory."""
     from transformers import CONFIG_MAPPING, AutoModel, AutoModelForCausalLM
 
     kind = architecture["model_type"]
@@ -129,15 +72,15 @@ def whole_model(architecture):
         return (AutoModel if kind == "bert" else AutoModelForCausalLM).from_config(config)
 
 
-def block_table():
+def block_table() -> pd.DataFrame:
     """One block against the whole model, for every architecture here and the installed package.
 
     BioBERT, ClinicalBERT and PubMedBERT have BERT-base's block.
 
     Returns:
-        A table, a model a row: family, model, hidden_size, block_parameters, block_bytes,
+        One row per model: family, model, hidden_size, block_parameters, block_bytes,
         model_bytes, share (of the block in the model's bytes) and basis: whether bytes were
-        read from a file's header or computed from the architecture at 2 bytes a weight
+        read from a file's header or computed from the architecture at 2 bytes for each weight
         (bfloat16), whatever number format the model is published in.
 
     Raises:
@@ -145,58 +88,43 @@ def block_table():
     """
     rows = []
     for name, architecture in ARCHITECTURES.items():
-        block = describe("random:" + json.dumps(architecture))
+        sizes = block_sizes("random:" + json.dumps(architecture))
         weights = sum(p.numel() for p in whole_model(architecture).parameters())
-        basis = "from the architecture, 2 bytes a weight"
-        rows.append((name, block, 2 * block["block_parameters"], 2 * weights, basis))
-    block = describe("package:all-minilm-l6-v2")
-    rows.append(
-        ("all-MiniLM-L6-v2", block, block["block_bytes"], block["model_bytes"], "from the file")
-    )
-    return pd.DataFrame(
-        {
-            "family": block["family"],
-            "model": name,
-            "hidden_size": block["hidden_size"],
-            "block_parameters": block["block_parameters"],
-            "block_bytes": block_bytes,
-            "model_bytes": model_bytes,
-            "share": block_bytes / model_bytes,
-            "basis": basis,
-        }
-        for name, block, block_bytes, model_bytes, basis in rows
-    )
+        sizes |= {"block_bytes": 2 * sizes["block_parameters"], "model_bytes": 2 * weights}
+        rows.append({"model": name, "basis": "from the architecture, 2 bytes a weight"} | sizes)
+    sizes = block_sizes("package:all-minilm-l6-v2")
+    rows.append({"model": "all-MiniLM-L6-v2", "basis": "from the file"} | sizes)
+    table = pd.DataFrame(rows)
+    table["share"] = table["block_bytes"] / table["model_bytes"]
+    columns = ["family", "model", "hidden_size", "block_parameters", "block_bytes", "model_bytes"]
+    return table[[*columns, "share", "basis"]]
 
 
-def count_parameters(config, grid=PAPER_GRID, channels=1, classes=1):
-    """Number of weights, trained and frozen.
-
-    Args:
-        config: a `ModelConfig` or a `PeerConfig`.
-        grid: the volume's size in voxels.
-        channels, classes: as in `build_segmenter`.
-
-    Returns:
-        (trained, frozen).
-    """
+def count_parameters(
+    config: ModelConfig | PeerConfig,
+    grid: tuple[int, int, int] = PAPER_GRID,
+    channels: int = 1,
+    classes: int = 1,
+) -> tuple[int, int]:
+    """Number of weights of a model on a grid of voxels: (trained, frozen)."""
     with torch.device("meta"):
         model = build_model(config, channels, classes, grid, seed=0)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return trained, sum(p.numel() for p in model.parameters()) - trained
 
 
-def match_size(config, parameters, by, grid=PAPER_GRID, channels=1, classes=1):
-    """The same model, deeper or with wider MLPs, with as many weights as another.
+def match_size(
+    config: ModelConfig,
+    parameters: int,
+    by: Literal["depth", "mlp"],
+    grid: tuple[int, int, int] = PAPER_GRID,
+    channels: int = 1,
+    classes: int = 1,
+) -> ModelConfig:
+    """The same model, deeper or with wider MLPs, with as nearly `parameters` weights as can be.
 
-    Args:
-        config: a `ModelConfig` without a language part.
-        parameters: the number of weights to come closest to.
-        by: "depth" adds pairs of blocks, one to the encoder and one to the decoder; "mlp" widens
-            the MLP of every block.
-        grid, channels, classes: as in `count_parameters`.
-
-    Returns:
-        A `ModelConfig`.
+    "depth" adds pairs of blocks, one to the encoder and one to the decoder; "mlp" widens the MLP
+    of every block.
 
     Raises:
         ConfigError: the model is larger than that already, or has a language part.
@@ -205,14 +133,11 @@ def match_size(config, parameters, by, grid=PAPER_GRID, channels=1, classes=1):
         raise ConfigError("a size control has no language part")
     hidden = round(config.width * config.mlp_ratio)
 
-    def larger(steps):
+    def larger(steps: int) -> ModelConfig:
         if by == "mlp":
             return replace(config, mlp_ratio=(hidden + steps) / config.width)
-        return replace(
-            config,
-            encoder_depth=config.encoder_depth + steps,
-            decoder_depth=config.decoder_depth + steps,
-        )
+        encoder, decoder = config.encoder_depth + steps, config.decoder_depth + steps
+        return replace(config, encoder_depth=encoder, decoder_depth=decoder)
 
     first, second = (
         sum(count_parameters(larger(steps), grid, channels, classes)) for steps in (0, 1)

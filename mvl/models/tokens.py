@@ -4,21 +4,21 @@ Both directions are a reshape and one matrix product, so that they cost no more 
 numbers in them; grid and patch may differ along each axis.
 """
 
+from __future__ import annotations
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mvl.errors import ConfigError
 
+Grid = tuple[int, int, int]
 
-def token_grid(grid, patch):
-    """Number of patches along each axis.
 
-    Args:
-        grid: the volume's size in voxels, (H, W, D).
-        patch: the patch's size in voxels.
+def token_grid(grid: Grid, patch: Grid) -> Grid:
+    """Number of patches along each axis of a grid of voxels.
 
     Raises:
-        ConfigError: a patch that does not divide the grid.
+        ConfigError: the patch does not divide the grid.
     """
     if any(g % p for g, p in zip(grid, patch, strict=True)):
         raise ConfigError(
@@ -28,111 +28,79 @@ def token_grid(grid, patch):
     return tuple(g // p for g, p in zip(grid, patch, strict=True))
 
 
-def to_patches(volume, patch):
+def to_patches(volume: Tensor, patch: Grid) -> Tensor:
     """Cut volumes into patches, in row-major order of the token grid.
 
-    Args:
-        volume: (B, C, H, W, D).
-        patch: (ph, pw, pd), dividing (H, W, D).
-
-    Returns:
-        (B, T, C * ph * pw * pd) with T = H/ph * W/pw * D/pd.
+    (B, C, H, W, D) -> (B, T, C * ph * pw * pd) with T = H/ph * W/pw * D/pd.
     """
     B, C, *grid = volume.shape
     (h, w, d), (ph, pw, pd) = token_grid(grid, patch), patch
     x = volume.reshape(B, C, h, ph, w, pw, d, pd)
     x = x.permute(0, 2, 4, 6, 1, 3, 5, 7)  # (B, h, w, d, C, ph, pw, pd)
-    return x.reshape(B, h * w * d, C * ph * pw * pd)
+    return x.reshape(B, h * w * d, C * ph * pw * pd)  # (B, T, C * ph * pw * pd)
 
 
-def from_patches(patches, patch, tokens):
-    """The inverse of `to_patches`.
+def from_patches(patches: Tensor, patch: Grid, tokens: Grid) -> Tensor:
+    """The inverse of `to_patches`, on the token grid (h, w, d).
 
-    Args:
-        patches: (B, T, C * ph * pw * pd).
-        patch: (ph, pw, pd).
-        tokens: the token grid (h, w, d), with T = h * w * d.
-
-    Returns:
-        (B, C, h * ph, w * pw, d * pd).
+    (B, T, C * ph * pw * pd) -> (B, C, h * ph, w * pw, d * pd).
     """
     B = patches.shape[0]
     (h, w, d), (ph, pw, pd) = tokens, patch
     x = patches.reshape(B, h, w, d, -1, ph, pw, pd)
     x = x.permute(0, 4, 1, 5, 2, 6, 3, 7)  # (B, C, h, ph, w, pw, d, pd)
-    return x.reshape(B, -1, h * ph, w * pw, d * pd)
+    return x.reshape(B, -1, h * ph, w * pw, d * pd)  # (B, C, H, W, D)
 
 
 class PatchEmbed(nn.Module):
-    """Patches of a volume -> tokens, by one linear map.
+    """Patches of a volume -> tokens of width E, by one linear map."""
 
-    Args:
-        channels: the image's channels C.
-        patch: patch size in voxels.
-        width: token width E.
-    """
-
-    def __init__(self, channels, patch, width):
+    def __init__(self, channels: int, patch: Grid, width: int) -> None:
         super().__init__()
         self.patch = tuple(patch)
         self.project = nn.Linear(channels * self.patch[0] * self.patch[1] * self.patch[2], width)
 
-    def forward(self, volume):
-        """(B, C, H, W, D) -> (B, T, E).
-
-        Raises:
-            ConfigError: the patch does not divide the volume.
-        """
+    def forward(self, volume: Tensor) -> Tensor:
+        """(B, C, H, W, D) -> (B, T, E); the patch has to divide the volume (ConfigError)."""
         return self.project(to_patches(volume, self.patch))
 
 
 class PatchUnembed(nn.Module):
-    """Tokens -> a volume: each token becomes the voxels of its patch, by one linear map.
+    """Tokens -> a volume: each token becomes the voxels of its patch, by one linear map."""
 
-    Args:
-        channels: channels of the resulting volume.
-        patch: patch size in voxels.
-        width: token width E.
-        tokens: the token grid (h, w, d).
-    """
-
-    def __init__(self, channels, patch, width, tokens):
+    def __init__(self, channels: int, patch: Grid, width: int, tokens: Grid) -> None:
         super().__init__()
         self.patch, self.tokens = tuple(patch), tuple(tokens)
         self.project = nn.Linear(width, channels * self.patch[0] * self.patch[1] * self.patch[2])
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         """(B, T, E) -> (B, channels, H, W, D)."""
         return from_patches(self.project(x), self.patch, self.tokens)
 
 
 class LinearHead(nn.Module):
-    """The paper's output layer: un-embedded tokens are the logits. The image is not looked at."""
+    """The paper's output layer: un-embedded tokens are the logits. The image is not used."""
 
-    def __init__(self, classes, patch, width, tokens):
+    def __init__(self, classes: int, patch: Grid, width: int, tokens: Grid) -> None:
         super().__init__()
         self.unembed = PatchUnembed(classes, patch, width, tokens)
 
-    def forward(self, x, volume):
+    def forward(self, x: Tensor, volume: Tensor) -> Tensor:
         """(B, T, E), (B, C, H, W, D) -> logits (B, classes, H, W, D)."""
         return self.unembed(x)
 
 
 class ConvHead(nn.Module):
-    """A small convolutional refinement of the un-embedded tokens, beside the image.
+    """A small convolutional refinement of the un-embedded tokens, together with the image.
 
     The linear head draws each patch alone, which leaves seams between patches and edges that
-    ignore the image. Here tokens become a few feature channels, the image is laid beside them,
+    ignore the image. Here tokens become a few feature channels F, the image's are added to them,
     and two 3 x 3 x 3 convolutions and a point-wise one make the logits.
-
-    Args:
-        channels: the image's channels C.
-        classes: channels of the logits.
-        features: channels of the features and of both convolutions.
-        patch, width, tokens: as in `PatchUnembed`.
     """
 
-    def __init__(self, channels, classes, features, patch, width, tokens):
+    def __init__(
+        self, channels: int, classes: int, features: int, patch: Grid, width: int, tokens: Grid
+    ) -> None:
         super().__init__()
         self.unembed = PatchUnembed(features, patch, width, tokens)
         self.refine = nn.Sequential(
@@ -143,7 +111,7 @@ class ConvHead(nn.Module):
             nn.Conv3d(features, classes, 1),
         )
 
-    def forward(self, x, volume):
+    def forward(self, x: Tensor, volume: Tensor) -> Tensor:
         """(B, T, E), (B, C, H, W, D) -> logits (B, classes, H, W, D)."""
         x = torch.cat([self.unembed(x), volume], dim=1)  # (B, F + C, H, W, D)
         # Small 3D convolutions run 2 to 10 times faster on CPU in this layout.

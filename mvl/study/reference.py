@@ -12,7 +12,7 @@
     provenance.json   commits, versions, machine, times
     README.md         every suite's results, made of these tables
     figures/          drawn from cases.csv.gz
-    best/             the preset best, trained with seed 0, as `save_pretrained` writes it
+    best/             the preset best, trained with seed 0, as `save_model` writes it
     gpu/              the same tables of what was trained on a GPU, since no table mixes devices
 
 A study is longer than a machine's patience: the reference grows by the runs that are at hand and
@@ -31,6 +31,7 @@ from mvl.errors import MvlError, RunError
 from mvl.experiment.metrics import METRICS
 from mvl.experiment.run import Run, collect, read_config
 from mvl.files import REPOSITORY, read_json, with_section, write_json, write_table, write_text
+from mvl.models.folder import save_model
 from mvl.show.figures import paired_differences, save
 from mvl.show.tables import count, mean_and_spread, p_value
 from mvl.study.mechanism import patch_auroc
@@ -343,7 +344,7 @@ def _publish(folder, cases, place):
     shown = ["dice", "nsd", "hd95_mm"]
     means = own.groupby("subject")[shown].mean().mean()
     metrics = {f"test {name}": means[name] for name in shown}
-    run.model.save_pretrained(place, run.task, run.config.data, metrics, run.domain)
+    save_model(run.model, place, run.task, run.config.data, metrics, run.domain)
 
 
 _RUN_COLUMNS = (

@@ -13,7 +13,7 @@ from functools import partial
 
 import pandas as pd
 
-from mvl.blocks.language_part import has_rotary
+from mvl.blocks.extraction import has_rotary
 from mvl.config import PRESETS, ExperimentConfig, ModelConfig, PeerConfig, TrainingConfig
 from mvl.data.splits import FOLDS
 from mvl.data.task_data import open_task

@@ -1,4 +1,4 @@
-"""Layers out of GGUF files, held against transformers' own reading of the same files."""
+"""Layers out of GGUF files, compared with transformers' own reading of them."""
 
 import importlib.util
 from pathlib import Path
@@ -9,7 +9,8 @@ import pytest
 import torch
 import transformers
 
-from mvl.blocks.language_part import block_reference, build_language, extract_block
+from mvl.blocks.extraction import block_reference, extract_block
+from mvl.blocks.language_part import build_language
 from mvl.blocks.sources import PACKAGES, cache_folder
 from mvl.config import LanguageConfig
 from mvl.errors import BlockError

@@ -1,16 +1,16 @@
-"""The size of hidden states, held against a whole model that is run by hand."""
+"""The size of hidden states, compared with a whole model that is run by hand."""
 
 import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
 from mvl.blocks.scale import SENTENCES, hidden_scale
-from mvl.blocks.sources import _package_weights
+from mvl.blocks.sources import open_checkpoint
 from mvl.errors import BlockError
 
 
 def test_scale_is_what_hooks_see_before_each_layer():
-    folder = _package_weights("all-minilm-l6-v2")[0].parent
+    folder = open_checkpoint("package:all-minilm-l6-v2").folder
     model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     seen = [[] for _ in model.encoder.layer]
     for layer, sizes in zip(model.encoder.layer, seen, strict=True):

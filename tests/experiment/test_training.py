@@ -175,8 +175,6 @@ def test_a_run_goes_on_whatever_way_the_optimiser_has(tmp_path, before, now):
         model = torch.nn.Conv3d(3, 2, 2).to(memory_format=torch.channels_last_3d)
         torch.nn.init.constant_(model.weight, 0.5)
         torch.nn.init.zeros_(model.bias)
-        model.trained_state = model.state_dict
-        model.load_trained_state = lambda state, place, model=model: model.load_state_dict(state)
         for place, fused in enumerate((before, now)):
             if interrupted or not place:
                 optimiser = training._optimiser(model, plan, fused)
@@ -192,7 +190,6 @@ def test_a_run_goes_on_whatever_way_the_optimiser_has(tmp_path, before, now):
 def test_a_state_whose_moments_fit_no_weight_is_refused(tmp_path):
     wide, narrow = torch.nn.Linear(3, 2), torch.nn.Linear(3, 1)
     for model, name in ((wide, "saved"), (narrow, "asked")):
-        model.trained_state = model.state_dict
         optimiser = training._optimiser(model, TrainingConfig())
         schedule = training._schedule(optimiser, TrainingConfig())
         if name == "saved":

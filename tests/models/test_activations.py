@@ -17,18 +17,18 @@ def test_stages_are_those_of_a_forward_pass_by_hand():
     with torch.no_grad():
         model.fusion.scale.normal_()
         volume = torch.randn(1, 1, *GRID)
-        found = activations(model, volume)
+        stages = activations(model, volume)
         x = model.embed(volume) + model.position
         first = model.encoder[0](x)
         second = model.encoder[1](first)
         fused = model.fusion([first, first, second])
-        assert torch.allclose(found["encoder"], fused, atol=1e-5)
-        part, x = model.language, found["encoder"]
-        assert torch.allclose(found["d1"], part.d1(x), atol=1e-5)
-        assert torch.allclose(found["block"], part.block(part.d1(x)), atol=1e-5)
-        assert torch.allclose(found["update"], part.d2(found["block"]), atol=1e-5)
-        assert torch.allclose(found["after"], part(x), atol=1e-5)
-        assert torch.allclose(found["decoder"], model.decoder[0](part(x)), atol=1e-5)
+        assert torch.allclose(stages["encoder"], fused, atol=1e-5)
+        part, x = model.language, stages["encoder"]
+        assert torch.allclose(stages["d1"], part.d1(x), atol=1e-5)
+        assert torch.allclose(stages["block"], part.block(part.d1(x)), atol=1e-5)
+        assert torch.allclose(stages["update"], part.d2(stages["block"]), atol=1e-5)
+        assert torch.allclose(stages["after"], part(x), atol=1e-5)
+        assert torch.allclose(stages["decoder"], model.decoder[0](part(x)), atol=1e-5)
 
 
 def test_a_model_without_a_block_has_fewer_stages_and_no_hook_stays():
@@ -40,13 +40,13 @@ def test_a_model_without_a_block_has_fewer_stages_and_no_hook_stays():
 def test_a_berts_update_is_less_even_than_its_blocks_output():
     """Why maps show the update: a final LayerNorm evens out the norms of the tokens."""
     model = build_segmenter(replace(SMALL, language=LanguageConfig()), 1, 1, GRID, seed=0)
-    found = activations(model, torch.randn(1, 1, *GRID))
+    stages = activations(model, torch.randn(1, 1, *GRID))
 
     def spread(tokens):
         norms = tokens.norm(dim=-1)
         return (norms.std() / norms.mean()).item()
 
-    assert spread(found["update"]) > spread(found["block"])
+    assert spread(stages["update"]) > spread(stages["block"])
 
 
 def test_a_token_lands_in_its_patch():

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from scripts import reliability
-from tests.blocks.test_sources import _FakeHub
+from tests.blocks.fake_hub import FakeHub
 from tests.data.test_download import DESCRIPTION, Server, archive
 from tests.reliability import children
 from tests.reliability.stages import TASK, Given, Whole, outcome, size_of, start, train
@@ -83,7 +83,7 @@ def given(phantom, tmp_path_factory):
     done = children.run(train, phantom, folder / "runs", log=folder / "log")
     assert done.status == 0, done.output
     (trained,) = (folder / "runs").iterdir()
-    server, hub = Server(), _FakeHub(_checkpoint(folder / "model"))
+    server, hub = Server(), FakeHub(_checkpoint(folder / "model"))
     voxels = np.random.default_rng(0).bytes(1_000_000)
     files = [(f"{TASK}/imagesTr/{n}.nii.gz", voxels) for n in range(20)]
     server.body = archive((f"{TASK}/dataset.json", DESCRIPTION), *files)

@@ -161,7 +161,11 @@ def start(name, folder, given, function=None, kill=None):
         STAGES[name].prepare(folder, given)
     variables = {"MVL_CACHE": "results/cache", "MVL_DATA_ROOT": "data", "IPYTHONDIR": "ipython"}
     environment = {key: str(folder / path) for key, path in variables.items()}
-    environment |= {"HF_ENDPOINT": given.hub, "PYTHONPATH": str(REPOSITORY)}
+    environment |= {
+        "HF_ENDPOINT": given.hub,
+        "HF_HUB_CACHE": str(folder / "hub"),
+        "PYTHONPATH": str(REPOSITORY),
+    }
     environment |= {"JUPYTER_RUNTIME_DIR": str(folder / "runtime")}
     arguments = (function or call, name, folder, given)
     return children.run(*arguments, log=folder / "log", environment=environment, kill=kill)

@@ -20,7 +20,7 @@ import torch
 from mvl.data import download
 from mvl.experiment.run import Run
 from mvl.files import REPOSITORY
-from mvl.models.segmenter import MedVisionLlama
+from mvl.models.folder import load_model, save_model
 from mvl.show import figures
 from tests.reliability import children, stages
 
@@ -158,8 +158,8 @@ def ordinary_day(folder, given):
     ):
         statuses.append(stages.mvl(*words))
     trained = Run.load(run)
-    trained.model.save_pretrained(folder / "model", trained.task, trained.config.data)
-    MedVisionLlama.from_pretrained(folder / "model")
+    save_model(trained.model, folder / "model", trained.task, trained.config.data)
+    load_model(folder / "model")
     cases = pd.read_csv(folder / "suites" / "tiny.csv")
     figures.save(figures.arm_means(cases), folder / "figure")
     watch.stop()
@@ -256,6 +256,7 @@ def without_network(folder):
 
 def test_no_secret_is_printed_where_the_network_fails(tmp_path, note):
     variables = {"HF_ENDPOINT": "http://hub.example", "MVL_CACHE": str(tmp_path / "cache")}
+    variables["HF_HUB_CACHE"] = str(tmp_path / "hub")
     environment = TOKENS | PROXY | variables
     done = children.run(without_network, tmp_path, log=tmp_path / "log", environment=environment)
     assert done.value == [1, 1, 1], done.output
