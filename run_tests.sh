@@ -4,8 +4,9 @@ set -euo pipefail
 
 usage="Usage: ./run_tests.sh [--slow] [--help]
 
-Makes .venv unless an active environment will do; then ruff (lint and format), the tests, and the
-notebooks of the smoke profile. Ends with status 0 only if all of them passed.
+Makes .venv unless an active environment will do; then ruff (lint and format), codespell, the
+generated pages, the tests, and the notebooks of the smoke profile. Ends with status 0 only if all of
+them passed.
 
   --slow   also the tests that take more than some seconds
   --help   print this and stop"
@@ -38,8 +39,15 @@ check() {
     echo "== $name"
     "$@" || failed+=("$name")
 }
+# Make again what is made of results, and see that it is what is committed.
+generated() {
+    "$PYTHON" scripts/reliability.py && "$PYTHON" scripts/settling.py && "$PYTHON" scripts/readme.py &&
+        git diff --exit-code -- README.md docs benchmarks/README.md
+}
 check "ruff check" "$PYTHON" -m ruff check .
 check "ruff format" "$PYTHON" -m ruff format --check .
+check "codespell" "$PYTHON" -m codespell_lib
+check "generated pages" generated
 # A process for each core, up to four, and so one thread for each: they share the machine.
 check "pytest" env OMP_NUM_THREADS=1 "$PYTHON" -m pytest -q -n logical --maxprocesses 4 \
     --dist loadfile --durations=10 ${slow[@]+"${slow[@]}"}

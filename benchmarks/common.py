@@ -116,8 +116,8 @@ TABLES = {
         [f"task04_{name}" for name in ("v3", *SUITES["peers"])],
         ["step_s", "step_over_vit_ratio", "epoch_s", "epoch_over_vit_ratio"],
         "Grid 40 x 56 x 40, four cases a step, the embedded block; taking turns. A step by itself, "
-        "and an epoch of `experiment.training` with its data and its validation (wall time, every "
-        "core; phantom cases, four for training to one for validation).",
+        "and an epoch of `mvl.experiment.training` with its data and its validation (wall time, "
+        "every core; phantom cases, four for training to one for validation).",
     ),
     "CPU": (
         ["cpu"],

@@ -6,6 +6,7 @@ Names resolve on first use, since torch and MONAI take seconds to import.
 import getpass
 import importlib
 import os
+from typing import Any
 
 try:
     getpass.getuser()
@@ -54,8 +55,8 @@ _HOME = {
     "Run": "experiment.run",
     "choose_profile": "runner.profiles",
     "load_profile": "runner.profiles",
-    "measure_tokens": "study.profile",
-    "train_arms": "study.profile",
+    "measure_tokens": "study.profile_cells",
+    "train_arms": "study.profile_cells",
     "collect": "experiment.run",
     "fit": "experiment.run",
     "load_predictor": "experiment.run",
@@ -71,7 +72,7 @@ _HOME = {
 __all__ = sorted(_HOME)
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'mvl' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"mvl.{_HOME[name]}"), name)
@@ -79,5 +80,5 @@ def __getattr__(name):
     return value
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted({*globals(), *_HOME})

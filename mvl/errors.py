@@ -27,19 +27,16 @@ class RunError(MvlError):
     """A run folder or a results table that is missing, foreign, incomplete or inconsistent."""
 
 
-def in_words(error):
+def in_words(error: BaseException) -> str:
     """An exception in one line: an `MvlError` speaks for itself, any other has its kind named."""
     return str(error) if isinstance(error, MvlError) else f"{type(error).__name__}: {error}"
 
 
-def out_of_memory(error):
-    """The part of an exception that says that memory has run out, the machine's or a GPU's.
+def out_of_memory(error: BaseException | None) -> BaseException | None:
+    """The exception, or its cause, that says that memory has run out; None if there is none.
 
-    PyTorch says it in a class of its own for a GPU and in a plain RuntimeError for the CPU, and
-    MONAI wraps what happens in a transform; no import of theirs is needed to tell.
-
-    Returns:
-        The exception or one of its causes; None if it is about something else.
+    PyTorch has its own class for a GPU and a plain RuntimeError for the CPU, and MONAI wraps what
+    happens in a transform; no import of theirs is needed to tell.
     """
     while error is not None:
         kind = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"

@@ -1,4 +1,6 @@
-"""Files that are either whole or not there: everything is written beside its name, then renamed."""
+"""Files that are whole or not there: each is written next to its place, then renamed."""
+
+from __future__ import annotations
 
 import contextlib
 import fcntl
@@ -11,12 +13,18 @@ import shutil
 import stat
 import tempfile
 import zlib
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mvl.config import PROTOCOL_VERSION
 from mvl.errors import MvlError
 
-#: The checkout that this package is in: profiles, notebooks and results stand beside it.
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+#: The checkout that this package is in, with profiles, notebooks and results.
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 #: How the names of files and folders begin that are being written.
@@ -26,118 +34,94 @@ _LIMIT = 64 << 20
 
 
 @contextlib.contextmanager
-def written(path):
-    """Yield a temporary path beside `path`; rename it to `path` if the block ends without error.
+def written(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary path in the same folder; rename it to `path` if the block ends well.
 
     A reader never sees half a file, and a process that is killed leaves the old one in place; what
-    it had begun goes when the next file is written to that folder.
-
-    Args:
-        path: the final name; its folder is made if it is missing.
+    it had begun goes when the next file is written to that folder, which is made if it is missing.
 
     Raises:
         MvlError: the folder cannot be written, or the disk is full.
     """
     path = Path(path)
+
+    def make():
+        # The ending stays, since nibabel and matplotlib choose the format by it.
+        ending = "".join(path.suffixes[-2:])
+        handle, temporary = tempfile.mkstemp(ending, _UNFINISHED, path.parent)
+        os.close(handle)
+        return temporary
+
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path.parent)
-        with _temporary(path) as temporary:
+        with _temporary(path.parent, make) as temporary:
             yield temporary
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
             # mkstemp makes files private; a result should be as readable as any other file.
-            os.chmod(temporary, 0o666 & ~_umask())
+            mask = os.umask(0)
+            os.umask(mask)
+            os.chmod(temporary, 0o666 & ~mask)
             os.replace(temporary, path)
     except OSError as error:
         raise MvlError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager
-def staging(folder):
+def staging(folder: Path | str) -> Iterator[Path]:
     """Yield a new folder inside `folder`, to put things together and rename them to their place.
 
     It goes with all that is left in it when the block ends; that of a process which was killed
     goes when the next file or folder is begun in the same place.
 
-    Args:
-        folder: where; made if it is missing.
-
     Raises:
         OSError: it cannot be written.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    _sweep(folder)
-    handle, temporary = _locked_folder(folder)
-    try:
+    with _temporary(Path(folder), lambda: tempfile.mkdtemp(None, _UNFINISHED, folder)) as temporary:
         yield temporary
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        os.close(handle)
-
-
-def _locked_folder(folder):
-    while True:
-        temporary = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=folder))
-        with contextlib.suppress(FileNotFoundError):  # another process may sweep it before the lock
-            handle = os.open(temporary, os.O_RDONLY)
-            with contextlib.suppress(OSError):  # as in `_locked_file`
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            if temporary.exists():
-                return handle, temporary
-            os.close(handle)
 
 
 @contextlib.contextmanager
-def _temporary(path):
-    """Yield the path of a new, locked file beside `path`; remove what is still there after."""
-    handle, temporary = _locked_file(path)
-    try:
-        yield Path(temporary)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-        os.close(handle)
-
-
-def _locked_file(path):
-    while True:
-        # The ending stays, since nibabel and matplotlib choose the format by it.
-        handle, temporary = tempfile.mkstemp(
-            prefix=_UNFINISHED, suffix="".join(path.suffixes[-2:]), dir=path.parent
-        )
-        with contextlib.suppress(OSError):  # a file system without locks; nothing is swept there
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        if os.fstat(handle).st_nlink:
-            return handle, temporary
-        os.close(handle)  # another process swept it away before it was locked
-
-
-def _sweep(folder):
-    """Remove what a killed process was writing: its locks went with it."""
-    for path in folder.glob(f"{_UNFINISHED}*"):
+def _temporary(folder: Path, make: Callable[[], str]) -> Iterator[Path]:
+    """Yield the path of what `make` makes in a folder, locked; remove what is left of it after."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.glob(f"{_UNFINISHED}*"):  # of a killed process: its locks went with it
         with contextlib.suppress(OSError):
             handle = os.open(path, os.O_RDONLY)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                _remove(path)
             finally:
                 os.close(handle)
+    while True:
+        path = Path(make())
+        with contextlib.suppress(FileNotFoundError):  # another process may sweep it before the lock
+            handle = os.open(path, os.O_RDONLY)
+            with contextlib.suppress(OSError):  # without locks nothing is swept
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            if path.exists():
+                break
+            os.close(handle)
+    try:
+        yield path
+    finally:
+        _remove(path)
+        os.close(handle)
 
 
-def _umask():
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _remove(path):
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
-def write_text(path, text):
+def write_text(path: Path | str, text: str) -> None:
     """Write `text` (UTF-8) to `path`, whole or not at all."""
     with written(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def with_section(path, begin, end, section):
+def with_section(path: Path | str, begin: str, end: str, section: str) -> str:
     """The text of a file with `section` between two of its lines, in place of what is there.
 
     Raises:
@@ -149,12 +133,12 @@ def with_section(path, begin, end, section):
     return f"{text.split(begin)[0]}{begin}\n{section}\n{end}{text.split(end)[1]}"
 
 
-def write_json(path, value):
+def write_json(path: Path | str, value: Any) -> None:
     """Write `value` to `path` as JSON with sorted keys, whole or not at all."""
     write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
-def refuse_endless(path):
+def refuse_endless(path: Path | str) -> None:
     """Refuse a pipe or a device, of which reading might never end.
 
     Raises:
@@ -166,7 +150,7 @@ def refuse_endless(path):
         raise MvlError(f"{path} is not a regular file")
 
 
-def read_small(path):
+def read_small(path: Path | str) -> bytes:
     """All bytes of a small file, unpacked where its name ends in .gz.
 
     Raises:
@@ -185,21 +169,17 @@ def read_small(path):
 
 
 def _each_once(pairs):
-    """A JSON object; of a key that stands twice Python would keep the last value without a word."""
+    """A JSON object; of a key that is there twice Python would keep the last value silently."""
     value = dict(pairs)
     if len(value) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"{twice!r} stands twice in one object; keep one of them")
+        raise ValueError(f"{twice!r} is there twice in one object; keep one of them")
     return value
 
 
-def read_json(path, *keys):
-    """Read a JSON file.
-
-    Args:
-        path: the file.
-        keys: what it must have; none for JSON that need not be an object.
+def read_json(path: Path | str, *keys: str) -> Any:
+    """Read a JSON file, which must have these keys; without any, it need not be an object.
 
     Raises:
         MvlError: the file is missing, unreadable, not JSON, or lacks a key.
@@ -228,19 +208,20 @@ _TEXTS = (
 )
 
 
-def read_table(path, columns=(), numbers=()):
+def read_table(
+    path: Path | str, columns: Collection[str] = (), numbers: Collection[str] = ()
+) -> pd.DataFrame:
     """Read a CSV file, compressed where its name ends in .gz.
 
     Names of cases, subjects, arms and the like come as they were written: a case "001" is not 1,
-    a subject "NA" not a missing one.
+    a subject "NA" is not a missing one.
 
     Args:
-        path: the file.
         columns, numbers: columns that it must have, the latter with numbers alone.
 
     Raises:
-        MvlError: the file is missing, unreadable or no table, or a column is; or it says that it
-            was made under another version of the protocol.
+        MvlError: the file is missing, unreadable or not a table, or a column is; or it was made
+            under another version of the protocol.
     """
     import pandas as pd  # `mvl --help` does without
 
@@ -264,19 +245,15 @@ def read_table(path, columns=(), numbers=()):
     if other := sorted(map(str, versions - {PROTOCOL_VERSION})):
         raise MvlError(
             f"{path} was made under protocol version {', '.join(other)}, this is version "
-            f"{PROTOCOL_VERSION}: numbers of the two do not compare; make it anew"
+            f"{PROTOCOL_VERSION}: numbers of the two do not compare; make it again"
         )
     return table.fillna({name: "" for name in _TEXTS if name in table})
 
 
-def write_tensors(path, tensors, metadata):
-    """Write tensors as safetensors, whole or not at all.
-
-    Args:
-        path: the file.
-        tensors: {name: tensor}, on any device.
-        metadata: {key: text} for the header.
-    """
+def write_tensors(
+    path: Path | str, tensors: dict[str, torch.Tensor], metadata: dict[str, str]
+) -> None:
+    """Write tensors, on any device, as safetensors, whole or not at all."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -288,7 +265,7 @@ def write_tensors(path, tensors, metadata):
             raise OSError(str(error)) from error
 
 
-def write_table(path, frame):
+def write_table(path: Path | str, frame: pd.DataFrame) -> None:
     """Write a pandas table as CSV, floats with nine significant digits, whole or not at all.
 
     A path that ends in .gz is compressed; equal tables give equal bytes.
@@ -300,7 +277,7 @@ def write_table(path, frame):
         temporary.write_bytes(gzip.compress(content, mtime=0) if compressed else content)
 
 
-def sha256_of(path):
+def sha256_of(path: Path | str) -> str:
     """SHA-256 of a file's bytes, as hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,77 +1,62 @@
-"""One process at a time: locks that end with the process that holds them.
-
-The lock is the kernel's (flock) wherever the file system has it. Lustre without `-o flock` and NFS
-without a lock daemon have none. There a file that names process and machine stands for the lock
-(filelock's SoftFileLock): if that process has died, another one of the same machine takes it over.
-"""
+"""One process at a time: locks of files that end with the process that holds them."""
 
 import contextlib
 import errno
-import fcntl
+from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import SoftFileLock, Timeout
+from filelock import FileLock, SoftFileLock, Timeout
 
 from mvl.errors import MvlError, RunError
 
-#: What a file system without flock answers.
+#: What a file system without flock answers: Lustre by default, and NFS without a lock daemon.
 _WITHOUT_FLOCK = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
-#: Seconds within which the lock of a process that has died is taken over.
+#: Seconds for a look at the lock to end, or for the lock of a dead process to be taken over.
 _PATIENCE = 0.3
 
 
-def acquired(file, wait=False):
-    """Take the lock of an open file.
+@contextlib.contextmanager
+def acquired(path: Path | str, wait: bool = False) -> Iterator[None]:
+    """Hold the lock of a file for a block; the file is made if it is missing.
+
+    Where there is no flock, a file PATH.held is the lock; it names the process and the machine.
 
     Args:
-        file: an open file with a name.
-        wait: until another process gives it back.
-
-    Returns:
-        A context manager, with whose block the lock ends; closing the file ends it, too, where
-        the file system has flock.
+        wait: until another process releases it.
 
     Raises:
         BlockingIOError: another process holds it; `strerror` says what to do.
     """
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise BlockingIOError(error.errno, "wait until it has ended") from error
-    except OSError as error:
-        if error.errno not in _WITHOUT_FLOCK:
-            raise
+    patience, advice = -1 if wait else _PATIENCE, "wait until it has ended"
+    with contextlib.ExitStack() as held:
         try:
-            return _marker(file.name).acquire(timeout=-1 if wait else _PATIENCE)
-        except Timeout as held:
-            way_out = f"or, if it has died on another machine, remove {held.lock_file}"
-            raise BlockingIOError(
-                errno.EWOULDBLOCK, f"wait until it has ended, {way_out}"
-            ) from error
-    return contextlib.nullcontext()
-
-
-def _marker(path):
-    return SoftFileLock(f"{path}.held")
+            try:
+                held.enter_context(FileLock(path, patience, fallback_to_soft=False))
+            except OSError as error:
+                if error.errno not in _WITHOUT_FLOCK:
+                    raise
+                advice += f", or, if it has died on another machine, remove {path}.held"
+                held.enter_context(SoftFileLock(f"{path}.held", patience))
+        except Timeout as error:
+            raise BlockingIOError(errno.EWOULDBLOCK, advice) from error
+        yield
 
 
 @contextlib.contextmanager
-def locked(folder, what):
-    """Hold a folder's lock for a block.
+def locked(folder: Path | str, what: str) -> Iterator[None]:
+    """Hold a folder's lock, its file `.lock`, for a block; the folder is made if it is missing.
 
     Args:
-        folder: made if it is missing; gets a file `.lock`.
-        what: what another holder is doing, for the error, such as "training this run".
+        what: what the holder is doing, for the error, such as "training this run".
 
     Raises:
         RunError: another process holds the lock.
         MvlError: the folder cannot be written.
     """
-    folder = Path(folder)
     with contextlib.ExitStack() as held:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            held.enter_context(acquired(held.enter_context(open(folder / ".lock", "a"))))
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            held.enter_context(acquired(Path(folder) / ".lock"))
         except BlockingIOError as error:
             raise RunError(f"another process is {what} in {folder}: {error.strerror}") from error
         except OSError as error:
@@ -79,28 +64,11 @@ def locked(folder, what):
         yield
 
 
-def is_locked(folder):
+def is_locked(folder: Path | str) -> bool:
     """Whether a process holds the folder's lock (see `locked`)."""
     path = Path(folder) / ".lock"
-    if not path.exists():
-        return False
-    with open(path) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # two that look do not see each other
-        except BlockingIOError:
-            return True
-        except OSError as error:
-            if error.errno not in _WITHOUT_FLOCK:
-                raise
-            return _is_held(_marker(path))
-    return False
-
-
-def _is_held(marker):
-    if not Path(marker.lock_file).exists():
-        return False
     try:
-        with marker.acquire(timeout=_PATIENCE):
+        with acquired(path) if path.exists() else contextlib.nullcontext():
             return False
-    except OSError:  # it is held, or this process may not take over that of a dead one
-        return True
+    except OSError as error:  # where nothing may be written, nothing is locked
+        return isinstance(error, BlockingIOError)

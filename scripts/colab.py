@@ -1,7 +1,7 @@
 """Makes the suite usable in the kernel of a Colab notebook, whose first cell runs this file.
 
 Colab comes with most of what pyproject.toml asks for. What is missing or too old is installed,
-except what Colab stands on: its torch fits its GPU, and its kernel does not survive another
+except what Colab depends on: its torch fits its GPU, and its kernel does not survive another
 ipykernel. JupyterLab and papermill serve the other ways to run a notebook.
 """
 

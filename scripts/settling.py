@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from mvl.files import with_section, write_text
+
 ROOT = Path(__file__).resolve().parents[1]
 TABLE, PAGE = ROOT / "results" / "reference" / "settling.csv", ROOT / "docs" / "protocol.md"
 BEGIN, END = "<!-- settling: begin, written by scripts/settling.py -->", "<!-- settling: end -->"
@@ -45,11 +47,7 @@ def main() -> None:
     """Copy the table that is named, if one is, and write the page."""
     if sys.argv[1:]:
         TABLE.write_bytes(Path(sys.argv[1]).read_bytes())
-    text = PAGE.read_text(encoding="utf-8")
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    PAGE.write_text(
-        f"{before}{BEGIN}\n{section(pd.read_csv(TABLE))}\n{END}{after}", encoding="utf-8"
-    )
+    write_text(PAGE, with_section(PAGE, BEGIN, END, section(pd.read_csv(TABLE))))
     print(PAGE)
 
 

@@ -18,7 +18,7 @@ fail() {
     exit 1
 }
 
-# The first Python at hand that is new enough; nothing is printed where there is none.
+# The first Python here that is new enough; nothing is printed where there is none.
 find_python() {
     local name
     for name in python3 python python3.14 python3.13 python3.12 python3.11; do
@@ -79,7 +79,7 @@ install_lock() {
 }
 
 set_up() {
-    # The scripts and the notebooks' kernels do not run where the user stands.
+    # The scripts and the notebooks' kernels do not run in the user's folder.
     if [[ -n ${MVL_DATA_ROOT:-} && $MVL_DATA_ROOT != [/~]* ]]; then
         export MVL_DATA_ROOT=$PWD/$MVL_DATA_ROOT
     fi

@@ -14,6 +14,7 @@ from mvl.config import (
     ExperimentConfig,
     LanguageConfig,
     ModelConfig,
+    TrainingConfig,
     derive_seed,
     fingerprint,
     preset,
@@ -32,43 +33,64 @@ def test_a_configuration_survives_json(name):
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"modle": {}}, "unknown key modle; known are audit, data, model, seed, training"),
+        ({"models": {}}, "unknown key models"),
         ({"model": {"language": {"layr": 1}}}, "unknown key model.language.layr"),
-        ({"model": {"language": {"layer": "last"}}}, "model.language.layer: expected int"),
-        ({"model": {"width": True}}, "model.width: expected int"),
-        ({"model": {"width": 64.5}}, "model.width: expected int"),
-        ({"model": {"attention": "sparse"}}, "'sparse' is none of global, hybrid"),
-        ({"data": {"grid": [8, 8]}}, "data.grid: expected 3 values"),
-        ({"data": {"grid": 8}}, "data.grid: expected a list"),
-        ({"data": {"fraction": 0}}, r"fraction 0.0 is not in \(0, 1\]"),
-        ({"data": {"flips": 1}}, "flips: 1 is none of False, True, left-right"),
-        ({"data": {"fit": "crop"}}, "fit crop with spacing_mm None: crop needs it"),
-        ({"data": {"spacing_mm": [1, 1, 1]}}, "fit pad with spacing_mm .*no other takes it"),
-        ({"data": {"fit": "crop", "spacing_mm": [1, 1, 0]}}, "an edge that is not above 0"),
-        ({"training": {"epochs": 0}}, "epochs 0 is below 1"),
-        ({"training": {"learning_rate": 10**400}}, "training.learning_rate: expected a finite"),
-        ({"training": {"weight_decay": float("nan")}}, "training.weight_decay: expected a finite"),
-        ({"data": {"rotation_degrees": float("inf")}}, "data.rotation_degrees: expected a finite"),
-        ({"seed": 10**400}, "seed: expected a finite number"),
-        ({"training": {"warmup_epochs": -1}}, "warmup_epochs -1 is negative"),
-        ({"model": {"width": 0}}, "width 0 is below 1"),
-        ({"model": {"encoder_depth": 0}}, "encoder_depth 0 is below 1"),
+        (
+            {"model": {"language": {"layer": "last"}}},
+            "model.language.layer must .*got 'last'",
+        ),
+        ({"model": {"width": True}}, "model.width must .*integer, got True"),
+        ({"model": {"width": 64.5}}, "model.width must .*integer, got 64.5"),
+        (
+            {"model": {"attention": "sparse"}},
+            "model.attention must .*'hybrid', got 'sparse'",
+        ),
+        ({"data": {"grid": [8, 8]}}, "lacks data.grid.2"),
+        ({"data": {"grid": [8, 8, 0]}}, "data.grid.2 must .*, got 0"),
+        ({"data": {"grid": [8, 8, 2**31]}}, "data.grid.2 must .*, got 2147483648"),
+        ({"data": {"grid": 8}}, "data.grid must .*got 8"),
+        ({"data": {"fraction": 0}}, "data.fraction must .*got 0"),
+        ({"data": {"fraction": 1.5}}, "data.fraction must .*got 1.5"),
+        ({"data": {"flips": 1}}, "data.flips.*got 1"),
+        ({"data": {"fit": "crop"}}, "data: fit crop with spacing_mm None"),
+        ({"data": {"spacing_mm": [1, 1, 1]}}, "data: fit pad with spacing_mm"),
+        ({"data": {"fit": "crop", "spacing_mm": [1, 1, 0]}}, "data.spacing_mm.2 must .*got 0"),
+        ({"training": {"epochs": 0}}, "training.epochs must .*got 0"),
+        ({"training": {"learning_rate": 0}}, "training.learning_rate must .*got 0"),
+        ({"training": {"learning_rate": 10**400}}, "training.learning_rate must .*finite"),
+        ({"training": {"weight_decay": float("nan")}}, "training.weight_decay must .*finite"),
+        ({"data": {"rotation_degrees": float("inf")}}, "data.rotation_degrees must .*finite"),
+        ({"seed": 10**400}, "seed must"),
+        ({"training": {"warmup_epochs": -1}}, "training.warmup_epochs must .*got -1"),
+        ({"model": {"width": 0}}, "model.width must .*got 0"),
+        ({"model": {"language": {"lora_rank": -1}}}, "model.language.lora_rank must .*got -1"),
+        ({"model": {"language": {"scale": 0}}}, "model.language.scale must .*got 0"),
         (
             {"model": {"language": {"control": "trainable", "dtype": "bfloat16"}}},
-            "a trainable block wants dtype float32",
+            "model.language: a trainable block wants dtype float32",
         ),
-        ({"model": {"patch": [8, 0, 8]}}, "an axis below 1"),
-        ({"model": {"fusion_kernels": [-1]}}, "has to be odd and above 0"),
-        ({"model": {"width": 10}}, "width 10 / heads 4 is not whole"),
-        ({"model": {"heads": 0}}, "heads 0 is below 1"),
-        ({"seed": None}, "seed: expected int"),
-        ({"model": []}, "model.*expected a mapping"),
-        ([], "root: expected a mapping"),
+        ({"model": {"patch": [8, 0, 8]}}, "model.patch.1 must .*got 0"),
+        ({"model": {"fusion_kernels": [2]}}, "model: fusion_kernels .*odd"),
+        ({"model": {"fusion_kernels": [-1]}}, "model.fusion_kernels.0 must .*got -1"),
+        ({"model": {"width": 10}}, "model: width 10 / heads 4"),
+        ({"model": {"architecture": "resnet"}}, "model.architecture must .*got 'resnet'"),
+        ({"model": {"architecture": "unet", "depth": 2}}, "unknown key model.depth"),
+        ({"seed": None}, "seed must .*got None"),
+        ({"model": []}, r"model must .*got \[\]"),
+        ([], "root must"),
     ],
 )
 def test_what_is_wrong_is_named_by_its_path(values, said):
     with pytest.raises(ConfigError, match=said):
         ExperimentConfig.from_dict(values)
+
+
+def test_the_constructor_is_as_strict():
+    with pytest.raises(ConfigError, match="epochs must .*got '5'"):
+        TrainingConfig(epochs="5")
+    with pytest.raises(ConfigError, match="heads 5"):
+        replace(ModelConfig(), heads=5)
+    assert type(DataConfig(fit="crop", spacing_mm=(1, 1, 1)).spacing_mm[0]) is float
 
 
 def test_a_preset_takes_another_block_where_it_has_one():
@@ -139,7 +161,7 @@ def test_a_task_that_a_shell_completed_has_its_plain_name(given):
 
 
 def test_a_task_that_is_a_path_is_refused_with_the_words_that_work():
-    with pytest.raises(ConfigError, match="name the task Own, and its place with --root /data"):
+    with pytest.raises(ConfigError, match="name the task Own, .*--root /data"):
         DataConfig(task="/data/Own/")
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 
 import nbformat
 import pytest
@@ -9,9 +10,10 @@ import yaml
 from IPython.core.inputtransformer2 import TransformerManager
 
 from mvl.files import REPOSITORY
-from mvl.show.links import colab_cell, repository
 
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+ADDRESS = PROJECT["tool"]["mvl"]["repository"]
 QUICK = yaml.safe_load((REPOSITORY / "profiles" / "quick.yaml").read_text())
 
 
@@ -47,10 +49,21 @@ def test_it_opens_with_its_question_and_closes_with_its_answer(path):
 
 
 @notebooks
-def test_its_first_code_fetches_the_suite_on_colab(path):
-    code = [cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
-    assert code[0] == colab_cell(repository())
-    assert not any("google.colab" in source for source in code[1:])
+def test_its_badges_open_itself(path):
+    pages = (nbformat.read(path, 4).cells[0].source, (REPOSITORY / "README.md").read_text())
+    for page in pages:
+        assert f"mybinder.org/v2/gh/{ADDRESS}/HEAD?labpath=notebooks%2F{path.name})" in page
+        assert (
+            f"colab.research.google.com/github/{ADDRESS}/blob/HEAD/notebooks/{path.name})" in page
+        )
+
+
+def test_the_first_code_of_each_fetches_the_suite_on_colab():
+    notebooks = [nbformat.read(path, 4).cells for path in NOTEBOOKS]
+    code = [[cell.source for cell in cells if cell.cell_type == "code"] for cells in notebooks]
+    (first,) = {sources[0] for sources in code}
+    assert f"git clone -q --depth 1 https://github.com/{ADDRESS}\n" in first
+    assert not any("google.colab" in source for sources in code for source in sources[1:])
 
 
 @notebooks

@@ -5,7 +5,7 @@ and sizes of the language model's part are the preset `released` of `mvl.config`
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import partial
 from typing import Literal
 
@@ -25,11 +25,12 @@ from mvl.data.batches import augmentation
 from mvl.data.nifti import read_header, read_label
 from mvl.data.preparation import Preparation
 from mvl.data.task_data import TaskData
-from mvl.errors import ConfigError, DataError
+from mvl.errors import DataError
 from mvl.experiment.procedure import Procedure, procedure_of
+from mvl.strict import strict
 
 
-@dataclass(frozen=True)
+@strict
 class AuditConfig:
     """What the audit trains as the released code does; the study has none of it."""
 
@@ -51,7 +52,7 @@ class AuditConfig:
     siblings: bool = field(default=False, metadata={"later": True})
 
 
-@dataclass(frozen=True)
+@strict
 class AuditedConfig(ExperimentConfig):
     """An experiment that is trained by `ReleasedProcedure`; it also reads the study's."""
 
@@ -60,11 +61,11 @@ class AuditedConfig(ExperimentConfig):
     def __post_init__(self):
         audit, copied = self.audit, self.audit.rotated or self.audit.copies
         if audit != AuditConfig() and self.data.target != "foreground":
-            raise ConfigError("the audit knows the foreground alone")
+            raise ValueError("the audit knows the foreground alone")
         if audit.linear_labels and self.data.fit != "resize":
-            raise ConfigError("linear_labels wants fit 'resize'")
+            raise ValueError("linear_labels wants fit 'resize'")
         if (audit.planes or audit.splines) and not copied:
-            raise ConfigError("planes and splines are about rotated copies: rotated, or copies")
+            raise ValueError("planes and splines are about rotated copies: rotated, or copies")
 
 
 def hard_dice_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -78,7 +78,7 @@ def _copied(checkpoint, architecture, dtype, folder):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             # Two processes that want one block share the work. A broken transfer goes on.
-            with open(folder / "partial", "a+b") as partial, acquired(partial, wait=True):
+            with open(folder / "partial", "a+b") as partial, acquired(partial.name, wait=True):
                 if not (folder / WEIGHTS).is_file():
                     tensors = checkpoint.read(names.values(), DTYPES[dtype], partial)
                     write_json(folder / CONFIG, checkpoint.config)

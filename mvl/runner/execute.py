@@ -1,27 +1,34 @@
 """The notebooks, executed in order by papermill, skipped when unchanged; each in its own kernel."""
 
+import contextlib
 import hashlib
 import logging
 import os
 import sys
+import tempfile
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
 
 from mvl.data.task_folder import data_root
 from mvl.errors import ConfigError, MvlError, RunError
 from mvl.files import REPOSITORY, read_json, write_json
 from mvl.locks import locked
 from mvl.machine import GIB, PeakMemory, memory_limit
-from mvl.progress import INTERVAL_S, clock
-from mvl.runner.kernels import Kernels
-from mvl.runner.profiles import load_profile
+from mvl.progress import INTERVAL_S
+from mvl.study.profiles import load_profile
 
-#: What of mvl/ no notebook can reach: the command line, the links, and the report of a run. Any
-#: other file of the package may decide what a notebook shows.
-BESIDE = ("__main__.py", "cli.py", "show/links.py", "show/report")
+#: What of mvl/ no notebook can reach: the command line, and the report of a run. Any other file
+#: of the package may decide what a notebook shows.
+UNREACHED = ("__main__.py", "cli", "show/report")
+#: Where a kernel keeps its files; below the home by default, which a container may not have.
+_KERNEL_FOLDERS = ("JUPYTER_RUNTIME_DIR", "JUPYTER_DATA_DIR", "JUPYTER_CONFIG_DIR", "IPYTHONDIR")
+_KERNEL_FOLDERS += ("MPLCONFIGDIR",)
 
 
 class NotebookError(MvlError):
@@ -30,28 +37,27 @@ class NotebookError(MvlError):
 
 @dataclass
 class Outcome:
-    """What became of a notebook in a run.
-
-    Attributes:
-        status: "ok", "unchanged", "failed" or "not run".
-        seconds: how long it ran; None where it did not.
-        memory: the `PeakMemory` of its kernel; None where it did not run.
-    """
+    """What became of a notebook: "ok", "unchanged", "failed" or "not run", in which time."""
 
     status: str = "not run"
     seconds: float | None = None
     memory: PeakMemory | None = None
 
 
-def run(profile, only=None, start=None, force=False, root=REPOSITORY):
-    """Execute the notebooks of a repository and say on standard output how it goes.
+def run(
+    profile: str,
+    only: str | None = None,
+    start: str | None = None,
+    force: bool = False,
+    root: Path | str = REPOSITORY,
+) -> dict[str, Outcome]:
+    """Execute the notebooks of a repository and print how it goes.
 
     Executed copies are written to results/<profile>/notebooks, also of a notebook that fails,
     and a notebook that is unchanged since its copy ended well is skipped. The first failure
     ends the run: later notebooks build on what earlier ones leave.
 
     Args:
-        profile: name of a profile, see `load_profile`.
         only: the number, such as "03", or the name of the one notebook to run.
         start: the number or name of the notebook to begin with.
         force: run notebooks that are unchanged, too.
@@ -66,31 +72,29 @@ def run(profile, only=None, start=None, force=False, root=REPOSITORY):
     """
     root = Path(root).resolve()
     parameters = load_profile(profile, root)
-    # What each is made of is written down before the first kernel imports the package: code that
-    # is changed meanwhile makes the later ones run again.
+    # The code is hashed before the first kernel imports the package: code that is changed
+    # meanwhile makes the later notebooks run again.
     jobs = [Job(path, parameters, root) for path in _chosen(root, only, start)]
     outcomes = {job.name: Outcome() for job in jobs}
-    fault = None
-    lock = locked(root / "results" / profile, f"running profile {profile}")
-    with lock, Kernels(root / "notebooks", _environment(profile)) as kernels:
-        for n, job in enumerate(jobs):
+    failure = None
+    with locked(root / "results" / profile, f"running profile {profile}"):
+        for job in jobs:
             outcome = outcomes[job.name]
             if not force and job.is_done():
                 outcome.status = "unchanged"
                 continue
             started = time.monotonic()
             try:
-                more = any(force or not later.is_done() for later in jobs[n + 1 :])
-                job.execute(kernels, outcome, more)
+                job.execute(outcome)
                 outcome.status = "ok"
             except NotebookError as error:
-                outcome.status, fault = "failed", error
+                outcome.status, failure = "failed", error
             outcome.seconds = time.monotonic() - started
-            if fault:
+            if failure:
                 break
     _print_summary(outcomes)
-    if fault:
-        print(f"\n{fault}", file=sys.stderr, flush=True)
+    if failure:
+        print(f"\n{failure}", file=sys.stderr, flush=True)
     return outcomes
 
 
@@ -126,44 +130,42 @@ def _chosen(root, only, start):
     raise ConfigError(f"no notebook {name!r}; there are: {', '.join(path.stem for path in paths)}")
 
 
-@dataclass
 class Job:
     """One notebook with the parameters of one profile.
 
     Attributes:
-        source: the notebook's file.
-        profile: the parameters, from `load_profile`.
-        root: the repository.
-        name: the file's name without its ending.
-        copy: where its executed copy belongs.
-        record: where it is written down what a copy that ended well was made of.
+        copy: the path of its executed copy.
+        record: the path of the hashes of what a copy that ended well was made of.
     """
 
-    source: Path
-    profile: dict
-    root: Path
+    def __init__(self, source: Path, profile: dict[str, Any], root: Path) -> None:
+        self.source, self.profile, self.root = source, profile, root
+        self.name = source.stem
+        folder = root / "results" / profile["profile"] / "notebooks"
+        self.copy, self.record = folder / source.name, folder / f"{self.name}.done.json"
+        self._code = self._code_hash()
 
-    def __post_init__(self):
-        folder = self.root / "results" / self.profile["profile"] / "notebooks"
-        self.name = self.source.stem
-        self.copy = folder / self.source.name
-        self.record = folder / f"{self.name}.done.json"
-        self.code = self._code_hash()
+    def made_of(self) -> dict[str, str]:
+        """Hashes of what decides the notebook's outputs: code with parameters, and input data."""
+        return {"code": self._code, "inputs": self._inputs_hash()}
 
-    def made_of(self):
-        """What decides the notebook's outputs, as hashes: code and parameters, and input data."""
-        return {"code": self.code, "inputs": self._inputs_hash()}
+    def is_done(self) -> bool:
+        """Whether the executed copy ended well and nothing that it was made of has changed."""
+        try:
+            return self.copy.is_file() and read_json(self.record) == self.made_of()
+        except MvlError:
+            return False
 
     def _code_hash(self):
         """SHA-256 of the notebook, its parameters, the package, and the numbers it may show."""
         files = [self.source, self.root / "profiles" / f"{self.profile['profile']}.yaml"]
         for folder in ("mvl", "benchmarks", "results/reference"):
             files += (path for path in (self.root / folder).rglob("*") if path.is_file())
-        beside = {self.root / "mvl" / name for name in BESIDE}
+        unreached = {self.root / "mvl" / name for name in UNREACHED}
         digest = hashlib.sha256()
         for path in sorted(files):
-            made = path.name.startswith(".") or path.parent.name == "__pycache__"
-            if not made and beside.isdisjoint((path, *path.parents)):
+            temporary = path.name.startswith(".") or path.parent.name == "__pycache__"
+            if not temporary and unreached.isdisjoint((path, *path.parents)):
                 digest.update(f"{path.relative_to(self.root)}\0".encode())
                 digest.update(hashlib.sha256(path.read_bytes()).digest())
         return digest.hexdigest()
@@ -172,8 +174,7 @@ class Job:
         """SHA-256 of names, sizes and times of the files of its tasks and of a local block.
 
         The files themselves may be many gigabytes; `mvl.fit` reads them anyway. Only a notebook
-        with the parameter `tasks` is about more than the profile's task: the phantoms that it
-        makes are nothing to the others, which need not run again for them.
+        with the parameter `tasks` is about more than the profile's task.
         """
         name, tasks = self.profile["profile"], [self.profile["task"]]
         if "tasks" in self._declared():
@@ -182,17 +183,15 @@ class Job:
         if self.profile["source"] != "phantom":
             roots.append(data_root())
         folders = [root / task for root in roots for task in tasks]
-        _, _, place = self.profile["block"].partition(":")
-        if place.startswith("/"):  # `load_profile` has made a file's or folder's name absolute
-            folders.append(Path(place))
+        _, _, block = self.profile["block"].partition(":")
+        if block.startswith("/"):  # `load_profile` has made a file's or folder's name absolute
+            folders.append(Path(block))
         digest = hashlib.sha256()
         for folder in folders:
-            for path in sorted([folder, *folder.rglob("*")]):
-                if path.is_file():
-                    facts = path.stat()
-                    said = f"{path.relative_to(folder.parent)}\0{facts.st_size}"
-                    said += f"\0{facts.st_mtime_ns}\0"
-                    digest.update(said.encode())
+            for path in sorted(path for path in [folder, *folder.rglob("*")] if path.is_file()):
+                status = path.stat()
+                parts = (path.relative_to(folder.parent), status.st_size, status.st_mtime_ns, "")
+                digest.update("\0".join(map(str, parts)).encode())
         return digest.hexdigest()
 
     def _declared(self):
@@ -201,22 +200,20 @@ class Job:
 
         return papermill.inspect_notebook(self._read())
 
-    def is_done(self):
-        """Whether the executed copy ended well and nothing that it was made of has changed."""
-        if not (self.copy.is_file() and self.record.is_file()):
-            return False
+    def _read(self):
+        import nbformat
+
         try:
-            return read_json(self.record) == self.made_of()
-        except MvlError:
-            return False
+            notebook = nbformat.read(self.source, as_version=4)
+        except Exception as error:  # nbformat has no common class for what a broken file raises
+            raise NotebookError(f"{self.source} is not a readable notebook: {error}") from error
+        # papermill asks for it, and the kernel is ours whatever the file says.
+        spec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        notebook.metadata["kernelspec"] = spec
+        return notebook
 
-    def execute(self, kernels, outcome, more):
-        """Run the notebook in a kernel of its own and say how it goes.
-
-        Args:
-            kernels: `Kernels`.
-            outcome: its `Outcome`, which is told of the kernel's memory.
-            more: whether another notebook follows.
+    def execute(self, outcome: Outcome) -> None:
+        """Run the notebook in its own kernel and print how it goes; `outcome` gets its memory.
 
         Raises:
             NotebookError: the notebook cannot be read, a cell failed, or the kernel died.
@@ -225,39 +222,35 @@ class Job:
         from nbclient.exceptions import DeadKernelError
         from papermill.exceptions import PapermillExecutionError
 
-        # papermill logs what is reported below in a form for people.
+        # papermill logs what is reported below.
         logging.getLogger("papermill").setLevel(logging.CRITICAL)
-        notebook = self._read()
-        declared = self._declared()
-        earlier = self._durations()
-        progress = _Progress(self.name, [earlier.get(cell.id) for cell in notebook.cells])
+        notebook, declared = self._read(), self._declared()
+        heartbeat = _Heartbeat(self.name, len(notebook.cells))
         try:
             self.copy.parent.mkdir(parents=True, exist_ok=True)
             self.record.unlink(missing_ok=True)
-            with progress, kernels.one(more) as kernel, PeakMemory(kernel.pid) as memory:
+            with heartbeat, self._kernel() as kernel, PeakMemory(kernel.provisioner.pid) as memory:
                 outcome.memory = memory
                 papermill.execute_notebook(
                     notebook,
-                    # papermill fills in what stands in braces.
+                    # papermill replaces names in braces.
                     str(self.copy).replace("{", "{{").replace("}", "}}"),
                     parameters={k: v for k, v in self.profile.items() if k in declared},
                     kernel_name="python3",
                     language="python",
                     km=kernel,
                     progress_bar=False,
-                    on_cell_start=progress.cell_started,
+                    on_cell_start=heartbeat.cell_started,
                 )
         except PapermillExecutionError as error:
-            raise self._failure(progress, f"{error.ename}: {error.evalue}".strip(": ")) from error
+            reason = f"{error.ename}: {error.evalue}".strip(": ")
+            raise NotebookError(self._failure(heartbeat, reason)) from error
         except DeadKernelError as error:
-            held, all_of_it = outcome.memory.bytes / GIB, memory_limit() / GIB
-            raise self._failure(
-                progress,
-                "its kernel died (killed from outside, or out of memory); it held "
-                f"{held:.1f} GiB at most, of {all_of_it:.1f} GiB at hand",
-            ) from error
-        except RuntimeError as error:
-            # nbclient says so when a kernel never answers.
+            reason = "its kernel died (killed from outside, or out of memory); it held "
+            reason += f"{outcome.memory.bytes / GIB:.1f} GiB at most, "
+            reason += f"of {memory_limit() / GIB:.1f} GiB here"
+            raise NotebookError(self._failure(heartbeat, reason)) from error
+        except RuntimeError as error:  # from nbclient, where a kernel never answers
             raise NotebookError(f"{self.name}: the kernel did not start: {error}") from error
         except OSError as error:
             reason = error.strerror or error
@@ -265,111 +258,95 @@ class Job:
         # The inputs as they are now: the notebook itself may have downloaded or made them.
         write_json(self.record, self.made_of())
 
-    def _read(self):
-        import nbformat
+    def _failure(self, heartbeat, reason):
+        message = f"{self.name}: cell {heartbeat.cell} of {heartbeat.cells} failed: {reason}"
+        if heartbeat.line:
+            message += f"\n  the cell begins: {heartbeat.line}"
+        return f"{message}\n  its executed copy: {self.copy.relative_to(self.root)}"
 
-        try:
-            notebook = nbformat.read(self.source, as_version=4)
-        except Exception as error:  # nbformat has no common class for what a broken file raises
-            raise NotebookError(f"{self.source} is no readable notebook: {error}") from error
-        # papermill wants to be told, and the kernel is ours whatever the file says.
-        notebook.metadata["kernelspec"] = {
-            "name": "python3",
-            "display_name": "Python 3",
-            "language": "python",
-        }
-        return notebook
+    @contextlib.contextmanager
+    def _kernel(self) -> Iterator:
+        """Start a kernel of this interpreter in notebooks/; end it with the block, at once."""
+        from jupyter_client.kernelspec import KernelSpecManager
+        from jupyter_client.manager import AsyncKernelManager
+        from jupyter_core.utils import run_sync
 
-    def _durations(self):
-        """Seconds that cells took when the notebook was last executed, by the cells' ids."""
-        import nbformat
+        # With no folder to look into, jupyter_client falls back to ipykernel's specification,
+        # which starts the running interpreter. Other users of the machine can listen on the
+        # kernel's sockets, so they are encrypted where that is possible.
+        kernel = AsyncKernelManager(
+            kernel_name="python3",
+            kernel_spec_manager=KernelSpecManager(kernel_dirs=[]),
+            transport_encryption="auto",
+        )
+        clients, client = [], kernel.client
+        # nbclient leaves open the client of a kernel that it has not started.
+        kernel.client = lambda **options: clients.append(client(**options)) or clients[-1]
+        with tempfile.TemporaryDirectory() as folder:
+            environment = os.environ | {"MVL_PROFILE": self.profile["profile"]}
+            if not os.access(os.path.expanduser("~"), os.W_OK):
+                environment = dict.fromkeys(_KERNEL_FOLDERS, folder) | environment
+            if os.environ.get("MVL_DATA_ROOT"):  # relative to the user's folder
+                environment["MVL_DATA_ROOT"] = str(data_root().absolute())
+            try:
+                run_sync(kernel.start_kernel)(
+                    cwd=str(self.root / "notebooks"),
+                    env=environment,
+                    extra_arguments=["--HistoryManager.hist_file=:memory:"],
+                )
+            except OSError as error:
+                raise RuntimeError(error.strerror or error) from error
+            try:
+                yield kernel
+            finally:  # one that holds torch takes seconds to leave when it is asked
+                for opened in clients:
+                    opened.stop_channels()
+                run_sync(kernel.shutdown_kernel)(now=True)
 
-        with suppress(Exception):  # no copy, or a broken one: then nothing is known
-            cells = nbformat.read(self.copy, as_version=4).cells
-            return {cell.id: cell.metadata.get("papermill", {}).get("duration") for cell in cells}
-        return {}
 
-    def _failure(self, progress, reason):
-        copy = self.copy.relative_to(self.root)
-        message = f"{self.name}: cell {progress.cell} of {progress.cells} failed: {reason}"
-        if progress.line:
-            message += f"\n  the cell begins: {progress.line}"
-        return NotebookError(f"{message}\n  its executed copy: {copy}")
+class _Heartbeat(threading.Thread):
+    """Prints where a notebook is: one live line on a terminal, else a plain line at intervals."""
 
-
-def _environment(profile):
-    """Environment variables of the kernels, beside those of this process."""
-    chosen = {"MVL_PROFILE": profile}
-    if os.environ.get("MVL_DATA_ROOT"):
-        # Kernels run in notebooks/, where a relative folder would be another one.
-        chosen["MVL_DATA_ROOT"] = str(data_root().absolute())
-    return chosen
-
-
-class _Progress:
-    """Says where a notebook is: one live line on a terminal, else a plain line now and then.
-
-    Args:
-        name: the notebook's.
-        durations: seconds that each of its cells took before, None for those of which it is not
-            known.
-    """
-
-    def __init__(self, name, durations):
-        self.name = name
-        self.durations = durations
-        #: Number of the running cell in the source, from 1; 0 before the first.
-        self.cell = 0
-        self.cells = len(durations)
-        #: First line of code of the running cell.
-        self.line = ""
+    def __init__(self, name, cells):
+        super().__init__(daemon=True)
+        self.title, self.cells = name, cells
+        #: Number of the running cell in the source, from 1; and its first line of code.
+        self.cell, self.line = 0, ""
         self.live = sys.stdout.isatty()
-        self.started = self.cell_start = time.monotonic()
-        self.ended = threading.Event()
-        self.thread = threading.Thread(target=self._tell, daemon=True)
+        self.started, self.ended = time.monotonic(), threading.Event()
 
     def cell_started(self, cell, cell_index):
-        """nbclient's hook; the cell that papermill puts in counts as a part of the one before."""
-        if "injected-parameters" in cell.metadata.get("tags", ()):
-            return
-        self.cell += 1
-        self.cell_start = time.monotonic()
-        lines = [line.strip() for line in cell.source.splitlines()]
-        self.line = next((line for line in lines if line and not line.startswith("#")), "")
+        """nbclient's hook; the cell that papermill adds counts as a part of the one before."""
+        if "injected-parameters" not in cell.metadata.get("tags", ()):
+            self.cell += 1
+            lines = [line.strip() for line in cell.source.splitlines()]
+            self.line = next((line for line in lines if line and not line.startswith("#")), "")
 
     def __enter__(self):
         if not self.live:
-            print(f"{self.name}: {self.cells} cells", flush=True)
-        self.thread.start()
+            self._print(f"{self.cells} cells")
+        self.start()
         return self
 
     def __exit__(self, kind, *_):
         self.ended.set()
-        self.thread.join()
-        word = "ok"
-        if kind:
-            word = "interrupted" if issubclass(kind, KeyboardInterrupt) else "failed"
-        end = f"{self.name}: {word}, {clock(time.monotonic() - self.started)}"
-        print(f"\r\x1b[K{end}" if self.live else end, flush=True)
+        self.join()
+        word = "failed" if kind else "ok"
+        if kind and issubclass(kind, KeyboardInterrupt):
+            word = "interrupted"
+        self._print(f"{word}, {self._elapsed()}", "\n")
 
-    def _tell(self):
+    def run(self):
         while not self.ended.wait(1 if self.live else INTERVAL_S):
-            line = self._line()
-            with suppress(BrokenPipeError):  # the main thread will meet it, and end the run
-                print(f"\r\x1b[K{line}" if self.live else f"{line}\n", end="", flush=True)
+            with contextlib.suppress(BrokenPipeError):  # the main thread will meet it, too
+                self._print(f"cell {self.cell} of {self.cells}, {self._elapsed()} elapsed")
 
-    def _line(self):
-        line = f"{self.name}: cell {self.cell} of {self.cells}"
-        line += f", {clock(time.monotonic() - self.started)} elapsed"
-        left = self._left()
-        return line if left is None else f"{line}, about {clock(left)} left"
+    def _elapsed(self):
+        return tqdm.format_interval(time.monotonic() - self.started)
 
-    def _left(self):
-        """Seconds until the end, if cells take as long as they did; None where that is no guide."""
-        rest = self.durations[max(0, self.cell - 1) :]
-        spent = time.monotonic() - self.cell_start if self.cell else 0.0
-        # A cell that takes longer than it did has more to do, and nobody knows how much.
-        return None if None in rest or spent > sum(rest[:1]) else sum(rest) - spent
+    def _print(self, text, end=None):
+        start, end = ("\r\x1b[K", end or "") if self.live else ("", "\n")
+        print(f"{start}{self.title}: {text}", end=end, flush=True)
 
 
 def _print_summary(outcomes):

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from mvl.config import PROTOCOL_VERSION, DataConfig, ExperimentConfig, ModelConfig, task_data
-from mvl.data.tasks import TASKS
+from mvl.config import PROTOCOL_VERSION, ExperimentConfig, ModelConfig
 from mvl.errors import MvlError
 from mvl.experiment.identity import changed_since, read_identity
 from mvl.experiment.run import DONE, FAILED, collect, read_cases
 from mvl.files import read_json
 from mvl.locks import is_locked
+from mvl.study.profiles import data_of
 from mvl.study.reference import curves_table, read_table, study_contrasts
 from mvl.study.suites import NAMING, SUITES, name_of
 from mvl.study.summary import summary_table
@@ -41,19 +41,6 @@ UNREADABLE = (MvlError, OSError, KeyError, ValueError, TypeError)
 
 #: Which fields `models.sizes.match_size` changes.
 _MATCHED = {"depth": ("encoder_depth", "decoder_depth"), "mlp": ("mlp_ratio",)}
-
-
-def data_of(task: str, parameters: dict) -> DataConfig:
-    """How a profile handles a task; `parameters` are the profile's, or a notebook's `globals()`.
-
-    Its own task has its grid and fit; the other nine of MSD's are resized to its `tasks_grid`, and
-    any other task has what `config.task_data` says.
-    """
-    if task == parameters["task"]:
-        return DataConfig(task, grid=tuple(parameters["grid"]), fit=parameters["fit"])
-    if task in TASKS:
-        return DataConfig(task, grid=tuple(parameters["tasks_grid"]), fit="resize")
-    return task_data(task)
 
 
 # --- the runs of a profile -----------------------------------------------------------------

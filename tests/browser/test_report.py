@@ -8,8 +8,8 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from mvl.runner import execute
-from mvl.runner.profiles import load_profile
 from mvl.show.report import write_report
+from mvl.study.profiles import load_profile
 
 ROOT = Path(__file__).resolve().parents[2]
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 900}

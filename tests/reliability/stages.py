@@ -19,7 +19,7 @@ from mvl.config import PRESETS, LanguageConfig, ModelConfig, TrainingConfig
 from mvl.data import download
 from mvl.errors import MvlError
 from mvl.files import REPOSITORY, read_json
-from mvl.runner import execute, kernels
+from mvl.runner import execute
 from mvl.study.suites import SUITES, Arm
 from tests.reliability import children
 
@@ -104,9 +104,7 @@ def _suite(folder, given):
 
 def _batch(folder, given):
     try:
-        # These notebooks need no slow imports, which would hide the moments to be killed at.
-        with mock.patch.object(kernels, "IMPORTS", ()):
-            outcomes = execute.run("smoke", root=folder)
+        outcomes = execute.run("smoke", root=folder)
     except MvlError as error:  # `mvl run` would run the repository's own notebooks
         print(f"mvl: {error}")
         return 1

@@ -20,8 +20,8 @@ from mvl.errors import MvlError
 from mvl.experiment.run import Run
 from mvl.files import REPOSITORY
 from mvl.models.folder import save_model
-from mvl.runner.profiles import load_profile
 from mvl.study import reference
+from mvl.study.profiles import load_profile
 from mvl.study.reference import BEST, REFERENCE
 from tests.blocks.fake_hub import COMMIT, Server
 from tests.data import test_checks as volumes
@@ -358,7 +358,7 @@ def with_block(record):
 
 
 MODEL, PLAN = ("config", "model"), ("config", "training")
-FINITE = "expected a finite number"
+FINITE = "must be a finite number"
 add("A run folder", evaluate, {
     "no config.json": ("no config.json", gone(C)),
     "config.json cut off": (C, "not readable JSON", half(C)),
@@ -367,10 +367,10 @@ add("A run folder", evaluate, {
     "of another version": ("protocol version 0", edited(C, protocol_version=0)),
     "of another version, as a text": ("protocol version '1'", edited(C, protocol_version="1")),
     "an unknown key": (C, "unknown key model.depth", edited(C, *MODEL, depth=9)),
-    "another type": (C, "model.width: expected int", edited(C, *MODEL, width="wide")),
-    "out of range": (C, "epochs 0", edited(C, *PLAN, epochs=0)),
-    "NaN": (C, f"weight_decay: {FINITE}", edited(C, *PLAN, weight_decay=float("nan"))),
-    "400 digits": (C, f"learning_rate: {FINITE}", edited(C, *PLAN, learning_rate=10**400)),
+    "another type": (C, "model.width must be a valid integer", edited(C, *MODEL, width="wide")),
+    "out of range": (C, "epochs must", edited(C, *PLAN, epochs=0)),
+    "NaN": (C, f"weight_decay {FINITE}", edited(C, *PLAN, weight_decay=float("nan"))),
+    "400 digits": (C, f"learning_rate {FINITE}", edited(C, *PLAN, learning_rate=10**400)),
     "task.json without labels": ("task.json", "labels", edited("task.json", labels=None)),
     "task.json of another version": ("task.json", "another version", edited("task.json", new=1)),
     "split.json without test": ("split.json", "lacks 'test'", edited("split.json", test=None)),
@@ -441,19 +441,19 @@ def setting(key, value):
 
 P = "smoke.yaml"
 add("A profile", profile, {
-    "an unknown key": (P, "unknown colour", lambda text: text + "colour: red\n"),
+    "an unknown key": (P, "unknown key colour", lambda text: text + "colour: red\n"),
     "a missing key": (P, "lacks epochs", setting("epochs", "")),
     "another type": (P, "epochs must be", setting("epochs", "two")),
-    "an unknown task": (P, "tasks must be names", setting("tasks", "[Task9_Spleen]")),
-    "no epoch": (P, "epochs must be at least 1", setting("epochs", "0")),
-    "a grid of two": (P, "grid must be", "three numbers", setting("grid", "[16, 24]")),
-    "a seed that is text": (P, "seeds must be", "whole number", setting("seeds", "[a]")),
-    "an unknown fit": (P, "fit must be", "pad or resize", setting("fit", "stretch")),
-    "NaN": (P, "phantom_scale must be", "above 0", setting("phantom_scale", ".nan")),
-    "an arm as a number": (P, "fusion_arms must be", "quot", setting("fusion_arms", "[111]")),
+    "an unknown task": (P, "tasks.0 must be", setting("tasks", "[Task9_Spleen]")),
+    "no epoch": (P, "epochs must be", "got 0", setting("epochs", "0")),
+    "a grid of two": (P, "grid", "at least 3 items", setting("grid", "[16, 24]")),
+    "a seed that is text": (P, "seeds.0 must be", "integer", setting("seeds", "[a]")),
+    "an unknown fit": (P, "fit must be", "'resize'", setting("fit", "stretch")),
+    "NaN": (P, "phantom_scale must be", "got nan", setting("phantom_scale", ".nan")),
+    "an arm as a number": (P, "fusion_arms.0 must be", "string", setting("fusion_arms", "[111]")),
     "no YAML": (P, "not readable YAML", lambda text: text + "a: [\n"),
     "nested 100,000 times": (P, "not readable YAML", lambda text: "[" * 100_000),
-    "a list": (P, "key: value", lambda text: "- a\n- b\n"),
+    "a list": (P, "root must be", lambda text: "- a\n- b\n"),
 })
 
 
@@ -468,11 +468,11 @@ def command(folder, given, words):
 
 
 add("The command line", train, {
-    "a batch of 0 cases": ("batch_size 0 is below 1", "--batch-size 0"),
+    "a batch of 0 cases": ("batch_size must be", "--batch-size 0"),
     "a grid that the patch does not divide": ("(7, 7, 7)", "--grid 7 7 7"),
     "a grid that no memory holds": ("out of memory", "--grid 80000 80000 80000"),
-    "a grid that no number holds": ("grid: an axis of 2^31", f"--grid {10**30} 8 8"),
-    "a learning rate of 0": ("learning_rate 0.0", "--learning-rate 0"),
+    "a grid that no number holds": ("grid.0 must be less than 2147483648", f"--grid {10**30} 8 8"),
+    "a learning rate of 0": ("learning_rate must be", "--learning-rate 0"),
     "a task of 300 letters": ("cannot look into", "name too long", f"--task {'x' * 300}"),
     "a task that is not there": ("no task Nowhere", "--task Nowhere"),
 })
@@ -480,7 +480,7 @@ SUITE = "suite run tiny --root DATA --results HERE"
 add("The command line", command, {
     "a segmentation as a picture": ("out.png does not end", "predict IMAGE --run RUN -o out.png"),
     "in place of its image": ("the image itself", "predict IMAGE --run RUN -o IMAGE"),
-    "a suite of no epoch": ("epochs 0 is below 1", f"{SUITE} --epochs 0"),
+    "a suite of no epoch": ("epochs must be", f"{SUITE} --epochs 0"),
     "a shard of none": ("shard 1/0", f"{SUITE} --shard 1/0"),
     "a shard that is not share": ("--shard one: expected I/N", f"{SUITE} --shard one"),
     "a suite without a run": ("no cell of suite tiny", SUITE.replace("run tiny", "table tiny")),

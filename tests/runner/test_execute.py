@@ -1,4 +1,4 @@
-"""The batch runner on tiny notebooks, in a repository made for each test."""
+"""The execute runner on tiny notebooks, in a repository made for each test."""
 
 import ast
 import errno
@@ -16,9 +16,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 import mvl
 from mvl.errors import ConfigError, RunError
 from mvl.files import REPOSITORY, write_json
-from mvl.machine import GIB
-from mvl.runner import execute as batch
-from mvl.runner import kernels
+from mvl.runner import execute
 
 PROFILE = """\
 profile: smoke
@@ -78,14 +76,13 @@ class Repository:
 
     def run(self, **options):
         """Exit status of a run; the outcomes are in `outcomes`."""
-        self.outcomes = batch.run("smoke", root=self.root, **options)
+        self.outcomes = execute.run("smoke", root=self.root, **options)
         return int(any(outcome.status == "failed" for outcome in self.outcomes.values()))
 
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
     monkeypatch.setenv("MVL_DATA_ROOT", str(tmp_path / "data"))
-    monkeypatch.setattr(kernels, "IMPORTS", ())  # these notebooks need none
     return Repository(tmp_path)
 
 
@@ -110,7 +107,12 @@ def test_notebooks_run_in_order_and_are_skipped_while_unchanged(three, capsys):
     three.run()
     assert three.logged()[3:] == ["changed"]
     three.run(only="02", force=True)
-    assert three.logged()[4:] == ["02_c"]
+    three.run(start="01_b", force=True)
+    assert three.logged()[4:] == ["02_c", "changed", "02_c"]
+    with pytest.raises(ConfigError, match="'07'.* 00_a, 01_b, 02_c"):
+        three.run(only="07")
+    with pytest.raises(ConfigError, match="not both"):
+        three.run(only="00", start="01")
 
 
 def test_each_thing_that_a_result_depends_on_makes_it_run_again(repository, tmp_path):
@@ -119,12 +121,12 @@ def test_each_thing_that_a_result_depends_on_makes_it_run_again(repository, tmp_
     label = dataset.parent / "labelsTr" / "a.nii.gz"
     label.parent.mkdir(parents=True)
     (repository.root / "benchmarks").mkdir()
-    (repository.root / "mvl" / "report").mkdir()
+    (repository.root / "mvl" / "show" / "report").mkdir(parents=True)
     assert repository.run() == 0
 
     def job():
-        profile = batch.load_profile("smoke", repository.root)
-        return batch.Job(repository.root / "notebooks" / "00_a.ipynb", profile, repository.root)
+        profile = execute.load_profile("smoke", repository.root)
+        return execute.Job(repository.root / "notebooks" / "00_a.ipynb", profile, repository.root)
 
     def changes(write, path, text):
         assert job().is_done()
@@ -148,7 +150,7 @@ def test_each_thing_that_a_result_depends_on_makes_it_run_again(repository, tmp_
     assert changes(Path.write_text, weights, "others' weights")
     # The report and the command line come after, whatever a notebook shows.
     assert not changes(repository.write, "mvl/show/report/page.py", "x = 2\n")
-    assert not changes(repository.write, "mvl/report/index.html", "<p>")
+    assert not changes(repository.write, "mvl/show/report/index.html", "<p>")
     assert not changes(repository.write, "profiles/quick.yaml", "")
     assert not changes(repository.write, "mvl/.code.py.swp", "x = 3\n")
 
@@ -189,22 +191,9 @@ def test_what_is_not_watched_is_out_of_every_notebooks_reach():
         REPOSITORY / "mvl/experiment/training.py" in reached
         and REPOSITORY / "mvl/models/attention.py" in reached
     )
-    beside = {REPOSITORY / "mvl" / name for name in batch.BESIDE}
-    assert all(path.exists() for path in beside)
-    assert all(beside.isdisjoint((path, *path.parents)) for path in reached)
-
-
-def test_inputs_that_the_notebook_makes_itself_do_not_make_it_run_twice(repository, tmp_path):
-    dataset = tmp_path / "data" / "Task04_Hippocampus" / "dataset.json"
-    repository.notebook(
-        "00_a",
-        f"import pathlib; p = pathlib.Path({str(dataset)!r}); p.parent.mkdir(parents=True)",
-        "p.write_text('{}')",
-        repository.logs("'ran'"),
-    )
-    assert repository.run() == 0
-    assert repository.run() == 0
-    assert repository.logged() == ["ran"]
+    unreached = {REPOSITORY / "mvl" / name for name in execute.UNREACHED}
+    assert all(path.exists() for path in unreached)
+    assert all(unreached.isdisjoint((path, *path.parents)) for path in reached)
 
 
 def test_a_notebook_of_many_tasks_depends_on_all_their_files_and_no_other_does(
@@ -227,17 +216,7 @@ def test_a_notebook_of_many_tasks_depends_on_all_their_files_and_no_other_does(
     assert repository.logged() == ["one", "many", "many", "many"]
 
 
-def test_declared_parameters_alone_are_passed(repository):
-    repository.notebook(
-        "00_a",
-        repository.logs("epochs, grid, other, 'seeds' in globals()"),
-        parameters="epochs = 77\ngrid = [1, 1, 1]\nother = 'own'",
-    )
-    assert repository.run() == 0
-    assert repository.logged() == ["2 [16, 16, 16] own False"]
-
-
-def test_the_kernel_is_this_interpreter_and_knows_profile_and_data(
+def test_a_kernel_is_this_interpreter_fresh_and_knows_its_parameters_profile_and_data(
     repository, tmp_path, monkeypatch
 ):
     spec = tmp_path / "share" / "kernels" / "python3"
@@ -248,73 +227,29 @@ def test_the_kernel_is_this_interpreter_and_knows_profile_and_data(
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "share"))
     monkeypatch.setenv("MVL_PROFILE", "gpu")
     monkeypatch.setenv("MVL_DATA_ROOT", "data")  # relative to where the command was given
-    told = "os.environ['MVL_PROFILE'], os.environ['MVL_DATA_ROOT']"
-    facts = repository.logs(f"sys.executable, os.getcwd(), {told}")
-    repository.notebook("00_a", "import os, sys", facts)
+    variables = "os.environ['MVL_PROFILE'], os.environ['MVL_DATA_ROOT']"
+    parameters = "epochs = 77\ngrid = [1, 1, 1]\nother = 'own'"
+    declared = repository.logs("epochs, grid, other, 'seeds' in globals()")
+    for name in ("00_a", "01_b"):
+        look = repository.logs("os.getpid(), 'x' in globals()")
+        where = repository.logs(f"sys.executable, os.getcwd(), {variables}")
+        cells = ("import os, sys", look, where, declared, "x = 1")
+        repository.notebook(name, *cells, parameters=parameters)
     assert repository.run() == 0
-    where = repository.root / "notebooks"
-    assert repository.logged() == [f"{sys.executable} {where} smoke {Path('data').absolute()}"]
+    (pid, *_), *first = (line.split() for line in repository.logged()[:3])
+    (other_pid, known), *second = (line.split() for line in repository.logged()[3:])
+    assert pid != other_pid and known == "False" and not psutil.pid_exists(int(pid))
+    where = f"{sys.executable} {repository.root / 'notebooks'} smoke {Path('data').absolute()}"
+    assert first == second == [where.split(), ["2", "[16,", "16,", "16]", "own", "False"]]
 
 
-def test_a_kernel_is_made_ready_for_the_next_notebook_and_the_last_has_none(
-    repository, monkeypatch
-):
-    monkeypatch.setattr(kernels, "IMPORTS", ("this",))  # a module that nothing else imports
-    told = "os.getpid(), 'this' in sys.modules, 'this' in dir()"
-    alone = "len(psutil.Process(os.getppid()).children())"
-    for name in ("00_a", "01_b", "02_c"):
-        facts = repository.logs(f"{told}, {alone}")
-        repository.notebook(name, "import os, sys, psutil; x = 1", facts)
-    assert repository.run() == 0
-    lines = [line.split() for line in repository.logged()]
-    assert len({line[0] for line in lines}) == 3, "a process each"
-    assert [line[1:3] for line in lines] == [["False"] * 2, ["True", "False"], ["True", "False"]]
-    beside = [int(line[3]) - 1 for line in lines]
-    assert beside[0] == beside[1] == beside[2] + 1
-    assert not any(psutil.pid_exists(int(line[0])) for line in lines)
+def test_a_kernel_that_cannot_be_started_is_one_sentence(repository, monkeypatch, capsys):
+    async def refuse(self, **given):
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
-
-def test_a_kernel_that_dies_while_it_waits_is_replaced(repository):
-    others = "[p for p in psutil.Process(os.getppid()).children() if p.pid != os.getpid()]"
-    kill = f"[p.kill() for p in {others} if 'ipykernel' in str(p.cmdline())]"
-    repository.notebook("00_a", "import os, psutil", repository.logs(f"len({kill})"))
-    repository.notebook("01_b", repository.logs("'b'"))
-    assert repository.run() == 0
-    assert repository.logged() == ["1", "b"]
-
-
-def test_no_kernel_is_made_ready_for_notebooks_that_are_unchanged(repository):
+    monkeypatch.setattr("jupyter_client.manager.AsyncKernelManager.start_kernel", refuse)
     repository.notebook("00_a", "x = 1")
-    repository.notebook("01_b", "x = 1")
-    assert repository.run() == 0
-    count = "len(psutil.Process(os.getppid()).children())"
-    repository.notebook("00_a", "import os, psutil", repository.logs(count))
-    assert repository.run() == 0
-    assert [outcome.status for outcome in repository.outcomes.values()] == ["ok", "unchanged"]
-    assert repository.run(force=True) == 0
-    alone, with_next = map(int, repository.logged())
-    assert with_next == alone + 1
-
-
-def test_a_kernel_that_cannot_be_made_ready_stops_nobody(repository, monkeypatch, capsys):
-    start = kernels.Kernels._start
-    tried = []
-
-    def refuse(self, *given):
-        tried.append(given)
-        if len(tried) in refused:
-            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-        return start(self, *given)
-
-    monkeypatch.setattr(kernels.Kernels, "_start", refuse)
-    repository.notebook("00_a", repository.logs("'a'"))
-    repository.notebook("01_b", repository.logs("'b'"))
-    refused = {2}  # the one that waits
-    assert repository.run() == 0
-    assert repository.logged() == ["a", "b"]
-    tried.clear()
-    refused = {1}
-    assert repository.run(force=True) == 1
+    assert repository.run() == 1
     assert "00_a: the kernel did not start: Resource tempor" in capsys.readouterr().err
 
 
@@ -329,17 +264,6 @@ def test_code_that_is_changed_meanwhile_makes_the_later_notebooks_run_again(repo
     assert repository.outcomes["01_b"].status == "ok", "it may have imported what was there before"
     assert repository.run() == 0
     assert repository.outcomes["01_b"].status == "unchanged"
-
-
-def test_only_and_from_choose(three):
-    three.run(only="01")
-    assert three.logged() == ["01_b"]
-    three.run(start="01_b", force=True)
-    assert three.logged()[1:] == ["01_b", "02_c"]
-    with pytest.raises(ConfigError, match="no notebook '07'; there are: 00_a, 01_b, 02_c"):
-        three.run(only="07")
-    with pytest.raises(ConfigError, match="not both"):
-        three.run(only="00", start="01")
 
 
 def test_a_failing_cell_ends_the_run_and_is_named(repository, capsys):
@@ -371,21 +295,6 @@ def test_a_failing_cell_ends_the_run_and_is_named(repository, capsys):
     repository.notebook("01_b", repository.logs("'b'"))
     assert repository.run() == 0
     assert repository.logged() == ["a", "b", "c"]
-
-
-def test_a_kernel_that_dies_is_named_with_its_memory_and_the_copy_kept(repository, capsys):
-    hold = f"import os, time; x = b'x' * {GIB // 2}; time.sleep(1); os.kill(os.getpid(), 9)"
-    repository.notebook("00_a", "print('before')", hold)
-    assert repository.run() == 1
-    out, err = capsys.readouterr()
-    assert "00_a: cell 3 of 3 failed: its kernel died" in err
-    held = float(re.search(r"it held (\d\.\d) GiB at most, of \d+\.\d GiB at hand", err)[1])
-    assert 0.5 <= held <= 0.8, "half a GiB, and what Python takes for itself"
-    assert out.splitlines()[-1].split()[:2] == ["00_a", "failed"]
-    assert out.splitlines()[-1].split()[-1] == "GiB"
-    assert "Traceback" not in out + err
-    assert repository.executed("00_a").cells[1].outputs[0].text == "before\n"
-    assert repository.run() == 1, "a notebook that failed is never taken for done"
 
 
 EXPERIMENTS = """\
@@ -422,7 +331,11 @@ def test_after_a_kernel_has_died_a_rerun_goes_on_from_what_was_trained(
         return {path.parent: (path.read_bytes(), path.stat().st_mtime_ns) for path in paths}
 
     assert repository.run() == 1
-    assert "00_a: cell 4 of 4 failed: its kernel died" in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert "00_a: cell 4 of 4 failed: its kernel died" in err
+    assert float(re.search(r"it held (\d\.\d) GiB at most, of \d+\.\d GiB", err)[1]) > 0
+    assert out.splitlines()[-1].split()[:2] == ["00_a", "failed"]
+    assert repository.executed("00_a").cells[1].execution_count == 1
     trained, curves = state("trained.json"), state("curves.csv")
     ((first, _),) = trained.items()
     ((second, (rows, _)),) = (item for item in curves.items() if item[0] != first)
@@ -449,31 +362,12 @@ def test_a_failure_takes_the_place_of_an_earlier_success(repository, monkeypatch
     )
 
 
-def test_a_line_at_intervals_says_where_it_is_and_what_is_left(repository, capsys, monkeypatch):
-    monkeypatch.setattr(batch, "INTERVAL_S", 0.2)
-    repository.notebook("00_a", "import time; time.sleep(1)", "time.sleep(2)")
+def test_a_line_at_intervals_says_where_it_is(repository, capsys, monkeypatch):
+    monkeypatch.setattr(execute, "INTERVAL_S", 0.2)
+    repository.notebook("00_a", "import time; time.sleep(1)")
     assert repository.run() == 0
     out = capsys.readouterr().out
-    assert "00_a: cell 2 of 3, 0:0" in out and "\r" not in out
-    assert "left" not in out, "nothing is known yet"
-
-    assert repository.run(force=True) == 0
-    out = capsys.readouterr().out
-    left = [(int(cell), int(s)) for cell, s in re.findall(r"cell (\d).*about 0:0(\d) left", out)]
-    assert {2, 3} & {seconds for cell, seconds in left if cell == 2}
-    assert {1, 2} & {seconds for cell, seconds in left if cell == 3}
-    assert [s for _, s in left] == sorted((s for _, s in left), reverse=True)
-
-
-def test_a_cell_that_takes_longer_than_before_is_no_guide(repository, capsys, monkeypatch):
-    monkeypatch.setattr(batch, "INTERVAL_S", 0.2)
-    monkeypatch.setenv("SECONDS", "0")
-    repository.notebook("00_a", "import os, time; time.sleep(float(os.environ['SECONDS']))")
-    assert repository.run() == 0
-    monkeypatch.setenv("SECONDS", "1.5")
-    assert repository.run(force=True) == 0
-    said = [line for line in capsys.readouterr().out.splitlines() if "cell 2 of 2" in line]
-    assert said and "left" not in said[-1]
+    assert "00_a: cell 2 of 2, 00:0" in out and "\r" not in out
 
 
 def test_two_runs_do_not_write_the_same_results(three):
@@ -493,4 +387,4 @@ def test_a_broken_or_missing_notebook_is_one_sentence(repository, capsys):
     repository.write("notebooks/00_a.ipynb", "{")
     assert repository.run() == 1
     out, err = capsys.readouterr()
-    assert "00_a.ipynb is no readable notebook" in err and "Traceback" not in out + err
+    assert "00_a.ipynb is not a readable notebook" in err and "Traceback" not in out + err

@@ -11,7 +11,8 @@ from mvl.errors import ConfigError
 from mvl.files import REPOSITORY
 from mvl.machine import GIB
 from mvl.runner import profiles
-from mvl.runner.profiles import choose_profile, default_profile, load_profile
+from mvl.runner.profiles import choose_profile, default_profile
+from mvl.study.profiles import load_profile
 
 TEXT = (REPOSITORY / "profiles" / "smoke.yaml").read_text()
 
@@ -20,11 +21,19 @@ TEXT = (REPOSITORY / "profiles" / "smoke.yaml").read_text()
     ("text", "message"),
     [
         (TEXT.replace("epochs: 2\n", ""), "lacks epochs"),
-        (TEXT + "epoch: 2\n", "has the unknown epoch"),
-        (TEXT.replace("epochs: 2", "epochs: two"), "epochs must be a int"),
-        (TEXT.replace("profile: smoke", "profile: quick"), "the file's own name"),
-        ("- a list\n", "expected lines"),
-        ("a: [\n", "not readable YAML"),
+        (TEXT + "epoch: 2\n", "unknown key epoch"),
+        (TEXT.replace("epochs: 2", "epochs: two"), "epochs must .*integer, got 'two'"),
+        (TEXT.replace("epochs: 2", "epochs: 2026-01-01"), "epochs must .*integer"),
+        (TEXT.replace("grid: [24, 32, 24]", "grid: [24, 32]"), "grid .*3 items"),
+        (TEXT.replace("[24, 32, 24]", "[24, 32, 0]"), "grid.2 must .*got 0"),
+        (TEXT.replace("fit: pad", "fit: crop"), "fit must .*'resize', got 'crop'"),
+        (TEXT.replace("seeds: [0]", "seeds: []"), "seeds .*at least 1"),
+        (TEXT.replace('"Task01_BrainTumour"', "Mine"), "tasks.0 must .*got 'Mine'"),
+        (TEXT.replace('["000", ', "[0, "), "fusion_arms.0 must .*string, got 0"),
+        (TEXT.replace("phantom_scale: 0.5", "phantom_scale: .inf"), "phantom_scale must .*got inf"),
+        (TEXT.replace("profile: smoke", "profile: quick"), "profile must be smoke"),
+        ("- a list\n", "smoke.yaml: root must"),
+        ("a: [\n", "YAML"),
     ],
 )
 def test_a_wrong_profile_is_one_sentence(tmp_path, text, message):
@@ -97,7 +106,7 @@ def test_a_notebook_gets_the_parameters_that_fit_and_says_so(memory, shown):
     # Those that it declares, and no others.
     assert namespace == {name: smoke[name] for name in ("profile", "epochs", "fit", "seeds")}
     (text,) = shown
-    assert "The profile smoke is taken (this machine has 2.0 GiB of memory)" in text
+    assert "profile smoke is used (this machine has 2.0 GiB of memory)" in text
     assert f"`epochs = {smoke['epochs']}`" in text and "fit" not in text
     choose_profile(namespace)
     assert len(shown) == 1, "once is enough"
@@ -120,7 +129,7 @@ def test_parameters_that_somebody_chose_stay(memory, shown, monkeypatch):
 def test_without_a_name_the_batch_runner_takes_the_profile_that_fits(memory, monkeypatch, capsys):
     ran = []
     monkeypatch.setattr("mvl.runner.execute.run", lambda *options: ran.append(options) or {})
-    monkeypatch.setattr("mvl.cli._report_page", lambda options: None)
+    monkeypatch.setattr("mvl.cli.verbs.report", lambda options: None)
     memory(2)
     assert main(["run", "--only", "03"]) == 0
     assert "Profile smoke: this machine has 2.0 GiB of memory" in capsys.readouterr().out

@@ -9,9 +9,9 @@ import yaml
 
 from mvl.experiment.metrics import METRICS
 from mvl.files import REPOSITORY, write_table
-from mvl.runner.profiles import load_profile
 from mvl.show import exhibits
 from mvl.show.exhibits import EXHIBITS, Exhibits
+from mvl.study.profiles import load_profile
 from mvl.study.reference import CONTRASTS, MACHINE, read_table
 from mvl.study.statistics import contrasts_table
 from mvl.study.suites import SUITES

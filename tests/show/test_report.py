@@ -26,10 +26,10 @@ from mvl.data.tasks import TASKS
 from mvl.experiment.run import collect
 from mvl.files import REPOSITORY, sha256_of, write_json, write_table
 from mvl.runner.execute import Job, outdated
-from mvl.runner.profiles import load_profile
 from mvl.show.report import write_report
 from mvl.show.report.notebook import read_page
 from mvl.show.sentences import sentence
+from mvl.study.profiles import load_profile
 from mvl.study.reference import REFERENCE, read_table
 from mvl.study.runs import data_of, own_runs, sources_of
 from mvl.study.statistics import contrasts_table

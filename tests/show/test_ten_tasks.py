@@ -8,15 +8,16 @@ import pandas as pd
 import pytest
 import yaml
 
-from mvl.cli import _data_config, _parser
+from mvl.cli import _parser
+from mvl.cli.verbs import data_config
 from mvl.config import DataConfig
 from mvl.data.tasks import TASKS
 from mvl.files import REPOSITORY
-from mvl.runner.profiles import load_profile
 from mvl.show import exhibits
 from mvl.show import ten_tasks as of_ten
 from mvl.show.exhibits import Exhibits
 from mvl.study import ten_tasks
+from mvl.study.profiles import load_profile
 from mvl.study.runs import own_runs
 
 OWN, OTHER, BROKEN = "Task04_Hippocampus", "Task05_Prostate", "Task09_Spleen"
@@ -113,7 +114,7 @@ def test_the_command_of_a_row_is_one_that_the_program_takes():
         assert download == f"mvl data download {BROKEN}"
         options = _parser().parse_args(train.split()[1:])
         grid = tuple(load_profile(profile)["tasks_grid"])
-        assert _data_config(options) == DataConfig(BROKEN, grid=grid, fit="resize")
+        assert data_config(options) == DataConfig(BROKEN, grid=grid, fit="resize")
         assert options.arms == ["vit", "v1", "v3"]
 
 

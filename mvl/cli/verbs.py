@@ -1,0 +1,205 @@
+"""The verbs of one run: notebooks, training, testing, predicting; and of data and blocks."""
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mvl.errors import MvlError
+
+if TYPE_CHECKING:
+    from mvl.config import DataConfig
+
+
+def run(options: Namespace) -> int:
+    from mvl.files import REPOSITORY
+    from mvl.runner import execute
+    from mvl.runner.profiles import default_profile
+
+    if not options.profile:
+        options.profile, why = default_profile()
+        print(f"Profile {options.profile}{why and f': {why}'}")
+    outcomes = execute.run(options.profile, options.only, options.start, options.force).values()
+    page = REPOSITORY / "results" / options.profile / "report" / "index.html"
+    # Where nothing was run, the report that is there says it all, and takes seconds to make.
+    if any(outcome.seconds for outcome in outcomes) or not page.is_file():
+        try:
+            report(options)  # also of a run that failed: it says so
+        except MvlError as error:
+            print(f"no report: {error}", file=sys.stderr)
+    return 1 if any(outcome.status == "failed" for outcome in outcomes) else 0
+
+
+def report(options: Namespace) -> None:
+    from mvl.runner.execute import outdated
+    from mvl.show.report import write_report
+    from mvl.study.profiles import load_profile
+
+    parameters = load_profile(options.profile)
+    print(write_report(parameters, outdated(parameters)))
+
+
+def train(options: Namespace) -> int:
+    from dataclasses import replace
+
+    from mvl.config import ExperimentConfig, preset
+
+    model, training = preset(options.preset, options.block)
+    given = {name: getattr(options, name) for name in ("epochs", "learning_rate", "batch_size")}
+    training = replace(training, **{k: v for k, v in given.items() if v is not None})
+    config = ExperimentConfig(data_config(options), model, training, options.seed)
+
+    from mvl.data.task_data import open_task
+    from mvl.experiment.run import fit
+    from mvl.experiment.training import processes
+    from mvl.files import read_json
+
+    data = open_task(config.data, options.seed, options.root, options.on_bad_case)
+    if processes().is_main_process:
+        _print_assumptions(data.task)
+    folder = fit(config, data, options.runs, track=options.track)
+    if not processes().is_main_process:
+        return  # one of several that train together says it
+    trained = read_json(folder / "trained.json")
+    print(f"validation Dice {trained['validation_dice']:.3f}, epoch {trained['best_epoch']}")
+    print(folder)
+
+
+def _print_assumptions(task):
+    for assumption in task.assumptions:
+        print(f"assumed: {assumption}")
+
+
+def evaluate(options: Namespace) -> None:
+    from mvl.audit.released import AuditedConfig
+    from mvl.data.task_data import open_task
+    from mvl.experiment.metrics import METRICS
+    from mvl.experiment.run import HEALTHY, read_config, test
+    from mvl.files import read_table
+    from mvl.show.sentences import count
+
+    config = read_config(options.run, AuditedConfig)
+    data = open_task(config.data, config.seed, options.root, options.on_bad_case)
+    cases = test(options.run, data, kind=AuditedConfig)
+    _print_assumptions(data.task)
+    subjects = cases.groupby(["structure", "subject"], sort=False)[list(METRICS)].mean()
+    print(f"means over {count(cases['subject'].nunique(), 'test subject')}")
+    means = subjects.groupby("structure", sort=False).mean()
+    print(means.T.to_string(float_format="%.3f"))
+    if (options.run / HEALTHY).exists():
+        healthy = read_table(options.run / HEALTHY, ("subject", "case", "structure"))
+        print("healthy test cases, in which nothing should be found")
+        print(healthy.to_string(index=False, float_format="%.3f"))
+
+
+def predict(options: Namespace) -> int:
+    from mvl.data.task_folder import require_output
+
+    folder = options.image.is_dir()
+    if not folder:
+        require_output(options.output, options.image)  # before what takes seconds to load
+    from mvl.audit.released import AuditedConfig
+    from mvl.experiment.identity import facts_changed
+    from mvl.experiment.prediction import predict_file, predict_folder
+    from mvl.experiment.run import load_predictor
+
+    if options.run is None:
+        from mvl.study.reference import BEST
+
+        options.run = BEST
+        print("with this replication's own model `best`, trained on MSD's Task04_Hippocampus")
+    predictor = load_predictor(options.run, AuditedConfig)
+    if changed := facts_changed(options.run, predictor.task):
+        name = predictor.task.name
+        print(f"with the model's description of {name}, which has changed since: {changed}")
+    if not folder:
+        predict_file(options.image, options.output, predictor, options.anyway)
+        print(options.output)
+        return 0
+    written, failures = predict_folder(options.image, options.output, predictor, options.anyway)
+    print(written)
+    for reason in failures.values():
+        print(f"failed: {reason}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def check(options: Namespace) -> None:
+    from mvl.data.checks import check_cases, require, unlisted
+    from mvl.data.task_folder import find_task, task_and_cases
+
+    folder = Path(options.task)
+    if not (folder / "dataset.json").is_file():
+        folder = find_task(options.task, options.root)
+    task, cases = task_and_cases(folder)
+    if unused := unlisted(folder, cases):
+        print(f"not used: {len(unused)} images that dataset.json does not name, as {unused[0]}")
+    require(cases, check_cases(task, cases), "fail")
+    print(f"{folder}: {len(cases)} cases of {len({c.subject for c in cases})} subjects, no fault")
+    _print_assumptions(task)
+
+
+def download(options: Namespace) -> None:
+    from mvl.data.download import download
+
+    print(download(options.task, options.root))
+
+
+def convert(options: Namespace) -> None:
+    from mvl.data.convert import convert
+    from mvl.data.task_folder import list_cases
+    from mvl.data.tasks import read_task
+
+    folder = convert(options.release, options.folder, options.root)
+    print(f"{folder}: {len(list_cases(folder))} of the study's {read_task(folder).cases} cases")
+
+
+def phantom(options: Namespace) -> None:
+    from mvl.data.phantom import make_phantom
+    from mvl.data.task_folder import REPOSITORY_DATA
+
+    root = options.root or REPOSITORY_DATA / "phantom"
+    print(make_phantom(options.task, root, options.cases, options.scale, options.seed))
+
+
+def block_list(options: Namespace) -> None:
+    from mvl.blocks.families import FAMILIES
+    from mvl.blocks.sources import offline_sources
+
+    print(f"families: {', '.join(FAMILIES)}")
+    print(f"sources here: {', '.join(offline_sources()) or 'none'}")
+
+
+def block_show(options: Namespace) -> None:
+    from mvl.blocks.extraction import block_sizes
+
+    for name, value in block_sizes(options.source, options.layer).items():
+        print(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}")
+
+
+def block_scale(options: Namespace) -> None:
+    from mvl.blocks.scale import hidden_scale
+
+    print(hidden_scale(options.source).to_string(index=False, float_format="%.3f"))
+
+
+def block_extract(options: Namespace) -> None:
+    from mvl.blocks.extraction import extract_block
+    from mvl.config import LanguageConfig
+
+    config = LanguageConfig(source=options.source, layer=options.layer)
+    print(f"SHA-256 {extract_block(config, options.output)}")
+    print(f"path:{options.output}")
+
+
+def data_config(options: Namespace) -> "DataConfig":
+    """The task's `DataConfig`, with what the command says otherwise."""
+    from dataclasses import replace
+
+    from mvl.config import task_data
+
+    given = {name: getattr(options, name) for name in ("fit", "target", "channels", "flips")}
+    given |= {
+        "grid": options.grid and tuple(options.grid),
+        "spacing_mm": options.spacing and tuple(options.spacing),
+    }
+    return replace(task_data(options.task), **{k: v for k, v in given.items() if v is not None})

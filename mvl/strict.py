@@ -1,0 +1,75 @@
+"""Dataclasses that hold their values to their types, by pydantic."""
+
+import contextlib
+import functools
+import json
+import reprlib
+from collections.abc import Iterator
+from typing import Annotated, Any, dataclass_transform
+
+import pydantic
+from pydantic import Field
+
+from mvl.errors import ConfigError
+
+#: Whole numbers that PyTorch can count to, some of them from 0 or from 1 on; and lengths of axes.
+Whole = Annotated[int, Field(gt=-(2**63), lt=2**63)]
+Natural = Annotated[int, Field(ge=0, lt=2**63)]
+Count = Annotated[int, Field(ge=1, lt=2**63)]
+Axis = Annotated[int, Field(ge=1, lt=2**31)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+
+#: How the tag of a kind begins that a union of configurations gives to pydantic.
+TAG = "kind "
+
+
+@dataclass_transform(frozen_default=True)
+def strict(kind: type) -> type:
+    """A frozen dataclass, whose values pydantic holds to their types.
+
+    It is strict: 1 is not True, a text is not a number, and no number is endless. A fault is a
+    `ConfigError`.
+    """
+    rules = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    kind = pydantic.dataclasses.dataclass(frozen=True, config=rules)(kind)
+    unguarded = kind.__init__
+
+    @functools.wraps(unguarded)
+    def guarded(self, *args, **values):
+        with _faults_named("configuration"):
+            unguarded(self, *args, **values)
+
+    kind.__init__ = guarded
+    return kind
+
+
+def from_json(kind: type, values: Any, what: str = "configuration") -> Any:
+    """A `strict` dataclass from JSON values, where a list may stand for a tuple.
+
+    Raises:
+        ConfigError: an unknown key, a wrong type or a value out of range; the message begins with
+            `what` and the path of the key, such as `model.language.layer`.
+    """
+    with _faults_named(what):
+        return pydantic.TypeAdapter(kind).validate_json(json.dumps(values, default=str))
+
+
+@contextlib.contextmanager
+def _faults_named(what: str) -> Iterator[None]:
+    try:
+        yield
+    except pydantic.ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        parts = [str(part) for part in fault["loc"]]
+        path = ".".join(part for part in parts if not part.startswith(TAG)) or "root"
+        if fault["type"] == "value_error":  # from a `__post_init__`
+            text = f"{what} {path}: {fault['ctx']['error']}"
+        elif fault["type"] == "unexpected_keyword_argument":
+            text = f"{what}: unknown key {path}"
+        elif fault["type"].startswith("missing"):
+            text = f"{what} lacks {path}"
+        else:
+            reason = fault["msg"].replace("Input should", "must")
+            text = f"{what}: {path} {reason}, got {reprlib.repr(fault['input'])}"
+        raise ConfigError(text) from error

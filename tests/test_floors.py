@@ -1,0 +1,106 @@
+"""Who may import whom: no import runs upward, and there is no circle."""
+
+import ast
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+
+import pytest
+
+import mvl
+from mvl.files import REPOSITORY
+
+#: Rooms by floor, the lowest first; what is on one floor may import each other.
+FLOORS = (
+    ("errors", "config", "files", "locks", "machine", "progress", "strict"),
+    ("data", "models", "blocks"),
+    ("experiment",),
+    ("study",),
+    ("audit",),
+    ("show",),
+    ("runner", "cli", "__main__"),
+)
+FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+#: Imports that break a rule and are still to go.
+EXCEPTIONS = {
+    ("audit", "show.audit"),
+    ("audit.record", "show.audit"),
+    ("audit.record", "show.figures"),
+    ("show.report.page", "runner.execute"),
+    ("study.reference", "show.figures"),
+    ("study.reference", "show.tables"),
+    ("study.statistics", "show.tables"),
+    ("study.ten_tasks", "show.tables"),
+    ("study.verify", "show.tables"),
+}
+
+
+def _modules():
+    """{dotted name of each module below mvl: its path}."""
+    root = REPOSITORY / "mvl"
+    for path in sorted(root.rglob("*.py")):
+        parts = path.relative_to(root).with_suffix("").parts
+        yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
+
+
+MODULES = {name: path for name, path in _modules() if name}
+
+
+def _imports(path, everywhere):
+    """Names of the modules of mvl that a module imports; in functions, too, if `everywhere`."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typing = {
+        node
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for node in ast.walk(block)
+    }
+    for node in ast.walk(tree) if everywhere else tree.body:
+        if node in typing:
+            continue
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            _, _, name = name.partition("mvl.") if name.startswith("mvl.") else ("", "", "")
+            while name and name not in MODULES:
+                name = name.rpartition(".")[0]
+            if name:
+                yield name
+
+
+def _broken():
+    """Pairs of a module and one that it must not import."""
+    for name, path in MODULES.items():
+        room = name.partition(".")[0]
+        for other in set(_imports(path, everywhere=True)):
+            above = other.partition(".")[0]
+            upward = FLOOR_OF[above] > FLOOR_OF[room]
+            knows_a_model = room == "data" and above in ("models", "blocks")
+            if upward or knows_a_model:
+                yield name, other
+
+
+def test_no_import_runs_upward_and_data_knows_no_model():
+    assert set(_broken()) == EXCEPTIONS
+
+
+def test_there_is_no_circle():
+    imports = {name: set(_imports(path, everywhere=False)) for name, path in MODULES.items()}
+    # A package's own module imports what it offers.
+    TopologicalSorter({name: others - {name} for name, others in imports.items()}).prepare()
+
+
+@pytest.mark.parametrize("name", ["mvl", "mvl.cli", "mvl.errors"])
+def test_it_loads_nothing_heavy(name):
+    code = f"import sys, {name}; print(*sorted(sys.modules))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heavy = {"torch", "monai", "transformers", "pandas", "numpy", "pydantic", "tqdm", "filelock"}
+    assert not heavy & {*out.stdout.split()}
+
+
+def test_each_public_name_is_where_it_is_said_to_be():
+    assert {mvl._HOME[name] for name in mvl.__all__} <= {*MODULES}
