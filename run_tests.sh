@@ -41,7 +41,7 @@ check() {
 }
 # Make again what is made of results, and see that it is what is committed.
 generated() {
-    "$PYTHON" scripts/reliability.py && "$PYTHON" scripts/settling.py && "$PYTHON" scripts/readme.py &&
+    "$PYTHON" scripts/reliability.py && "$PYTHON" scripts/settling.py && "$PYTHON" scripts/pages.py &&
         git diff --exit-code -- README.md docs benchmarks/README.md
 }
 check "ruff check" "$PYTHON" -m ruff check .

@@ -216,13 +216,15 @@ def _studys_data(options):
 
 
 def reference(options: Namespace) -> None:
-    from mvl.show.results import refresh_readme, write_pages
+    from mvl.show.answer import refresh_readme
+    from mvl.show.results import refresh_results, write_pages
     from mvl.study.reference import GPU, REFERENCE, update_references
 
     data, runs = _studys_data(options), options.results / "runs"
     folder, count = update_references(data, runs, options.root, options.suites)
     for written in (REFERENCE, REFERENCE / GPU):
         write_pages(written)
+    refresh_results()
     refresh_readme()
     print(f"{folder} holds the {count} finished runs of {runs}")
 

@@ -1,4 +1,4 @@
-"""The audit in words and pictures: the rows of audit.csv, its figure, the README's section."""
+"""The audit in words and pictures: the rows of audit.csv, its figure, the page's section."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PICTURE = Path("figures") / "audit_waterfall.png"
+PAGE = REPOSITORY / "docs" / "audit.md"
 BEGIN, END = "<!-- audit: begin, written by `mvl audit table` -->", "<!-- audit: end -->"
 
 
@@ -126,18 +127,18 @@ def _size(row):
     return ", ".join(count(*size) for size in sizes)
 
 
-def refresh_audit(readme: Path = REPOSITORY / "README.md", reference: Path = REFERENCE) -> None:
-    """Draw the reference's waterfall, and write `audit_section` between the README's markers.
+def refresh_audit(page: Path = PAGE, reference: Path = REFERENCE) -> None:
+    """Draw the reference's waterfall, and write `audit_section` between the page's markers.
 
     Raises:
-        MvlError: the README lacks a marker.
+        MvlError: the page lacks a marker.
     """
     save(waterfall_of(reference_table(reference)), reference / PICTURE)
-    write_text(readme, with_section(readme, BEGIN, END, audit_section(reference)))
+    write_text(page, with_section(page, BEGIN, END, audit_section(reference)))
 
 
 def audit_section(reference: Path = REFERENCE) -> str:
-    """The README's section on the audit as Markdown: every number from audit.csv."""
+    """The section of docs/audit.md as Markdown: every number from audit.csv."""
     table = reference_table(reference)
     trained = set(table.loc[table["kind"] == "training", "arm"])
     lines = [
@@ -176,7 +177,7 @@ def audit_section(reference: Path = REFERENCE) -> str:
     what = "From the study's protocol to the released code's"
     if "released" not in trained:
         what = "The committed model's number, as the released code would read it, step by step"
-    picture = (REFERENCE / PICTURE).relative_to(REPOSITORY).as_posix()
+    picture = "../" + (REFERENCE / PICTURE).relative_to(REPOSITORY).as_posix()
     return "\n".join([*lines, "", f"![{what}]({picture})"])
 
 

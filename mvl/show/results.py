@@ -1,7 +1,7 @@
-"""The committed reference in Markdown: the README's results, and every suite's as a page.
+"""The committed reference in Markdown: the results' page, and every suite's as a page.
 
-Every number comes from the tables of `mvl.study.reference`. They reach the repository's README
-through `refresh_readme` alone, between two markers.
+Every number comes from the tables of `mvl.study.reference`. They reach docs/results.md
+through `refresh_results` alone, between two markers.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ from mvl.study.statistics import contrast, is_primary
 from mvl.study.suites import QUESTIONS, SUITES, is_possible
 from mvl.study.summary import by_part, noise_floor
 
+PAGE = REPOSITORY / "docs" / "results.md"
 BEGIN, END = "<!-- results: begin, written by `mvl reference` -->", "<!-- results: end -->"
 
-#: The README's picture, below the reference's folder: the second contrast, subject by subject.
+#: The headline picture, below the reference's folder: the second contrast, subject by subject.
 PICTURE = Path("figures") / "language_differences.png"
 _PICTURE_TEXT = "Difference in Dice between vit with the block and vit, subject by subject"
 
 #: Every suite's results as a page, below the reference's folder.
 STUDY = "README.md"
 
-#: The suites that the README shows, of those that have something to show.
-_README_SUITES = ("language", "fusion", "head", "data", "peers", "presets", "budget")
+#: The suites that docs/results.md shows, of those that have something to show.
+_PAGE_SUITES = ("language", "fusion", "head", "data", "peers", "presets", "budget")
 
 #: What the study's budget was meant to leave: less than this in validation Dice.
 BUDGET_TARGET = 0.002
@@ -44,35 +45,40 @@ def write_pages(reference: Path = REFERENCE) -> None:
     write_text(reference / STUDY, study_page(reference))
 
 
-def refresh_readme(readme: Path = REPOSITORY / "README.md", reference: Path = REFERENCE) -> None:
-    """Write `results_section` between the README's markers.
+def refresh_results(page: Path = PAGE, reference: Path = REFERENCE) -> None:
+    """Write `results_section` between the markers of docs/results.md.
 
     Raises:
-        MvlError: the README lacks a marker.
+        MvlError: the page lacks a marker.
     """
-    write_text(readme, with_section(readme, BEGIN, END, results_section(reference)))
+    write_text(page, with_section(page, BEGIN, END, results_section(reference)))
 
 
 def results_section(reference: Path = REFERENCE) -> str:
-    """The README's results as Markdown: the questions that the paper raises."""
+    """The results as Markdown: the questions that the paper raises."""
     cpu = _tables(reference)
     gpu = _tables(reference / GPU) if (reference / GPU).is_dir() else None
     lines = [*_size(cpu), "", *_in_short(cpu, gpu)]
     for suite in _with_comparisons(cpu):
-        if suite in _README_SUITES:
+        if suite in _PAGE_SUITES:
             lines += ["", f"### {QUESTIONS[suite]}", "", *_suite(suite, cpu)]
             if gpu and suite in _with_comparisons(gpu):
                 lines += ["", f"In comparisons of their own, {_machine(gpu['validation'])}:"]
                 lines += ["", *_suite(suite, gpu)]
         if suite == "language":
-            picture = (REFERENCE / PICTURE).relative_to(REPOSITORY).as_posix()
+            picture = _link(REFERENCE / PICTURE)
             lines += ["", f"![{_PICTURE_TEXT}]({picture})"]
-    page = (REFERENCE / STUDY).relative_to(REPOSITORY).as_posix()
-    lines += ["", f"Every suite with comparisons of its own: [{page}]({page})."]
+    page = REFERENCE / STUDY
+    lines += ["", f"Every suite with comparisons of its own: [{page.parent.name}]({_link(page)})."]
     if gpu:
-        page = (REFERENCE / GPU / STUDY).relative_to(REPOSITORY).as_posix()
-        lines[-1] += f" On a GPU: [{page}]({page})."
+        page = REFERENCE / GPU / STUDY
+        lines[-1] += f" On a GPU: [{page.parent.name}]({_link(page)})."
     return "\n".join(lines)
+
+
+def _link(path):
+    """A path as docs/results.md links it."""
+    return "../" + path.relative_to(REPOSITORY).as_posix()
 
 
 def study_page(reference: Path = REFERENCE) -> str:

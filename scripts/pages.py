@@ -1,6 +1,6 @@
-"""Makes the pages that show results again: the README's two sections and the benchmarks' tables.
+"""Makes the pages again that show results: README, docs/results.md, docs/audit.md, benchmarks.
 
-    python scripts/readme.py
+    python scripts/pages.py
 
 `mvl reference`, `mvl audit table` and the benchmarks make them after they have added results.
 """
@@ -8,23 +8,25 @@
 import sys
 from pathlib import Path
 
-from mvl import audit
 from mvl.files import read_json, with_section, write_text
-from mvl.study import reference
+from mvl.show.answer import refresh_readme
+from mvl.show.audit import refresh_audit
+from mvl.show.results import refresh_results
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
 def main() -> None:
     """Write the pages."""
-    reference.refresh_readme()
-    audit.refresh_readme()
+    refresh_readme()
+    refresh_results()
+    refresh_audit()
     sys.path.insert(0, str(BENCHMARKS))
     from common import BEGIN, END, PAGE, RESULTS, tables
 
     section = tables(read_json(RESULTS)).removesuffix("\n")
     write_text(PAGE, with_section(PAGE, BEGIN, END, section))
-    print("README.md", "benchmarks/README.md")
+    print("README.md", "docs/results.md", "docs/audit.md", "benchmarks/README.md")
 
 
 if __name__ == "__main__":
