@@ -22,7 +22,7 @@ from mvl.audit.masks import GRID, ball, resize_mask
 from mvl.audit.splits import COPIES, draw_copies, sibling_split
 from mvl.config import DataConfig, ExperimentConfig, derive_seed
 from mvl.data.batches import augmentation
-from mvl.data.nifti import read_header, read_label
+from mvl.data.nifti import read_label
 from mvl.data.preparation import Preparation
 from mvl.data.task_data import TaskData
 from mvl.errors import DataError
@@ -207,8 +207,8 @@ class ReleasedProcedure(Procedure):
 
     def _linear_label(self, case):
         """(1, H, W, D) uint8, oriented as `Preparation` orients an image."""
-        mask = read_label(case.label) > 0
-        mask = apply_orientation(mask, io_orientation(read_header(case.label).affine))
+        label, header = read_label(case.label)
+        mask = apply_orientation(label > 0, io_orientation(header.affine))
         label = resize_mask(mask, self.config.data.grid, linear=True)
         return torch.from_numpy(label[None].astype(np.uint8))
 

@@ -145,8 +145,8 @@ def _is_segmented(path, image, mark):
     if not path.exists() or path.stat().st_mtime_ns < image.stat().st_mtime_ns:
         return False
     try:
-        header, wanted = read_header(path), read_header(image)
-        alike = read_label(path).shape == wanted.shape[:3]
+        (segmentation, header), wanted = read_label(path), read_header(image)
+        alike = segmentation.shape == wanted.shape[:3]
     except DataError:
         return False
     made_by = header.fields["descrip"].item().decode(errors="replace")

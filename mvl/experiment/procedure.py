@@ -29,7 +29,7 @@ class Procedure:
         return segmentation_loss(self.config.data.target, ignoring)
 
     def augmentation(self) -> Transform:
-        """What is done to a training volume, as `mvl.data.preparation.augmentation` has it."""
+        """What is done to a training volume, as `mvl.data.batches.augmentation` has it."""
         return augmentation(self.config.data)
 
     def score(self, row):

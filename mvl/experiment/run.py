@@ -342,7 +342,7 @@ def _read(path, kind):
 def load_predictor(
     folder: str | Path, kind: type[ExperimentConfig] = ExperimentConfig
 ) -> Predictor:
-    """A `Run` from its folder, or a `Predictor` from what `MedVisionLlama.save_pretrained` wrote.
+    """A `Run` from its folder, or a `Predictor` from what `save_model` wrote.
 
     Raises:
         RunError: as `Run.load`; or the saved model does not say what it was trained on.
