@@ -31,12 +31,10 @@ from mvl.data.tasks import TASKS
 from mvl.errors import ConfigError, MvlError, RunError
 from mvl.experiment.evaluation import evaluate
 from mvl.experiment.inference import Predictor
-from mvl.files import REPOSITORY
 from mvl.models.segmenter import build_segmenter
 from mvl.show.audit import (
     BEGIN,
     END,
-    audit_section,
     refresh_audit,
     sentences,
     waterfall_of,
@@ -348,11 +346,6 @@ def test_the_page_has_every_row(audited, tmp_path):
     page.write_text("no markers")
     with pytest.raises(MvlError, match="lacks one of the lines"):
         refresh_audit(page, reference)
-
-
-def test_the_readmes_audit_is_that_of_the_file():
-    text = (REPOSITORY / "README.md").read_text()
-    assert text.split(BEGIN)[1].split(END)[0].strip() == audit_section().strip()
 
 
 def test_the_committed_table_is_made_of_the_committed_rows():
