@@ -49,13 +49,11 @@ def test_it_opens_with_its_question_and_closes_with_its_answer(path):
 
 
 @notebooks
-def test_its_badges_open_itself(path):
-    pages = (nbformat.read(path, 4).cells[0].source, (REPOSITORY / "README.md").read_text())
-    for page in pages:
-        assert f"mybinder.org/v2/gh/{ADDRESS}/HEAD?labpath=notebooks%2F{path.name})" in page
-        assert (
-            f"colab.research.google.com/github/{ADDRESS}/blob/HEAD/notebooks/{path.name})" in page
-        )
+def test_its_badges_open_itself_and_the_readme_names_it(path):
+    first = nbformat.read(path, 4).cells[0].source
+    assert f"mybinder.org/v2/gh/{ADDRESS}/HEAD?labpath=notebooks%2F{path.name})" in first
+    assert f"research.google.com/github/{ADDRESS}/blob/HEAD/notebooks/{path.name})" in first
+    assert f"](notebooks/{path.name})" in (REPOSITORY / "README.md").read_text()
 
 
 def test_the_first_code_of_each_fetches_the_suite_on_colab():
