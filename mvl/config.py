@@ -13,15 +13,12 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import field, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
 from mvl.errors import ConfigError
 from mvl.strict import TAG, Axis, Count, Natural, NotNegative, Positive, Whole, from_json, strict
-
-if TYPE_CHECKING:
-    from mvl.data.tasks import Task
 
 #: The learning rates from which every arm's is chosen, by validation Dice.
 LEARNING_RATES = (1e-3, 3e-3, 1e-2)
@@ -99,9 +96,9 @@ class DataConfig:
         """Voxels of the window that slides over a volume; None where the model sees it whole."""
         return self.grid if self.fit == "crop" else None
 
-    def channels_of(self, task: "Task") -> tuple[str, ...]:
-        """Names of the channels that the model gets of a `Task`'s images."""
-        return task.channels[:1] if self.channels == "first" else task.channels
+    def channels_of(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Those channels of a task's images that the model gets."""
+        return names[:1] if self.channels == "first" else names
 
 
 @strict

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import nn
 
 from mvl.blocks.frozen_block import FrozenBlock, is_adapter
 from mvl.config import LanguageConfig
 from mvl.draws import drawn_by
 
-if TYPE_CHECKING:
-    from mvl.blocks.language_part import LanguagePart
 
-
-def add_adapters(part: LanguagePart, config: LanguageConfig, seed: int) -> None:
+def add_adapters(part: nn.Module, config: LanguageConfig, seed: int) -> None:
     """Put peft's adapters on the mappers, the block's projections, or both, in place."""
     if config.lora_on in ("mappers", "both"):
         for name in ("d1", "d2"):
@@ -50,7 +45,7 @@ def _inject(parent: nn.Module, names: list[str], config: LanguageConfig, **more:
     inject_adapter_in_model(adapters, parent)
 
 
-def merge_adapters(part: LanguagePart) -> LanguagePart:
+def merge_adapters(part: nn.Module) -> nn.Module:
     """Add the adapters into the weights that they adapt, in place; the outputs stay equal.
 
     A block with merged adapters is no longer its source's, so a run saves it whole.

@@ -169,7 +169,7 @@ def summarise(voxels: np.ndarray, affine: np.ndarray, task: Task) -> ImageStatis
 
 def windows_of(task: Task, config: DataConfig) -> list[tuple[float, float] | None]:
     """For each channel that the model gets the CT window, or None where it becomes z-scores."""
-    channels = config.channels_of(task)
+    channels = config.channels_of(task.channels)
     if config.intensities != "modality":
         return [None] * len(channels)
     # Where no channel's name says CT, the task's window is for all of them.
@@ -225,7 +225,7 @@ def describe_domain(domain: TrainingDomain, task: Task, config: DataConfig) -> s
         [
             f"As its {domain.cases} training images are; lengths are right-left x front-back x "
             "head-foot:",
-            f"- kind: {task.modality}, channels {', '.join(config.channels_of(task))}",
+            f"- kind: {task.modality}, channels {', '.join(config.channels_of(task.channels))}",
             f"- voxels: {ranges_text(domain.spacing_mm)} mm",
             f"- field of view: {ranges_text(domain.extent_mm)} mm. {view}",
             *(

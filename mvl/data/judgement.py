@@ -69,7 +69,7 @@ def judge(
     if domain is None:
         return []
     findings = [*_judge_scale(domain, image, config), *_judge_view(domain, image, config)]
-    for index, name in enumerate(config.channels_of(task)):
+    for index, name in enumerate(config.channels_of(task.channels)):
         for refused, text in _judge_channel(channels[index], domain, index, windows[index], name):
             findings.append(Finding(refused, prefixes[index] + text))
     return findings

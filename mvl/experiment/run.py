@@ -361,7 +361,7 @@ def load_predictor(
 
 def _build(config, task):
     classes = classes_of(task, config.data)
-    channels = len(config.data.channels_of(task))
+    channels = len(config.data.channels_of(task.channels))
     return build_model(config.model, channels, classes, config.data.grid, config.seed)
 
 

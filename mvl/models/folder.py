@@ -108,7 +108,7 @@ def save_model(
         raise RunError(f"the model has the grid {about.grid}, the data {data.grid}")
     if domain and not (task and data):
         raise RunError("a domain is about a task's images: save it with task and data")
-    seen = (data or DataConfig()).channels_of(task) if task else ()
+    seen = (data or DataConfig()).channels_of(task.channels) if task else ()
     if task and len(seen) != about.channels:
         raise RunError(f"the model has {about.channels} channels, {task.name} {seen}")
     config, block = about.config, None
