@@ -7,6 +7,7 @@ takes these frames, and loads no run.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -85,7 +86,11 @@ def _run(folder, parameters, root, seen):
         state = "failed"
     try:
         stored = read_json(folder / "config.json")
-        config = ExperimentConfig.from_dict(stored["config"])
+        known = {field.name for field in dataclasses.fields(ExperimentConfig)}
+        other = sorted(stored["config"].keys() - known)
+        config = ExperimentConfig.from_dict(
+            {key: value for key, value in stored["config"].items() if key in known}
+        )
         environment = read_json(folder / "environment.json")
         facts = {
             "seed": config.seed,
@@ -105,7 +110,8 @@ def _run(folder, parameters, root, seen):
             keys = ("validation_dice", "trained_parameters", "parameters", "seconds")
             facts |= {key: done[key] for key in keys} | {"sha256": done.get("cases_sha256")}
             tested = frozenset(read_cases(folder)["case"])
-            reason = _other_setting(config, stored["protocol_version"], parameters)
+            reason = f"an experiment of another kind: {', '.join(other)}" if other else ""
+            reason = reason or _other_setting(config, stored["protocol_version"], parameters)
             reason = reason or changed_since(folder, seen)
         names = () if reason else _names(config)
         identity = read_identity(folder) if state == "done" and names else None
