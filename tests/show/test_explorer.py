@@ -15,6 +15,7 @@ import mvl
 from mvl.data.task_folder import list_cases
 from mvl.data.tasks import TASKS
 from mvl.errors import DataError
+from mvl.experiment.inference import Predictor
 from mvl.files import REPOSITORY
 from mvl.show import explorer as module
 from mvl.show import figures
@@ -233,7 +234,7 @@ def test_voxels_say_where_they_are_from(view, task, note):
 def test_a_run_segments_the_file(case, tiny, view):
     config, task = tiny(), mvl.read_task(case.image.parents[1])
     model = mvl.build_segmenter(config.model, 1, 1, config.data.grid, config.seed).eval()
-    run = mvl.Run(None, config, task, None, model, mvl.Preparation(task, config.data))
+    run = Predictor(model, mvl.Preparation(task, config.data))
     volume = run.preparation.load([case], progress=False)[0]
     mask = mvl.segment(model, volume, run.preparation)
     assert mvl.explore(case, run).png() == mvl.explore(case, mask).png()
@@ -241,8 +242,9 @@ def test_a_run_segments_the_file(case, tiny, view):
     assert "model of synthetic data" in title
     with pytest.raises(DataError, match="segments files"):
         mvl.explore(view, run)
+    two = mvl.Preparation(replace(task, channels=("T2", "ADC")), config.data)
     with pytest.raises(DataError, match=r"1 channels.* 2 \(T2, ADC\)"):
-        mvl.explore(case, replace(run, task=replace(task, channels=("T2", "ADC"))))
+        mvl.explore(case, Predictor(model, two))
 
 
 def test_faults_name_both_sides(case, view, tmp_path):
