@@ -68,7 +68,7 @@ def surface_hits(
     return counts
 
 
-def dilation_nsd(near_predicted, surface_predicted, near_labelled, surface_labelled):
+def dilation_nsd(near_predicted, surface_predicted, near_labelled, surface_labelled) -> np.ndarray:
     """The released code's surface Dice from counts of `surface_hits`, numbers or arrays.
 
     It is the mean of both surfaces' shares, not the share of both surfaces; 0 where a side is

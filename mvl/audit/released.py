@@ -7,7 +7,7 @@ and sizes of the language model's part are the preset `released` of `mvl.config`
 from collections.abc import Callable
 from dataclasses import field, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -232,7 +232,7 @@ class ReleasedProcedure(Procedure):
             return CopyAugmentation(self.config.data, self.config.audit)
         return super().augmentation()
 
-    def score(self, row):
+    def score(self, row: Any) -> Any:
         """As `Procedure.score`, by what selects the epoch."""
         if self.config.audit.select == "last":
             return row["epoch"]

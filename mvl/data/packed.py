@@ -5,6 +5,8 @@ import gzip
 import os
 import stat
 import zlib
+from collections.abc import Iterator
+from typing import IO
 
 from mvl.errors import DataError
 
@@ -25,7 +27,7 @@ class BadFile(DataError):
 
 
 @contextlib.contextmanager
-def opened(path):
+def opened(path: str | os.PathLike) -> Iterator[tuple[IO[bytes], bool]]:
     """Yield (the file's bytes, unpacked where they are gzip's; whether they were)."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
@@ -48,7 +50,7 @@ def opened(path):
         ) from error
 
 
-def pointer_fault(path, content):
+def pointer_fault(path: str | os.PathLike, content: str) -> BadFile:
     """The fault of what is in a file's place where it was not fetched."""
     if "git-lfs" in content:
         return BadFile(path, "a pointer of Git LFS, not the file itself", "run 'git lfs pull'")
@@ -58,7 +60,7 @@ def pointer_fault(path, content):
     return BadFile(path, f"a link to {content}, which is missing", "put the file itself there")
 
 
-def require_plausible_size(path, promised, packed):
+def require_plausible_size(path: str | os.PathLike, promised: int, packed: bool) -> None:
     """Compare the bytes that a header promises with the file's size."""
     size = os.path.getsize(path)
     if promised > size * (_DEFLATE_RATIO if packed else 1):

@@ -224,7 +224,7 @@ class Resampled(MapTransform, InvertibleTransform):
             data[key] = self.push_transform(resized, affine=affine, orig_size=before)
         return data
 
-    def inverse(self, data):
+    def inverse(self, data: dict) -> dict:
         data = dict(data)
         for key in self.key_iterator(data):
             size = self.pop_transform(data[key])["orig_size"]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial, singledispatch
+from typing import Any
 
 from monai.losses import DiceCELoss, DiceLoss
 from monai.networks import one_hot
@@ -32,7 +33,7 @@ class Procedure:
         """What is done to a training volume, as `mvl.data.batches.augmentation` has it."""
         return augmentation(self.config.data)
 
-    def score(self, row):
+    def score(self, row: Any) -> Any:
         """How good an epoch is, by its row of the curves (or all, by their table)."""
         return row["validation_dice"]
 

@@ -127,12 +127,12 @@ class _ToWindows(torch.autograd.Function):
     knowing that, the way back is a copy, where autograd's would be a scattered sum."""
 
     @staticmethod
-    def forward(context, t, slots, places):
+    def forward(context, t: Tensor, slots: Tensor, places: Tensor) -> Tensor:
         context.save_for_backward(places)
         return t.index_select(1, slots)  # (B, T, C) -> (B, n * w, C)
 
     @staticmethod
-    def backward(context, gradient):
+    def backward(context, gradient: Tensor) -> tuple[Tensor, None, None]:
         (places,) = context.saved_tensors
         return gradient.index_select(1, places), None, None  # (B, n * w, C) -> (B, T, C)
 
@@ -141,13 +141,13 @@ class _FromWindows(torch.autograd.Function):
     """Slots of windows -> tokens; what is in a stand-in's slot is dropped."""
 
     @staticmethod
-    def forward(context, t, places):
+    def forward(context, t: Tensor, places: Tensor) -> Tensor:
         context.save_for_backward(places)
         context.slots = t.shape[1]
         return t.index_select(1, places)  # (B, n * w, C) -> (B, T, C)
 
     @staticmethod
-    def backward(context, gradient):
+    def backward(context, gradient: Tensor) -> tuple[Tensor, None]:
         (places,) = context.saved_tensors
         B, _, C = gradient.shape
         return gradient.new_zeros(B, context.slots, C).index_copy_(1, places, gradient), None

@@ -31,7 +31,7 @@ class Examples:
         tasks = {row.task for source in self.sources for row in _runs_of(source, arms)}
         return sorted({self.parameters["task"], *tasks})
 
-    def case(self, task: str, arms: dict[str, str]):
+    def case(self, task: str, arms: dict[str, str]) -> tuple:
         """(data, {name: model}, case): the median test case of the last arm that was run.
 
         `best` is among the models where the task is its own. Without a run it is the first case.
@@ -54,7 +54,7 @@ class Examples:
         folders = {arm: self.runs / row.fingerprint for arm, (row, _) in runs.items()}
         return volumes.shown_case(task, folders, self.parameters, median)
 
-    def column(self, task: str, arms: dict[str, str]):
+    def column(self, task: str, arms: dict[str, str]) -> tuple:
         """A column of `figures.task_grid`: (`Task`, {row: `View`, or None without a model})."""
         data, models, case = self.case(task, arms)
         bare = _slice(view_of_case(case))

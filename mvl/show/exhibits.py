@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -34,6 +35,9 @@ from mvl.study.runs import (
 )
 from mvl.study.suites import SUITES
 from mvl.study.summary import by_part
+
+if TYPE_CHECKING:
+    from IPython.display import Markdown
 
 #: Suite -> the notebook that trains those of its arms that a profile names in `SUITE_arms`.
 _NOTEBOOKS = {"language": "04", "fusion": "05", "adaptation": "06", "data": "07", "peers": "09"}
@@ -129,7 +133,7 @@ class Exhibits:
         self._examples = Examples(list(own), parameters, self.folder / "runs")
         self._drawn = {}
 
-    def about(self):
+    def about(self) -> Markdown:
         """What there is to draw from."""
         lines = []
         if "own" not in self.sources:
@@ -218,7 +222,9 @@ class Exhibits:
                 self._write(f"comparisons_{slug}", source, rows, tables.comparisons(rows), what)
                 show("\n".join(f"- {of_ten.counted(rows)}" for rows in pairs))
 
-    def paper(self, name: str, models: list[str], metric: str | None = "dice", task=None):
+    def paper(
+        self, name: str, models: list[str], metric: str | None = "dice", task=None
+    ) -> pd.DataFrame:
         """Save and return the paper's numbers that belong to an exhibit (see `paper_numbers`)."""
         numbers = paper_numbers(models, metric, task)
         caption = "The paper's own numbers, from mvl/paper.csv."
@@ -279,7 +285,7 @@ class Exhibits:
         parts = volumes.preset_dataflow(preset, self._parameters)
         self._save(figures.dataflow(*parts), f"dataflow_{preset}", text)
 
-    def answer(self):
+    def answer(self) -> Markdown:
         """What of the paper is confirmed, and what could be drawn, in generated sentences."""
         lines = []
         for source in self.sources.values():
@@ -296,7 +302,7 @@ class Exhibits:
             lines.append(text + (f"; not yet: {names}." if missing else "."))
         return markdown("\n".join(lines))
 
-    def ten_tasks_answer(self):
+    def ten_tasks_answer(self) -> Markdown:
         """What the comparisons of the ten tasks say: one sentence per task, in Dice."""
         lines = []
         for source in self.sources.values():

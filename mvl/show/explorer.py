@@ -13,6 +13,7 @@ import io
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -28,6 +29,9 @@ from mvl.errors import DataError
 from mvl.show.figures import volumes
 from mvl.show.figures.style import BLACK, GREY, STYLE, VERMILLION, YELLOW
 from mvl.show.figures.volumes import PLANES, PREDICTION_COLOUR, TRUTH_COLOUR, Oriented, View
+
+if TYPE_CHECKING:
+    from ipywidgets import VBox
 
 #: Which way the slices count, along each axis in RAS+.
 _ORDER = ("left to right", "back to front", "bottom to top")
@@ -262,7 +266,7 @@ class Explorer:
         return bundle
 
     @functools.cached_property
-    def widget(self):
+    def widget(self) -> VBox:
         """Controls and picture, an ipywidgets `VBox` that is made when first asked for."""
         import ipywidgets
 

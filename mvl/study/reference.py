@@ -29,7 +29,7 @@ import pandas as pd
 
 from mvl import files
 from mvl.config import LEARNING_RATES, PROTOCOL_VERSION, DataConfig
-from mvl.data.task_data import open_task
+from mvl.data.task_data import TaskData, open_task
 from mvl.errors import MvlError, RunError
 from mvl.experiment.metrics import METRICS
 from mvl.experiment.run import TRAINED, Run, collect, read_config, run_folder, test
@@ -166,12 +166,13 @@ def held(reference: Path = REFERENCE) -> dict[str, str]:
     return {fingerprint: ", ".join(names) for fingerprint, names in devices.items()}
 
 
-def measure_mechanism(suite: str, folder: Path, data, reference: Path = REFERENCE):
+def measure_mechanism(
+    suite: str, folder: Path, data: TaskData, reference: Path = REFERENCE
+) -> pd.DataFrame | None:
     """What `mvl.study.mechanism` measures of a tested run, for `write_reference`.
 
     Args:
         suite: the run's; measured in `language` alone.
-        data: its `TaskData`.
         reference: a run that its mechanism.csv.gz has already is not measured again.
 
     Returns:

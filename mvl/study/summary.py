@@ -147,7 +147,9 @@ def shared(cases: pd.DataFrame) -> dict:
     return {"block": ", ".join(blocks)} | constant
 
 
-def subject_matrices(cases, metrics, arm):
+def subject_matrices(
+    cases: pd.DataFrame, metrics: Sequence[str], arm: str
+) -> dict[str, pd.DataFrame]:
     """{metric: frame (seeds, subjects)} of one arm, the cases of a subject averaged."""
     if unknown := [name for name in metrics if name not in COMPARED or name not in cases]:
         known = ", ".join(name for name in COMPARED if name in cases)

@@ -12,7 +12,6 @@ from mvl.data.nifti import read_label, read_volume
 from mvl.data.obtain import obtained
 from mvl.data.task_data import TaskData, open_task
 from mvl.data.task_folder import Case
-from mvl.experiment.evaluation import segment
 from mvl.experiment.identity import require_same
 from mvl.experiment.run import Predictor, Run, load_predictor
 from mvl.models.activations import activations, to_volume
@@ -38,7 +37,7 @@ def predicted_volume(model: Run | Predictor, case: Case) -> dict[str, np.ndarray
         "image": image,
         "affine": header.affine,
         "truth": np.isin(read_label(case.label)[0], list(model.task.labels)),
-        "prediction": segment(model.model, volume, model.preparation).any(0).numpy(),
+        "prediction": model.segment(case).any(0).numpy(),
     }
 
 
@@ -114,7 +113,7 @@ def shown_case(
     return data, models, data.cases[case] if case else data.side("test")[0]
 
 
-def preset_dataflow(preset: str, parameters: dict):
+def preset_dataflow(preset: str, parameters: dict) -> tuple:
     """`models.parts.dataflow` of a preset, built with the profile's grid and block."""
     model, _ = config.preset(preset, language=parameters["block"])
     return dataflow(build_segmenter(model, 1, 1, tuple(parameters["grid"]), seed=0))

@@ -6,6 +6,7 @@ which colour-blind readers can tell apart. An arm has the same colour in every f
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import re
@@ -66,7 +67,7 @@ def colour_of(arm: str) -> str:
     return ARM_COLOURS.get(name) or ARM_COLOURS.get(name.removeprefix("conv-"), GREY)
 
 
-def styled():
+def styled() -> contextlib.AbstractContextManager:
     """A context in which matplotlib has the style, and none of the user's settings."""
     return plt.style.context(STYLE, after_reset=True)
 
