@@ -32,7 +32,6 @@ def case_volume(case: Case) -> dict[str, np.ndarray]:
 def predicted_volume(model: Run | Predictor, case: Case) -> dict[str, np.ndarray]:
     """A labelled case on its file's grid: image, affine, truth and prediction (bool)."""
     image, header = read_volume(case.image)
-    volume = model.preparation.load([case], progress=False)[0]
     return {
         "image": image,
         "affine": header.affine,
