@@ -1,4 +1,4 @@
-"""The committed reference in Markdown: the README's results and every suite's page."""
+"""The committed reference in Markdown: docs/results.md and every suite's page."""
 
 import re
 import shutil
@@ -7,8 +7,7 @@ import pandas as pd
 import pytest
 
 from mvl.errors import MvlError
-from mvl.files import REPOSITORY
-from mvl.show.results import BEGIN, END, STUDY, refresh_readme, results_section, study_page
+from mvl.show.results import STUDY, refresh_results, results_section, study_page
 from mvl.study.reference import GPU, REFERENCE, read_table
 from mvl.study.suites import QUESTIONS
 
@@ -16,15 +15,13 @@ REFERENCES = (REFERENCE, REFERENCE / GPU)
 NAMES = [folder.name for folder in REFERENCES]
 
 
-def test_the_readme_and_the_pages_are_those_of_the_tables():
-    text = (REPOSITORY / "README.md").read_text()
-    assert text.split(BEGIN)[1].split(END)[0].strip() == results_section().strip()
+def test_the_references_pages_are_those_of_the_tables():
     for folder in REFERENCES:
         assert (folder / STUDY).read_text() == study_page(folder)
 
 
 def test_what_a_gpu_trained_stands_apart():
-    """A GPU's runs have tables of their own, and the README names the place of each."""
+    """A GPU's runs have tables of their own, and the page names the place of each."""
     places = {}
     for folder in REFERENCES:
         (device,) = read_table(folder / "cases.csv.gz")["device"].unique()
@@ -57,10 +54,10 @@ def test_a_rate_that_was_tried_under_another_name_counts(tmp_path):
     assert len(lines) == 1 and f"| {run['learning_rate']:g} of 4 |" in lines[0]
 
 
-def test_a_readme_without_markers_is_refused(tmp_path):
-    (tmp_path / "README.md").write_text("# no markers\n")
+def test_a_page_without_markers_is_refused(tmp_path):
+    (tmp_path / "results.md").write_text("# no markers\n")
     with pytest.raises(MvlError, match="lacks one of the lines"):
-        refresh_readme(tmp_path / "README.md")
+        refresh_results(tmp_path / "results.md")
 
 
 def test_an_answer_in_short_is_of_the_device_with_more_seeds():

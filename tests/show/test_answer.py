@@ -1,0 +1,27 @@
+"""The README's answer: effects in words, by hand-computed cases, and rows of the reference."""
+
+import pytest
+
+from mvl.show.answer import QUESTIONS, answer_section, effect
+from mvl.study.reference import REFERENCE, read_table
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "text"),
+    [
+        (-0.0153, -0.0033, "a loss of 0.003 to 0.015"),
+        (0.0064, 0.0165, "a gain of 0.006 to 0.017"),
+        (-0.0068, 0.0032, "between a loss of 0.007 and a gain of 0.003"),
+    ],
+)
+def test_an_interval_in_a_clinicians_words(low, high, text):
+    assert effect({"ci_low": low, "ci_high": high}) == text
+
+
+def test_each_question_that_the_reference_answers_has_a_row():
+    table = read_table(REFERENCE / "contrasts.csv")
+    keys = set(zip(table["suite"], table["arm_a"], table["arm_b"], strict=True))
+    answered = [question for question, *pair in QUESTIONS if tuple(pair) in keys]
+    lines = answer_section().splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == [f"| {name}" for name in answered]
+    assert len(lines) <= 10
