@@ -251,8 +251,8 @@ def saved(path, image, affine=ONE):
     return path
 
 
-def test_predict_refuses_warns_or_says_one_line(tmp_path, domains, capsys):
-    known, out = (Preparation(MRI, PAD), domains[MRI.name]), tmp_path / "out.nii.gz"
+def test_predict_refuses_warns_or_says_one_line(tmp_path, capsys):
+    known, out = (Preparation(MRI, PAD), MRI_DOMAIN), tmp_path / "out.nii.gz"
     # The 64 brightest of 9,600 voxels: as much as in training.
     image = mri(9)
     level = ((image - image.mean()) / image.std()).ravel()
@@ -284,12 +284,12 @@ def test_predict_refuses_warns_or_says_one_line(tmp_path, domains, capsys):
     assert "not checked" in capsys.readouterr().out
 
 
-def test_a_folders_refused_images_are_its_failures(tmp_path, domains, capsys):
+def test_a_folders_refused_images_are_its_failures(tmp_path, capsys):
     images = tmp_path / "images"
     images.mkdir()
     saved(images / "a.nii", mri(9), scaled(2, 2, 2))
     saved(images / "b.nii", mri(9))
-    predictor = Predictor(Threshold(2), Preparation(MRI, PAD), domains[MRI.name])
+    predictor = Predictor(Threshold(2), Preparation(MRI, PAD), MRI_DOMAIN)
     out, failures = predict_folder(images, tmp_path / "out", predictor)
     assert list(failures) == [images / "a.nii"] and "2 x 2 x 2 mm" in failures[images / "a.nii"]
     assert [path.name for path in out.iterdir()] == ["b.nii.gz"]
