@@ -103,7 +103,7 @@ def shown_case(
     if models:
         last = list(models.values())[-1]
         data = open_task(last.config.data, last.config.seed, root, progress=False)
-        require_same(last.folder, last.config, data)
+        require_same(last.folder, data)
     else:
         data = open_task(settings_of(parameters)[task].data, 0, root, progress=False)
     best = load_predictor(BEST)

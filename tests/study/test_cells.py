@@ -80,11 +80,11 @@ def test_a_cell_whose_test_cases_cannot_be_read_is_reported_and_the_others_go_on
     trio, phantom, tmp_path, monkeypatch
 ):
 
-    def broken(folder, data, show):
+    def broken(folder, data, *rest):
         if not (tmp_path / "first").exists():
             (tmp_path / "first").mkdir()
             raise RunError("the test set is broken")
-        experiments.test(folder, data, show)
+        experiments.test(folder, data, *rest)
 
     monkeypatch.setattr("mvl.study.cells.test", broken)
     good = {key: config for key, config in trio.items() if key[0] != "hopeless"}
