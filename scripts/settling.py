@@ -1,9 +1,9 @@
 """The table of docs/protocol.md, made of results/reference/settling.csv.
 
     mvl suite use settling ... --results FOLDER    # writes FOLDER/suites/settling-use.csv
-    python scripts/settling.py FOLDER/suites/settling-use.csv
+    python scripts/settling.py FOLDER/suites/settling-use.csv ...
 
-The table is copied to results/reference, and the page is written from there.
+Tables are joined in results/reference, and the page is written from there.
 """
 
 import sys
@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from mvl.files import with_section, write_text
+from mvl.show.tables import markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE, PAGE = ROOT / "results" / "reference" / "settling.csv", ROOT / "docs" / "protocol.md"
@@ -29,24 +30,20 @@ SHOWN = {
 
 
 def section(table: pd.DataFrame) -> str:
-    """The table as Markdown, the best arm first."""
-    table = table.sort_values("validation_dice", ascending=False)
-    lines = [f"| {' | '.join(SHOWN.values())} |", "| --- " * len(SHOWN) + "|"]
-    for row in table[list(SHOWN)].itertuples(index=False):
-        arm, epochs, *dice = row
-        cells = [
-            f"`{arm}`",
-            str(epochs),
-            *("-" if d != d else f"{d:.3f}" for d in dice),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    """The table as Markdown: longer trainings first, then the best arm."""
+    table = table.sort_values(["epochs", "validation_dice"], ascending=False)
+    shown = table[list(SHOWN)].rename(columns=SHOWN)
+    for column in list(SHOWN.values())[2:]:
+        shown[column] = shown[column].map(lambda dice: "-" if dice != dice else f"{dice:.3f}")
+    shown.iloc[:, 0] = "`" + shown.iloc[:, 0] + "`"
+    return markdown(shown.astype(str), aligned=False)
 
 
 def main() -> None:
-    """Copy the table that is named, if one is, and write the page."""
+    """Copy the tables that are named, if any are, and write the page."""
     if sys.argv[1:]:
-        TABLE.write_bytes(Path(sys.argv[1]).read_bytes())
+        tables = [pd.read_csv(path) for path in sys.argv[1:]]
+        pd.concat(tables).drop_duplicates("fingerprint").to_csv(TABLE, index=False)
     write_text(PAGE, with_section(PAGE, BEGIN, END, section(pd.read_csv(TABLE))))
     print(PAGE)
 
