@@ -20,6 +20,7 @@ from mvl.errors import MvlError
 from mvl.experiment.run import Run
 from mvl.files import REPOSITORY
 from mvl.models.folder import save_model
+from mvl.show.results import study_page
 from mvl.study import reference
 from mvl.study.profiles import load_profile
 from mvl.study.reference import BEST, REFERENCE
@@ -272,7 +273,7 @@ add("A language model's block", extract, {
     "five bytes": (*DAMAGED, put(M, b"12345")),
     "other tensors": ("no tensor's name", put(M, OTHER)),
     "pickled weights": ("pickle", put("pytorch_model.bin", b"cos\nsystem\n")),
-    "an index that leads out": ("no safetensors file", index({"weight_map": {"a": "../a.bin"}})),
+    "an index that leads out": ("names '../a.bin'", index({"weight_map": {"a": "../a.bin"}})),
     "an index that is a list": (INDEX, "expected a JSON object", index([])),
     "an index of nothing": (INDEX, "has no weight_map", index({})),
     "an index of a missing file": ("a.safetensors", "is missing", index(LAYER)),
@@ -318,8 +319,8 @@ add("A hub", ask_hub, {
     "a revision without commit": (HUB, "is not a hub", ("", 200, b"", {})),
     "a config.json of 100 GB": (HUB, "is not a hub", ("", 200, b"", HUGE)),
     "a config.json that breaks off": (HUB, "cannot be reached", ("", 200, b"{", SHORT)),
-    "a config.json that is not JSON": (HUB, "not readable JSON", ("", 200, b"{", NAMED)),
-    "a config.json that is a list": (HUB, "expected a JSON object", ("", 200, b"[]", NAMED)),
+    "a config.json that is not JSON": (C, "not readable JSON", ("", 200, b"{", NAMED)),
+    "a config.json that is a list": (C, "expected a JSON object", ("", 200, b"[]", NAMED)),
 })
 
 
@@ -393,7 +394,7 @@ add("A run folder", verify, {
     "no metrics, verified": ("cases.csv", "lacks the column", with_table(b"case\na\n")),
     "done.json a list, verified": ("done.json", "lacks", put("done.json", b"[]")),
 })
-RESTART = ("state.safetensors", "delete it to start")
+RESTART = ("state.safetensors", "delete it to train")
 add("A run folder", resume, {
     "a state that is not safetensors": (*RESTART, b"\xff" * 99),
     "a state with a lying header": (*RESTART, tensors({}, length=1 << 40)),
@@ -422,7 +423,7 @@ add("A saved model", predict_with, {
     "other weights": (M, "vouches for", put(M, OTHER)),
     "weights missing": (M, "cannot be read", gone(M)),
 })
-add("A saved model", of_no_task, {"of no task": ("does not say how an image", lambda model: 0)})
+add("A saved model", of_no_task, {"of no task": ("does not say how to prepare", lambda model: 0)})
 
 
 # --- profiles, the command's own values, the reference --------------------------------------
@@ -493,7 +494,7 @@ def read_reference(folder, given, spoil):
     spoil(folder / "reference")
     return lambda: (
         reference.curves_table(folder / "reference"),
-        reference.study_page(folder / "reference"),
+        study_page(folder / "reference"),
     )
 
 
