@@ -32,7 +32,7 @@ def load_weights(model: Module, path: Path) -> None:
     load_trained_state(model, tensors, path)
 
 
-def save_state(
+def write_state(
     path: Path,
     model: Module,
     optimiser: Optimizer,
@@ -55,7 +55,7 @@ def save_state(
 def restore_state(
     path: Path, model: Module, optimiser: Optimizer, schedule: LRScheduler
 ) -> tuple[list[dict], float, float]:
-    """Bring model, optimiser and schedule to what `save_state` wrote; its rows, best and spent.
+    """Bring model, optimiser and schedule to what `write_state` wrote; its rows, best and spent.
 
     Raises:
         RunError: the file cannot be read, is damaged, or of another model.

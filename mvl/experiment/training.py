@@ -33,7 +33,7 @@ from mvl.experiment.files import CURVES, STATE, WEIGHTS
 from mvl.experiment.inference import decide, infer, whole_float32
 from mvl.experiment.metrics import dice_per_case
 from mvl.experiment.procedure import procedure_of
-from mvl.experiment.state import restore_state, save_state, save_weights
+from mvl.experiment.state import restore_state, save_weights, write_state
 from mvl.files import write_table
 from mvl.machine import cores
 from mvl.progress import Progress
@@ -143,7 +143,7 @@ def train(
             spent += time.monotonic() - started
             # The state comes last: what is resumed from it has every row of the curves.
             write_table(folder / CURVES, pd.DataFrame(rows))
-            save_state(folder / STATE, model, optimiser, schedule, rows, best, spent)
+            write_state(folder / STATE, model, optimiser, schedule, rows, best, spent)
             highest = max(row["validation_dice"] for row in rows)
             progress.step(f"validation Dice {dice:.3f}, best {highest:.3f}")
             if on_epoch:

@@ -24,7 +24,7 @@ from mvl.experiment.inference import decide, infer
 from mvl.experiment.metrics import segmentation_metrics
 from mvl.experiment.procedure import segmentation_loss
 from mvl.experiment.run import fit, run_folder
-from mvl.experiment.state import load_weights, restore_state, save_state
+from mvl.experiment.state import load_weights, restore_state, write_state
 from mvl.experiment.training import _leave_out_unless_finite, _optimiser, train, validate
 from mvl.models.segmenter import build_segmenter
 
@@ -175,7 +175,7 @@ def test_a_run_goes_on_whatever_way_the_optimiser_has(tmp_path, before, now):
             if interrupted and place:
                 restore_state(tmp_path / "state", model, optimiser, schedule)
             step(model, optimiser, place)
-            save_state(tmp_path / "state", model, optimiser, schedule, [], 0.0, 0.0)
+            write_state(tmp_path / "state", model, optimiser, schedule, [], 0.0, 0.0)
         results.append(model.weight.detach())
     assert torch.allclose(*results, atol=1e-6)
 
@@ -189,7 +189,7 @@ def test_a_state_whose_moments_fit_no_weight_is_refused(tmp_path):
             for weight in model.parameters():
                 weight.grad = torch.ones_like(weight)
             optimiser.step()
-            save_state(tmp_path / "state", model, optimiser, schedule, [], 0.0, 0.0)
+            write_state(tmp_path / "state", model, optimiser, schedule, [], 0.0, 0.0)
     with pytest.raises(RunError, match="damaged, or of another version.*moment of shape"):
         restore_state(tmp_path / "state", narrow, optimiser, schedule)
 
@@ -328,7 +328,7 @@ def curves(folder):
 def test_tracking_changes_no_byte_and_has_an_epoch_once(phantom, tiny, tmp_path, monkeypatch):
     """A process is killed after it has written an epoch's scalars, but not yet its state."""
     pytest.importorskip("tensorboard", reason="TensorBoard is not installed: mvl[track]")
-    config, save = tiny(), save_state
+    config, save = tiny(), write_state
     volumes = prepared(config, phantom)
 
     def killed(path, model, optimiser, schedule, rows, *rest):
@@ -336,11 +336,11 @@ def test_tracking_changes_no_byte_and_has_an_epoch_once(phantom, tiny, tmp_path,
             raise KeyboardInterrupt
         save(path, model, optimiser, schedule, rows, *rest)
 
-    monkeypatch.setattr(training, "save_state", killed)
+    monkeypatch.setattr(training, "write_state", killed)
     with pytest.raises(KeyboardInterrupt):
         train(build(config), *volumes, config, tmp_path, show=False, track=True)
     assert set(step for _, step in scalars(tmp_path)) == {0, 1}
-    monkeypatch.setattr(training, "save_state", save)
+    monkeypatch.setattr(training, "write_state", save)
     train(build(config), *volumes, config, tmp_path, show=False, track=True)
     assert scalars(tmp_path) == pytest.approx(curves(tmp_path), abs=1e-6)
     train(build(config), *volumes, config, tmp_path / "untracked", show=False)

@@ -161,7 +161,7 @@ def test_where_memory_runs_out_the_batch_that_fits_is_named(phantom, tmp_path, n
     done = children.run(in_little_memory, phantom, tmp_path, 500 << 20, log=tmp_path / "log")
     assert done.status == 0 and done.value, done.output
     sentence, went_well = done.value
-    assert re.search(r"four: out of memory at step \d .* --batch-size [12].*resumable", sentence)
+    assert re.search(r"four: out of memory at step \d .* --batch-size [12].*resume", sentence)
     assert went_well
     note("memory", what="a step of training", said=last_line(sentence))
 
