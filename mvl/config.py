@@ -22,8 +22,6 @@ from mvl.strict import TAG, Axis, Count, Natural, NotNegative, Positive, Whole, 
 
 #: The learning rates from which every arm's is chosen, by validation Dice.
 LEARNING_RATES = (1e-3, 3e-3, 1e-2)
-#: The factors from which the mappers' is chosen with it.
-MAPPER_RATES = (1.0, 0.3, 0.1, 0.03)
 
 #: Raised whenever a change to the code alters numbers. Tables refuse to mix versions: the runs of
 #: an earlier one are trained again, and results/reference/ is emptied and made again with them.

@@ -43,19 +43,3 @@ def _inject(parent: nn.Module, names: list[str], config: LanguageConfig, **more:
         r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=names, **more
     )
     inject_adapter_in_model(adapters, parent)
-
-
-def merge_adapters(part: nn.Module) -> nn.Module:
-    """Add the adapters into the weights that they adapt, in place; the outputs stay equal.
-
-    A block with merged adapters is no longer its source's, so a run saves it whole.
-    """
-    from peft.tuners.lora import LoraLayer
-
-    for name, child in list(part.named_modules()):
-        if isinstance(child, LoraLayer):
-            child.merge(safe_merge=True)
-            part.set_submodule(name, child.get_base_layer())
-            if name.startswith("block."):
-                part.block.by_reference = False
-    return part

@@ -26,7 +26,7 @@ from mvl.files import read_json, staging, write_json
 from mvl.progress import track
 
 #: Raised whenever a change here alters voxels, so that an older phantom is made again.
-PHANTOM_VERSION = 3
+PHANTOM_VERSION = 4
 
 #: Voxels that every axis has at least, whatever the scale.
 _FEWEST = 8
@@ -202,8 +202,8 @@ def _make_case(task: Task, name: str, scale: float, seed: int):
     )
 
     def normal(size=None):
-        """Standard normal numbers, correlated by 0.85 between cases of one subject."""
-        return 0.85**0.5 * subject.standard_normal(size) + 0.15**0.5 * case.standard_normal(size)
+        """Standard normal numbers, correlated by 0.9 between cases of one subject."""
+        return 0.9**0.5 * subject.standard_normal(size) + 0.1**0.5 * case.standard_normal(size)
 
     sizes = 1 + 0.06 * np.clip(normal(3), -1.5, 1.5)
     if task.modality == "CT":

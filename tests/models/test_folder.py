@@ -9,7 +9,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from mvl.blocks.adapters import merge_adapters
 from mvl.blocks.extraction import block_reference, extract_block
 from mvl.config import PRESETS, DataConfig, LanguageConfig
 from mvl.data.tasks import TASKS
@@ -21,6 +20,7 @@ from mvl.models.folder import load_model, load_trained_state, save_model, traine
 from mvl.models.segmenter import build_segmenter
 from mvl.models.sizes import LLAMA_3_1_8B, PAPER_GRID
 from tests.blocks.fake_hub import COMMIT, TOKEN, served
+from tests.blocks.merged import merge_adapters
 
 GRID = (16, 24, 16)
 TASK = TASKS["Task04_Hippocampus"]

@@ -20,6 +20,7 @@ def test_an_interval_in_a_clinicians_words(low, high, text):
 
 def test_each_question_that_the_reference_answers_has_a_row():
     table = read_table(REFERENCE / "contrasts.csv")
+    table = table[table["n_seeds"] > 1]
     keys = set(zip(table["suite"], table["arm_a"], table["arm_b"], strict=True))
     answered = [question for question, *pair in QUESTIONS if tuple(pair) in keys]
     lines = answer_section().splitlines()

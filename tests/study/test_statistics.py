@@ -86,14 +86,14 @@ def rates(repetitions, effect=0.0, **options):
 @pytest.mark.parametrize(
     ("options", "least", "most"),
     [
-        ({}, 0.90, 0.99),
+        ({}, 0.91, 0.99),
         # An uncorrected bootstrap of three seeds covers 76 % here; a t quantile is what is missing.
-        ({"seeds": 3, "sd": (0.001, 0.005, 0.003)}, 0.88, 0.99),
+        ({"seeds": 3, "sd": (0.001, 0.005, 0.003)}, 0.89, 0.99),
     ],
 )
 def test_intervals_cover_and_nulls_are_kept(options, least, most):
-    coverage, false_positives = rates(150, **options)
-    # Binomial noise of 150 repetitions is 1.8 %; three of them either way.
+    coverage, false_positives = rates(300, **options)
+    # Binomial noise of 300 repetitions is 1.3 %; three of them either way.
     assert least <= coverage <= most
     assert abs(1 - coverage - false_positives) < 0.03
 
@@ -127,17 +127,17 @@ def test_power_is_what_the_variance_components_say(effect):
     expected = 1 - stats.nct.cdf(
         stats.t.ppf(0.975, subjects - 1), subjects - 1, effect / math.sqrt(variance)
     )
-    _, power = rates(120, effect, seeds=seeds, subjects=subjects, sd=sd)
-    assert power == pytest.approx(expected, abs=0.13)
+    _, power = rates(200, effect, seeds=seeds, subjects=subjects, sd=sd)
+    assert power == pytest.approx(expected, abs=0.1)
 
 
 def test_the_test_of_equivalence_keeps_its_level_at_the_bound():
     generator = np.random.default_rng(3)
     wrong = [
         compared(simulated(generator, 0.01), draws=1000, seed=n)["p_tost"] < 0.05
-        for n in range(120)
+        for n in range(200)
     ]
-    assert np.mean(wrong) <= 0.11
+    assert np.mean(wrong) <= 0.10
 
 
 # One contrast
