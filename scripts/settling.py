@@ -1,9 +1,10 @@
-"""The table of docs/protocol.md, made of results/reference/settling.csv.
+"""The tables of docs/protocol.md, made of settling.csv and side.csv in results/reference.
 
     mvl suite use settling ... --results FOLDER    # writes FOLDER/suites/settling-use.csv
-    python scripts/settling.py FOLDER/suites/settling-use.csv ...
+    python scripts/settling.py FOLDER/suites/settling-use.csv ... RUN ...
 
-Tables are joined in results/reference, and the page is written from there.
+Tables are joined in results/reference; a RUN is a folder of `mvl train --preset vit`, of which the
+page says what sides it knows. The page is written from results/reference.
 """
 
 import sys
@@ -11,12 +12,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from mvl.files import with_section, write_text
+from mvl.files import read_json, with_section, write_text
 from mvl.show.tables import markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE, PAGE = ROOT / "results" / "reference" / "settling.csv", ROOT / "docs" / "protocol.md"
 BEGIN, END = "<!-- settling: begin, written by scripts/settling.py -->", "<!-- settling: end -->"
+SIDE = TABLE.with_name("side.csv")
+SIDE_MARKS = [f"<!-- side: {mark} -->" for mark in ("begin, written by scripts/settling.py", "end")]
 #: Columns of the table that the page shows, and their headings.
 SHOWN = {
     "arm": "arm @ rate x mappers' factor",
@@ -24,6 +27,7 @@ SHOWN = {
     "validation_dice": "validation Dice on the grid",
     "as trained": "in native space",
     "deleted": "deleted",
+    "cost": "cost of deletion",
     "mean": "mean",
     "permuted": "permuted",
 }
@@ -32,6 +36,7 @@ SHOWN = {
 def section(table: pd.DataFrame) -> str:
     """The table as Markdown: longer trainings first, then the best arm."""
     table = table.sort_values(["epochs", "validation_dice"], ascending=False)
+    table = table.assign(cost=table["as trained"] - table["deleted"])
     shown = table[list(SHOWN)].rename(columns=SHOWN)
     for column in list(SHOWN.values())[2:]:
         shown[column] = shown[column].map(lambda dice: "-" if dice != dice else f"{dice:.3f}")
@@ -39,12 +44,33 @@ def section(table: pd.DataFrame) -> str:
     return markdown(shown.astype(str), aligned=False)
 
 
+def side_section(table: pd.DataFrame) -> str:
+    """Validation Dice of each run as it is and with its cases mirrored, as Markdown."""
+    shown = table[["command", "validation Dice", "mirrored"]].copy()
+    for column in shown.columns[1:]:
+        shown[column] = shown[column].map("{:.3f}".format)
+    return markdown(shown.assign(command="`" + shown["command"] + "`"), aligned=False)
+
+
+def side_of(run: Path) -> dict:
+    """What a run folder of `vit` tells of the sides that it knows."""
+    config = read_json(run / "config.json")["config"]
+    as_is, mirrored = read_json(run / "domain.json")["sides_dice"]
+    flips = f" --flips {config['data']['flips']}" if config["data"]["flips"] else ""
+    row = {"command": f"mvl train --preset vit{flips}", "fingerprint": run.name}
+    return row | {"validation Dice": as_is, "mirrored": mirrored}
+
+
 def main() -> None:
-    """Copy the tables that are named, if any are, and write the page."""
-    if sys.argv[1:]:
-        tables = [pd.read_csv(path) for path in sys.argv[1:]]
+    """Copy what is named, if anything is, and write the page."""
+    named = [Path(argument) for argument in sys.argv[1:]]
+    if tables := [pd.read_csv(path) for path in named if path.is_file()]:
         pd.concat(tables).drop_duplicates("fingerprint").to_csv(TABLE, index=False)
+    if runs := [side_of(path) for path in named if path.is_dir()]:
+        pd.DataFrame(runs).to_csv(SIDE, index=False)
     write_text(PAGE, with_section(PAGE, BEGIN, END, section(pd.read_csv(TABLE))))
+    side = side_section(pd.read_csv(SIDE))
+    write_text(PAGE, with_section(PAGE, *SIDE_MARKS, side))
     print(PAGE)
 
 

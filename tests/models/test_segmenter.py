@@ -82,7 +82,7 @@ def test_a_patch_that_does_not_divide_the_grid_is_named():
 
 
 def test_the_released_vit_has_the_papers_size():
-    """PAPER.md, point 16: 1.13 M weights at 128^3 with patches of 8."""
+    """As large as the released code's ViT: 1.13 M weights at 128^3 with patches of 8."""
     config = replace(PRESETS["released"][0], language=None)
     with torch.device("meta"):
         model = build_segmenter(config, 1, 1, (128, 128, 128), seed=0)

@@ -37,7 +37,7 @@ def test_a_llama_block_is_counted_and_not_allocated():
     trained, frozen = count_parameters(replace(V3, language=language))
     mappers = 2 * 64 * 4096
     assert plain[1] == 0 and frozen == block + mappers
-    assert trained - plain[0] == 37_440  # PAPER.md, point 11
+    assert trained - plain[0] == 37_440  # as the released code counts them
 
 
 @pytest.mark.parametrize("by", ["depth", "mlp"])
