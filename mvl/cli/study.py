@@ -111,7 +111,7 @@ def suite_use(options: Namespace) -> None:
 
     from mvl.data.task_data import open_task
     from mvl.errors import RunError
-    from mvl.experiment.block_use import EDITS, block_use
+    from mvl.experiment.block_use import EDITS, USED, block_use
     from mvl.experiment.run import TRAINED, Run, run_folder
     from mvl.files import read_json, write_table
 
@@ -135,6 +135,8 @@ def suite_use(options: Namespace) -> None:
     columns = ["arm", "seed", "fingerprint", "mapper_rate", "epochs", "best_epoch"]
     columns += ["validation_dice", *EDITS]
     table = pd.DataFrame(rows).reindex(columns=columns)
+    cost = table["as trained"] - table["deleted"]
+    table["used"] = (cost >= USED).where(cost.notna())
     write_table(options.results / "suites" / f"{options.suite}-use.csv", table)
     print(table.to_string(index=False, float_format="%.4f", na_rep="-"))
 

@@ -8,21 +8,15 @@ from pathlib import Path
 import pandas as pd
 
 from mvl.files import REPOSITORY, with_section, write_text
+from mvl.show.results import IN_SHORT
 from mvl.show.sentences import count
 from mvl.show.tables import markdown
 from mvl.study.reference import REFERENCE, read_table
 
 BEGIN, END = "<!-- answer: begin, written by `mvl reference` -->", "<!-- answer: end -->"
 
-#: (question, suite, arm, the arm that it is compared with), at most six.
-QUESTIONS = (
-    ("The language block, compared with none", "language", "pretrained", "none"),
-    ("The block, compared with random weights", "language", "pretrained", "random"),
-    ("The block, compared with its mappers alone", "language", "pretrained", "identity"),
-    ("Hybrid attention alone", "fusion", "010", "000"),
-    ("Multi-scale fusion alone", "fusion", "001", "000"),
-    ("Block, hybrid attention and fusion together", "fusion", "111", "000"),
-)
+#: The first questions of the results' page, in a table that fits on the README's first screen.
+QUESTIONS = IN_SHORT[:6]
 
 
 def effect(row: Mapping) -> str:

@@ -145,7 +145,7 @@ def _size(frames):
 
 
 #: What a reader wants to know first: question, and the contrast that answers it.
-_IN_SHORT = (
+IN_SHORT = (
     ("The pre-trained block against none", "language", "pretrained", "none"),
     ("The pre-trained block against random weights", "language", "pretrained", "random"),
     ("The pre-trained block against its mappers alone", "language", "pretrained", "identity"),
@@ -175,7 +175,7 @@ def _in_short(cpu, gpu=None):
     contrasts = contrasts[contrasts["structure"] == "foreground"]
     contrasts = contrasts.sort_values("n_seeds", ascending=False, kind="stable")
     lines = []
-    for question, *pair in _IN_SHORT:
+    for question, *pair in IN_SHORT:
         rows = contrasts[(contrasts[["suite", "arm_a", "arm_b"]] == pair).all(axis=1)]
         for _, row in rows.head(1).iterrows():
             adjusted = "adjusted " * (tuple(pair) != CONTRASTS[0])

@@ -12,7 +12,7 @@ from tests.blocks.merged import merge_adapters
 
 
 def test_counts_at_llamas_size():
-    """As the released code counts: 37,440 weights at E = 64, L = 4,096, rank 4; 524,288 without."""
+    """As the released code counts: 37,440 weights at E = 64, L = 4,096, rank 4; 524,288 in full."""
 
     def trained(**options):
         with torch.device("meta"):
