@@ -738,7 +738,7 @@ def test_a_failed_notebook_is_named_at_the_top_and_on_its_page(two_arms):
     said = "cell 3 of 3 failed: ValueError: no <voxel>"
     assert "02_broken" in before_summary and said in before_summary
     assert "03_stopped" in before_summary and "did not run to its end" in before_summary
-    assert "This profile has run not 04_absent" in before_summary
+    assert "This profile has not run 04_absent" in before_summary
     states = {
         item.select_one(".file code").get_text(): item.select_one(".state")
         .get_text(" ")

@@ -283,7 +283,7 @@ def activation_maps(rows: dict[str, dict[str, View]], task: Task, plane: str = "
     colours = plt.cm.ScalarMappable(plt.Normalize(0, 1), _HEAT)
     bar = figure.colorbar(colours, ax=axes, location="bottom", shrink=0.35, aspect=30, ticks=[0, 1])
     bar.ax.set_xticklabels(["low", "high"])
-    bar.set_label("norm of a token, scaled map by map", labelpad=-8, fontsize=9)
+    bar.set_label("norm of a token, scaled map by map", fontsize=9)
     return figure
 
 

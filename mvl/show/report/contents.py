@@ -94,9 +94,9 @@ def alerts_of(notebooks: list[Notebook], runs: list[ProfileRun], profile: str) -
         if notebook.state in ("failed", "unfinished")
     ]
     if missing := [notebook.name for notebook in notebooks if notebook.state == "missing"]:
-        which = "no notebook" if len(missing) == len(notebooks) else f"not {', '.join(missing)}"
+        which = "any notebook" if len(missing) == len(notebooks) else ", ".join(missing)
         command = f"'./run_all.sh --profile {profile}' runs what is missing"
-        alerts.append(Alert("note", f"This profile has run {which}; {command}."))
+        alerts.append(Alert("note", f"This profile has not run {which}; {command}."))
     if outdated := [notebook.name for notebook in notebooks if notebook.state == "outdated"]:
         text = "run before the code, the profile, the reference or the data changed"
         alerts.append(Alert("note", f"Outdated, {text}: {', '.join(outdated)}."))
