@@ -5,9 +5,11 @@ import functools
 import json
 import reprlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, dataclass_transform
 
 import pydantic
+import yaml
 from pydantic import Field
 
 from mvl.errors import ConfigError
@@ -53,6 +55,20 @@ def from_json(kind: type, values: Any, what: str = "configuration") -> Any:
     """
     with _faults_named(what):
         return pydantic.TypeAdapter(kind).validate_json(json.dumps(values, default=str))
+
+
+def from_yaml(kind: type, path: Path) -> Any:
+    """A `strict` dataclass from a YAML file.
+
+    Raises:
+        ConfigError: the file is not readable YAML, or as `from_json`; the message names the file.
+    """
+    try:
+        values = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())  # PyYAML writes several lines
+        raise ConfigError(f"{path} is not readable YAML: {reason}") from error
+    return from_json(kind, values, str(path))
 
 
 @contextlib.contextmanager

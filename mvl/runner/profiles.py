@@ -31,8 +31,9 @@ def default_profile() -> tuple[str, str]:
 def choose_profile(namespace: dict[str, Any]) -> None:
     """Give a notebook that a person has opened the parameters of the profile that fits.
 
-    On Binder, the notebooks run with the smoke profile by this. Where a parameter is not the
-    committed one, somebody has chosen it, and nothing changes. What changes is shown.
+    On Binder, the notebooks run with the smoke profile by this. A parameter that is not the
+    committed one was chosen by somebody, and stays; the others follow the profile. Where
+    `profile` itself was chosen, nothing changes. What changes is shown.
 
     Args:
         namespace: the notebook's `globals()`, after its parameters; changed in place.
@@ -44,10 +45,10 @@ def choose_profile(namespace: dict[str, Any]) -> None:
 
     name, why = default_profile()
     committed, chosen = load_profile(COMMITTED), load_profile(name)
-    declared = [key for key in committed if key in namespace]
-    if any(namespace[key] != committed[key] for key in declared):
+    if namespace.get("profile", COMMITTED) != COMMITTED:
         return
-    changed = {key: chosen[key] for key in declared if chosen[key] != committed[key]}
+    untouched = [key for key in committed if namespace.get(key) == committed[key]]
+    changed = {key: chosen[key] for key in untouched if chosen[key] != committed[key]}
     if changed:
         namespace.update(changed)
         listed = ", ".join(f"`{key} = {value!r}`" for key, value in changed.items())

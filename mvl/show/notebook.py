@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -137,38 +138,57 @@ def reference_cases(suite: str, gpu: bool = False) -> pd.DataFrame:
 
 
 def study(suite: str, cases: pd.DataFrame, *pairs: tuple[str, str]) -> None:
-    """Show a suite's results: this profile's, then the committed reference's.
+    """Show a suite's results: the committed reference's, then this profile's.
 
-    For the profile: the means of each arm and a sentence per comparison. For the reference, on a
-    CPU and on a GPU: the means, their figure, and the pairs subject by subject.
+    For the reference, on a CPU and on a GPU: the means, their figure, and the pairs subject by
+    subject. For the profile: the means of each arm and a sentence per comparison, or how to train
+    some.
 
     Args:
         cases: this profile's table of test cases; may be empty.
         pairs: (arm, against) that the reference is drawn for.
     """
-    show("### This profile", means(suite, cases))
-    if len(cases):
-        show("\n".join(_sentences(_in_dice(cases, suite))) or _NO_PAIR)
     for gpu in (False, True):
         rows = reference_cases(suite, gpu)
-        if gpu and rows.empty:
+        if rows.empty:
             continue
         show(
             "### The committed reference" + ", on a GPU" * gpu,
             "The same experiments as the authors of this repository ran them, from "
             f"`results/reference/{'gpu/' * gpu}`. No table mixes devices.",
             means(suite, rows),
+            figures.arm_means(rows),
         )
-        if len(rows):
-            show(figures.arm_means(rows))
         for arm, against in pairs:
-            if {arm, against} <= set(rows.get("arm", ())):
+            if {arm, against} <= set(rows["arm"]):
                 show(
                     f"Subject by subject: above zero `{arm}` is better than `{against}`, below it "
                     "worse. The band is the 95 % interval of the mean difference; subjects and "
                     "seeds are resampled.",
                     figures.paired_differences(rows, arm, against),
                 )
+    if len(cases):
+        show("### This profile", means(suite, cases))
+        show("\n".join(_sentences(_in_dice(cases, suite))) or _NO_PAIR)
+    else:
+        show(
+            "### This profile",
+            f"It trains no arm of this suite. To train some, name them in `{suite}_arms` above: "
+            + ", ".join(f"`{arm}`" for arm in SUITES[suite])
+            + ". Each takes about as long as the training in 00_start_here.",
+        )
+
+
+def compare_runs(folders: dict[str, Path], synthetic: bool) -> None:
+    """Show runs next to each other, by label: their curves, and what each reached in validation.
+
+    Test cases play no part: a choice between two runs is made on validation.
+    """
+    curves = {label: pd.read_csv(folder / "curves.csv") for label, folder in folders.items()}
+    best = {label: table["validation_dice"].max() for label, table in curves.items()}
+    epochs = {label: len(table) for label, table in curves.items()}
+    rows = pd.DataFrame({"best validation Dice": best, "epochs": epochs})
+    show(figures.curves(curves, synthetic), rows.round(3))
 
 
 def means(suite: str, cases: pd.DataFrame) -> Markdown:

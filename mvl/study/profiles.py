@@ -5,14 +5,13 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field
 
 from mvl.config import DataConfig, task_data
 from mvl.data.tasks import TASKS
-from mvl.errors import ConfigError, MvlError
-from mvl.files import REPOSITORY, read_small
-from mvl.strict import Axis, Count, Whole, from_json, strict
+from mvl.errors import ConfigError
+from mvl.files import REPOSITORY
+from mvl.strict import Axis, Count, Whole, from_yaml, strict
 
 _Grid = Annotated[list[Axis], Field(min_length=3, max_length=3)]
 _Scale = Annotated[float, Field(gt=0, le=2)]
@@ -60,12 +59,7 @@ def load_profile(name: str, root: Path | str = REPOSITORY) -> dict[str, Any]:
     if name not in known:
         raise ConfigError(f"no profile {name!r} in {folder}; there are: {', '.join(known)}")
     path = folder / f"{name}.yaml"
-    try:
-        values = yaml.safe_load(read_small(path).decode("utf-8"))
-    except (MvlError, OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())  # PyYAML writes several lines
-        raise ConfigError(f"{path} is not readable YAML: {reason}") from error
-    profile = from_json(Profile, values, str(path))
+    profile = from_yaml(Profile, path)
     if profile.profile != name:
         raise ConfigError(f"{path}: profile must be {name}, as the file is called")
     return dataclasses.asdict(profile) | {"block": _absolute(profile.block, Path(root))}

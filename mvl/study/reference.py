@@ -38,7 +38,7 @@ from mvl.models.folder import save_model
 from mvl.study.cells import TUNING_COLUMNS, tuning_table
 from mvl.study.mechanism import patch_auroc
 from mvl.study.statistics import CONTRAST_COLUMNS, PRIMARY, contrasts_table
-from mvl.study.suites import SUITES, name_of, suite_configs
+from mvl.study.suites import STUDY, SUITES, USER_CONTRASTS, name_of, suite_configs
 from mvl.study.summary import SUMMARY_COLUMNS, summary_table
 
 REFERENCE = REPOSITORY / "results" / "reference"
@@ -49,7 +49,7 @@ GPU = "gpu"
 
 #: The contrasts that the study reports: (suite, arm, against). The first is the primary one, named
 #: before anything was run; the others, Holm's family, were completed while the study grew.
-CONTRASTS = (
+PLANNED = (
     (PRIMARY["suite"], PRIMARY["arm_a"], PRIMARY["arm_b"]),
     ("language", "pretrained", "none"),
     ("language", "pretrained", "shuffled"),
@@ -72,13 +72,15 @@ CONTRASTS = (
     *(("presets", arm, "vit") for arm in SUITES["presets"] if arm != "vit"),
     ("budget", "vit-2x", "vit"),
 )
+#: These, and those of the users' suites.
+CONTRASTS = (*PLANNED, *USER_CONTRASTS)
 
 #: The metrics that they are reported in.
 _COMPARED = ("dice", "nsd")
 
 #: The size of Holm's family: a comparison with names in several suites counts once, the primary
 #: one is in no family.
-FAMILY = len(_COMPARED) * len({(name_of(s, a), name_of(s, b)) for s, a, b in CONTRASTS}) - 1
+FAMILY = len(_COMPARED) * len({(name_of(s, a), name_of(s, b)) for s, a, b in PLANNED}) - 1
 
 #: The seeds, and with them the validation folds, of the study.
 SEEDS = (0, 1, 2, 3, 4)
@@ -109,10 +111,12 @@ _NEEDED = {
 def study_contrasts(cases: pd.DataFrame, suite: str | None = None) -> pd.DataFrame:
     """The study's contrasts in Dice and NSD as a `contrasts_table`, of one suite if it is named.
 
-    Each p is adjusted for all that the study has planned.
+    Each p is adjusted for all that the study has planned; that of a user's suite for the suite.
     """
     pairs = [pair for pair in CONTRASTS if suite in (None, pair[0])]
-    return contrasts_table(cases, pairs, _COMPARED, family=FAMILY)
+    users = suite is not None and suite not in STUDY
+    family = len(_COMPARED) * len(pairs) if users else FAMILY
+    return contrasts_table(cases, pairs, _COMPARED, family=family)
 
 
 def read_table(

@@ -1,7 +1,8 @@
 """Suites: named sets of experiments, each the answer to one question, as data.
 
 An arm changes one thing about the model, the training or the data. The arms of a suite share
-everything else, seeds included. `STUDY` is the whole list; `mvl.study.cells` trains and tests it.
+everything else, seeds included. `STUDY` is the study's list; files of suites/ add a user's
+(`user_suites`). `mvl.study.cells` trains and tests them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from mvl.config import (
 from mvl.data.task_data import open_task
 from mvl.errors import ConfigError
 from mvl.models.sizes import count_parameters, match_size
+from mvl.study import user_suites
 
 
 @dataclass(frozen=True)
@@ -213,11 +215,29 @@ STUDY = {
     ),
 }
 
+
+def _arm_of(suite, name, entry):
+    config = user_suites.configuration(entry, f"suites/{suite}.yaml, arm {name},")
+    return Arm(config.model, config.training, fraction=entry.fraction, budget=entry.budget)
+
+
+_USERS = user_suites.read_suites()
+if _taken := set(_USERS) & set(STUDY):
+    raise ConfigError(f"suites/{_taken.pop()}.yaml: the study has a suite of this name")
+
 #: Suite -> the question that it answers.
 QUESTIONS = {suite: question for suite, (question, _) in STUDY.items()}
+QUESTIONS |= {suite: file.question for suite, file in _USERS.items()}
 
 #: Suite -> arm -> `Arm`.
 SUITES = {suite: dict(arms) for suite, (_, arms) in STUDY.items()}
+SUITES |= {
+    suite: {name: _arm_of(suite, name, entry) for name, entry in file.arms.items()}
+    for suite, file in _USERS.items()
+}
+
+#: The contrasts of the users' suites: (suite, arm, against).
+USER_CONTRASTS = tuple((s, *pair) for s, file in _USERS.items() for pair in file.contrasts)
 
 #: The suites whose arms' names come first: an experiment is called `vit`, not `none` or `000`.
 NAMING = ("presets", "peers", "language", "size", "head", "fusion", "adaptation")

@@ -114,8 +114,12 @@ def test_a_notebook_gets_the_parameters_that_fit_and_says_so(memory, shown):
 
 def test_parameters_that_somebody_chose_stay(memory, shown, monkeypatch):
     memory(2)
-    quick = load_profile("quick")
-    for chosen in (quick | {"epochs": 3}, load_profile("gpu"), {"grid": [8, 8, 8]}):
+    quick, smoke = load_profile("quick"), load_profile("smoke")
+    namespace = quick | {"epochs": 3}
+    choose_profile(namespace)
+    assert namespace == smoke | {"epochs": 3}
+    shown.clear()
+    for chosen in (load_profile("gpu"), {"grid": [8, 8, 8]}):
         namespace = dict(chosen)
         choose_profile(namespace)
         assert namespace == chosen

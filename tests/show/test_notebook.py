@@ -121,7 +121,7 @@ def test_means_are_those_of_the_summary_in_the_suites_order():
     assert nothing == "Nothing of this suite is there."
 
 
-def test_a_study_shows_this_profile_then_the_reference(monkeypatch):
+def test_a_study_shows_the_reference_then_this_profile(monkeypatch):
     shown = []
     monkeypatch.setattr(notebook, "show", lambda *things: shown.extend(things))
     cases = notebook.reference_cases("language")
@@ -132,10 +132,11 @@ def test_a_study_shows_this_profile_then_the_reference(monkeypatch):
     profile, reference = (
         texts.index(f"### {name}") for name in ("This profile", "The committed reference")
     )
-    assert texts[profile + 1] != texts[reference + 2]
+    assert reference < profile and texts[profile + 1] != texts[reference + 2]
     assert "| pretrained | 27 " in texts[reference + 2] and "1 seed" in texts[profile + 2]
     figures_of = [len(thing.axes) for thing in shown if hasattr(thing, "axes")]
     assert len(figures_of) == 2
     shown.clear()
     notebook.study("language", cases.iloc[:0], ("pretrained", "no such arm"))
-    assert shown[1].data == "Nothing of this suite is there." and len(shown) == 6
+    # The reference's heading, text, means and figure; then what to do to train an arm.
+    assert len(shown) == 6 and "`language_arms`" in shown[-1]
