@@ -220,9 +220,11 @@ def _studys_data(options):
 def reference(options: Namespace) -> None:
     from mvl.show.answer import refresh_readme
     from mvl.show.results import refresh_results, write_pages
+    from mvl.study.crossed import update_crossed
     from mvl.study.reference import GPU, REFERENCE, update_references
 
     data, runs = _studys_data(options), options.results / "runs"
+    print("\n".join(update_crossed(runs, options.root)))
     folder, count = update_references(data, runs, options.root, options.suites)
     for written in (REFERENCE, REFERENCE / GPU):
         write_pages(written)

@@ -38,7 +38,14 @@ from mvl.models.folder import save_model
 from mvl.study.cells import TUNING_COLUMNS, tuning_table
 from mvl.study.mechanism import patch_auroc
 from mvl.study.statistics import CONTRAST_COLUMNS, PRIMARY, contrasts_table
-from mvl.study.suites import STUDY, SUITES, USER_CONTRASTS, name_of, suite_configs
+from mvl.study.suites import (
+    STUDY,
+    SUITES,
+    USER_CONTRASTS,
+    is_crossed,
+    name_of,
+    suite_configs,
+)
 from mvl.study.summary import SUMMARY_COLUMNS, summary_table
 
 REFERENCE = REPOSITORY / "results" / "reference"
@@ -238,7 +245,7 @@ def update_references(
         RunError: as `reference_of` and `write_reference`.
     """
     trained, expected, tuned = {}, {}, []
-    for suite in SUITES:
+    for suite in (name for name in SUITES if not is_crossed(name)):
         for (arm, seed), config in suite_configs(suite, data, SEEDS, root=root).items():
             task = open_task(config.data, seed, root, progress=False)
             folder = run_folder(config, task, runs)
@@ -318,7 +325,7 @@ def _grown(trained, expected, reference):
         named = dict(zip(CELL, cell, strict=True))
         if folder := trained.get(cell):
             tables.append(collect(folder, *cell[:2]))
-            rows.append(named | _run_row(folder))
+            rows.append(named | run_row(folder))
             continue
         for old_runs in before:
             same = old_runs[old_runs["fingerprint"] == fingerprint]
@@ -344,7 +351,8 @@ def _publish(folder, cases, target):
     save_model(run.model, target, run.task, run.config.data, metrics, run.domain)
 
 
-def _run_row(folder):
+def run_row(folder: Path) -> dict:
+    """A finished run's row of validation.csv, without the columns `CELL`."""
     config = read_json(folder / "config.json")["config"]
     environment = read_json(folder / "environment.json")
     row = config["training"] | {"grid": "x".join(map(str, config["data"]["grid"]))}

@@ -262,6 +262,11 @@ def name_of(suite: str, arm: str) -> tuple[str, str]:
     return ALIASES.get((suite, arm), (suite, arm))
 
 
+def is_crossed(suite: str) -> bool:
+    """Whether the arms of a suite are tested crosswise (`DataConfig.testing`)."""
+    return all(arm.testing == "crossed" for arm in SUITES[suite].values())
+
+
 def suite_configs(
     suite: str,
     data: DataConfig,

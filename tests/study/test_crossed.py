@@ -1,0 +1,79 @@
+"""The second protocol's tables: whole repeats only, and means over all subjects."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mvl.config import DataConfig, LanguageConfig, ModelConfig, TrainingConfig
+from mvl.data.phantom import make_phantom
+from mvl.experiment.metrics import METRICS
+from mvl.files import read_table
+from mvl.study import crossed
+from mvl.study.cells import fit_suite
+from mvl.study.suites import SUITES, Arm, suite_configs
+
+GRID = (16, 16, 16)
+PLAIN = ModelConfig(patch=(8, 8, 8), width=8, encoder_depth=1, decoder_depth=1, heads=2)
+BLOCK = LanguageConfig(skip=False, terms="contribution")
+PLAN = TrainingConfig(epochs=1, warmup_epochs=0)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(runs, data root, cells) of a crossed suite of two arms, trained on a tiny phantom."""
+    folder = tmp_path_factory.mktemp("crossed")
+    make_phantom("Task04_Hippocampus", folder, cases=16, scale=0.3)
+    with pytest.MonkeyPatch.context() as patch:
+        arms = {"none": Arm(PLAIN, PLAN, testing="crossed")}
+        with_block = ModelConfig(**{**PLAIN.__dict__, "language": BLOCK})
+        arms["pretrained"] = Arm(with_block, PLAN, testing="crossed")
+        patch.setitem(SUITES, "llama", arms)
+        data = DataConfig(grid=GRID)
+        patch.setattr(crossed, "TASKS", (data.task,))
+        patch.setattr(crossed, "task_data", lambda task: data)
+        cells = suite_configs("llama", data, range(5), root=folder)
+        yield folder / "runs", folder, cells
+
+
+def test_a_repeat_is_published_whole_or_not_at_all(trained, tmp_path):
+    runs, root, cells = trained
+    most = dict(list(cells.items())[:-1])
+    fit_suite("llama", most, runs, root, show=False)
+    (said,) = crossed.update_crossed(runs, root, folder=tmp_path)
+    assert "1 of 10 cells are not trained" in said and not list(tmp_path.iterdir())
+    assert not list(Path(runs).glob("*/cases.csv")), "no test side is opened before"
+
+    fit_suite("llama", cells, runs, root, show=False)
+    (said,) = crossed.update_crossed(runs, root, folder=tmp_path)
+    assert "10 cells published" in said
+    cases = read_table(tmp_path / "cases.csv.gz")
+    for _, arm in cases.groupby("arm"):
+        foreground = arm[arm["structure"] == "foreground"]
+        assert sorted(foreground["case"]) == sorted(set(foreground["case"]))
+        assert foreground["case"].nunique() == 16 and set(foreground["fold"]) == set(range(5))
+    use = read_table(tmp_path / "use.csv")
+    assert set(use["arm"]) == {"pretrained"} and len(use) == 5
+    # As trained, it is what the evaluation wrote.
+    of_arm = cases[(cases["arm"] == "pretrained") & (cases["structure"] == "foreground")]
+    by_fold = of_arm.groupby(["fold", "subject"])["dice"].mean().groupby("fold").mean()
+    assert np.allclose(use.set_index("fold")["as trained"], by_fold, atol=1e-6)
+    contrasts = read_table(tmp_path / "contrasts.csv")
+    row = contrasts[contrasts["structure"] == "foreground"].iloc[0]
+    assert row["arm_b"] == "none" and row["n_subjects"] == cases["subject"].nunique()
+    means = read_table(tmp_path / "summary.csv").query("metric == 'dice'")
+    means = means[means["structure"] == "foreground"].set_index("arm")["mean"]
+    assert row["difference"] == pytest.approx(means["pretrained"] - means["none"])
+
+
+def test_a_mean_is_over_subjects_of_all_folds():
+    """Two subjects in fold 0, one of them with two cases; one subject in fold 1."""
+    rows = [(0, "a", "a1", 0.2), (0, "a", "a2", 0.4), (0, "b", "b1", 0.5), (1, "c", "c1", 0.8)]
+    cases = pd.DataFrame(rows, columns=["fold", "subject", "case", "dice"])
+    about = dict.fromkeys(crossed._ABOUT, "x")
+    cases = cases.assign(repeat=0, **about, **{m: 0.0 for m in METRICS if m != "dice"})
+    row = crossed.summary(cases).set_index("metric").loc["dice"]
+    assert row["mean"] == pytest.approx((0.3 + 0.5 + 0.8) / 3)
+    assert row["sd_trainings"] == pytest.approx(np.std([0.4, 0.8], ddof=1))
+    assert (row["n_subjects"], row["n_cases"], row["n_trainings"]) == (3, 4, 2)
