@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 import tomllib
 
 import nbformat
@@ -49,11 +50,29 @@ def test_it_opens_with_its_question_and_closes_with_its_answer(path):
 
 
 @notebooks
-def test_its_badges_open_itself_and_the_readme_names_it(path):
-    first = nbformat.read(path, 4).cells[0].source
-    assert f"mybinder.org/v2/gh/{ADDRESS}/HEAD?labpath=notebooks%2F{path.name})" in first
-    assert f"research.google.com/github/{ADDRESS}/blob/HEAD/notebooks/{path.name})" in first
+def test_it_links_to_its_neighbours_and_the_readme_names_it(path):
+    first, place = nbformat.read(path, 4).cells[0].source, NOTEBOOKS.index(path)
+    neighbours = [n.name for n in NOTEBOOKS[max(0, place - 1) : place + 2] if n != path]
+    assert re.findall(r"\]\(([^/)]*\.ipynb)\)", first) == neighbours
     assert f"](notebooks/{path.name})" in (REPOSITORY / "README.md").read_text()
+
+
+def test_the_address_makes_the_links_to_binder_and_colab(tmp_path):
+    """By the line of CONTRIBUTING.md, which a maintainer copies."""
+    (line,) = re.findall(r"^    git grep (.*)", (REPOSITORY / "CONTRIBUTING.md").read_text(), re.M)
+    files = ["README.md", "pyproject.toml", "notebooks/00_start_here.ipynb"]
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text((REPOSITORY / name).read_text())
+    subprocess.run(
+        f"git init -q && git add . && git grep {line}", cwd=tmp_path, shell=True, check=True
+    )
+    readme, project, notebook = ((tmp_path / name).read_text() for name in files)
+    assert ADDRESS not in readme + project + notebook and 'repository = "YOU/REPO"' in project
+    assert "https://github.com/YOU/REPO\\n" in notebook
+    visible = re.sub(r"<!--.*?-->", "", readme, flags=re.S)
+    assert "mybinder.org/v2/gh/YOU/REPO/HEAD" in visible
+    assert "colab.research.google.com/github/YOU/REPO/blob/HEAD/notebooks/00" in visible
 
 
 def test_the_first_code_of_each_fetches_the_suite_on_colab():
