@@ -31,7 +31,7 @@ with each input, and with fewer kills and full disks.
 
 `kill -9` ends the process group at a random time, or at a random file operation (seed {seed}). Then
 each file with a final name must be whole. The same command must leave the bytes of an undisturbed
-run, times aside.
+run, except for times.
 
 {kills_table}
 

@@ -155,7 +155,7 @@ STUDY = {
     # Each arm changes one thing about lora-0; what has adapters trains them in place of its own
     # weights.
     "adaptation": (
-        "Does it matter how the block is adapted, and where it stands?",
+        "Does it matter how the block is adapted, and where it is?",
         {
             "lora-0": _block(),
             "lora-4": _block(lora_rank=4),
