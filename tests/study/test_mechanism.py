@@ -19,6 +19,8 @@ from mvl.data.tasks import Task
 from mvl.errors import DataError, RunError
 from mvl.experiment.run import Run, collect, fit
 from mvl.experiment.run import test as open_test_set
+from mvl.models.activations import activations, to_volume
+from mvl.models.peers import Peer
 from mvl.models.segmenter import MedVisionLlama, build_segmenter
 from mvl.models.tokens import LinearHead, PatchEmbed
 from mvl.study import statistics
@@ -100,6 +102,27 @@ def measured(model, cases):
 def box(index, patch=PATCH):
     """The voxels of the patch at a place (i, j, k) of the token grid."""
     return tuple(slice(i * p, (i + 1) * p) for i, p in zip(index, patch, strict=True))
+
+
+def test_a_hosts_tokens_are_patches_of_the_padded_volume(tmp_path):
+    """6 x 9 x 4 voxels in 8 x 12 x 4, 1 before each axis: one hot token is found at its place."""
+    network = nn.Sequential(nn.AvgPool3d(4), nn.Upsample(scale_factor=4))
+    model = Peer(network, 4, passing(), "0", torch.zeros(1, 6, 1))
+    hot = (slice(3, 6), slice(3, 7), slice(0, 4))  # of the second patch, of the second
+    image = np.zeros((6, 9, 4))
+    image[hot] = 100
+    preparation = Preparation(CT, DataConfig(grid=image.shape))
+    found = {}
+    for place in product((slice(0, 3), slice(3, 6)), (slice(0, 3), slice(3, 7), slice(7, 9))):
+        label = np.zeros(image.shape)
+        label[place] = 1
+        case = write(tmp_path, f"{place[0].start}-{place[1].start}", image, label)
+        row = patch_auroc(model, [case], preparation, show=False).iloc[0]
+        found[place] = row["auroc_change"] if row["foreground_patches"] else None
+        volume = preparation.load([case], progress=False)[0]["image"].as_tensor()[None]
+    assert found == pytest.approx({place: 1.0 if place == hot[:2] else 0.4 for place in found})
+    shown = to_volume(activations(model, volume)["after"], model, image.shape)
+    assert shown[0, 5, 5, 0] == shown.max() > shown.min() == 0 and shown.shape == (1, 6, 9, 4)
 
 
 def test_tokens_and_patches_stand_in_one_order(tmp_path):
@@ -184,7 +207,7 @@ def test_padding_takes_no_part(tmp_path):
     assert (row["patches"], row["foreground_patches"]) == (2 * 4 * 2, 4)
     assert row["auroc_update"] == 0
     volume = Preparation(CT, DataConfig(grid=GRID)).load([case], progress=False)[0]
-    foreground, counted = patch_truth(volume, PATCH)
+    foreground, counted = patch_truth(volume, PATCH, GRID)
     norms = token_norms(by_hand(passing()), volume["image"].as_tensor()[None])["auroc_update"][0]
     assert auroc(norms, foreground) == pytest.approx(8 / 20)
     expected = np.ones(TOKENS, bool)
