@@ -105,24 +105,22 @@ def box(index, patch=PATCH):
 
 
 def test_a_hosts_tokens_are_patches_of_the_padded_volume(tmp_path):
-    """6 x 9 x 4 voxels in 8 x 12 x 4, 1 before each axis: one hot token is found at its place."""
+    """6 x 10 x 4 voxels in 8 x 12 x 4, one before and after: a hot token is found at its place."""
     network = nn.Sequential(nn.AvgPool3d(4), nn.Upsample(scale_factor=4))
     model = Peer(network, 4, passing(), "0", torch.zeros(1, 6, 1))
-    hot = (slice(3, 6), slice(3, 7), slice(0, 4))  # of the second patch, of the second
-    image = np.zeros((6, 9, 4))
-    image[hot] = 100
-    preparation = Preparation(CT, DataConfig(grid=image.shape))
-    found = {}
-    for place in product((slice(0, 3), slice(3, 6)), (slice(0, 3), slice(3, 7), slice(7, 9))):
-        label = np.zeros(image.shape)
-        label[place] = 1
-        case = write(tmp_path, f"{place[0].start}-{place[1].start}", image, label)
-        row = patch_auroc(model, [case], preparation, show=False).iloc[0]
-        found[place] = row["auroc_change"] if row["foreground_patches"] else None
-        volume = preparation.load([case], progress=False)[0]["image"].as_tensor()[None]
-    assert found == pytest.approx({place: 1.0 if place == hot[:2] else 0.4 for place in found})
-    shown = to_volume(activations(model, volume)["after"], model, image.shape)
-    assert shown[0, 5, 5, 0] == shown.max() > shown.min() == 0 and shown.shape == (1, 6, 9, 4)
+    grid, image = (6, 10, 4), np.zeros((6, 10, 4))
+    image[3:6, 3:7] = 100
+    preparation, found = Preparation(CT, DataConfig(grid=grid)), []
+    for high, wide in product(((0, 3), (3, 6)), ((0, 3), (3, 7), (7, 10))):
+        label = np.zeros(grid)
+        label[slice(*high), slice(*wide)] = 1
+        case = write(tmp_path, f"{high}{wide}", image, label)
+        found.append(patch_auroc(model, [case], preparation, show=False).loc[0, "auroc_change"])
+    # One that is not hot loses to one of five, and ties with four.
+    assert found == pytest.approx([0.4, 0.4, 0.4, 0.4, 1.0, 0.4])
+    volume = torch.from_numpy(image).float()[None, None]
+    shown = to_volume(activations(model, volume)["after"], model, grid)[0]
+    assert shown.shape == grid and (shown == shown.max()).nonzero()[0].tolist() == [4, 4, 0]
 
 
 def test_tokens_and_patches_stand_in_one_order(tmp_path):
