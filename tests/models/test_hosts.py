@@ -132,7 +132,7 @@ class Killed(Exception):
 
 def test_a_run_is_resumed_loaded_and_asked_for_its_use(phantom, tmp_path):
     model = PeerConfig("dynunet", PART)
-    config = ExperimentConfig(DataConfig(grid=(16, 24, 16)), model, Plan(epochs=2))
+    config = ExperimentConfig(DataConfig(grid=(16, 24, 16), fraction=0.3), model, Plan(epochs=2))
     data = open_task(config.data, 0, phantom, progress=False)
 
     def kill(rows):

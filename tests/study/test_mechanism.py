@@ -120,7 +120,7 @@ def test_a_hosts_tokens_are_patches_of_the_padded_volume(tmp_path):
     assert found == pytest.approx([0.4, 0.4, 0.4, 0.4, 1.0, 0.4])
     volume = torch.from_numpy(image).float()[None, None]
     shown = to_volume(activations(model, volume)["after"], model, grid)[0]
-    assert shown.shape == grid and (shown == shown.max()).nonzero()[0].tolist() == [4, 4, 0]
+    assert shown.shape == grid and (shown == shown.max()).nonzero()[0].tolist() == [5, 4, 0]
 
 
 def test_tokens_and_patches_stand_in_one_order(tmp_path):
