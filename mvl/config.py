@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import field, replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
@@ -22,6 +22,9 @@ from mvl.strict import TAG, Axis, Count, Natural, NotNegative, Positive, Whole, 
 
 #: The learning rates from which every arm's is chosen, by validation Dice.
 LEARNING_RATES = (1e-3, 3e-3, 1e-2)
+
+#: The comparison networks that can hold a language part.
+HOSTS = ("unetr", "dynunet", "segresnet")
 
 #: Raised whenever a change to the code alters numbers. Tables refuse to mix versions: the runs of
 #: an earlier one are trained again, and results/reference/ is emptied and made again with them.
@@ -198,8 +201,14 @@ class PeerConfig:
 
     architecture: Literal["unet", "unet++", "unetr", "swin-unetr", "segresnet", "dynunet"]
 
-    #: No comparison network has a language part (a constant of the class, not a field).
-    language: ClassVar[None] = None
+    #: A language part on the tokens of the network's deepest level, for one of `HOSTS`.
+    language: LanguageConfig | None = _later(None)
+
+    def __post_init__(self):
+        _require(
+            self.language is None or self.architecture in HOSTS,
+            f"{self.architecture} cannot hold a language part; {', '.join(HOSTS)} can",
+        )
 
 
 @strict

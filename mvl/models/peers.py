@@ -10,14 +10,21 @@ but does not use are left out.
 
 The sizes are no part of `PeerConfig`, so that a run's fingerprint does not know them: a change
 of them here asks for another `PROTOCOL_VERSION`.
+
+A host is a network with a language part. A forward hook hands the output of its deepest level to
+the part: the tokens of UNETR's transformer, or the voxels of a convolutional network's last level,
+each a token. LLM4Seg (Tang et al., MICCAI 2025, arXiv:2506.18034) puts its block there, too.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mvl.blocks.language_part import build_language
 from mvl.config import ModelConfig, PeerConfig
 from mvl.draws import drawn_by
 from mvl.models.segmenter import build_segmenter
@@ -32,35 +39,66 @@ _STEPS = {
     "dynunet": 16,
 }
 
+#: Of each host the module whose output the language part takes, and that output's width.
+_DEEPEST = {
+    "unetr": ("vit", 96),
+    "dynunet": ("bottleneck", 128),
+    "segresnet": ("down_layers.3", 64),
+}
+
 
 class Peer(nn.Module):
     """A network on any grid.
 
     Args:
         network: (B, C, H, W, D) -> logits, or a list of which the last is the logits.
-        step: how far the network reduces a volume's sides.
+        step: how far the network reduces a volume's sides, and the side of a token in voxels.
+        language: a `LanguagePart`, or None.
+        deepest: name of the module of the network whose output goes through the language part:
+            voxels (B, E, h, w, d), or a tuple of tokens (B, T, E) and another thing.
+        position: of each voxel of that output, (1, h * w * d, E); None for tokens.
     """
 
-    def __init__(self, network: nn.Module, step: int) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        step: int,
+        language: nn.Module | None = None,
+        deepest: str = "",
+        position: Tensor | None = None,
+    ) -> None:
         super().__init__()
         # Small 3D convolutions run up to twice as fast on CPU in this layout.
         self.network = network.to(memory_format=torch.channels_last_3d)
-        self.step = step
+        self.step, self.language = step, language
+        self.voxel_position = None if position is None else nn.Parameter(position)
+        if language is not None:
+            network.get_submodule(deepest).register_forward_hook(self._through_language)
+
+    @property
+    def position(self) -> nn.Parameter | None:
+        """Learned position of each token, (1, T, E): UNETR's own, or the one that voxels get."""
+        vit = getattr(self.network, "vit", None)
+        return self.voxel_position if vit is None else vit.patch_embedding.position_embeddings
+
+    def _through_language(self, module: nn.Module, arguments: tuple, output):
+        if isinstance(output, tuple):
+            return self.language(output[0]), *output[1:]
+        x = output.flatten(2).transpose(1, 2) + self.voxel_position  # (B, T, E)
+        return self.language(x).transpose(1, 2).unflatten(2, output.shape[2:])  # (B, E, h, w, d)
 
     def forward(self, volume: Tensor) -> Tensor:
         """Logits, as of `MedVisionLlama`: (B, C, H, W, D) -> (B, classes, H, W, D)."""
         grid = volume.shape[2:]
         whole = padded_grid(grid, self.step)
-        before = [(w - g) // 2 for w, g in zip(whole, grid, strict=True)]
-        widths = []
-        for w, g, b in zip(whole, grid, before, strict=True):
-            widths = [b, w - g - b, *widths]  # F.pad counts axes from the last
+        inside, widths = middle(whole, grid), []
+        for side, w in zip(inside, whole, strict=True):
+            widths = [side.start, w - side.stop, *widths]  # F.pad counts axes from the last
         # Zero is an MRI's mean and a CT window's end, with which `Preparation` pads, too.
         volume = F.pad(volume, widths)  # (B, C, H', W', D')
         logits = self.network(volume.contiguous(memory_format=torch.channels_last_3d))
         if isinstance(logits, list):
             logits = logits[-1]
-        inside = (slice(b, b + g) for b, g in zip(before, grid, strict=True))
         return logits[:, :, *inside]  # (B, classes, H, W, D)
 
 
@@ -76,18 +114,35 @@ def padded_grid(grid: tuple[int, int, int], step: int) -> tuple[int, int, int]:
     return tuple(whole)
 
 
+def middle(whole: tuple[int, int, int], grid: tuple[int, int, int]) -> tuple[slice, ...]:
+    """Where a grid lies in a larger one about it."""
+    return tuple(slice((w - g) // 2, (w - g) // 2 + g) for w, g in zip(whole, grid, strict=True))
+
+
 def build_peer(
     config: PeerConfig, channels: int, classes: int, grid: tuple[int, int, int], seed: int
 ) -> Peer:
     """A comparison network with its first weights, a function of seed and architecture.
 
-    The arguments are those of `build_segmenter`; the grid may be any.
+    The arguments are those of `build_segmenter`; the grid may be any. A host's first weights are
+    those of the network alone, and voxels' positions start at zero: so a language part that starts
+    as the identity leaves the logits as they are.
+
+    Raises:
+        BlockError: the language block cannot be found, read or trusted.
     """
     step = _STEPS[config.architecture]
+    whole = padded_grid(grid, step)
     # MONAI's Swin UNETR reads values of tensors while it is made, which the meta device has not.
     with drawn_by(seed, config.architecture), torch.device("cpu"):
-        network = _network(config.architecture, channels, classes, padded_grid(grid, step))
-    return Peer(network, step).to(torch.get_default_device())
+        network = _network(config.architecture, channels, classes, whole)
+    part = ()
+    if config.language:
+        deepest, width = _DEEPEST[config.architecture]
+        tokens = math.prod(side // step for side in whole)
+        position = None if config.architecture == "unetr" else torch.zeros(1, tokens, width)
+        part = build_language(config.language, width, seed), deepest, position
+    return Peer(network, step, *part).to(torch.get_default_device())
 
 
 def build_model(

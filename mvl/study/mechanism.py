@@ -29,7 +29,8 @@ from scipy.stats import mannwhitneyu
 
 from mvl.data.preparation import Resampled
 from mvl.errors import DataError, RunError
-from mvl.models.activations import activations
+from mvl.models.activations import activations, token_layout
+from mvl.models.peers import Peer, middle
 from mvl.models.tokens import to_patches
 from mvl.progress import track
 
@@ -104,7 +105,9 @@ def image_voxels(image) -> torch.Tensor:
     return torch.as_tensor(ResizeWithPadOrCrop(grid)(ones))[0] > 0
 
 
-def patch_truth(volume: dict, patch: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+def patch_truth(
+    volume: dict, patch: Sequence[int], whole: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
     """Which patches are foreground, and which count at all: bool (T,) each, as the tokens.
 
     A patch counts if it holds at least one voxel of the file. One that is wholly padding does
@@ -114,21 +117,23 @@ def patch_truth(volume: dict, patch: Sequence[int]) -> tuple[np.ndarray, np.ndar
 
     Args:
         volume: a case, as `Preparation.load` gives it.
-        patch: its size in voxels, which divides the grid.
+        patch: its size in voxels.
+        whole: the grid that the patches cover: the volume's, or a larger one about it, of a host.
 
     Raises:
         DataError: the case has no label.
     """
     if "label" not in volume:
         raise DataError(f"case {volume['name']} has no label, so that no patch is foreground")
-    label = (volume["label"] > 0)[None]  # (1, 1, H, W, D)
-    voxels = image_voxels(volume["image"])[None, None]
-    share = to_patches(label.float(), patch)[0].mean(-1)  # (T,)
-    counted = to_patches(voxels, patch)[0].any(-1)
+    both = torch.zeros(2, 1, *whole)
+    inside = middle(whole, volume["image"].shape[1:])
+    both[0, 0, *inside], both[1, 0, *inside] = volume["label"][0] > 0, image_voxels(volume["image"])
+    label, voxels = to_patches(both, patch)  # (T, voxels of a patch) each
+    share, counted = label.mean(-1), voxels.any(-1)  # (T,)
     return (share >= FOREGROUND_SHARE).numpy(), counted.numpy()
 
 
-def token_norms(model: MedVisionLlama, images: torch.Tensor) -> dict[str, np.ndarray]:
+def token_norms(model: MedVisionLlama | Peer, images: torch.Tensor) -> dict[str, np.ndarray]:
     """The norms that the measures rank, float64 (B, T) of images (B, C, H, W, D), by measure.
 
     The model is left in eval().
@@ -160,7 +165,7 @@ def _norms(tokens):
 
 
 def patch_auroc(
-    model: MedVisionLlama,
+    model: MedVisionLlama | Peer,
     cases: Sequence[Case],
     preparation: Preparation,
     batch_size: int = 4,
@@ -184,7 +189,7 @@ def patch_auroc(
 
 
 def stage_auroc(
-    model: MedVisionLlama,
+    model: MedVisionLlama | Peer,
     cases: Sequence[Case],
     preparation: Preparation,
     batch_size: int = 4,
@@ -205,7 +210,7 @@ def stage_auroc(
 
 def _aurocs(norms_of: Callable, model, cases, preparation, batch_size, show):
     """One row per case: the AUROC of each of the norms that `norms_of(model, images)` gives."""
-    device, patch = next(model.parameters()).device, model.embed.patch
+    device = next(model.parameters()).device
     volumes = preparation.load(cases, show)
     rows = []
     for start in track(range(0, len(cases), batch_size), "reading tokens", "batch", show):
@@ -213,7 +218,8 @@ def _aurocs(norms_of: Callable, model, cases, preparation, batch_size, show):
         images = torch.stack([volume["image"].as_tensor() for volume in volumes[chosen]])
         norms = norms_of(model, images.to(device))
         for i, (case, volume) in enumerate(zip(cases[chosen], volumes[chosen], strict=True)):
-            foreground, counted = patch_truth(volume, patch)
+            layout = token_layout(model, tuple(volume["image"].shape[1:]))
+            foreground, counted = patch_truth(volume, *layout)
             rows.append(
                 {"subject": case.subject, "case": case.name, "structure": "foreground"}
                 | {n: auroc(norm[i][counted], foreground[counted]) for n, norm in norms.items()}

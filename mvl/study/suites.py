@@ -82,15 +82,16 @@ def _parts(digits: str, rate: float = _OURS.learning_rate, head: str = "linear",
     return Arm(model, replace(_OURS, learning_rate=rate), **arm)
 
 
-def _heard(control: str = "pretrained", **language) -> Arm:
-    """vit with the block of `_HEARD`, and what is changed of it; without it for "none"."""
-    part = replace(_HEARD, control=control, **language) if control != "none" else None
-    plan = replace(_OURS, mapper_rate=0.3 if part else 1.0, decay_position=False)
-    return Arm(replace(_VIT, language=part), plan, testing="crossed")
-
-
 def _peer(architecture: str, rate: float = 1e-2) -> Arm:
     return Arm(PeerConfig(architecture=architecture), replace(_OURS, learning_rate=rate))
+
+
+def _heard(control: str = "pretrained", host: Arm | None = None, **language) -> Arm:
+    """A host, vit by default, with the block of `_HEARD` and what is changed of it; or "none"."""
+    host = host or _vit()
+    part = replace(_HEARD, control=control, **language) if control != "none" else None
+    plan = replace(host.training, mapper_rate=0.3 if part else 1.0, decay_position=False)
+    return Arm(replace(host.model, language=part), plan, testing="crossed")
 
 
 #: Suite -> (its question, {arm: what it trains}).
@@ -117,6 +118,15 @@ STUDY = {
             "shuffled": _heard("shuffled"),
             "random": _heard("matched"),
             "pretrained": _heard(),
+        },
+    ),
+    # The same part in hosts of their own: arms are called by host and control.
+    "hosts": (
+        "Does the block help a model that one would use?",
+        {
+            f"{name}-{control}": _heard(control, host)
+            for name, host in (("vit", None), *((n, _peer(n)) for n in ("unetr", "dynunet")))
+            for control in ("none", "identity", "shuffled", "pretrained")
         },
     ),
     # What the second protocol will choose its language part from, on validation.

@@ -17,7 +17,6 @@ from mvl.experiment.run import Predictor, Run, load_predictor
 from mvl.models.activations import activations, to_volume
 from mvl.models.parts import dataflow
 from mvl.models.segmenter import build_segmenter
-from mvl.models.tokens import token_grid
 from mvl.study.mechanism import SHOWN_STAGES, image_voxels, stage_auroc
 from mvl.study.reference import BEST
 from mvl.study.ten_tasks import settings_of
@@ -70,11 +69,9 @@ def token_maps(
         "affine": shown["affine"] @ nibabel.affines.from_matvec(np.eye(3), first),
         "truth": shown["truth"][box],
     }
-    grid = tensor.shape[1:]
-    tokens = token_grid(grid, network.embed.patch)
-    stages = activations(network, tensor[None])
+    stages, grid = activations(network, tensor[None]), tuple(tensor.shape[1:])
     return shown, {
-        stage: (to_volume(stages[stage], tokens, grid)[0].numpy()[box], aurocs[f"auroc_{stage}"])
+        stage: (to_volume(stages[stage], network, grid)[0].numpy()[box], aurocs[f"auroc_{stage}"])
         for stage in SHOWN_STAGES
         if stage in stages
     }

@@ -7,7 +7,7 @@ from mvl.config import LanguageConfig, ModelConfig
 from mvl.models.activations import activations, attention_mixes, to_volume
 from mvl.models.segmenter import build_segmenter
 
-GRID, TOKENS = (16, 24, 16), (2, 3, 2)
+GRID = (16, 24, 16)
 SMALL = ModelConfig(width=16, encoder_depth=2, decoder_depth=1, heads=2)
 FULL = replace(SMALL, language=LanguageConfig(), fusion=True, attention="hybrid")
 
@@ -52,7 +52,7 @@ def test_a_berts_update_is_less_even_than_its_blocks_output():
 def test_a_token_lands_in_its_patch():
     tokens = torch.zeros(1, 12, 4)
     tokens[0, 7] = 2.0  # (1, 0, 1) on a (2, 3, 2) grid, norm 4
-    volume = to_volume(tokens, TOKENS, GRID)
+    volume = to_volume(tokens, build_segmenter(SMALL, 1, 1, GRID, seed=0), GRID)
     assert volume.shape == (1, *GRID)
     assert volume[0, 12:, :4, 12:].min() == pytest.approx(4.0, abs=1e-5)
     assert volume[0, :4].max() == 0 and volume[0, :, 20:].max() == 0

@@ -19,6 +19,8 @@ from mvl.data.tasks import Task
 from mvl.errors import DataError, RunError
 from mvl.experiment.run import Run, collect, fit
 from mvl.experiment.run import test as open_test_set
+from mvl.models.activations import activations, to_volume
+from mvl.models.peers import Peer
 from mvl.models.segmenter import MedVisionLlama, build_segmenter
 from mvl.models.tokens import LinearHead, PatchEmbed
 from mvl.study import statistics
@@ -100,6 +102,25 @@ def measured(model, cases):
 def box(index, patch=PATCH):
     """The voxels of the patch at a place (i, j, k) of the token grid."""
     return tuple(slice(i * p, (i + 1) * p) for i, p in zip(index, patch, strict=True))
+
+
+def test_a_hosts_tokens_are_patches_of_the_padded_volume(tmp_path):
+    """6 x 10 x 4 voxels in 8 x 12 x 4, one before and after: a hot token is found at its place."""
+    network = nn.Sequential(nn.AvgPool3d(4), nn.Upsample(scale_factor=4))
+    model = Peer(network, 4, passing(), "0", torch.zeros(1, 6, 1))
+    grid, image = (6, 10, 4), np.zeros((6, 10, 4))
+    image[3:6, 3:7] = 100
+    preparation, found = Preparation(CT, DataConfig(grid=grid)), []
+    for high, wide in product(((0, 3), (3, 6)), ((0, 3), (3, 7), (7, 10))):
+        label = np.zeros(grid)
+        label[slice(*high), slice(*wide)] = 1
+        case = write(tmp_path, f"{high}{wide}", image, label)
+        found.append(patch_auroc(model, [case], preparation, show=False).loc[0, "auroc_change"])
+    # One that is not hot loses to one of five, and ties with four.
+    assert found == pytest.approx([0.4, 0.4, 0.4, 0.4, 1.0, 0.4])
+    volume = torch.from_numpy(image).float()[None, None]
+    shown = to_volume(activations(model, volume)["after"], model, grid)[0]
+    assert shown.shape == grid and (shown == shown.max()).nonzero()[0].tolist() == [5, 4, 0]
 
 
 def test_tokens_and_patches_stand_in_one_order(tmp_path):
@@ -184,7 +205,7 @@ def test_padding_takes_no_part(tmp_path):
     assert (row["patches"], row["foreground_patches"]) == (2 * 4 * 2, 4)
     assert row["auroc_update"] == 0
     volume = Preparation(CT, DataConfig(grid=GRID)).load([case], progress=False)[0]
-    foreground, counted = patch_truth(volume, PATCH)
+    foreground, counted = patch_truth(volume, PATCH, GRID)
     norms = token_norms(by_hand(passing()), volume["image"].as_tensor()[None])["auroc_update"][0]
     assert auroc(norms, foreground) == pytest.approx(8 / 20)
     expected = np.ones(TOKENS, bool)

@@ -35,12 +35,24 @@ def test_one_experiment_has_one_name():
     assert name_of("fusion", "111") == ("presets", "v1")
     assert name_of("adaptation", "lora-0") == ("language", "pretrained")
     assert name_of("settling", "contribution-matched") == ("llama", "random")
+    assert name_of("hosts", "vit-pretrained") == ("llama", "pretrained")
     for (suite, arm), (named, name) in ALIASES.items():
         assert SUITES[suite][arm] == SUITES[named][name] and (named, name) not in ALIASES
     # Equal arms are equal experiments, whichever suite makes them.
     for suite, arm in vit:
         config = suite_configs(suite, DataConfig(), [3], arms=[arm])[arm, 3]
         assert config == suite_configs("presets", DataConfig(), [3], arms=["vit"])["vit", 3]
+
+
+def test_hosts_differ_from_vit_and_their_peers_by_the_part_and_its_training_alone():
+    llama, peers = (suite_configs(s, DataConfig(), [0]) for s in ("llama", "peers"))
+    for (arm, seed), config in suite_configs("hosts", DataConfig(), [0]).items():
+        host, control = arm.split("-")
+        ours, peer = llama[control, seed], peers[host, seed]
+        assert config.model == replace(peer.model, language=ours.model.language)
+        rate = peer.training.learning_rate
+        assert config.training == replace(ours.training, learning_rate=rate)
+        assert config.data == ours.data
 
 
 def test_every_suite_has_a_question_and_a_baseline():
