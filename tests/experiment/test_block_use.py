@@ -24,12 +24,12 @@ LLAMA = "random:" + json.dumps(
 )
 
 
-@pytest.fixture
-def run(tiny, phantom, tmp_path):
+@pytest.fixture(scope="module")
+def run(tiny, phantom, tmp_path_factory):
     language = LanguageConfig(LLAMA, terms="contribution", scale=2.0, start="identity", skip=False)
-    config = tiny(model={"language": language}, training={"epochs": 8, "learning_rate": 1e-2})
+    config = tiny(model={"language": language}, training={"epochs": 3, "learning_rate": 1e-2})
     data = open_task(config.data, 0, phantom, progress=False)
-    return Run.load(fit(config, data, tmp_path, show=False)), data
+    return Run.load(fit(config, data, tmp_path_factory.mktemp("runs"), show=False)), data
 
 
 def dice_of(table):
