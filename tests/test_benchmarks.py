@@ -89,17 +89,6 @@ def test_figures_are_merged_and_the_page_is_written_anew(common, monkeypatch):
     assert "not measured, no GPU" not in common.PAGE.read_text()
 
 
-def test_a_machine_with_a_gpu_overwrites_nothing_of_one_without(common, monkeypatch):
-    monkeypatch.setattr(common, "ON_GPU", False)
-    common.record({"vit_64_step_s": 2.0, "metrics_speed_ratio": 3.0})
-    monkeypatch.setattr(common, "ON_GPU", True)
-    common.record({"vit_64_step_s": 0.1, "metrics_speed_ratio": 4.0, "gpu_eager_v3_128_cases": 4})
-    page = common.PAGE.read_text()
-    assert "| `vit_64` | 2.0 |" in page and "| `gpu_vit_64` | 0.1 |" in page
-    assert "| figure | value | with a GPU |" in page and "| `speed_ratio` | 3.0 | 4.0 |" in page
-    assert json.loads(common.RESULTS.read_text())["gpu_eager_v3_128_cases"] == 4
-
-
 def test_a_target_is_reached_or_missed_by_so_much(common):
     page = common.tables({"v3_128_step_s": 36.5, "v3_128_peak_gb": 3, "metrics_speed_ratio": 0.75})
     assert "| at most 20 | 36.5 | missed by 16.5 |" in page
@@ -115,13 +104,6 @@ def shown(common):
         f"{r}_{c}" for rows, columns, _ in common.TABLES.values() for r in rows for c in columns
     }
     return keys | {f"gpu_{key}" for key in keys}
-
-
-def test_functions_take_turns_and_the_first_is_for_nothing(common):
-    seen = []
-    runs = {"a": lambda: seen.append("a"), "b": lambda: seen.append("b")}
-    taken = common.in_turns(runs, 2)
-    assert seen == ["a", "b"] * 3 and all(value >= 0 for value in taken.values())
 
 
 def test_without_a_gpu_its_benchmark_says_why_there_are_no_figures(common, monkeypatch):

@@ -14,7 +14,6 @@ from mvl.audit.released import (
     AuditedConfig,
     CopyAugmentation,
     hard_dice_loss,
-    loss_gradients,
     released_loss,
     rotate_copy,
     worked_examples,
@@ -58,13 +57,6 @@ def test_the_loss_that_is_logged_holds_the_hard_dice(logits, labels):
     dice = 2 * (p & y).sum() / (p.sum() + y.sum())
     entropy = F.binary_cross_entropy_with_logits(logits, labels.float()).item()
     assert released_loss(logits, labels).item() == pytest.approx((entropy + 1 - dice) / 2)
-
-
-def test_the_table_of_gradients(logits, labels):
-    table = loss_gradients(logits, labels).set_index("term")
-    assert table["differentiable"].tolist() == [True, True, False]
-    assert table["largest_gradient"].iloc[0] > 0 and table["largest_gradient"].iloc[1] > 0
-    assert table["largest_gradient"].iloc[2] == 0
 
 
 # --- copies --------------------------------------------------------------------------------
@@ -201,14 +193,6 @@ def test_a_neighbour_in_the_batch_turns_a_miss_into_a_hit():
     assert dilation_nsd(**{k: v.sum() for k, v in with_index.items()}) == 1
 
 
-def test_an_empty_side_is_0():
-    mask = np.zeros((1, 5, 5, 5), bool)
-    full = mask.copy()
-    full[0, 2, 2, 2] = True
-    for sides in ((mask, full), (full, mask), (mask, mask)):
-        assert dilation_nsd(**surface_hits(*sides)) == 0
-
-
 def test_linear_labels_hold_the_nearest_ones():
     mask = np.random.default_rng(0).random((7, 9, 5)) > 0.8
     nearest, linear = (resize_mask(mask, (14, 18, 10), linear) for linear in (False, True))
@@ -315,3 +299,11 @@ def test_the_choice_of_the_epoch_changes_what_is_kept_and_nothing_else(tiny, pha
     with pytest.raises(ConfigError, match="audit"):
         read_config(folder)
     assert Run.load(folder, AuditedConfig).config.audit.select == "last"
+
+
+def test_an_empty_side_is_0():
+    mask = np.zeros((1, 5, 5, 5), bool)
+    full = mask.copy()
+    full[0, 2, 2, 2] = True
+    for sides in ((mask, full), (full, mask), (mask, mask)):
+        assert dilation_nsd(**surface_hits(*sides)) == 0

@@ -17,7 +17,7 @@ from mvl.data.tasks import Task
 from mvl.errors import RunError
 from mvl.experiment import run as experiments
 from mvl.experiment.identity import changed_since, facts_changed
-from mvl.experiment.run import Run, collect, fit, run_folder, test
+from mvl.experiment.run import Run, fit, run_folder, test
 from mvl.files import read_json
 from mvl.locks import is_locked, locked
 from mvl.study.cells import status
@@ -259,14 +259,6 @@ def test_a_run_of_a_task_that_is_gone_or_that_was_copied_is_current(own, tmp_pat
         assert changed_since(copied) == ""
     (copied / "identity.json").unlink()
     assert "has no identity.json" in changed_since(copied)
-
-
-def test_collect_tells_a_run_from_others(finished):
-    folder, config, _ = finished
-    table = collect(folder, "language", "pretrained")
-    assert set(table["arm"]) == {"pretrained"} and set(table["seed"]) == {1}
-    assert set(table["block"]) == {"package:all-minilm-l6-v2"} and table["synthetic"].all()
-    assert set(table["epochs"]) == {1} and set(table["dtype"]) == {"float32"}
 
 
 def test_two_processes_do_not_train_one_run(tiny, phantom, tmp_path):

@@ -206,18 +206,6 @@ def test_where_memory_runs_out_the_batch_that_fits_is_named(phantom, tiny, tmp_p
         train(model, *prepared(config, phantom), config, tmp_path, show=False)
 
 
-def test_another_error_of_the_network_stays_what_it_is(phantom, tiny, tmp_path):
-    config = tiny()
-    model = build(config)
-
-    def broken(images):
-        raise RuntimeError("shapes do not fit")
-
-    model.forward = broken
-    with pytest.raises(RuntimeError, match="shapes do not fit"):
-        train(model, *prepared(config, phantom), config, tmp_path, show=False)
-
-
 @pytest.mark.parametrize(
     "parts",
     [
@@ -306,13 +294,6 @@ def test_a_missing_tensorboard_is_a_sentence_before_anything_is_trained(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_damaged_state_is_named(phantom, tiny, tmp_path):
-    config = tiny()
-    (tmp_path / "state.safetensors").write_bytes(b"\xff" * 100)
-    with pytest.raises(RunError, match="state.safetensors cannot be read.*delete it"):
-        train(build(config), *prepared(config, phantom), config, tmp_path, show=False)
-
-
 def test_distances_can_be_measured_after_a_training(phantom, tiny, tmp_path):
     """SciPy's KDTree kills the process on a box if subnormals are still flushed."""
     config = tiny(training={"epochs": 1})
@@ -333,3 +314,15 @@ def test_training_is_a_function_of_its_configuration(phantom, tiny, tmp_path):
     torch.manual_seed(99)  # what the process drew before does not matter
     assert weights(config, "two") == one
     assert weights(replace(config, seed=5), "three") != one  # the same fold, another seed
+
+
+def test_another_error_of_the_network_stays_what_it_is(phantom, tiny, tmp_path):
+    config = tiny()
+    model = build(config)
+
+    def broken(images):
+        raise RuntimeError("shapes do not fit")
+
+    model.forward = broken
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        train(model, *prepared(config, phantom), config, tmp_path, show=False)

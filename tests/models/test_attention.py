@@ -47,18 +47,6 @@ def test_a_window_that_spans_the_grid_is_global_attention():
     assert torch.allclose(hybrid(x), plain(x), atol=1e-12)
 
 
-def test_shifted_windows_join_tokens_that_plain_windows_part():
-    """Tokens 1 and 2 of an axis of four stand in different windows of two, unless shifted."""
-
-    def sees(shifted):
-        attention = HybridAttention(4, 1, (4, 1, 1), 2, shifted)
-        qkv = torch.randn(3, 1, 1, 4, 4, requires_grad=True)
-        attention.attend_locally(qkv)[0, 0, 1].sum().backward()
-        return bool(qkv.grad[2, 0, 0, 2].any())
-
-    assert not sees(False) and sees(True)
-
-
 def test_the_mix_starts_at_one_half_and_can_leave_either_side():
     torch.manual_seed(0)
     attention = HybridAttention(8, 2, (4, 4, 4), 2, False)

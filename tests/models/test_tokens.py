@@ -1,8 +1,6 @@
-import pytest
 import torch
 from torch.nn import functional as F
 
-from mvl.errors import ConfigError
 from mvl.models.tokens import ConvHead, PatchEmbed, from_patches, to_patches, token_grid
 
 PATCH, GRID = (2, 4, 8), (6, 8, 16)
@@ -28,11 +26,6 @@ def test_embedding_is_a_strided_convolution():
     kernel = embed.project.weight.view(5, 3, *PATCH)
     expected = F.conv3d(volume, kernel, embed.project.bias, stride=PATCH)
     assert torch.allclose(embed(volume), expected.flatten(2).transpose(1, 2), atol=1e-5)
-
-
-def test_a_patch_that_does_not_divide_is_named():
-    with pytest.raises(ConfigError, match=r"\(6, 8, 15\).*\(2, 4, 8\)"):
-        token_grid((6, 8, 15), PATCH)
 
 
 def test_conv_head_sees_across_patch_borders():
