@@ -14,10 +14,8 @@ from mvl.config import (
     ExperimentConfig,
     LanguageConfig,
     ModelConfig,
-    TrainingConfig,
     fingerprint,
     preset,
-    task_data,
 )
 from mvl.errors import ConfigError
 
@@ -84,14 +82,6 @@ def test_what_is_wrong_is_named_by_its_path(values, said):
         ExperimentConfig.from_dict(values)
 
 
-def test_the_constructor_is_as_strict():
-    with pytest.raises(ConfigError, match="epochs must .*got '5'"):
-        TrainingConfig(epochs="5")
-    with pytest.raises(ConfigError, match="heads 5"):
-        replace(ModelConfig(), heads=5)
-    assert type(DataConfig(fit="crop", spacing_mm=(1, 1, 1)).spacing_mm[0]) is float
-
-
 def test_our_presets_share_one_training_but_for_a_rate_of_those_that_every_arm_gets():
     ours = [training for name, (_, training) in PRESETS.items() if name != "released"]
     assert {training.learning_rate for training in ours} <= {*LEARNING_RATES}
@@ -150,21 +140,6 @@ def test_a_task_that_a_shell_completed_has_its_plain_name(given):
 def test_a_task_that_is_a_path_is_refused_with_the_words_that_work():
     with pytest.raises(ConfigError, match="name the task Own, .*--root /data"):
         DataConfig(task="/data/Own/")
-
-
-@pytest.mark.parametrize(
-    ("task", "grid", "fit"),
-    [
-        ("Task04_Hippocampus", (40, 56, 40), "pad"),
-        ("OpenKBP_HeadNeckCT", (64, 72, 80), "pad"),  # 8 x 9 x 10 patches of 8
-        ("CHAOS_AbdomenMR", (96, 96, 32), "resize"),
-        ("Task09_Spleen", (128, 128, 128), "resize"),
-        ("Mine", (128, 128, 128), "resize"),
-    ],
-)
-def test_a_task_has_its_grid(task, grid, fit):
-    data = task_data(task)
-    assert (data.task, data.grid, data.fit) == (task, grid, fit)
 
 
 def test_a_preset_takes_another_block_where_it_has_one():

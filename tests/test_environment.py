@@ -159,15 +159,6 @@ def script(path, *arguments, cwd, **environment):
     )
 
 
-@pytest.mark.parametrize("name", ["run_all.sh", "run_tests.sh"])
-def test_help_and_unknown_options(name, tmp_path):
-    helped = script(REPOSITORY / name, "--help", cwd=tmp_path)
-    assert helped.returncode == 0 and helped.stdout.startswith(f"Usage: ./{name}")
-    unknown = script(REPOSITORY / name, "--faster", cwd=tmp_path)
-    assert unknown.returncode == 2 and unknown.stdout == ""
-    assert "--faster" in unknown.stderr and "Usage:" in unknown.stderr
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -28,14 +28,11 @@ from mvl.data.preparation import Preparation
 from mvl.data.task_data import open_task
 from mvl.data.task_folder import Case
 from mvl.data.tasks import TASKS
-from mvl.errors import ConfigError, MvlError, RunError
+from mvl.errors import ConfigError
 from mvl.experiment.evaluation import evaluate
 from mvl.experiment.inference import Predictor
 from mvl.models.segmenter import build_segmenter
 from mvl.show.audit import (
-    BEGIN,
-    END,
-    refresh_audit,
     waterfall_of,
     waterfall_steps,
 )
@@ -309,22 +306,6 @@ def test_what_is_no_longer_at_hand_is_kept_and_what_has_changed_is_not(audited, 
     assert set(other["arm"]) == {"best", ""}
 
 
-def test_the_page_has_every_row(audited, tmp_path):
-    reference, _, table = audited
-    page = tmp_path / "README.md"
-    page.write_text(f"before\n{BEGIN}\nstale\n{END}\nafter\n")
-    refresh_audit(page, reference)
-    text = page.read_text()
-    assert text.startswith("before\n") and text.endswith("\nafter\n") and "stale" not in text
-    shown = table[table["kind"] != "split"]
-    assert text.count("\n| `") == len(shown[["switch", "arm"]].drop_duplicates())
-    row = table.query("switch == 'hard-dice' and metric == 'nsd'").iloc[0]
-    assert f"{row['before']:.3f} → {row['after']:.3f}, {row['difference']:+.3f}" in text
-    page.write_text("no markers")
-    with pytest.raises(MvlError, match="lacks one of the lines"):
-        refresh_audit(page, reference)
-
-
 def test_the_committed_table_is_made_of_the_committed_rows():
     table = reference_table()
     cases = read_table(REFERENCE / "audit_cases.csv.gz")
@@ -341,8 +322,3 @@ def test_the_committed_table_is_made_of_the_committed_rows():
     for column in ("before", "after", "difference"):
         assert stored[column].to_numpy() == pytest.approx(again[column].to_numpy(float))
     assert not table["synthetic"].any() and list(table.columns) == list(audit.COLUMNS)
-
-
-def test_without_a_model_there_is_no_waterfall():
-    with pytest.raises(RunError, match="mvl audit table"):
-        waterfall_steps(reference_table().iloc[:0])

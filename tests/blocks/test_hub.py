@@ -1,7 +1,6 @@
 """Single layers from a hub on this machine: bytes sent, faults, secrets, work without network."""
 
 import hashlib
-import json
 
 import pytest
 import torch
@@ -204,20 +203,6 @@ def test_the_token_goes_to_the_hub_alone(hub, tmp_path, capfd, caplog):
     assert TOKEN not in "".join(capfd.readouterr()) + caplog.text
 
 
-@pytest.mark.parametrize(
-    ("file", "match"),
-    [("pytorch_model.bin", "refs.pr.N"), ("params.json", "Meta's")],
-)
-def test_another_layout_is_named_with_the_remedy(hub, tmp_path, file, match):
-    hub.folder = tmp_path / "other"
-    hub.folder.mkdir()
-    (hub.folder / file).write_bytes(b"cos\nsystem\n")
-    if file == "pytorch_model.bin":
-        (hub.folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(BlockError, match=match):
-        open_checkpoint("hub:owner/name").names()
-
-
 @pytest.fixture
 def downloaded(hub, sharded, tmp_path, monkeypatch):
     """Hugging Face's cache as `hf download owner/name` leaves it, and no way to the hub."""
@@ -244,20 +229,14 @@ def test_what_hf_download_left_needs_no_network(downloaded, local, monkeypatch, 
     assert reference["revision"] == COMMIT and reference["sha256"] == local["float32"]
 
 
-def test_half_a_download_does_not_pass_for_the_model(downloaded):
-    next(downloaded.glob("*.safetensors")).unlink()
-    with pytest.raises(BlockError, match="cannot be reached"):
-        block_reference(HUB)
-
-
-def test_the_hub_is_asked_for_what_a_branch_is_now(hub, downloaded, monkeypatch):
-    monkeypatch.setenv("HF_ENDPOINT", hub.hub.address)
-    block_reference(HUB)
-    assert hub.hub.requests
-
-
 def test_a_partial_copy_of_another_version_starts_again(hub, local, tmp_path):
     folder = tmp_path / "cache" / "blocks" / f"owner--name@{COMMIT}" / "layer1-1-float32"
     folder.mkdir(parents=True)
     (folder / "partial").write_bytes(b"of another version " * 1000)
     assert block_reference(HUB)["sha256"] == local["float32"]
+
+
+def test_half_a_download_does_not_pass_for_the_model(downloaded):
+    next(downloaded.glob("*.safetensors")).unlink()
+    with pytest.raises(BlockError, match="cannot be reached"):
+        block_reference(HUB)

@@ -16,7 +16,6 @@ from mvl.config import DataConfig
 from mvl.data.preparation import Preparation
 from mvl.data.task_folder import Case
 from mvl.data.tasks import TASKS, Task
-from mvl.errors import DataError
 from mvl.experiment.evaluation import evaluate
 from mvl.experiment.inference import Predictor, decide, segment
 from mvl.experiment.metrics import segmentation_metrics
@@ -285,19 +284,6 @@ def test_a_stack_of_few_slices_is_measured_on_its_own(tmp_path, config, depth):
     assert row["hd95_mm"] == pytest.approx(2.0, abs=0 if config.fit != "resize" else 1.0)
 
 
-def test_a_prediction_has_the_images_grid_and_affine(tmp_path, shifted):
-    _, label = shifted
-    affine = np.eye(4)
-    affine[:3, :3] = rotation(20) @ np.diag([-0.7, 1.3, 3.0])
-    affine[:3, 3] = [10, -20, 30]
-    case = write(tmp_path, "tilted", 100 + 100 * label, label, affine)
-    preparation = Preparation(TASK, DataConfig(grid=(48, 32, 16)))
-    predict_file(case.image, tmp_path / "out.nii.gz", Predictor(Bright(), preparation), show=False)
-    written = nibabel.load(tmp_path / "out.nii.gz")
-    assert np.allclose(written.affine, affine, atol=1e-5)
-    assert np.array_equal(np.asarray(written.dataobj), label)
-
-
 def test_a_folder_keeps_the_same_models_segmentations_alone(tmp_path, shifted):
     _, label = shifted
     case = write(tmp_path, "one", 100 + 100 * label, label, np.eye(4))
@@ -326,20 +312,3 @@ def test_a_folder_keeps_the_same_models_segmentations_alone(tmp_path, shifted):
     assert predicted(first) and not predicted(first)
     os.utime(image)
     assert predicted(first)
-
-
-def test_an_image_that_does_not_fit_the_model_is_named(tmp_path):
-    predictor = Predictor(Bright(), Preparation(TASK, DataConfig(grid=(8, 8, 8))))
-
-    def predict(array):
-        nibabel.save(nibabel.Nifti1Image(array.astype(np.float32), np.eye(4)), tmp_path / "x.nii")
-        predict_file(tmp_path / "x.nii", tmp_path / "o.nii", predictor)
-
-    with pytest.raises(DataError, match=r"x.nii has 2 channels.*trained on 1 \(MRI\)"):
-        predict(np.zeros((8, 8, 8, 2)))
-    with pytest.raises(DataError, match="NaN"):
-        predict(np.full((8, 8, 8), np.nan))
-    (tmp_path / "x.nii").write_bytes(b"no image")
-    with pytest.raises(DataError, match="x.nii"):
-        predict_file(tmp_path / "x.nii", tmp_path / "o.nii", predictor)
-    assert not (tmp_path / "o.nii").exists()

@@ -31,12 +31,6 @@ def test_stages_are_those_of_a_forward_pass_by_hand():
         assert torch.allclose(stages["decoder"], model.decoder[0](part(x)), atol=1e-5)
 
 
-def test_a_model_without_a_block_has_fewer_stages_and_no_hook_stays():
-    model = build_segmenter(SMALL, 1, 1, GRID, seed=0)
-    assert list(activations(model, torch.randn(1, 1, *GRID))) == ["encoder", "decoder"]
-    assert not any(module._forward_hooks for module in model.modules())
-
-
 def test_a_token_lands_in_its_patch():
     tokens = torch.zeros(1, 12, 4)
     tokens[0, 7] = 2.0  # (1, 0, 1) on a (2, 3, 2) grid, norm 4

@@ -47,17 +47,6 @@ def test_the_fusion_block_changes_nothing_before_training():
     assert torch.equal(plain(volume), fused(volume))
 
 
-def test_fusion_sees_states_of_several_depths_and_the_last():
-    model = build_segmenter(replace(SMALL, fusion=True), 1, 1, GRID, seed=0)
-    seen = []
-    model.fusion.register_forward_pre_hook(lambda _, arguments: seen.extend(arguments[0]))
-    outputs = []
-    for block in model.encoder:
-        block.register_forward_hook(lambda _, __, output: outputs.append(output))
-    model(torch.randn(1, 1, *GRID))
-    assert all(a is b for a, b in zip(seen, outputs, strict=True))
-
-
 def test_the_released_order_maps_tokens_without_position():
     config = replace(SMALL, language=BLOCK, language_position="before")
     model = build_segmenter(config, 1, 1, GRID, seed=0)

@@ -13,13 +13,6 @@ def test_patches_come_back_as_the_volume():
     assert torch.equal(from_patches(patches, PATCH, token_grid(GRID, PATCH)), volume)
 
 
-def test_tokens_are_in_row_major_order():
-    volume = torch.zeros(1, 1, *GRID)
-    volume[0, 0, 2:4, 4:8, 8:16] = 1  # patch (1, 1, 1) of a (3, 2, 2) grid
-    full = to_patches(volume, PATCH)[0].amin(-1).nonzero().flatten().tolist()
-    assert full == [1 * 4 + 1 * 2 + 1]
-
-
 def test_embedding_is_a_strided_convolution():
     embed = PatchEmbed(3, PATCH, 5)
     volume = torch.randn(2, 3, *GRID)

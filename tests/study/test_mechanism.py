@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from monai.data import MetaTensor
 from torch import nn
 
 from mvl.blocks.language_part import LanguagePart
@@ -21,7 +20,6 @@ from mvl.experiment.run import Run, collect, fit
 from mvl.experiment.run import test as open_test_set
 from mvl.models.segmenter import MedVisionLlama, build_segmenter
 from mvl.models.tokens import LinearHead, PatchEmbed
-from mvl.study import statistics
 from mvl.study.mechanism import (
     MEASURES,
     auroc,
@@ -199,16 +197,6 @@ def test_image_voxels_are_those_that_come_back_to_the_file(tmp_path, shape):
     assert torch.equal(image_voxels(image), inside)
 
 
-def test_a_resized_volume_has_no_padding(tmp_path):
-    shape = (5, 20, 4)
-    case = write(tmp_path, "any", np.ones(shape), np.ones(shape))
-    preparation = Preparation(CT, DataConfig(grid=GRID, fit="resize"))
-    image = preparation.load([case], progress=False)[0]["image"]
-    assert image_voxels(image).shape == GRID and image_voxels(image).all()
-    with pytest.raises(DataError, match="not known"):
-        image_voxels(MetaTensor(torch.ones(1, *GRID)))
-
-
 def test_each_stage_has_the_auroc_of_its_own_norm(tmp_path, graded):
     """The part turns the stream around: what was large on the foreground is small after it."""
     turned = LanguagePart(
@@ -342,17 +330,6 @@ def test_a_runs_measures_are_those_of_its_model_and_labels(study):
         share = np.mean([(a > b) + (a == b) / 2 for a in positive for b in negative])
         # One pair may change sides by rounding.
         assert row.auroc_update == pytest.approx(share, abs=1.01 / (len(positive) * len(negative)))
-
-
-def test_the_table_is_one_that_the_statistics_take(study):
-    table = study[0]
-    assert not table[list(MEASURES)].isna().any(axis=None)
-    pairs = [("language", "pretrained", "identity")]
-    found = statistics.contrasts_table(table, pairs, tuple(MEASURES), draws=200)
-    assert found["metric"].tolist() == list(MEASURES) and (found["n_seeds"] == 2).all()
-    for row in found.itertuples():
-        means = table.groupby(["arm", "seed", "subject"])[row.metric].mean().groupby("arm").mean()
-        assert row.difference == pytest.approx(means["pretrained"] - means["identity"])
 
 
 def test_measures_stand_beside_the_metrics_of_their_own_run_alone(study):
