@@ -124,12 +124,12 @@ def test_every_third_volume_is_a_rotated_copy_and_the_others_are_the_studys():
     volume = {"name": "x", "image": torch.randn(1, 8, 8, 8), "label": torch.ones(1, 8, 8, 8)}
     volume["image"][:] += torch.arange(8.0)[:, None, None]
     augment, rotated = CopyAugmentation(config, AuditConfig(rotated=True, planes=True)), 0
-    for seed in range(90):
+    for seed in range(45):
         augment.set_random_state(seed)
         got = augment(volume)
         augment.study.set_random_state(seed)
         rotated += not torch.equal(got["image"], augment.study(volume)["image"])
-    assert rotated == pytest.approx(30, abs=14)
+    assert rotated == pytest.approx(15, abs=9)
 
 
 def test_a_copy_is_what_it_is_called():

@@ -18,20 +18,21 @@ from mvl.models.folder import load_model, save_model
 from mvl.show import figures
 from tests.reliability import children, stages
 
-#: Functions and modules that pickle, beyond those of ruff's rules on pickle (S301, S403, S614).
-PICKLING = ("torch.save", "torch.load", "joblib", "cloudpickle", "pandas.read_pickle")
+#: Modules and functions that pickle.
+PICKLING = ("pickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")
+PICKLING += ("torch.save", "torch.load", "pandas.read_pickle")
 
 
 def pickling(*arguments, **options):
     """What ruff finds that pickles."""
-    rules = ["--select", "S301,S302,S403,S614,TID251", "--output-format", "concise"]
+    rules = ["--isolated", "--no-cache", "--select", "TID251", "--output-format", "concise"]
     for name in PICKLING:
         ban = f'lint.flake8-tidy-imports.banned-api."{name}".msg = "pickles"'
         rules += ["--config", ban]
-    command = [sys.executable, "-m", "ruff", "check", "--isolated", "--no-cache", *rules]
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, **options)
+    command = [sys.executable, "-m", "ruff", "check", *rules, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, **options)
     assert not done.stderr, done.stderr
-    return [line for line in done.stdout.splitlines() if "pickle" in line]
+    return [line for line in done.stdout.splitlines() if "pickles" in line]
 
 
 def test_no_source_pickles(note):
