@@ -153,7 +153,7 @@ def of_no_task(folder, given):
     save_model(Run.load(given.trained).model, folder / "model")
 
 
-def tested(table):
+def with_table(table):
     return both(put(DONE, b'{"test_cases": 1, "cases_sha256": ""}'), put(CASES, table))
 
 
@@ -235,12 +235,12 @@ add("A run folder", "evaluate RUN --root DATA", {
         edited(C, *CONFIG, language={"source": stages.LLAMA}),
         put("run/block.json", b'{"sha256": "0"}'),
     )),
-    "an empty table": ("cases.csv", "not a readable table", tested(b"")),
-    "a table that is not text": ("cases.csv", "not a readable table", tested(b"\xff\xfe\0\0")),
-    "a table of 100 GB": ("cases.csv", "too large", both(tested(b""), grown(CASES))),
+    "an empty table": ("cases.csv", "not a readable table", with_table(b"")),
+    "a table that is not text": ("cases.csv", "not a readable table", with_table(b"\xff\xfe\0\0")),
+    "a table of 100 GB": ("cases.csv", "too large", both(with_table(b""), grown(CASES))),
 })
 add("A run folder", "verify RUN", {
-    "no metrics, verified": ("cases.csv", "lacks the column", tested(b"case\na\n")),
+    "no metrics, verified": ("cases.csv", "lacks the column", with_table(b"case\na\n")),
     "done.json a list, verified": ("done.json", "lacks", put(DONE, b"[]")),
 })
 add("A saved model", "predict IMAGE --run MODEL -o OUT", {

@@ -25,10 +25,9 @@ PICKLING += ("torch.save", "torch.load", "pandas.read_pickle")
 
 def pickling(*arguments, **options):
     """What ruff finds that pickles."""
-    rules = ["--isolated", "--no-cache", "--select", "TID251", "--output-format", "concise"]
-    for name in PICKLING:
-        ban = f'lint.flake8-tidy-imports.banned-api."{name}".msg = "pickles"'
-        rules += ["--config", ban]
+    table = ", ".join(f'"{name}" = {{msg = "pickles"}}' for name in PICKLING)
+    rules = ["--config", f"lint.flake8-tidy-imports.banned-api = {{{table}}}"]
+    rules += ["--isolated", "--no-cache", "--select", "TID251", "--output-format", "concise"]
     command = [sys.executable, "-m", "ruff", "check", *rules, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, **options)
     assert not done.stderr, done.stderr
