@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from graphlib import TopologicalSorter
 
 import mvl
@@ -32,9 +33,14 @@ def _modules():
 MODULES = {name: path for name, path in _modules() if name}
 
 
+@cache
+def _tree(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def _imports(path, everywhere):
     """Names of the modules of mvl that a module imports; in functions, too, if `everywhere`."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = _tree(path)
     typing = {
         node
         for block in ast.walk(tree)
