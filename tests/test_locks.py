@@ -89,7 +89,7 @@ def test_one_that_waits_gets_it_from_one_that_dies(tmp_path, code):
         with pytest.raises(BlockingIOError), acquired(path):
             pass
         killed = threading.Event()
-        killer = threading.Timer(0.3, lambda: (killed.set(), process.kill()))
+        killer = threading.Timer(0.3, lambda: (killed.set(), process.kill(), process.wait()))
         killer.start()
         with acquired(path, wait=True):
             assert killed.is_set()

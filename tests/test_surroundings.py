@@ -28,7 +28,7 @@ for words in (
     ["block", "list"],
     ["block", "show", "hub:owner/name"],
     ["data", "check", "Task04_Hippocampus", "--root", root],
-    ["train", "--root", root, "--epochs", "1", "--grid", *"16 24 16".split(), "--runs", f"{out}/runs"],
+    ["train", "--root", root, "--epochs", "1", "--runs", f"{out}/runs", "--grid", "16", "24", "16"],
 ):
     print("status", main(words), flush=True)
 run = f"{out}/runs/{os.listdir(out + '/runs')[0]}"
