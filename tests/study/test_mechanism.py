@@ -283,7 +283,7 @@ def study(phantom, tmp_path_factory):
             {
                 "data": {"grid": [16, 24, 16]},
                 "model": {"width": 16, "encoder_depth": 1, "decoder_depth": 1, "heads": 2}
-                | {"patch": [4, 4, 4], "language": {"control": control}},
+                | {"patch": [2, 2, 2], "language": {"control": control}},
                 "training": {"epochs": 1, "warmup_epochs": 0},
                 "seed": seed,
             }
@@ -316,9 +316,9 @@ def test_a_runs_measures_are_those_of_its_model_and_labels(study):
             stream = run.model.encoder[0](run.model.embed(image) + run.model.position)
             norms = part.d2(part.block(part.d1(stream)))[0].norm(dim=-1).numpy()
         positive, negative = [], []
-        for n, (i, j, k) in enumerate(product(range(4), range(6), range(4))):
-            voxels = box((i, j, k), (4, 4, 4))
-            if truth[voxels].sum() >= 32:
+        for n, (i, j, k) in enumerate(product(range(8), range(12), range(8))):
+            voxels = box((i, j, k), (2, 2, 2))
+            if truth[voxels].sum() >= 4:
                 positive.append(norms[n])
             elif inside[voxels].any():
                 negative.append(norms[n])
