@@ -25,7 +25,7 @@ whole one. Each fault ended in one sentence that names the file, the reason and 
 
 One run of `pytest tests/reliability --slow --record` wrote the numbers ({machine}).
 [reliability.json](reliability.json) holds every input with its sentence. Every change is tested
-with each input, and with fewer kills and full disks.
+with fewer inputs, kills and full disks.
 
 ## Killed at random moments
 

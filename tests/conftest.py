@@ -26,7 +26,7 @@ def phantom(tmp_path_factory):
     return root
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny():
     """An experiment on `phantom` that trains in a second; `tiny(model={...}, ...)` changes it."""
     from mvl.config import DataConfig, ExperimentConfig, ModelConfig, TrainingConfig

@@ -89,39 +89,12 @@ def test_figures_are_merged_and_the_page_is_written_anew(common, monkeypatch):
     assert "not measured, no GPU" not in common.PAGE.read_text()
 
 
-def test_a_machine_with_a_gpu_overwrites_nothing_of_one_without(common, monkeypatch):
-    monkeypatch.setattr(common, "ON_GPU", False)
-    common.record({"vit_64_step_s": 2.0, "metrics_speed_ratio": 3.0})
-    monkeypatch.setattr(common, "ON_GPU", True)
-    common.record({"vit_64_step_s": 0.1, "metrics_speed_ratio": 4.0, "gpu_eager_v3_128_cases": 4})
-    page = common.PAGE.read_text()
-    assert "| `vit_64` | 2.0 |" in page and "| `gpu_vit_64` | 0.1 |" in page
-    assert "| figure | value | with a GPU |" in page and "| `speed_ratio` | 3.0 | 4.0 |" in page
-    assert json.loads(common.RESULTS.read_text())["gpu_eager_v3_128_cases"] == 4
-
-
-def test_a_target_is_reached_or_missed_by_so_much(common):
-    page = common.tables({"v3_128_step_s": 36.5, "v3_128_peak_gb": 3, "metrics_speed_ratio": 0.75})
-    assert "| at most 20 | 36.5 | missed by 16.5 |" in page
-    assert "| at most 3 | 3 | reached |" in page
-    assert "| at least 1 | 0.75 | missed by 0.25 |" in page
-    assert "run_all.sh, seconds | at most 1200 | not measured |" in page
-    assert set(common.TARGETS) <= shown(common)
-
-
 def shown(common):
     """Keys that the tables show, of machines without a GPU and with one."""
     keys = {
         f"{r}_{c}" for rows, columns, _ in common.TABLES.values() for r in rows for c in columns
     }
     return keys | {f"gpu_{key}" for key in keys}
-
-
-def test_functions_take_turns_and_the_first_is_for_nothing(common):
-    seen = []
-    runs = {"a": lambda: seen.append("a"), "b": lambda: seen.append("b")}
-    taken = common.in_turns(runs, 2)
-    assert seen == ["a", "b"] * 3 and all(value >= 0 for value in taken.values())
 
 
 def test_without_a_gpu_its_benchmark_says_why_there_are_no_figures(common, monkeypatch):
@@ -171,23 +144,6 @@ def test_steps_are_measured(common, small):
         found = step.measure(name, 16, dtype)
         assert sound(common, f"{name}_64", found) and found["model_tflop"] > 0
         assert ("data_over_step_share" in found) == (name == "v3")
-
-
-def test_ratios_to_the_released_code_are_of_pairs(common, small):
-    def turn(step_s, peak_gb):
-        return {"step_s": step_s, "peak_gb": peak_gb}
-
-    found = {
-        "v3": [turn(1, 2), turn(2, 2), turn(1, 2)],
-        "bare_block": [turn(1, 1)] * 3,
-        "released_code": [turn(3, 8), turn(8, 8), turn(5, 8)],
-    }
-    figures = small("step").summary(found, 64)
-    assert figures["v3_64_step_s"] == 1 and figures["v3_64_peak_gb"] == 2
-    assert figures["v3_64_released_code_time_ratio"] == 4
-    assert figures["v3_64_released_code_memory_ratio"] == 4
-    assert sum("ratio" in key for key in figures) == 2
-    assert figures.keys() <= shown(common)
 
 
 def test_training_on_task04_is_measured(small):
@@ -244,21 +200,6 @@ def test_a_step_on_a_gpu_is_measured(common, small, monkeypatch):
     assert gpu.waits_for_gpu(step("called a synchronizing CUDA operation"))
     with pytest.raises(RuntimeError, match="other"):
         gpu.waits_for_gpu(step("other"))
-
-
-@pytest.mark.parametrize(
-    ("fitting", "cases", "largest"), [(9, 4, 8), (4, 4, 4), (3, 2, 2), (1, 1, 1), (0, None, None)]
-)
-def test_the_largest_batch_on_a_gpu_is_found(common, small, monkeypatch, fitting, cases, largest):
-    def fresh(script, how, batch):
-        return {"cases": batch} if batch <= fitting else None
-
-    monkeypatch.setattr(common, "fresh", fresh)
-    found = small("gpu").largest("eager")
-    if cases is None:
-        assert found is None
-    else:
-        assert found == {"cases": cases, "largest_batch_cases": largest}
 
 
 def test_overhead_and_commands_are_measured(common, small, tmp_path):

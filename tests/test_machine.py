@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 
 import psutil
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from mvl import machine
 from mvl.machine import GIB, PeakMemory, memory_limit
 
-HALF = GIB // 2
+HALF = GIB // 4
 
 
 @pytest.fixture
@@ -77,18 +76,10 @@ def peak_of(code):
 
 
 def test_the_peak_is_that_of_a_process_and_its_children_and_a_shared_page_counts_once():
-    take = f"x = b'x' * {HALF}; import time; time.sleep(2)"
+    take = f"x = b'x' * {HALF}; import time; time.sleep(1)"
     # The first starts the second, and both hold as much; a copy that it forks holds the same.
     both = f"import os, subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {take!r}]); "
-    both += f"x = b'x' * {HALF}; pid = os.fork(); import time; time.sleep(2)"
+    both += f"x = b'x' * {HALF}; pid = os.fork(); import time; time.sleep(1)"
     stranger = subprocess.Popen([sys.executable, "-c", take])
-    assert 2 * HALF <= peak_of(both) <= 2 * HALF + GIB / 4
+    assert 2 * HALF <= peak_of(both) <= 2 * HALF + GIB / 8
     stranger.wait()
-
-
-def test_a_process_that_is_gone_has_no_peak():
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    with PeakMemory(gone.pid) as peak:
-        time.sleep(2 * PeakMemory.INTERVAL_S)
-    assert peak.bytes == 0

@@ -28,7 +28,7 @@ for words in (
     ["block", "list"],
     ["block", "show", "hub:owner/name"],
     ["data", "check", "Task04_Hippocampus", "--root", root],
-    ["train", "--root", root, "--epochs", "1", "--runs", f"{out}/runs"],
+    ["train", "--root", root, "--epochs", "1", "--runs", f"{out}/runs", "--grid", "16", "24", "16"],
 ):
     print("status", main(words), flush=True)
 run = f"{out}/runs/{os.listdir(out + '/runs')[0]}"
@@ -109,12 +109,11 @@ def test_an_output_that_the_shell_has_closed_is_no_fault(phantom):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("locale", ["C", "POSIX"])
-def test_paths_need_not_be_ascii_in_a_plain_locale(tmp_path, locale):
+def test_paths_need_not_be_ascii_in_a_plain_locale(tmp_path):
     root = tmp_path / "Müller 脳"
     folder = make_phantom("Task04_Hippocampus", root, cases=2, scale=0.3, progress=False)
     shutil.copy(*(folder / f"imagesTr/{name}.nii.gz" for name in ("hippocampus_001", "übrig")))
-    with mvl("data", "check", folder, env=os.environ | {"LC_ALL": locale}) as process:
+    with mvl("data", "check", folder, env=os.environ | {"LC_ALL": "C"}) as process:
         said = process.stdout.read()
         assert process.wait() == 0
     assert "2 cases of 1 subjects, no fault" in said

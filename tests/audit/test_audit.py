@@ -28,19 +28,15 @@ from mvl.data.preparation import Preparation
 from mvl.data.task_data import open_task
 from mvl.data.task_folder import Case
 from mvl.data.tasks import TASKS
-from mvl.errors import ConfigError, MvlError, RunError
+from mvl.errors import ConfigError
 from mvl.experiment.evaluation import evaluate
 from mvl.experiment.inference import Predictor
 from mvl.models.segmenter import build_segmenter
 from mvl.show.audit import (
-    BEGIN,
-    END,
-    refresh_audit,
-    sentences,
     waterfall_of,
     waterfall_steps,
 )
-from mvl.study.cells import run_suite, status
+from mvl.study.cells import run_suite
 from mvl.study.reference import REFERENCE, read_table
 from mvl.study.statistics import contrast
 from mvl.study.suites import suite_configs
@@ -211,13 +207,6 @@ def test_the_intervals_are_about_those_of_the_studys_bootstrap(many):
     assert 0.85 * width < row["high"] - row["low"] < width
 
 
-def test_single_cases_spread_as_cases_do(many):
-    table, rows = many
-    low, high = np.quantile(table["linear_dice"], (0.025, 0.975)) - rows["before"]["one-case"]
-    assert rows["low"]["one-case"] == pytest.approx(low)
-    assert rows["high"]["one-case"] == pytest.approx(high)
-
-
 def test_two_runs_of_one_arm_differ_as_their_seeds_and_test_sets_do():
     table = by_hand().iloc[[0] * 60].reset_index(drop=True)
     table = table.assign(arm="ours", validation_dice=0.5)
@@ -265,14 +254,6 @@ def audited(phantom, tmp_path_factory):
     run_suite("audit", configs, folder / "runs", phantom, show=False)
     given = (DATA, folder / "runs", phantom, folder / "reference", [0], 1)
     return folder / "reference", given, write_audit(*given)
-
-
-def test_cells_are_run_and_told_like_any_suites(audited, phantom):
-    _, (_, runs, *_), _ = audited
-    configs = audit_configs(DATA, [0], epochs=1)
-    states = status(configs, runs, phantom).set_index("arm")["state"]
-    assert states[["ours", "hard-dice", "released"]].tolist() == ["done"] * 3
-    assert set(states.drop(["ours", "hard-dice", "released"])) == {"open"}
 
 
 def test_a_training_switch_is_the_difference_of_two_arms(audited):
@@ -325,29 +306,6 @@ def test_what_is_no_longer_at_hand_is_kept_and_what_has_changed_is_not(audited, 
     assert set(other["arm"]) == {"best", ""}
 
 
-def test_sentences_say_what_is_done_and_that_it_is_synthetic(audited):
-    said = sentences(audited[2])
-    assert len(said) == len(audited[2]) and all(s.startswith("Synthetic data: ") for s in said)
-    hard = next(s for s in said if "`hard-dice`" in s)
-    assert SWITCHES["hard-dice"].released in hard and "4 cases, 1 seed." in hard
-
-
-def test_the_page_has_every_row(audited, tmp_path):
-    reference, _, table = audited
-    page = tmp_path / "README.md"
-    page.write_text(f"before\n{BEGIN}\nstale\n{END}\nafter\n")
-    refresh_audit(page, reference)
-    text = page.read_text()
-    assert text.startswith("before\n") and text.endswith("\nafter\n") and "stale" not in text
-    shown = table[table["kind"] != "split"]
-    assert text.count("\n| `") == len(shown[["switch", "arm"]].drop_duplicates())
-    row = table.query("switch == 'hard-dice' and metric == 'nsd'").iloc[0]
-    assert f"{row['before']:.3f} → {row['after']:.3f}, {row['difference']:+.3f}" in text
-    page.write_text("no markers")
-    with pytest.raises(MvlError, match="lacks one of the lines"):
-        refresh_audit(page, reference)
-
-
 def test_the_committed_table_is_made_of_the_committed_rows():
     table = reference_table()
     cases = read_table(REFERENCE / "audit_cases.csv.gz")
@@ -364,8 +322,3 @@ def test_the_committed_table_is_made_of_the_committed_rows():
     for column in ("before", "after", "difference"):
         assert stored[column].to_numpy() == pytest.approx(again[column].to_numpy(float))
     assert not table["synthetic"].any() and list(table.columns) == list(audit.COLUMNS)
-
-
-def test_without_a_model_there_is_no_waterfall():
-    with pytest.raises(RunError, match="mvl audit table"):
-        waterfall_steps(reference_table().iloc[:0])

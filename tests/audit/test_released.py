@@ -14,7 +14,6 @@ from mvl.audit.released import (
     AuditedConfig,
     CopyAugmentation,
     hard_dice_loss,
-    loss_gradients,
     released_loss,
     rotate_copy,
     worked_examples,
@@ -58,13 +57,6 @@ def test_the_loss_that_is_logged_holds_the_hard_dice(logits, labels):
     dice = 2 * (p & y).sum() / (p.sum() + y.sum())
     entropy = F.binary_cross_entropy_with_logits(logits, labels.float()).item()
     assert released_loss(logits, labels).item() == pytest.approx((entropy + 1 - dice) / 2)
-
-
-def test_the_table_of_gradients(logits, labels):
-    table = loss_gradients(logits, labels).set_index("term")
-    assert table["differentiable"].tolist() == [True, True, False]
-    assert table["largest_gradient"].iloc[0] > 0 and table["largest_gradient"].iloc[1] > 0
-    assert table["largest_gradient"].iloc[2] == 0
 
 
 # --- copies --------------------------------------------------------------------------------
@@ -132,12 +124,12 @@ def test_every_third_volume_is_a_rotated_copy_and_the_others_are_the_studys():
     volume = {"name": "x", "image": torch.randn(1, 8, 8, 8), "label": torch.ones(1, 8, 8, 8)}
     volume["image"][:] += torch.arange(8.0)[:, None, None]
     augment, rotated = CopyAugmentation(config, AuditConfig(rotated=True, planes=True)), 0
-    for seed in range(90):
+    for seed in range(45):
         augment.set_random_state(seed)
         got = augment(volume)
         augment.study.set_random_state(seed)
         rotated += not torch.equal(got["image"], augment.study(volume)["image"])
-    assert rotated == pytest.approx(30, abs=14)
+    assert rotated == pytest.approx(15, abs=9)
 
 
 def test_a_copy_is_what_it_is_called():
@@ -199,14 +191,6 @@ def test_a_neighbour_in_the_batch_turns_a_miss_into_a_hit():
     with_index = surface_hits(masks, truths, batch_index=True)
     assert with_index["near_predicted"].tolist() == [26, 26]
     assert dilation_nsd(**{k: v.sum() for k, v in with_index.items()}) == 1
-
-
-def test_an_empty_side_is_0():
-    mask = np.zeros((1, 5, 5, 5), bool)
-    full = mask.copy()
-    full[0, 2, 2, 2] = True
-    for sides in ((mask, full), (full, mask), (mask, mask)):
-        assert dilation_nsd(**surface_hits(*sides)) == 0
 
 
 def test_linear_labels_hold_the_nearest_ones():
@@ -315,3 +299,11 @@ def test_the_choice_of_the_epoch_changes_what_is_kept_and_nothing_else(tiny, pha
     with pytest.raises(ConfigError, match="audit"):
         read_config(folder)
     assert Run.load(folder, AuditedConfig).config.audit.select == "last"
+
+
+def test_an_empty_side_is_0():
+    mask = np.zeros((1, 5, 5, 5), bool)
+    full = mask.copy()
+    full[0, 2, 2, 2] = True
+    for sides in ((mask, full), (full, mask), (mask, mask)):
+        assert dilation_nsd(**surface_hits(*sides)) == 0

@@ -32,10 +32,6 @@ def seen_by(model, kind, first, last):
     return seen["x"], seen["y"]
 
 
-def test_every_family_is_tested():
-    assert set(TINY) == set(FAMILIES)
-
-
 @pytest.mark.parametrize("kind", TINY)
 @pytest.mark.parametrize(("layer", "layers"), [(0, 1), (1, 1), (-1, 1), (1, 2)])
 def test_equals_the_layer_inside_the_full_model(models, kind, layer, layers):

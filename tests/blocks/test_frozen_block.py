@@ -89,16 +89,6 @@ def test_shuffled_control_keeps_the_values_alone(models):
         assert torch.equal(values, again[name]) and not torch.equal(values, other[name])
 
 
-def test_forms_of_a_random_source_agree(models):
-    source, z = models["llama"][1], states(1, 4, 32)
-    folder = source.removeprefix("path:")
-    forms = (folder, f"{folder}/config.json", Path(folder, "config.json").read_text())
-    with torch.no_grad():
-        outputs = [part_of(f"random:{form}").block(z) for form in forms]
-        control = part_of(source, control="random").block(z)
-    assert all(torch.equal(output, control) for output in outputs)
-
-
 @pytest.mark.parametrize("kind", TINY)
 def test_bfloat16_block_differs_by_little(models, kind):
     """bfloat16 has 8 significant bits, one rounding errs by 2**-9: six of them are allowed."""
@@ -117,3 +107,13 @@ def test_autocast_does_not_reach_into_the_block(models):
         expected = block(z)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert torch.equal(block(z), expected)
+
+
+def test_forms_of_a_random_source_agree(models):
+    source, z = models["llama"][1], states(1, 4, 32)
+    folder = source.removeprefix("path:")
+    forms = (folder, f"{folder}/config.json", Path(folder, "config.json").read_text())
+    with torch.no_grad():
+        outputs = [part_of(f"random:{form}").block(z) for form in forms]
+        control = part_of(source, control="random").block(z)
+    assert all(torch.equal(output, control) for output in outputs)

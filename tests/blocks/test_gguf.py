@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from mvl.blocks.extraction import block_reference, extract_block
+from mvl.blocks.extraction import block_reference
 from mvl.blocks.language_part import build_language
 from mvl.blocks.sources import PACKAGES, cache_folder
 from mvl.config import LanguageConfig
@@ -111,14 +111,6 @@ def test_a_block_is_read_once_and_then_kept(tmp_path):
     moved = path.rename(tmp_path / "moved.gguf")
     assert block_reference(LanguageConfig(f"gguf:{moved}"))["sha256"] == first["sha256"]
     assert len(list(cache_folder().glob("gguf@*/layer2-2-float32"))) == 1
-
-
-def test_an_extracted_block_is_the_same_block(tmp_path):
-    config = LanguageConfig(f"gguf:{write_model(tmp_path / 'model.gguf', 'llama')}", layer=1)
-    found = extract_block(config, tmp_path / "block")
-    assert found == block_reference(config)["sha256"]
-    copied = LanguageConfig(f"path:{tmp_path / 'block'}", layer=1)
-    assert block_reference(copied)["sha256"] == found
 
 
 def test_files_that_cannot_be_read_are_told(tmp_path):

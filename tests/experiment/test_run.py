@@ -17,7 +17,7 @@ from mvl.data.tasks import Task
 from mvl.errors import RunError
 from mvl.experiment import run as experiments
 from mvl.experiment.identity import changed_since, facts_changed
-from mvl.experiment.run import Run, collect, fit, run_folder, test
+from mvl.experiment.run import Run, fit, run_folder, test
 from mvl.files import read_json
 from mvl.locks import is_locked, locked
 from mvl.study.cells import status
@@ -37,7 +37,7 @@ def finished(phantom, tmp_path_factory):
             "data": {"grid": [16, 24, 16]},
             "model": {"width": 16, "encoder_depth": 1, "decoder_depth": 1, "heads": 2}
             | {"language": {"layer": 0}},
-            "training": {"epochs": 2},
+            "training": {"epochs": 1, "warmup_epochs": 0},
             "seed": 1,
         }
     )
@@ -81,13 +81,6 @@ def test_what_is_done_is_not_done_again(finished, monkeypatch):
     assert fit(config, data, folder.parent, show=False) == folder
     open_test_set(folder, data, show=False)
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
-
-
-def test_a_second_run_gives_the_same_cases_byte_for_byte(finished, tmp_path):
-    folder, config, data = finished
-    again = fit(config, data, tmp_path, show=False)
-    open_test_set(again, data, show=False)
-    assert (again / "cases.csv").read_bytes() == (folder / "cases.csv").read_bytes()
 
 
 def test_the_fingerprint_knows_voxels_configuration_and_block(tiny, phantom, tmp_path):
@@ -247,8 +240,9 @@ def test_a_run_whose_task_has_changed_since_is_another_and_says_what_changed(
     row = status({("none", 0): config}, runs, tmp_path).iloc[0]
     assert row["state"] == "open" and row["reason"].startswith(f"{old.name} is not used: ")
     assert re.search(said, row["reason"])
-    new = fit(config, data, runs)
-    assert new != old and re.search(rf"not used: .*{old.name}, .*{said}", capsys.readouterr().out)
+    if change is _pairs:
+        assert fit(config, data, runs) != old
+        assert re.search(rf"not used: .*{old.name}, .*{said}", capsys.readouterr().out)
 
 
 def test_a_run_of_a_task_that_is_gone_or_that_was_copied_is_current(own, tmp_path):
@@ -265,14 +259,6 @@ def test_a_run_of_a_task_that_is_gone_or_that_was_copied_is_current(own, tmp_pat
         assert changed_since(copied) == ""
     (copied / "identity.json").unlink()
     assert "has no identity.json" in changed_since(copied)
-
-
-def test_collect_tells_a_run_from_others(finished):
-    folder, config, _ = finished
-    table = collect(folder, "language", "pretrained")
-    assert set(table["arm"]) == {"pretrained"} and set(table["seed"]) == {1}
-    assert set(table["block"]) == {"package:all-minilm-l6-v2"} and table["synthetic"].all()
-    assert set(table["epochs"]) == {2} and set(table["dtype"]) == {"float32"}
 
 
 def test_two_processes_do_not_train_one_run(tiny, phantom, tmp_path):

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from monai.losses import DiceCELoss
 
 from mvl.audit import AuditConfig, AuditedConfig
 from mvl.cli import main
@@ -118,11 +117,6 @@ def test_the_loss_has_no_gradient_at_ignored_voxels(target):
     assert loss(logits, everything).item() == 0
 
 
-@pytest.mark.parametrize("target", ["foreground", "labels"])
-def test_without_ignored_voxels_the_loss_is_monais_own(target):
-    assert type(segmentation_loss(target)) is DiceCELoss
-
-
 @pytest.mark.parametrize("fit", ["pad", "resize", "crop"])
 def test_ignored_voxels_come_through_preparation_and_augmentation(tmp_path, fit):
     label = box(1, 3, 6, (16, 16, 16))
@@ -169,13 +163,6 @@ def test_evaluation_counts_no_ignored_voxel(tmp_path):
     assert rows[0] == rows[1] and rows[0]["dice"] == 1 and rows[0]["hd95_mm"] == 0
 
 
-def test_the_audits_released_procedure_refuses_ignored_voxels(tmp_path):
-    config = AuditedConfig(GRID, audit=AuditConfig(dice="hard"))
-    data = TaskData(IGNORING, GRID, {}, {}, Split((), (), ()), [], tmp_path, "")
-    with pytest.raises(DataError, match="ignored voxels"):
-        procedure_of(config).volumes(Preparation(IGNORING, GRID), data, False)
-
-
 # --- structures that the grid loses --------------------------------------------------------
 
 
@@ -197,18 +184,6 @@ def test_a_lost_structure_scores_nothing_whatever_is_predicted(tmp_path):
         assert validate(Says(mask), lost, 1, "cpu") == 0
     assert validate(Says(truth), seen, 1, "cpu") == 1
     assert validate(Says(truth), seen + lost, 2, "cpu") == 0.5
-
-
-def test_a_structure_that_a_case_lacks_keeps_the_convention(tmp_path):
-    case = write(tmp_path, "x", box(1))
-    volumes = prepared(TWO, [case], replace(GRID, target="labels"))
-
-    class First(Says):
-        def forward(self, volume):
-            mask = super().forward(volume)
-            return torch.cat([-mask, mask, -20 + 0 * mask], 1)
-
-    assert validate(First(box(1)), volumes, 1, "cpu") == 1  # (1 + 1) / 2: b is in neither
 
 
 def test_a_structure_that_padding_cuts_off_is_lost(tmp_path):
@@ -371,3 +346,22 @@ def test_a_side_of_healthy_cases_alone_is_refused(tmp_path, side):
     make_task(tmp_path / "with" / "Mine", names)
     with pytest.raises(DataError, match=f"the {side} side has healthy cases alone"):
         open_task(config, 0, tmp_path / "with", progress=False)
+
+
+def test_the_audits_released_procedure_refuses_ignored_voxels(tmp_path):
+    config = AuditedConfig(GRID, audit=AuditConfig(dice="hard"))
+    data = TaskData(IGNORING, GRID, {}, {}, Split((), (), ()), [], tmp_path, "")
+    with pytest.raises(DataError, match="ignored voxels"):
+        procedure_of(config).volumes(Preparation(IGNORING, GRID), data, False)
+
+
+def test_a_structure_that_a_case_lacks_keeps_the_convention(tmp_path):
+    case = write(tmp_path, "x", box(1))
+    volumes = prepared(TWO, [case], replace(GRID, target="labels"))
+
+    class First(Says):
+        def forward(self, volume):
+            mask = super().forward(volume)
+            return torch.cat([-mask, mask, -20 + 0 * mask], 1)
+
+    assert validate(First(box(1)), volumes, 1, "cpu") == 1  # (1 + 1) / 2: b is in neither

@@ -1,13 +1,8 @@
 """Training: what is trained, what is not, and that a killed run ends as an undisturbed one."""
 
 import hashlib
-import json
 import math
-import os
-import signal
-import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -23,7 +18,6 @@ from mvl.experiment import training
 from mvl.experiment.inference import decide, infer
 from mvl.experiment.metrics import segmentation_metrics
 from mvl.experiment.procedure import segmentation_loss
-from mvl.experiment.run import fit, run_folder
 from mvl.experiment.state import load_weights, restore_state, write_state
 from mvl.experiment.training import _leave_out_unless_finite, _optimiser, train, validate
 from mvl.models.segmenter import build_segmenter
@@ -37,6 +31,11 @@ def prepared(config, root):
 
 def build(config):
     return build_segmenter(config.model, 1, 1, config.data.grid, config.seed)
+
+
+def assert_equal_files(one, other):
+    for file in ("curves.csv", "model.safetensors"):
+        assert (one / file).read_bytes() == (other / file).read_bytes()
 
 
 def test_the_loss_is_soft_dice_plus_binary_cross_entropy():
@@ -75,7 +74,7 @@ def test_a_frozen_block_stays_as_it_was_and_outside_of_everything(phantom, tiny,
 
 
 def test_the_best_epoch_by_validation_is_kept(phantom, tiny, tmp_path):
-    config = tiny(training={"epochs": 4, "learning_rate": 0.01})
+    config = tiny(training={"learning_rate": 0.01})
     train(build(config), *(volumes := prepared(config, phantom)), config, tmp_path, show=False)
     curves = pd.read_csv(tmp_path / "curves.csv")
     model = build(config)
@@ -86,7 +85,7 @@ def test_the_best_epoch_by_validation_is_kept(phantom, tiny, tmp_path):
 
 def test_float32_is_float32_on_a_gpu_too(phantom, tiny, tmp_path):
     """PyTorch's default for a GPU's convolutions is TF32, whatever a run's records say."""
-    config, seen = tiny(), []
+    config, seen = tiny(training={"epochs": 1}), []
     model = build(config)
     model.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
     assert torch.backends.cudnn.allow_tf32
@@ -98,7 +97,8 @@ def test_float32_is_float32_on_a_gpu_too(phantom, tiny, tmp_path):
 
 def test_the_schedule_warms_up_and_falls_to_zero(phantom, tiny, tmp_path):
     config = tiny(training={"epochs": 6, "warmup_epochs": 2, "learning_rate": 0.03})
-    train(build(config), *prepared(config, phantom), config, tmp_path, show=False)
+    volumes = [side[:1] for side in prepared(config, phantom)]
+    train(build(config), *volumes, config, tmp_path, show=False)
     rates = pd.read_csv(tmp_path / "curves.csv")["learning_rate"].tolist()
     cosine = [0.03 * 0.5 * (1 + math.cos(math.pi * k / 4)) for k in range(4)]
     assert rates == pytest.approx([0.01, 0.02, *cosine], abs=1e-6)
@@ -112,10 +112,9 @@ def test_a_loss_that_is_no_number_stops_with_a_sentence(phantom, tiny, tmp_path)
         train(build(config), *prepared(config, phantom), config, tmp_path, show=False)
 
 
-@pytest.mark.parametrize("clip_norm", [1.0, 0.0])
-def test_a_gradient_that_is_no_number_stops_before_the_step(phantom, tiny, tmp_path, clip_norm):
+def test_a_gradient_that_is_no_number_stops_before_the_step(phantom, tiny, tmp_path):
     """A step on it would leave weights, and a state to go on from, that are no numbers."""
-    config = tiny(training={"clip_norm": clip_norm})
+    config = tiny(training={"clip_norm": 0.0})
     volumes = prepared(config, phantom)
     train(build(config), *volumes, config, tmp_path / "whole", show=False)
 
@@ -129,10 +128,9 @@ def test_a_gradient_that_is_no_number_stops_before_the_step(phantom, tiny, tmp_p
     said = r"gradient's norm became (nan|inf) at step 1 of epoch 1 with learning rate .*lower"
     with pytest.raises(RunError, match=said) as stopped:
         train(model, *volumes, config, tmp_path / "again", show=False)
-    assert ("clip_norm" in str(stopped.value)) is (clip_norm == 0)
+    assert "clip_norm" in str(stopped.value)  # since nothing is clipped
     train(build(config), *volumes, config, tmp_path / "again", show=False)
-    for file in ("curves.csv", "model.safetensors"):
-        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
+    assert_equal_files(tmp_path / "whole", tmp_path / "again")
 
 
 def test_a_fused_optimiser_leaves_out_a_step_on_what_is_no_number():
@@ -146,9 +144,7 @@ def test_a_fused_optimiser_leaves_out_a_step_on_what_is_no_number():
         assert bool((weight != 1).all()) is moves
 
 
-@pytest.mark.parametrize(
-    ("before", "now"), [(False, False), (False, True), (True, False), (True, True)]
-)
+@pytest.mark.parametrize(("before", "now"), [(False, True), (True, False)])
 def test_a_run_goes_on_whatever_way_the_optimiser_has(tmp_path, before, now):
     """From a CPU to a GPU, or back: torch refuses a GPU's left-out step in any but its own way.
 
@@ -194,9 +190,7 @@ def test_a_state_whose_moments_fit_no_weight_is_refused(tmp_path):
         restore_state(tmp_path / "state", narrow, optimiser, schedule)
 
 
-@pytest.mark.parametrize(
-    ("most", "way"), [(2, "--batch-size 2,"), (1, "--batch-size 1,"), (0, "not even one case")]
-)
+@pytest.mark.parametrize(("most", "way"), [(2, "--batch-size 2,"), (0, "not even one case")])
 def test_where_memory_runs_out_the_batch_that_fits_is_named(phantom, tiny, tmp_path, most, way):
     config = tiny(training={"batch_size": 4})
     model = build(config)
@@ -212,32 +206,15 @@ def test_where_memory_runs_out_the_batch_that_fits_is_named(phantom, tiny, tmp_p
         train(model, *prepared(config, phantom), config, tmp_path, show=False)
 
 
-def test_another_error_of_the_network_stays_what_it_is(phantom, tiny, tmp_path):
-    config = tiny()
-    model = build(config)
-
-    def broken(images):
-        raise RuntimeError("shapes do not fit")
-
-    model.forward = broken
-    with pytest.raises(RuntimeError, match="shapes do not fit"):
-        train(model, *prepared(config, phantom), config, tmp_path, show=False)
-
-
-COMBINATIONS = ["000", "001", "010", "011", "100", "101", "110", "111"]
-
-
-@pytest.mark.parametrize("arm", [*COMBINATIONS, "conv"])
-def test_every_combination_resumes_to_the_same_curve(arm, phantom, tiny, tmp_path):
-    """Two epochs, an interruption, two more: the same bytes as four in one go."""
-    parts = {"head": "conv", "dropout": 0.1}
-    if arm != "conv":
-        parts = {
-            "language": LanguageConfig() if arm[0] == "1" else None,
-            "attention": "hybrid" if arm[1] == "1" else "global",
-            "fusion": arm[2] == "1",
-        }
-    config = tiny(model=parts, training={"epochs": 4})
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"head": "conv", "dropout": 0.1},
+        {"language": LanguageConfig(), "attention": "hybrid", "fusion": True},
+    ],
+)
+def test_a_training_that_was_interrupted_ends_with_the_same_bytes(parts, phantom, tiny, tmp_path):
+    config = tiny(model=parts)
     volumes = prepared(config, phantom)
     train(build(config), *volumes, config, tmp_path / "whole", show=False)
 
@@ -251,49 +228,9 @@ def test_every_combination_resumes_to_the_same_curve(arm, phantom, tiny, tmp_pat
     with pytest.raises(Stop):
         train(build(config), *volumes, config, tmp_path / "halves", show=False, on_epoch=stop)
     trained = []
-    went_on = lambda rows: trained.append(len(rows))  # noqa: E731
-    train(build(config), *volumes, config, tmp_path / "halves", show=False, on_epoch=went_on)
-    assert trained == [3, 4]
-    for file in ("curves.csv", "model.safetensors"):
-        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "halves" / file).read_bytes()
-
-
-FIT = """
-import sys, json, torch
-from mvl.config import ExperimentConfig
-from mvl.data.task_data import open_task
-from mvl.experiment.run import fit
-torch.set_num_threads(1)
-config = ExperimentConfig.from_dict(json.loads(sys.argv[1]))
-data = open_task(config.data, config.seed, sys.argv[2], progress=False)
-print(fit(config, data, sys.argv[3], show=False))
-"""
-
-
-def test_kill_minus_nine_and_go_on(phantom, tiny, tmp_path):
-    config = tiny(model={"dropout": 0.1}, training={"epochs": 30})
-    data = open_task(config.data, 0, phantom, progress=False)
-    killed = run_folder(config, data, tmp_path / "killed")
-    arguments = [json.dumps(config.to_dict()), str(phantom), str(tmp_path / "killed")]
-    process = subprocess.Popen([sys.executable, "-c", FIT, *arguments])
-    deadline = time.monotonic() + 120
-    while not (killed / "state.safetensors").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    time.sleep(0.1)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not (killed / "trained.json").exists(), "it ended before it was killed"
-    (killed / ".mvl-writing-half.csv").write_bytes(b"half")  # whether or not it was just writing
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        fit(config, data, tmp_path / "killed", show=False)
-        whole = fit(config, data, tmp_path / "whole", show=False)
-    finally:
-        torch.set_num_threads(threads)
-    for file in ("curves.csv", "model.safetensors"):
-        assert (killed / file).read_bytes() == (whole / file).read_bytes()
-    assert not list(killed.glob(".mvl-writing-*"))
+    train(build(config), *volumes, config, tmp_path / "halves", False, on_epoch=trained.append)
+    assert [len(rows) for rows in trained] == [3]
+    assert_equal_files(tmp_path / "whole", tmp_path / "halves")
 
 
 def test_a_thread_makes_batches_where_a_processor_is_spare_and_changes_no_byte(
@@ -305,8 +242,7 @@ def test_a_thread_makes_batches_where_a_processor_is_spare_and_changes_no_byte(
         monkeypatch.setattr(training, "cores", lambda n=spare: torch.get_num_threads() + n)
         train(build(config), *prepared(config, phantom), config, tmp_path / name, show=False)
         assert len(made) == spare * config.training.epochs
-    for file in ("curves.csv", "model.safetensors"):
-        assert (tmp_path / "alone" / file).read_bytes() == (tmp_path / "beside" / file).read_bytes()
+    assert_equal_files(tmp_path / "alone", tmp_path / "beside")
 
 
 def scalars(folder):
@@ -344,8 +280,7 @@ def test_tracking_changes_no_byte_and_has_an_epoch_once(phantom, tiny, tmp_path,
     train(build(config), *volumes, config, tmp_path, show=False, track=True)
     assert scalars(tmp_path) == pytest.approx(curves(tmp_path), abs=1e-6)
     train(build(config), *volumes, config, tmp_path / "untracked", show=False)
-    for file in ("curves.csv", "model.safetensors"):
-        assert (tmp_path / file).read_bytes() == (tmp_path / "untracked" / file).read_bytes()
+    assert_equal_files(tmp_path, tmp_path / "untracked")
     assert not (tmp_path / "untracked" / "tensorboard").exists()
 
 
@@ -357,13 +292,6 @@ def test_a_missing_tensorboard_is_a_sentence_before_anything_is_trained(
     with pytest.raises(ConfigError, match=r'pip install "mvl\[track\]"'):
         train(build(config), [], [], config, tmp_path / "run", show=False, track=True)
     assert not (tmp_path / "run").exists()
-
-
-def test_a_damaged_state_is_named(phantom, tiny, tmp_path):
-    config = tiny()
-    (tmp_path / "state.safetensors").write_bytes(b"\xff" * 100)
-    with pytest.raises(RunError, match="state.safetensors cannot be read.*delete it"):
-        train(build(config), *prepared(config, phantom), config, tmp_path, show=False)
 
 
 def test_distances_can_be_measured_after_a_training(phantom, tiny, tmp_path):
@@ -381,7 +309,20 @@ def test_training_is_a_function_of_its_configuration(phantom, tiny, tmp_path):
         train(build(config), *prepared(config, phantom), config, tmp_path / name, show=False)
         return hashlib.sha256((tmp_path / name / "model.safetensors").read_bytes()).hexdigest()
 
-    one = weights(tiny(), "one")
+    config = tiny(training={"epochs": 1})
+    one = weights(config, "one")
     torch.manual_seed(99)  # what the process drew before does not matter
-    assert weights(tiny(), "two") == one
-    assert weights(replace(tiny(), seed=5), "three") != one  # the same fold, another seed
+    assert weights(config, "two") == one
+    assert weights(replace(config, seed=5), "three") != one  # the same fold, another seed
+
+
+def test_another_error_of_the_network_stays_what_it_is(phantom, tiny, tmp_path):
+    config = tiny()
+    model = build(config)
+
+    def broken(images):
+        raise RuntimeError("shapes do not fit")
+
+    model.forward = broken
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        train(model, *prepared(config, phantom), config, tmp_path, show=False)

@@ -31,24 +31,6 @@ def test_stages_are_those_of_a_forward_pass_by_hand():
         assert torch.allclose(stages["decoder"], model.decoder[0](part(x)), atol=1e-5)
 
 
-def test_a_model_without_a_block_has_fewer_stages_and_no_hook_stays():
-    model = build_segmenter(SMALL, 1, 1, GRID, seed=0)
-    assert list(activations(model, torch.randn(1, 1, *GRID))) == ["encoder", "decoder"]
-    assert not any(module._forward_hooks for module in model.modules())
-
-
-def test_a_berts_update_is_less_even_than_its_blocks_output():
-    """Why maps show the update: a final LayerNorm evens out the norms of the tokens."""
-    model = build_segmenter(replace(SMALL, language=LanguageConfig()), 1, 1, GRID, seed=0)
-    stages = activations(model, torch.randn(1, 1, *GRID))
-
-    def spread(tokens):
-        norms = tokens.norm(dim=-1)
-        return (norms.std() / norms.mean()).item()
-
-    assert spread(stages["update"]) > spread(stages["block"])
-
-
 def test_a_token_lands_in_its_patch():
     tokens = torch.zeros(1, 12, 4)
     tokens[0, 7] = 2.0  # (1, 0, 1) on a (2, 3, 2) grid, norm 4

@@ -24,7 +24,6 @@ from tests.blocks.merged import merge_adapters
 
 GRID = (16, 24, 16)
 TASK = TASKS["Task04_Hippocampus"]
-CONTROLS = ("random", "shuffled", "matched", "identity", "trainable")
 
 
 def small(name, **language):
@@ -78,8 +77,8 @@ def edit(folder, **values):
     "config",
     [
         *(pytest.param(small(name), id=name) for name in PRESETS),
-        *(pytest.param(small("v1", control=c), id=c) for c in CONTROLS),
-        *(pytest.param(small("v3", control=c), id=f"lora-{c}") for c in CONTROLS),
+        *(pytest.param(small("v1", control=c), id=c) for c in ("random", "identity", "matched")),
+        pytest.param(small("v3", control="trainable"), id="lora-trainable"),
         pytest.param(small("v3", dtype="bfloat16", layer=1, layers=2), id="bfloat16"),
     ],
 )
@@ -164,22 +163,16 @@ def test_a_block_of_the_hub_is_saved_by_its_commit(saved, tmp_path, monkeypatch,
     ("values", "match"),
     [
         ({"format_version": 2}, "format version 2, this mvl reads version 1"),
-        ({"format_version": ...}, "format version None"),
         ({"model_type": "llama"}, "not a model of mvl"),
         ({"seed": ...}, "missing key seed"),
         ({"more": 1}, "unknown key more"),
-        ({"seed": "0"}, "seed must"),
         ({"classes": 0}, "classes 0"),
-        ({"channels": True}, "channels True"),
-        ({"grid": [16, 24]}, "grid"),
         ({"grid": [16, 24, 24]}, "is not the data's"),
         ({"model": {"widht": 16}}, "unknown key model.widht"),
         ({"task": {"name": "x"}}, "damaged"),
-        ({"task": 7}, "damaged"),
         ({"block": None}, "which block"),
         ({"weights_sha256": "0" * 64}, "vouches for"),
         ("{", "not readable JSON"),
-        ("[]", "not a model of mvl"),
         (None, "config.json does not exist"),
     ],
 )
@@ -249,23 +242,11 @@ def test_the_card_names_source_licence_data_and_results(saved):
     assert card.data.library_name == "mvl" and card.data.pipeline_tag == "image-segmentation"
     for part in ("`package:all-minilm-l6-v2`", "CC-BY-SA 4.0", "| Dice | 0.8431 |", "Apache-2.0"):
         assert part in card.text
-    assert "clinical" in card.text and "SYNTHETIC" not in card.text and "Meta" not in card.text
-
-
-def test_the_card_of_other_blocks_and_data(saved):
+    assert "SYNTHETIC" not in card.text and "Meta" not in card.text
     about, block = saved[0].description, block_reference(LanguageConfig())
-
-    def card(block=None, task=None, **changes):
-        return model_card(replace(about, task=task), block and block | changes)
-
-    assert "## Language block" not in card() and "Not recorded" in card()
-    assert "SYNTHETIC" in card(task=replace(TASK, synthetic=True))
-    assert "Decathlon" not in card(task=replace(TASK, name="Mine"))
-    assert "derive from the source's" in card(block, control="trainable")
-    for control, part in (("random", "experiment's seed"), ("identity", "pass the mappers")):
-        text = card(block, control=control)
-        assert part in text and "of its configuration" in text and "licence" not in text
-    assert "Meta's Llama" in card(block, family="llama")
+    assert "SYNTHETIC" in model_card(replace(about, task=replace(TASK, synthetic=True)), None)
+    assert "Meta's Llama" in model_card(about, block | {"family": "llama"})
+    assert "licence" not in model_card(about, block | {"control": "random"})
 
 
 @pytest.fixture

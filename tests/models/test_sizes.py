@@ -1,11 +1,11 @@
 from dataclasses import replace
-from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from mvl.config import PRESETS, ModelConfig
 from mvl.errors import ConfigError
+from mvl.files import REPOSITORY
 from mvl.models.segmenter import build_segmenter
 from mvl.models.sizes import (
     ARCHITECTURES,
@@ -40,8 +40,7 @@ def test_a_llama_block_is_counted_and_not_allocated():
     assert trained - plain[0] == 37_440  # as the released code counts them
 
 
-@pytest.mark.parametrize("by", ["depth", "mlp"])
-@pytest.mark.parametrize("target", [60_000, 1_000_000])
+@pytest.mark.parametrize(("by", "target"), [("depth", 60_000), ("mlp", 60_000), ("mlp", 1_000_000)])
 def test_a_control_is_as_large_as_asked(by, target):
     config = match_size(SMALL, target, by, GRID)
     sizes = [sum(count_parameters(c, GRID)) for c in _neighbours(config, by)]
@@ -84,30 +83,28 @@ PUBLISHED = {
 }
 
 
-def test_architectures_are_those_that_were_published():
+@pytest.fixture(scope="module")
+def table():
+    return block_table().set_index("model")
+
+
+def test_the_table_sets_one_block_against_the_model_that_was_published(table):
     assert set(PUBLISHED) == set(ARCHITECTURES)
-    for name, architecture in ARCHITECTURES.items():
-        found = sum(p.numel() for p in whole_model(architecture).parameters())
-        assert found == PUBLISHED[name], name
-
-
-def test_the_table_sets_one_block_against_its_model():
-    table = block_table().set_index("model")
-    for name, row in table.drop("all-MiniLM-L6-v2").iterrows():
-        layers = whole_model(ARCHITECTURES[name]).config.num_hidden_layers
-        inside = layers * row["block_parameters"] / PUBLISHED[name]
+    for name, published in PUBLISHED.items():
+        model, row = whole_model(ARCHITECTURES[name]), table.loc[name]
+        assert sum(p.numel() for p in model.parameters()) == published, name
+        inside = model.config.num_hidden_layers * row["block_parameters"] / published
         assert 0.4 < inside < 1, name  # the rest is the embedding, most of all in small models
         assert row["block_bytes"] == 2 * row["block_parameters"]
-        assert row["model_bytes"] == 2 * PUBLISHED[name] and "architecture" in row["basis"]
+        assert row["model_bytes"] == 2 * published and "architecture" in row["basis"]
     # By hand, at width 768: four square maps and an MLP of four times the width, biases, norms.
     by_hand = 12 * 768 * 768 + 13 * 768
-    assert table.loc["BERT-base", "block_parameters"] == by_hand
-    assert table.loc["GPT-2", "block_parameters"] == by_hand
+    assert (table.loc[["BERT-base", "GPT-2"], "block_parameters"] == by_hand).all()
     file = table.loc["all-MiniLM-L6-v2"]
     assert file["block_bytes"] == 4 * file["block_parameters"] and file["basis"] == "from the file"
     assert (table["share"] == table["block_bytes"] / table["model_bytes"]).all()
 
 
-def test_the_committed_table_is_the_one_that_is_computed():
-    stored = pd.read_csv(Path(__file__).parents[2] / "benchmarks" / "blocks.csv")
-    pd.testing.assert_frame_equal(stored, block_table(), check_dtype=False)
+def test_the_committed_table_is_the_one_that_is_computed(table):
+    stored = pd.read_csv(REPOSITORY / "benchmarks" / "blocks.csv").set_index("model")
+    pd.testing.assert_frame_equal(stored, table, check_dtype=False)

@@ -1,7 +1,7 @@
 """Child processes that a test may kill or confine, and what confines a process.
 
-Children are forked from a server that has imported what is slow to import. A fork of pytest's own
-process would inherit its threads, which PyTorch does not survive.
+They are forked from a server that has imported what is slow to import: pytest's own process has
+threads, which PyTorch does not survive.
 """
 
 import contextlib
@@ -19,41 +19,34 @@ from typing import NamedTuple
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["pytest", "tests.reliability.stages"])
 
-#: Seconds that a child may take to start: the first one waits for the imports.
-_START_S = 300
-
 
 class Ended(NamedTuple):
-    """What became of a child."""
+    """A child's exit status (negative: the signal that killed it), its function's value or None,
+    what it printed, and the seconds that it took."""
 
-    #: Its exit status; negative is the signal that killed it.
     status: int
-    #: What the function returned; None if it did not end.
     value: object
-    #: All that it printed.
     output: str
     seconds: float
 
 
-def run(function, *arguments, log, environment=None, kill=None, patience=300):
-    """Call a function of a module in a child process with its own session and one thread.
+def run(function, *arguments, log, environment=None, kill=300):
+    """Call a function of a module in a child with a session of its own and one thread.
 
     Args:
         log: the file that gets what the child prints.
         environment: variables to set.
-        kill: seconds after its start at which its process group is killed (SIGKILL).
-        patience: seconds after which it is killed because it hangs.
+        kill: seconds after which its process group is killed (SIGKILL).
     """
     ours, theirs = _CONTEXT.Pipe()
     given = (theirs, function, arguments, str(log), environment or {})
     process = _CONTEXT.Process(target=_child, args=given)
     process.start()
     theirs.close()
-    if not ours.poll(_START_S):
-        raise TimeoutError("the server of the children does not answer")
+    assert ours.poll(300), "the server of the children does not answer"  # it imports first
     ours.recv()
     start, value = time.monotonic(), None
-    if ours.poll(patience if kill is None else kill):
+    if ours.poll(kill):
         with contextlib.suppress(EOFError):  # it ended by itself, but without a value
             value = ours.recv()
     else:
@@ -79,24 +72,24 @@ def _child(pipe, function, arguments, log, environment):
     pipe.send(function(*arguments))
 
 
-class FileOperations:
-    """Counts what this process changes below a folder, and kills its group before number `fatal`.
+def count_changes(folder, fatal=None):
+    """Count what this process changes below a folder; before number `fatal` its group is killed.
 
-    An audit hook cannot be removed: for child processes alone.
+    Returns a list of one number. A hook cannot be removed: for child processes alone.
     """
+    folder, count = str(folder), [0]
 
-    def __init__(self, folder, fatal=None):
-        self.folder, self.fatal, self.count = str(folder), fatal, 0
-        sys.addaudithook(self._hook)
-
-    def _hook(self, event, arguments):
+    def hook(event, arguments):
         changes = event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
         if event == "open" and isinstance(arguments[2], int):
             changes = arguments[2] & (os.O_WRONLY | os.O_RDWR)
-        if changes and str(arguments[0]).startswith(self.folder):
-            if self.count == self.fatal:
+        if changes and str(arguments[0]).startswith(folder):
+            if count[0] == fatal:
                 os.killpg(0, signal.SIGKILL)
-            self.count += 1
+            count[0] += 1
+
+    sys.addaudithook(hook)
+    return count
 
 
 class _Late(BaseException):
@@ -105,14 +98,9 @@ class _Late(BaseException):
 
 @contextlib.contextmanager
 def bounded(seconds, memory):
-    """Bound this process for a block.
+    """Bound the seconds of a block, and the bytes of address space that it may add.
 
-    Yields a list, which gets the seconds that the block took, and the bytes that it held at most
-    above those at its start.
-
-    Args:
-        seconds: after which the block is interrupted.
-        memory: bytes of address space that it may add.
+    Yields a list, which gets the seconds that it took, and the bytes that it held at most.
     """
 
     def late(*_):
@@ -138,44 +126,40 @@ def _status(field):
     return 1024 * int(re.search(rf"{field}:\s+(\d+)", text)[1])
 
 
-_LIBC = ctypes.CDLL(None, use_errno=True)
-
-
 def obey_permissions(obey=True):
     """Make this process obey the permission bits of files, which root does not; or end that."""
     header, data = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
     _call("capget", header, data)
-    effective, permitted = 0, 1
-    # Without CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH.
-    data[effective] = data[permitted] & ~0b110 if obey else data[permitted]
+    # Of data the effective capabilities come first, the permitted ones second; the bits are
+    # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH.
+    data[0] = data[1] & ~0b110 if obey else data[1]
     _call("capset", header, data)
 
 
-class SmallDisk:
-    """A file system in memory, which only this process sees; for child processes alone.
+def mount(folder, size):
+    """Mount a file system in memory, of `size` bytes, which only this process sees.
 
     Raises:
         OSError: this machine does not allow it.
     """
+    user, group = os.getuid(), os.getgid()
+    newns, newuser, private = 0x20000, 0x10000000, 1 << 18 | 1 << 14
+    _call("unshare", newns | (newuser if user else 0))
+    if user:  # root in a name space of its own
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/uid_map").write_text(f"0 {user} 1")
+        Path("/proc/self/gid_map").write_text(f"0 {group} 1")
+    _call("mount", b"none", b"/", None, private, None)
+    resize(folder, size, flags=0)
 
-    def __init__(self, folder, size):
-        self.folder = str(folder).encode()
-        user, group = os.getuid(), os.getgid()
-        newns, newuser, private = 0x20000, 0x10000000, 1 << 18 | 1 << 14
-        _call("unshare", newns | (newuser if user else 0))
-        if user:  # root in its own name space
-            Path("/proc/self/setgroups").write_text("deny")
-            Path("/proc/self/uid_map").write_text(f"0 {user} 1")
-            Path("/proc/self/gid_map").write_text(f"0 {group} 1")
-        _call("mount", b"none", b"/", None, private, None)
-        self.resize(size, flags=0)
 
-    def resize(self, size, flags=32):
-        """Change its size, in bytes; what is on it stays."""
-        _call("mount", b"tmpfs", self.folder, b"tmpfs", flags, f"size={size}".encode())
+def resize(folder, size, flags=32):
+    """Change the size of what is mounted; what is on it stays."""
+    given = str(folder).encode(), b"tmpfs", flags, f"size={size}".encode()
+    _call("mount", b"tmpfs", *given)
 
 
 def _call(name, *arguments):
-    if getattr(_LIBC, name)(*arguments):
+    if getattr(ctypes.CDLL(None, use_errno=True), name)(*arguments):
         number = ctypes.get_errno()
         raise OSError(number, f"{name}: {os.strerror(number)}")

@@ -9,11 +9,13 @@ import os
 import platform
 import re
 from datetime import timedelta
+from functools import cache
 from importlib.metadata import version
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from scripts import reliability
 from tests.blocks.fake_hub import FakeHub
@@ -27,7 +29,7 @@ SEED = 20
 _NOTES = pytest.StashKey[dict]()
 
 _BOUNDED = settings(
-    max_examples=150,
+    max_examples=60,
     deadline=timedelta(seconds=5),
     # The same examples every time, so that the tests fail for a change of the code alone.
     derandomize=True,
@@ -64,11 +66,12 @@ def pytest_sessionfinish(session, exitstatus):
     if exitstatus != 0 or not session.config.getoption("--record", default=False):
         return
     machine = {"Python": platform.python_version(), "PyTorch": version("torch")}
+    machine["cores"] = os.cpu_count()
     record = {
         "version": reliability.VERSION,
         "seed": SEED,
         "slow": session.config.getoption("--slow"),
-        "machine": machine | {"cores": os.cpu_count()},
+        "machine": machine,
         "notes": session.config.stash[_NOTES],
     }
     text = reliability.page(record)  # refuses a record that is not whole
@@ -83,15 +86,18 @@ def given(phantom, tmp_path_factory):
     done = children.run(train, phantom, folder / "runs", log=folder / "log")
     assert done.status == 0, done.output
     (trained,) = (folder / "runs").iterdir()
-    server, hub = Server(), FakeHub(_checkpoint(folder / "model"))
+    # A Llama of two layers in the layout of a hub's repository, 4 MB a layer.
+    sizes = {"vocab_size": 8, "hidden_size": 256, "intermediate_size": 1000}
+    config = LlamaConfig(**sizes, num_hidden_layers=2, num_attention_heads=4)
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    server, hub = Server(), FakeHub(folder / "model")
     voxels = np.random.default_rng(0).bytes(1_000_000)
     files = [(f"{TASK}/imagesTr/{n}.nii.gz", voxels) for n in range(20)]
     server.body = archive((f"{TASK}/dataset.json", DESCRIPTION), *files)
     for one in (server, hub.hub.http, hub.store.http):
         one.handle_error = lambda *_: None  # of a client that was killed
-    yield Given(
-        phantom, trained, (server.url, hashlib.md5(server.body).hexdigest()), hub.hub.address
-    )
+    md5 = hashlib.md5(server.body).hexdigest()
+    yield Given(phantom, trained, (server.url, md5), hub.hub.address)
     hub.close()
     server.shutdown()
     server.server_close()
@@ -100,25 +106,12 @@ def given(phantom, tmp_path_factory):
 @pytest.fixture(scope="session")
 def undisturbed(given, tmp_path_factory):
     """A function: name of a stage -> its `Whole`."""
-    known = {}
 
+    @cache
     def of(name):
-        if name not in known:
-            folder = tmp_path_factory.mktemp("undisturbed") / "stage"
-            done = start(name, folder, given)
-            assert done.status == 0 and done.value[0] == 0, done.output
-            size = size_of(folder / "results")
-            known[name] = Whole(outcome(folder), size, done.value[1], done.seconds)
-        return known[name]
+        folder = tmp_path_factory.mktemp("undisturbed") / "stage"
+        done = start(name, folder, given)
+        assert done.status == 0 and done.value[0] == 0, done.output
+        return Whole(outcome(folder), size_of(folder / "results"), done.value[1], done.seconds)
 
     return of
-
-
-def _checkpoint(folder):
-    """A Llama of two layers in the layout of a hub's repository, 9 MB a layer."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    sizes = {"vocab_size": 8, "hidden_size": 384, "intermediate_size": 1500}
-    config = LlamaConfig(**sizes, num_hidden_layers=2, num_attention_heads=4)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder

@@ -6,8 +6,6 @@ A stage runs on the smallest data that exercises it, and writes below `results` 
 import json
 import os
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -35,7 +33,7 @@ _SHORT = TrainingConfig(epochs=1, warmup_epochs=0)
 #: Presets and a suite that train in a second.
 _PRESETS = {
     "tiny": (ModelConfig(**_SMALL, dropout=0.1), _TRAINING),
-    "tiny-block": (ModelConfig(**_SMALL, language=LanguageConfig(LLAMA)), _TRAINING),
+    "tiny-block": (ModelConfig(**_SMALL, language=LanguageConfig(LLAMA)), _SHORT),
     # Large enough for threads to share its work.
     "small": (ModelConfig(encoder_depth=2, decoder_depth=1), _TRAINING),
 }
@@ -60,15 +58,13 @@ def train(root, runs, *more, preset="tiny"):
 
 
 class Given(NamedTuple):
-    """What the stages start from."""
+    """What the stages start from: a data root with a small task, the folder of a trained run of
+    the preset tiny, (address, MD5) of a task's archive, and the address of a hub with the model
+    owner/name."""
 
-    #: A data root with a small task.
     phantom: Path
-    #: A run folder of the preset tiny, trained, not tested.
     trained: Path
-    #: (address, MD5) of a task's archive.
     archive: tuple[str, str]
-    #: Address of a hub with the model owner/name.
     hub: str
 
 
@@ -94,10 +90,6 @@ def _evaluate(folder, given):
     return mvl("evaluate", folder / "results" / given.trained.name, "--root", given.phantom)
 
 
-def _copy_trained(folder, given):
-    shutil.copytree(given.trained, folder / "results" / given.trained.name)
-
-
 def _suite(folder, given):
     return mvl("suite", "run", "tiny", "--results", folder / "results", "--root", given.phantom)
 
@@ -111,83 +103,71 @@ def _batch(folder, given):
     return int(any(outcome.status == "failed" for outcome in outcomes.values()))
 
 
-def _write_notebooks(folder, given):
-    import nbformat
-    from nbformat.v4 import new_code_cell, new_notebook
-
-    for name in ("notebooks", "profiles", "mvl"):
-        (folder / name).mkdir()
-    shutil.copy(REPOSITORY / "profiles" / "smoke.yaml", folder / "profiles")
-    begin = "from mvl.files import read_json, write_json\n"
-    cells = {
-        "00_a": [begin + "write_json('../results/smoke/a.json', {'n': 1})", "print('a')"],
-        "01_b": [begin + "n = read_json('../results/smoke/a.json')['n']", "print(n + 1)"],
-    }
-    for name, sources in cells.items():
-        # Identifiers of cells are random where none is given.
-        parts = [new_code_cell(source, id=f"cell-{n}") for n, source in enumerate(sources)]
-        nbformat.write(new_notebook(cells=parts), folder / "notebooks" / f"{name}.ipynb")
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage: its command, and how its folder begins; both take (folder, given)."""
-
-    call: Callable
-    prepare: Callable = lambda folder, given: None
-
-
+#: {name: its command, a function of (folder, `Given`) -> exit status}
 STAGES = {
-    "download": Stage(_download),
-    "caching": Stage(_cache),
-    "synthesis": Stage(_synthesise),
-    "training": Stage(_train),
-    "checkpointing": Stage(_train),
-    "evaluation": Stage(_evaluate, _copy_trained),
-    "suite": Stage(_suite),
-    "batch": Stage(_batch, _write_notebooks),
+    "download": _download,
+    "caching": _cache,
+    "synthesis": _synthesise,
+    "training": _train,
+    "checkpointing": _train,
+    "evaluation": _evaluate,
+    "suite": _suite,
+    "batch": _batch,
 }
 
 
-def start(name, folder, given, function=None, kill=None):
-    """Call a stage in a child process, in a folder that is prepared if it is new.
+def prepare(name, folder, given):
+    """Write what a stage finds in its folder before it starts."""
+    if name == "evaluation":
+        shutil.copytree(given.trained, folder / "results" / given.trained.name)
+    elif name == "batch":
+        write_notebooks(folder)
 
-    Args:
-        function: (name, folder, given), in place of `call`.
-        kill: of `children.run`.
+
+def write_notebooks(folder):
+    """A repository of two notebooks, of which the second reads what the first has written."""
+    import nbformat
+    from nbformat.v4 import new_code_cell, new_notebook
+
+    for part in ("notebooks", "profiles", "mvl"):
+        (folder / part).mkdir()
+    shutil.copy(REPOSITORY / "profiles" / "smoke.yaml", folder / "profiles")
+    begin = "from mvl.files import read_json, write_json\n"
+    for name, source in {
+        "00_a": begin + "write_json('../results/smoke/a.json', {'n': 1})",
+        "01_b": begin + "print(read_json('../results/smoke/a.json')['n'] + 1)",
+    }.items():
+        cells = [new_code_cell(source, id="cell")]  # identifiers are random where none is given
+        nbformat.write(new_notebook(cells=cells), folder / "notebooks" / f"{name}.ipynb")
+
+
+def start(name, folder, given, function=None, kill=300):
+    """Call a stage, or another function of (name, folder, given), in a child process.
+
+    The folder is prepared if it is new; `kill` as in `children.run`.
     """
     if not folder.exists():
         folder.mkdir()
-        STAGES[name].prepare(folder, given)
+        prepare(name, folder, given)
     variables = {"MVL_CACHE": "results/cache", "MVL_DATA_ROOT": "data", "IPYTHONDIR": "ipython"}
+    variables |= {"HF_HUB_CACHE": "hub", "JUPYTER_RUNTIME_DIR": "runtime"}
     environment = {key: str(folder / path) for key, path in variables.items()}
-    environment |= {
-        "HF_ENDPOINT": given.hub,
-        "HF_HUB_CACHE": str(folder / "hub"),
-        "PYTHONPATH": str(REPOSITORY),
-    }
-    environment |= {"JUPYTER_RUNTIME_DIR": str(folder / "runtime")}
+    environment |= {"HF_ENDPOINT": given.hub, "PYTHONPATH": str(REPOSITORY)}
     arguments = (function or call, name, folder, given)
     return children.run(*arguments, log=folder / "log", environment=environment, kill=kill)
 
 
 def call(name, folder, given, fatal=None):
-    """A stage, for a child process, which dies before its file operation number `fatal`.
-
-    Returns:
-        (exit status, number of operations on files below `results`).
-    """
-    operations = children.FileOperations(folder / "results", fatal)
-    return STAGES[name].call(folder, given), operations.count
+    """(exit status, number of changes of files below `results`) of a stage; for `start`."""
+    count = children.count_changes(folder / "results", fatal)
+    return STAGES[name](folder, given), count[0]
 
 
 class Whole(NamedTuple):
-    """A stage that nothing has disturbed."""
+    """A stage that nothing has disturbed: its `outcome`, bytes, changes of files, and seconds."""
 
     outcome: dict
-    #: Of all its files.
     bytes: int
-    #: On files below `results`.
     operations: int
     seconds: float
 
@@ -224,11 +204,8 @@ def size_of(folder):
 
 
 def half_files(folder, whole):
-    """Files of a killed stage with a final name that are not whole.
-
-    Args:
-        whole: the `outcome` of an undisturbed one.
-    """
+    """Files of a killed stage with a final name that are not whole; `whole` is the `outcome` of an
+    undisturbed one."""
     results, half = folder / "results", []
     for path in sorted(results.rglob("*")):
         name = path.relative_to(results)

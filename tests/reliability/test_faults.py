@@ -20,7 +20,7 @@ from mvl.models.segmenter import build_segmenter
 from scripts.reliability import ON_GPU
 from tests.reliability import children
 from tests.reliability.conftest import last_line
-from tests.reliability.stages import STAGES, half_files, outcome, size_of, start
+from tests.reliability.stages import STAGES, half_files, outcome, prepare, size_of, start
 
 #: The stages that write, and the bytes that none of their files may exceed: some fit, some do not.
 LIMITS = {
@@ -32,70 +32,73 @@ LIMITS = {
     "suite": 100_000,
     "batch": 300,
 }
-_LONG = ("suite", "batch")
-WRITING = [pytest.param(name, marks=[pytest.mark.slow] * (name in _LONG)) for name in LIMITS]
 
 
-def starved(name, folder, given, limit, whole):
+def tiered(variants, ordinary):
+    """Each (stage, variant); those that are not `ordinary` in the slow tier."""
+    pairs = [(name, variant) for name in LIMITS for variant in variants]
+    return [pytest.param(*p, marks=() if p in ordinary else pytest.mark.slow) for p in pairs]
+
+
+#: A share of the disk that a stage wants, or None for files that cannot grow, as with a quota.
+FULL = tiered(
+    (None, 0, 0.2, 0.5, 0.9),
+    [*((name, None) for name in LIMITS if name not in ("suite", "batch")), ("training", 0.5)],
+)
+
+
+def starved(name, folder, given, share, whole):
     """A stage that fails, and again with room; what it left after each is copied away.
-
-    Args:
-        limit: the share of what it adds for which the disk has room, or None for `LIMITS`.
-        whole: bytes that the stage leaves.
 
     Returns:
         (exit status, what was printed) of both, or the reason why nothing can be mounted.
     """
     results, ends = folder / "results", []
-    if limit is None:
-        _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if share is None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (LIMITS[name], most))
     else:
         results.mkdir()
         try:
-            disk = children.SmallDisk(results, 1 << 30)
+            children.mount(results, 1 << 30)
         except OSError as error:
             return str(error)
-        STAGES[name].prepare(folder, given)
-        room = max(1, int(limit * (whole - size_of(results))))
-        disk.resize(shutil.disk_usage(results).used + room)
+        prepare(name, folder, given)
+        room = max(1, int(share * (whole - size_of(results))))
+        children.resize(results, shutil.disk_usage(results).used + room)
     for copy in ("starved", "after"):
         printed = io.StringIO()  # a log might be what cannot grow
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-            status = STAGES[name].call(folder, given)
+            status = STAGES[name](folder, given)
         ends.append((status, printed.getvalue()))
-        if limit is None:
+        if share is None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
         else:
-            disk.resize(1 << 30)
+            children.resize(results, 1 << 30)
         shutil.copytree(results, folder / copy / "results")
     return ends
 
 
-@pytest.mark.parametrize(
-    "limit", [None, 0.5, *(pytest.param(share, marks=pytest.mark.slow) for share in (0, 0.2, 0.9))]
-)
-@pytest.mark.parametrize("name", WRITING)
+@pytest.mark.parametrize(("name", "share"), FULL)
 def test_a_full_disk_is_a_sentence_and_does_no_harm(
-    name, limit, given, undisturbed, tmp_path, note
+    name, share, given, undisturbed, tmp_path, note
 ):
-    """Also files that cannot grow, as with a quota, which needs no mount."""
     folder, whole = tmp_path / "stage", undisturbed(name)
-    if limit is not None:
+    if share is not None:
         folder.mkdir()
-    done = start(name, folder, given, partial(starved, limit=limit, whole=whole.bytes))
+    done = start(name, folder, given, partial(starved, share=share, whole=whole.bytes))
     if isinstance(done.value, str):
         pytest.skip(f"nothing can be mounted here: {done.value}")
     assert done.status == 0, done.output
     (first, sentence), (second, after) = done.value
-    reason = "File too large" if limit is None else "No space left on device"
+    reason = "File too large" if share is None else "No space left on device"
     assert first == 1 and "Traceback" not in sentence, sentence
     assert reason in sentence.splitlines()[-1]
     assert second == 0, after
     assert not half_files(folder / "starved", whole.outcome)
     assert outcome(folder / "after") == whole.outcome
-    fault = f"room for {limit:.0%} of its files" if limit else "room for a page of 4 kB"
-    if limit is None:
+    fault = f"room for {share:.0%} of its files" if share else "room for a page of 4 kB"
+    if share is None:
         fault = f"no file above {LIMITS[name]:,} bytes"
     note("disk", stage=name, fault=fault, said=last_line(sentence))
 
@@ -105,28 +108,36 @@ def where_nothing_may_be_written(name, folder, given, finished):
     results = folder / "results"
     results.mkdir(exist_ok=True)
     if finished:
-        assert STAGES[name].call(folder, given) == 0
+        assert STAGES[name](folder, given) == 0
     for path in [results, *results.rglob("*")]:
         path.chmod(path.stat().st_mode & ~0o222)
     children.obey_permissions()
-    return STAGES[name].call(folder, given)
+    return STAGES[name](folder, given)
 
 
-@pytest.mark.parametrize("name", WRITING)
-def test_results_that_may_not_be_written_are_a_sentence(name, given, tmp_path, note):
+LOCKED = tiered(
+    (False, True),
+    [("training", True), *((n, False) for n in ("download", "caching", "training", "evaluation"))],
+)
+
+
+@pytest.mark.parametrize(("name", "finished"), LOCKED)
+def test_results_that_may_not_be_written_are_a_sentence(name, finished, given, tmp_path, note):
+    """What is finished is used."""
+    if finished and name in ("suite", "batch"):
+        pytest.skip("they write what they have found, each time")
     folder, before = tmp_path / "stage", tmp_path / "before"
-    done = start(name, folder, given, partial(where_nothing_may_be_written, finished=False))
+    done = start(name, folder, given, partial(where_nothing_may_be_written, finished=finished))
+    if finished:
+        assert done.value == 0, done.output
+        return
     assert done.value == 1 and "Traceback" not in done.output, done.output
     sentence = done.output.strip().splitlines()[-1]
     assert "Permission denied" in sentence and str(folder / "results") in sentence
     before.mkdir()
-    STAGES[name].prepare(before, given)
+    prepare(name, before, given)
     assert outcome(folder) == outcome(before)
     note("disk", stage=name, fault="no permission to write", said=last_line(done.output))
-    if name not in _LONG:  # what is finished is used
-        reading = partial(where_nothing_may_be_written, finished=True)
-        done = start(name, tmp_path / "finished", given, reading)
-        assert done.value == 0, done.output
 
 
 def in_little_memory(root, folder, room):
@@ -140,8 +151,7 @@ def in_little_memory(root, folder, room):
     plan = TrainingConfig(epochs=1, batch_size=4, warmup_epochs=0)
     config = ExperimentConfig(DataConfig(grid=(48, 48, 48)), model, plan)
     data = open_task(config.data, 0, root, progress=False)
-    preparation = Preparation(data.task, config.data)
-    cases = preparation.load(data.side("train")[:4], progress=False)
+    cases = Preparation(data.task, config.data).load(data.side("train")[:4], progress=False)
 
     def attempt(config, name):
         network = build_segmenter(config.model, 1, 1, config.data.grid, 0)

@@ -19,7 +19,6 @@ from mvl.data.checks import check_cases
 from mvl.data.nifti import read_header, read_label, read_volume
 from mvl.data.task_folder import list_cases, task_and_cases
 from mvl.errors import MvlError
-from mvl.files import read_json
 from tests.data import test_checks as volumes
 
 #: (reader, "read" or "refused") -> number of examples.
@@ -46,8 +45,6 @@ def read_or_refused(reader, function, path):
     return value
 
 
-# --- NIfTI ---------------------------------------------------------------------------------
-
 _SHAPE = (5, 6, 7)
 
 
@@ -68,31 +65,26 @@ _FIELDS = (
 )
 
 
-def _edits(kind):
-    """Up to four (offset, bytes) that write numbers, of the field's own type or any, into one."""
-    fields = kind.template_dtype.fields
-
-    @st.composite
-    def edit(draw):
-        dtype, offset = fields[draw(st.sampled_from(_FIELDS))]
-        base, count = dtype.base, int(np.prod(dtype.shape))
-        offset += base.itemsize * draw(st.integers(0, count - 1))
-        if base.kind == "S" or draw(st.booleans()):
-            return offset, draw(st.binary(min_size=1, max_size=8))
-        bits = 8 * base.itemsize
-        # Small numbers change what a header says, huge ones whether it can be.
-        whole = st.integers(-8, 8) | st.integers(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-        value = draw(whole if base.kind == "i" else st.floats(width=bits))
-        return offset, np.array(value, base).tobytes()
-
-    return st.lists(edit(), max_size=4)
+@st.composite
+def _edit(draw, kind):
+    """(offset, bytes) that write a number, of the field's own type or any, into a header."""
+    dtype, offset = kind.template_dtype.fields[draw(st.sampled_from(_FIELDS))]
+    base, count = dtype.base, int(np.prod(dtype.shape))
+    offset += base.itemsize * draw(st.integers(0, count - 1))
+    if base.kind == "S" or draw(st.booleans()):
+        return offset, draw(st.binary(min_size=1, max_size=8))
+    bits = 8 * base.itemsize
+    # Small numbers change what a header says, huge ones whether it can be.
+    whole = st.integers(-8, 8) | st.integers(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    value = draw(whole if base.kind == "i" else st.floats(width=bits))
+    return offset, np.array(value, base).tobytes()
 
 
 @pytest.mark.parametrize("kind", [nibabel.Nifti1Header, nibabel.Nifti2Header])
 @given(data=st.data(), keep=st.floats(0, 1), packed=st.booleans(), cut=st.booleans())
 def test_a_nifti_file_is_read_or_refused(tmp_path, kind, data, keep, packed, cut):
     block, name = bytearray(_sound_nifti(kind)), f"NIfTI-{kind.__name__[5]}"
-    edits = data.draw(_edits(kind))
+    edits = data.draw(st.lists(_edit(kind), max_size=4))
     for offset, value in edits:
         block[offset : offset + len(value)] = value
     content = gzip.compress(bytes(block), 1) if packed else bytes(block)
@@ -107,8 +99,6 @@ def test_a_nifti_file_is_read_or_refused(tmp_path, kind, data, keep, packed, cut
     if not edits and not cut:
         np.testing.assert_array_equal(read_volume(path)[0].ravel("F"), np.arange(np.prod(_SHAPE)))
 
-
-# --- JSON ----------------------------------------------------------------------------------
 
 _TEXT = st.text(max_size=4)
 _JSON = st.recursive(
@@ -136,9 +126,6 @@ def _changed(draw, sound):
         elif not added or key in inside:
             del inside[key]
     return whole
-
-
-# --- safetensors' headers ------------------------------------------------------------------
 
 
 @st.composite
@@ -183,16 +170,11 @@ def test_a_safetensors_header_is_read_or_refused(tmp_path, sound, changed, lie, 
         assert found == {name: entry.shape for name, entry in entries.items()}
 
 
-# --- configurations ------------------------------------------------------------------------
+_PRESETS = [ExperimentConfig(model=model, training=plan) for model, plan in PRESETS.values()]
+_CONFIGURATIONS = st.sampled_from([config.to_dict() for config in _PRESETS])
 
 
-def _configurations():
-    """The configuration of a preset, changed."""
-    configs = [ExperimentConfig(model=model, training=plan) for model, plan in PRESETS.values()]
-    return _changed(st.sampled_from([config.to_dict() for config in configs]))
-
-
-@given(values=_configurations() | _JSON)
+@given(values=_changed(_CONFIGURATIONS) | _JSON)
 def test_a_configuration_is_read_or_refused(values):
     config = read_or_refused("configuration", lambda: ExperimentConfig.from_dict(values), "")
     if config is None:
@@ -200,8 +182,6 @@ def test_a_configuration_is_read_or_refused(values):
     again = json.loads(json.dumps(config.to_dict()))
     assert json.dumps(ExperimentConfig.from_dict(again).to_dict()) == json.dumps(again)
 
-
-# --- a task's description ------------------------------------------------------------------
 
 _NAMES = ("a", "b")
 _SOUND = [f"imagesTr/{name}.nii.gz" for name in _NAMES]
@@ -264,16 +244,3 @@ def test_a_subjects_csv_is_read_or_refused(tmp_path, subjects, more, junk):
     if cases is not None:
         assert tuple(case.name for case in cases) == _NAMES
         assert all(case.subject and case.subject == case.subject.strip() for case in cases)
-
-
-# --- any JSON file -------------------------------------------------------------------------
-
-
-@given(content=st.binary(max_size=60) | _JSON.map(json.dumps).map(str.encode))
-def test_a_json_file_is_read_or_refused(tmp_path, content):
-    path = tmp_path / "x.json"
-    path.write_bytes(content)
-    # In a tuple: the value may be None.
-    if read_or_refused("JSON file", lambda: (read_json(path),), path):
-        with pytest.raises(MvlError, match="lacks 'no such key'"):
-            read_json(path, "no such key")

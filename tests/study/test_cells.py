@@ -93,12 +93,6 @@ def test_a_cell_whose_test_cases_cannot_be_read_is_reported_and_the_others_go_on
     assert failures == {("plain", 0): "the test set is broken"}
 
 
-def test_a_suite_without_a_single_result_is_an_error(trio, phantom, tmp_path):
-    only = {key: config for key, config in trio.items() if key[0] == "hopeless"}
-    with pytest.raises(MvlError, match="the loss became"):
-        run_suite("trio", only, tmp_path, phantom, show=False)
-
-
 def test_status_tells_open_running_stopped_and_trained(trio, phantom, tmp_path):
     config = trio["plain", 0]
     data = open_task(config.data, 0, phantom, progress=False)
@@ -136,3 +130,9 @@ def test_tuning_tries_every_rate_and_opens_no_test_case(trio, phantom, tmp_path)
     assert table["learning_rate"].tolist() == list(LEARNING_RATES)
     assert set(table["arm"]) == {"plain"} and table["validation_dice"].between(0, 1).all()
     assert not list(tmp_path.glob("*/cases.csv"))
+
+
+def test_a_suite_without_a_single_result_is_an_error(trio, phantom, tmp_path):
+    only = {key: config for key, config in trio.items() if key[0] == "hopeless"}
+    with pytest.raises(MvlError, match="the loss became"):
+        run_suite("trio", only, tmp_path, phantom, show=False)

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from monai.data import MetaTensor
 from torch import nn
 
 from mvl.blocks.language_part import LanguagePart
@@ -23,7 +22,6 @@ from mvl.models.activations import activations, to_volume
 from mvl.models.peers import Peer
 from mvl.models.segmenter import MedVisionLlama, build_segmenter
 from mvl.models.tokens import LinearHead, PatchEmbed
-from mvl.study import statistics
 from mvl.study.mechanism import (
     MEASURES,
     auroc,
@@ -50,15 +48,6 @@ def test_auroc_is_the_share_of_pairs_in_the_right_order(levels):
     assert auroc(scores, positive) == pytest.approx(np.mean(pairs), abs=1e-12)
     assert auroc(-scores, positive) == pytest.approx(1 - np.mean(pairs), abs=1e-12)
     assert auroc(np.exp(scores), positive) == auroc(scores, positive)
-
-
-def test_auroc_at_its_ends():
-    assert auroc([1, 2, 3], [False, False, True]) == 1
-    assert auroc([1, 2, 3], [True, False, False]) == 0
-    assert auroc([5, 5, 5], [True, False, True]) == 0.5
-    assert np.isnan(auroc([1, 2], [True, True])) and np.isnan(auroc([1, 2], [False, False]))
-    with pytest.raises(ValueError, match="NaN"):
-        auroc([1, np.nan], [True, False])
 
 
 class Scaled(nn.Module):
@@ -229,16 +218,6 @@ def test_image_voxels_are_those_that_come_back_to_the_file(tmp_path, shape):
     assert torch.equal(image_voxels(image), inside)
 
 
-def test_a_resized_volume_has_no_padding(tmp_path):
-    shape = (5, 20, 4)
-    case = write(tmp_path, "any", np.ones(shape), np.ones(shape))
-    preparation = Preparation(CT, DataConfig(grid=GRID, fit="resize"))
-    image = preparation.load([case], progress=False)[0]["image"]
-    assert image_voxels(image).shape == GRID and image_voxels(image).all()
-    with pytest.raises(DataError, match="not known"):
-        image_voxels(MetaTensor(torch.ones(1, *GRID)))
-
-
 def test_each_stage_has_the_auroc_of_its_own_norm(tmp_path, graded):
     """The part turns the stream around: what was large on the foreground is small after it."""
     turned = LanguagePart(
@@ -292,8 +271,10 @@ def test_a_case_without_a_label_and_a_model_without_a_part_are_refused(tmp_path,
         measured(broken, [graded])
 
 
-@pytest.mark.parametrize("position", ["between", "before"])
-@pytest.mark.parametrize("control", ["pretrained", "random", "shuffled", "identity", "trainable"])
+@pytest.mark.parametrize(
+    ("control", "position"),
+    [("pretrained", "before"), ("shuffled", "between"), ("identity", "between")],
+)
 def test_every_control_is_measured_by_its_own_forward_pass(tiny, control, position):
     changes = {"language": LanguageConfig(control=control), "language_position": position}
     config = tiny(model=changes).model
@@ -324,7 +305,7 @@ def study(phantom, tmp_path_factory):
                 "data": {"grid": [16, 24, 16]},
                 "model": {"width": 16, "encoder_depth": 1, "decoder_depth": 1, "heads": 2}
                 | {"patch": [2, 2, 2], "language": {"control": control}},
-                "training": {"epochs": 2},
+                "training": {"epochs": 1, "warmup_epochs": 0},
                 "seed": seed,
             }
         )
@@ -370,23 +351,6 @@ def test_a_runs_measures_are_those_of_its_model_and_labels(study):
         share = np.mean([(a > b) + (a == b) / 2 for a in positive for b in negative])
         # One pair may change sides by rounding.
         assert row.auroc_update == pytest.approx(share, abs=1.01 / (len(positive) * len(negative)))
-
-
-def test_the_batch_size_changes_nothing(study):
-    _, table, run, data, _ = study
-    one = patch_auroc(run.model, data.side("test"), run.preparation, batch_size=1, show=False)
-    pd.testing.assert_frame_equal(one, table, rtol=0, atol=0.01)
-
-
-def test_the_table_is_one_that_the_statistics_take(study):
-    table = study[0]
-    assert not table[list(MEASURES)].isna().any(axis=None)
-    pairs = [("language", "pretrained", "identity")]
-    found = statistics.contrasts_table(table, pairs, tuple(MEASURES), draws=200)
-    assert found["metric"].tolist() == list(MEASURES) and (found["n_seeds"] == 2).all()
-    for row in found.itertuples():
-        means = table.groupby(["arm", "seed", "subject"])[row.metric].mean().groupby("arm").mean()
-        assert row.difference == pytest.approx(means["pretrained"] - means["identity"])
 
 
 def test_measures_stand_beside_the_metrics_of_their_own_run_alone(study):

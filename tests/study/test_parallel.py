@@ -67,7 +67,7 @@ def test_a_task_waits_for_a_lock_that_goes(tiny, phantom, tmp_path):
     held.wait(60)
     place = (str(tmp_path), str(phantom), "fail", False)
     assert "another process is training" in fit_cell(config, *place, 0)[1]
-    threading.Timer(2, released.set).start()
+    threading.Timer(0.5, released.set).start()
     assert fit_cell(config, *place, 60) == (str(folder), None)
     holder.join()
 
@@ -126,7 +126,8 @@ def test_a_lost_node_changes_no_byte(tiny, phantom, tmp_path, monkeypatch):
 
 
 def test_a_process_trains_as_fit_does_and_a_failure_is_told(tiny, phantom, tmp_path):
-    configs = {("plain", 0): tiny(), ("wild", 0): hopeless(tiny())}
+    plain = tiny(training={"epochs": 1, "warmup_epochs": 0})
+    configs = {("plain", 0): plain, ("wild", 0): hopeless(plain)}
     trained, failures = fit_at_once(configs, tmp_path / "jobs", phantom, show=False)
     assert list(trained) == [("plain", 0)]
     assert list(failures) == [("wild", 0)] and "learning rate" in failures["wild", 0]
