@@ -200,7 +200,7 @@ def test_a_validation_list_and_labelled_test_cases_are_sides(tmp_path):
     ("more", "words"),
     [
         ({"validation": ["imagesTr/v.nii.gz"]}, "'validation' .* without 'image'"),
-        ({"validation": {"v": 1}}, "'validation' is not a list"),
+        ({"validation": {"v": 1}}, "'validation' must be a list"),
         ({"validation": entries("a")}, "'training' and 'validation' name case a twice"),
         ({"test": [*entries("t"), {"image": "x.nii.gz"}]}, "1 of 2 entries of 'test'"),
         ({"val": entries("v", "w")}, "'val' lists 2 labelled cases"),
