@@ -20,8 +20,9 @@ from urllib.parse import urlsplit
 
 import torch
 
-from mvl.blocks.checkpoints import CONFIG, Checkpoint, FolderCheckpoint, read_object, read_tensor
+from mvl.blocks.checkpoints import CONFIG, Checkpoint, FolderCheckpoint, read_tensor
 from mvl.errors import BlockError, MvlError
+from mvl.files import read_object
 
 #: A commit's hash on the hub.
 _COMMIT = "[0-9a-f]{40}"
@@ -118,7 +119,8 @@ def open_hub(source: str, cache: Path) -> Checkpoint:
     stem = f"{repository.replace('/', '--')}@"
     if re.fullmatch(_COMMIT, revision):
         for path in sorted(cache.glob(f"{stem}{revision}/layer*/{CONFIG}")):
-            return HubCheckpoint(source, revision, cache / f"{stem}{revision}", read_object(path))
+            config = read_object(path, BlockError)
+            return HubCheckpoint(source, revision, cache / f"{stem}{revision}", config)
     try:
         path = download(repository, CONFIG, revision or None)
     except Unreachable as error:
@@ -134,7 +136,7 @@ def open_hub(source: str, cache: Path) -> Checkpoint:
         whole = FolderCheckpoint(source, path.parent, commit)
         if all((path.parent / file).is_file() for file in whole.names().values()):
             return whole
-    return HubCheckpoint(source, commit, cache / f"{stem}{commit}", read_object(path))
+    return HubCheckpoint(source, commit, cache / f"{stem}{commit}", read_object(path, BlockError))
 
 
 class HubCheckpoint(FolderCheckpoint):
@@ -143,7 +145,7 @@ class HubCheckpoint(FolderCheckpoint):
     def __init__(self, source: str, commit: str, cache: Path, config: dict | None) -> None:
         self.repository = source.removeprefix("hub:").partition("@")[0]
         self._versions = {}
-        super().__init__(source, Path(source), commit, config, cache)
+        super().__init__(source, Path(source), commit, config=config, cache=cache)
 
     def read(
         self, names: Iterable[str], dtype: torch.dtype, partial: BinaryIO | None = None
@@ -166,10 +168,8 @@ class HubCheckpoint(FolderCheckpoint):
         return {name: read_tensor(partial, entry).to(dtype) for name, entry in ordered}
 
     def _json(self, name: str) -> dict | None:
-        try:
-            return read_object(download(self.repository, name, self.revision))
-        except Absent:
-            return None
+        with contextlib.suppress(Absent):
+            return read_object(download(self.repository, name, self.revision), BlockError)
 
     def _exists(self, pattern: str) -> bool:
         """Whether there is a file of this name; the hub's files are not listed for a pattern."""

@@ -1,7 +1,7 @@
 """The ten tasks of the Medical Segmentation Decathlon, the study's other tasks, and user tasks.
 
-What a folder's `dataset.json` does not say comes from the table here or, for a user's folder, from a
-default that `Task.assumptions` names.
+What a folder's `dataset.json` does not say comes from the table here or, for a user's folder, from
+a default that `Task.assumptions` names.
 
 Sources: Antonelli et al., Nature Communications 13, 4128 (2022), and Simpson et al.,
 arXiv:1902.09063, for modalities, channels and labels; Menze et al., IEEE Transactions on Medical

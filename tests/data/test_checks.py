@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 
 from mvl.data.checks import check_cases, require, unlisted
-from mvl.data.describe import describe_cases
-from mvl.data.task_data import open_task
+from mvl.data.task_data import describe_cases, open_task
 from mvl.data.task_folder import list_cases, task_and_cases
 from mvl.errors import DataError
 from mvl.experiment import run
