@@ -15,7 +15,7 @@ import nibabel
 import numpy as np
 
 from mvl.data.nifti import read_label, read_volume
-from mvl.data.task_folder import data_root
+from mvl.data.task_folder import data_root, description_of
 from mvl.data.tasks import CONVERTED
 from mvl.errors import DataError
 from mvl.files import read_small, read_table, staging, write_json, writing
@@ -53,7 +53,7 @@ def convert(
             not empty (it is left as it is) or cannot be written.
     """
     release = RELEASES[name]
-    folder = data_root(root) / release.task
+    task, folder = CONVERTED[release.task], data_root(root) / release.task
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise DataError(f"{folder} exists and is left as it is; name another place with -o")
     files = release.find(Path(source) / release.inside) or release.find(Path(source))
@@ -74,28 +74,16 @@ def convert(
                 volume.header.set_xyzt_units("mm")
                 packed = gzip.compress(volume.to_bytes(), mtime=0)
                 (made / sub / f"{case}.nii.gz").write_bytes(packed)
-        write_json(made / "dataset.json", _description(release, files))
+        facts = {
+            "name": task.name,
+            "description": f"{', '.join(task.labels.values())} (not the decathlon's)",
+            "reference": f"{release.reference}; {release.repository}",
+            "licence": release.licence,
+            "release": f"git {release.commit}",
+        }
+        write_json(made / "dataset.json", description_of(task, files) | facts)
         made.rename(folder)
     return folder
-
-
-def _description(release, cases):
-    task = CONVERTED[release.task]
-    images, labels = "./imagesTr/%s.nii.gz", "./labelsTr/%s.nii.gz"
-    return {
-        "name": task.name,
-        "description": f"{', '.join(task.labels.values())} (not the decathlon's)",
-        "reference": f"{release.reference}; {release.repository}",
-        "licence": release.licence,
-        "release": f"git {release.commit}",
-        "tensorImageSize": "3D",
-        "modality": dict(enumerate(task.channels)),
-        "labels": {0: "background"} | task.labels,
-        "numTraining": len(cases),
-        "numTest": 0,
-        "training": [{"image": images % case, "label": labels % case} for case in cases],
-        "test": [],
-    }
 
 
 def _numbered(paths, before, after=""):

@@ -20,6 +20,7 @@ import numpy as np
 from scipy import ndimage
 
 from mvl.config import derive_seed
+from mvl.data.task_folder import description_of
 from mvl.data.tasks import TASKS, Task
 from mvl.errors import DataError, MvlError
 from mvl.files import read_json, staging, write_json, writing
@@ -143,24 +144,16 @@ def _write_folder(folder, task_name, parameters, progress):
         _write_nifti(folder / images / f"{case}.nii.gz", image, task.spacing_mm)
         if case not in test:
             _write_nifti(folder / "labelsTr" / f"{case}.nii.gz", label, task.spacing_mm)
-    images, labels = "./imagesTr/%s.nii.gz", "./labelsTr/%s.nii.gz"
-    description = {
+    facts = {
         "name": name,
         "description": "Synthetic phantom: computer-made volumes, no patient's data",
         "reference": "mvl.data.phantom",
         "licence": "CC0 1.0",
         "release": f"phantom version {PHANTOM_VERSION}",
-        "tensorImageSize": "4D" if len(task.channels) > 1 else "3D",
-        "modality": {str(n): name for n, name in enumerate(task.channels)},
-        "labels": {"0": "background"} | {str(n): name for n, name in task.labels.items()},
-        "numTraining": len(names),
-        "numTest": len(test),
-        "training": [{"image": images % case, "label": labels % case} for case in names],
-        "test": [f"./imagesTs/{case}.nii.gz" for case in test],
         "synthetic": True,
         "phantom": parameters,
     }
-    write_json(folder / "dataset.json", description)
+    write_json(folder / "dataset.json", description_of(task, names, test) | facts)
 
 
 def _write_nifti(path, array, spacing_mm):

@@ -13,6 +13,7 @@ import io
 import os
 import re
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -123,6 +124,20 @@ def task_and_cases(folder: str | Path) -> tuple[Task, list[Case]]:
     assumed = _assumed(folder, description, cases, persons)
     task = replace(task, assumptions=(*task.assumptions, *assumed))
     return task, sorted(cases, key=lambda case: case.name)
+
+
+def description_of(task: Task, cases: Collection[str], test: Collection[str] = ()) -> dict:
+    """A dataset.json of cases in imagesTr and labelsTr, and of test images in imagesTs."""
+    image, label = "./imagesTr/%s.nii.gz", "./labelsTr/%s.nii.gz"
+    return {
+        "tensorImageSize": "4D" if len(task.channels) > 1 else "3D",
+        "modality": dict(enumerate(task.channels)),
+        "labels": {0: "background"} | task.labels,
+        "numTraining": len(cases),
+        "numTest": len(test),
+        "training": [{"image": image % case, "label": label % case} for case in cases],
+        "test": [f"./imagesTs/{case}.nii.gz" for case in test],
+    }
 
 
 def _lists(path, description):
