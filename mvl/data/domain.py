@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import nibabel
 import numpy as np
+from pydantic import AfterValidator
 
 from mvl.data.nifti import edges_of
 from mvl.data.tasks import Task, is_ct
-from mvl.errors import DataError
+from mvl.errors import ConfigError, DataError
+from mvl.strict import from_json, strict
 
 if TYPE_CHECKING:
     from mvl.config import DataConfig
@@ -28,58 +29,54 @@ _ONE_SIDED = 0.05
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 #: Voxels of a channel that are looked at.
 _SAMPLE = 1 << 21
-#: The least and the largest value of the training cases.
-Range = tuple[float, float]
 
 
-@dataclass(frozen=True)
+def _ordered(both):
+    if both[0] > both[1]:
+        raise ValueError(f"{both} is no range")
+    return both
+
+
+#: The least and the largest value of the training cases; of each axis; of each channel.
+Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
+_Axes, _Channels = tuple[Range, Range, Range], tuple[Range, ...]
+
+
+@strict
 class TrainingDomain:
     """The range of the training cases in every quantity that is compared."""
 
     cases: int
     #: Voxel edges, and edges of the field of view, along R, A and S.
-    spacing_mm: tuple[Range, ...]
-    extent_mm: tuple[Range, ...]
+    spacing_mm: _Axes
+    extent_mm: _Axes
     #: Angle between the voxels' axes and the patient's.
     turned_degrees: Range
     #: Per channel, at each of `LEVELS`: in Hounsfield units where the task has a window, else in
     #: z-scores over the nonzero voxels.
-    quantiles: tuple[tuple[Range, ...], ...]
+    quantiles: tuple[tuple[Range, Range, Range, Range, Range], ...]
     #: Per channel, the share of voxels without contrast: outside the task's window, or 0, which is
     #: background to the z-scores.
-    flat: tuple[Range, ...]
+    flat: _Channels
     #: Per channel, the share of voxels below 0.
-    negative: tuple[Range, ...]
+    negative: _Channels
     #: Structure (each label's name, and "foreground") -> its volume.
     volume_ml: dict[str, Range]
     #: Dice on the validation cases as they are, and mirrored left to right: how well the model
     #: knows either side.
     sides_dice: tuple[float, float]
 
+    def __post_init__(self):
+        if not len(self.quantiles) == len(self.flat) == len(self.negative):
+            raise ValueError("quantiles, flat and negative are of different channels")
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainingDomain:
-        """From `asdict` by way of JSON; a `DataError` if a quantity is missing or otherwise."""
+        """From `asdict` by way of JSON; a `DataError` if that is damaged."""
         try:
-            domain = cls(**{name: _tuples(value) for name, value in values.items()})
-            if not isinstance(domain.cases, int):
-                raise ValueError(f"cases is {domain.cases}")
-            channels, volumes = len(domain.quantiles), list(domain.volume_ml.values())
-            for name, value, *shape in (
-                ("spacing_mm", domain.spacing_mm, 3),
-                ("extent_mm", domain.extent_mm, 3),
-                ("turned_degrees", domain.turned_degrees),
-                ("quantiles", domain.quantiles, channels, len(LEVELS)),
-                ("flat", domain.flat, channels),
-                ("negative", domain.negative, channels),
-                ("volume_ml", volumes, len(volumes)),
-                ("sides_dice", sorted(domain.sides_dice)),
-            ):
-                ranges = np.array(value, float)
-                if ranges.shape != (*shape, 2) or not (ranges[..., 0] <= ranges[..., 1]).all():
-                    raise ValueError(f"{name} is {value}, not ranges")
-        except (AttributeError, TypeError, ValueError) as error:
-            raise DataError(f"damaged: {error}") from error
-        return domain
+            return from_json(cls, values, "damaged")
+        except ConfigError as error:
+            raise DataError(str(error)) from error
 
     @property
     def is_one_sided(self) -> bool:
@@ -88,8 +85,6 @@ class TrainingDomain:
 
 
 def _tuples(value):
-    if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 

@@ -72,20 +72,15 @@ class Task:
 
     @classmethod
     def from_dict(cls, stored: dict) -> Task:
-        """The inverse of `dataclasses.asdict`, from JSON, where tuples are lists and keys texts.
-
-        Raises:
-            DataError: a field is missing or unknown, or the labels do not map numbers to names.
-        """
+        """From `asdict` by way of JSON; a `DataError` if a field is missing, unknown or damaged."""
         try:
             values = {key: tuple(v) if isinstance(v, list) else v for key, v in stored.items()}
             values["labels"] = {int(n): name for n, name in stored["labels"].items()}
             regions = stored.get("regions", {})  # which old runs do not have
             return cls(**values | {"regions": {name: tuple(n) for name, n in regions.items()}})
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                f"a task's description is damaged, or of another version: {error}"
-            ) from error
+            text = "a task's description is damaged, or of another version"
+            raise DataError(f"{text}: {error}") from error
 
     def subject_of(self, case: str) -> str:
         """The subject of a case such as "hippocampus_007", where no `subjects.csv` says it.
