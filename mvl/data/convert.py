@@ -46,7 +46,6 @@ def convert(
     Args:
         name: one of `RELEASES`.
         source: a clone of the release's repository, or the folder in it that holds the files.
-        root: the folder in which the task's folder is made; see `data_root`.
 
     Raises:
         MvlError: not such a clone, a file that is missing or damaged, or a task's folder that is

@@ -2,8 +2,7 @@
 
 A header may say in three ways where a voxel lies (https://nifti.nimh.nih.gov, nifti1.h): by an
 affine, the sform; by a rotation and voxel edges, the qform; by the edges alone, `pixdim`. Programs
-differ in what they take: nibabel the sform, ITK the one or the other, and the edges from `pixdim`.
-What all of them agree on is read, what they do not is refused. So edges by affine and by `pixdim`
+differ in what they take; what they do not agree on is refused. So edges by affine and by `pixdim`
 must agree and be at right angles, and the forms must turn the voxels alike. The forms may lie in
 two places, as after a registration that moved the sform alone: lengths are the same by both.
 Unknown units of length are millimetres; without a form, there is no orientation.
@@ -38,13 +37,11 @@ _BLOCK, _SAMPLE = 1 << 18, 1 << 16
 _MILLIMETRES = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 #: Voxel edges outside of this are a wrong unit; millimetres. In micrometres, none is too short.
 _SHORTEST, _LONGEST = 0.005, 100.0
-#: Two places are one if no corner of the volume moves by more than this share of the shortest
-#: edge; headers written by different tools agree no better than rounding.
+#: Two places are one if no corner of the volume moves by more than this share of the shortest edge.
 _SAME_PLACE = 0.1
 #: Edges by affine and by `pixdim` agree within this share: some tools round one of them.
 _SAME_EDGE = 0.01
-#: Cosine up to which edges are at right angles: 0.3 degrees. Distances along the edges then differ
-#: from the affine's by a quarter of a percent at most; a gantry's tilt is larger.
+#: Cosine up to which edges are at right angles: 0.3 degrees; a gantry's tilt is larger.
 _RIGHT_ANGLE = 0.005
 #: A quaternion's norm may exceed 1 by this, which is rounding.
 _UNIT_NORM = 0.001

@@ -2,10 +2,7 @@
 
 A phantom has a task's folder layout, NIfTI headers, channels, labels and spacing. Its images are a
 body with textured tissue and, in it, the task's structures as rough ellipsoids with soft edges.
-MRI gets a bias field and Rician noise, CT Hounsfield units and Gaussian noise. A phantom exercises
-everything and says nothing about patients: whatever is measured on it is called synthetic.
-
-`scale` changes the number of voxels and leaves the header's spacing as the task has it.
+A phantom says nothing about patients: whatever is measured on it is called synthetic.
 """
 
 from __future__ import annotations
@@ -90,7 +87,7 @@ def make_phantom(
 
     Args:
         cases: number of labelled cases.
-        scale: voxels along each axis, as a share of the task's typical shape.
+        scale: voxels along each axis, as a share of the task's typical shape; the spacing stays.
 
     Raises:
         DataError: no phantom of that task, a parameter out of range, a folder that cannot be
@@ -120,14 +117,13 @@ def _is_there(folder, parameters):
         return False
     try:
         description = read_json(folder / "dataset.json")
-        foreign = description["synthetic"] is not True
+        if description["synthetic"] is not True:
+            raise KeyError("synthetic")
         named = [path for entry in description["training"] for path in entry.values()]
         files = [folder / path for path in [*named, *description.get("test", [])]]
-    except (MvlError, AttributeError, KeyError, TypeError):
-        foreign = True
-    if foreign:
+    except (MvlError, AttributeError, KeyError, TypeError) as error:
         text = "exists and is not a phantom; it is left as it is: choose another root"
-        raise DataError(f"{folder} {text}")
+        raise DataError(f"{folder} {text}") from error
     return description.get("phantom") == parameters and all(file.is_file() for file in files)
 
 

@@ -172,9 +172,8 @@ class _Normalised(MapTransform):
 class Resampled(MapTransform, InvertibleTransform):
     """Resize image and label to a grid, or to voxels of a size.
 
-    MONAI's `Spacingd` gives the same voxels up to rounding of the size, but its way back takes
-    thirteen times as long and 12 bytes a voxel; its `Resized` smooths a CT of 512 x 512 x 400
-    with 7 GB. So a large image is resized in slabs.
+    The way back of MONAI's `Spacingd` takes thirteen times as long and 12 bytes a voxel; its
+    `Resized` smooths a CT of 512 x 512 x 400 with 7 GB. So a large image is resized in slabs.
     """
 
     #: Voxels of a slab; a volume of no more is resized at once.

@@ -6,13 +6,11 @@ a default that `Task.assumptions` names.
 Sources: Antonelli et al., Nature Communications 13, 4128 (2022), and Simpson et al.,
 arXiv:1902.09063, for modalities, channels and labels; Menze et al., IEEE Transactions on Medical
 Imaging 34 (2015), for the brain tumour's regions. Tolerances are those of the challenge's
-evaluation as commonly cited. Spacing and shape are commonly cited medians. Only phantoms use them;
-evaluation takes the spacing from each file. CT windows are this project's choice.
+evaluation, spacing and shape (which only phantoms use) medians, all as commonly cited.
 
-Tolerances and window of `CONVERTED` are this project's choice. OpenKBP's tolerance is about one
-voxel in the plane; observers agree to 1 to 3 mm (Nikolov et al., arXiv:1809.04430). Its window must
-show glands in fat as well as bone: fat lies at 0.1 to 0.2, gland and muscle at 0.3 to 0.4, spongy
-bone at 1. The usual window (-160 to 240 HU) makes the last three one value.
+CT windows, and the tolerances of `CONVERTED`, are this project's choice. OpenKBP's tolerance is
+about one voxel in the plane; observers agree to 1 to 3 mm (Nikolov et al., arXiv:1809.04430). Its
+window must show glands in fat as well as bone, which the usual one (-160 to 240 HU) does not.
 """
 
 from __future__ import annotations
@@ -33,9 +31,8 @@ class Task:
 
     #: Folder name, such as "Task04_Hippocampus".
     name: str
-    #: "MRI" or "CT".
+    #: "MRI" or "CT", and names of the image's channels.
     modality: str
-    #: Names of the image's channels.
     channels: tuple[str, ...]
     #: Label value -> name, without background and "ignore".
     labels: dict[int, str]

@@ -176,21 +176,6 @@ def test_a_member_beside_the_task_goes_nowhere(server, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("body", "reason"),
-    [
-        (archive((f"{TASK}/imagesTr/x.nii.gz", VOXELS)), f"no {TASK}/dataset.json"),
-        (b"<html>log in first</html>", "cannot be unpacked"),
-        (GOOD[:1_000_000], "cannot be unpacked"),
-    ],
-)
-def test_an_archive_that_is_damaged_is_refused(server, tmp_path, body, reason):
-    server.body = body
-    with pytest.raises(DataError, match=reason):
-        fetch(tmp_path)
-    assert not (tmp_path / TASK).exists()
-
-
-@pytest.mark.parametrize(
     ("fault", "words"),
     [
         ({"length": "much"}, "'much'"),
