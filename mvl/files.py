@@ -45,10 +45,8 @@ def writing(path: Path | str, way: str = "", kind: type[MvlError] = MvlError) ->
 def written(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path of the same name; rename it to `path` if the block ends well.
 
-    A reader never sees half a file, and a process that is killed leaves the old one in place.
-
-    Raises:
-        MvlError: the folder cannot be written, or the disk is full.
+    A process that is killed leaves the old one in place. Raises an `MvlError` if the folder cannot
+    be written, or the disk is full.
     """
     path = Path(path)
     with writing(path), staging(path.parent) as folder:
@@ -62,11 +60,7 @@ def written(path: Path | str) -> Iterator[Path]:
 def staging(folder: Path | str) -> Iterator[Path]:
     """Yield a new folder inside `folder`, to put things together and rename them to their place.
 
-    It goes with all that is left in it when the block ends; that of a process which was killed
-    goes when the next one is begun in the same place.
-
-    Raises:
-        OSError: it cannot be written.
+    It goes when the block ends; that of a process which was killed goes when the next one is begun.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,11 +89,7 @@ def write_text(path: Path | str, text: str) -> None:
 
 
 def with_section(path: Path | str, begin: str, end: str, section: str) -> str:
-    """The text of a file with `section` between two of its lines, in place of what is there.
-
-    Raises:
-        MvlError: the file lacks one of the two lines.
-    """
+    """The text of a file with `section` between two of its lines, in place of what is there."""
     text = Path(path).read_text(encoding="utf-8")
     if begin not in text or end not in text:
         raise MvlError(f"{path} lacks one of the lines {begin!r} and {end!r}")
@@ -119,10 +109,10 @@ def refuse_endless(path: Path | str) -> None:
 
 
 def read_small(path: Path | str) -> bytes:
-    """All bytes of a small file, unpacked where its name ends in .gz.
+    """All bytes of a file that is neither endless nor large; unpacked where its name ends in .gz.
 
     Raises:
-        MvlError: it is endless, or larger than anything that belongs there, unpacked or not.
+        MvlError: it is one of the two.
         OSError, EOFError, zlib.error: it cannot be read.
     """
     refuse_endless(path)
@@ -146,8 +136,7 @@ def _each_once(pairs):
 def read_json(path: Path | str, *keys: str, kind: type[MvlError] = MvlError) -> Any:
     """Read a JSON file, which must have these keys; without any, it need not be an object.
 
-    Raises:
-        MvlError: of `kind`; the file is missing, unreadable, not JSON, or lacks a key.
+    Raises an error of `kind` if the file is missing, unreadable, not JSON, or lacks a key.
     """
     try:
         # Editors on Windows begin a file with a byte order mark.

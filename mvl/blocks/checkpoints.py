@@ -1,8 +1,7 @@
 """A language model's checkpoint: its configuration, and single tensors without the rest.
 
-`FolderCheckpoint` reads a folder in Hugging Face's layout through the safetensors library, which
-checks every claim of a file's header. `mvl.blocks.hub` and `mvl.blocks.gguf` offer the same
-methods for other places. Nothing is read by pickle.
+`mvl.blocks.hub` and `mvl.blocks.gguf` have the methods of `FolderCheckpoint` for other places.
+Nothing is read by pickle.
 """
 
 from __future__ import annotations
@@ -113,11 +112,9 @@ class FolderCheckpoint(Checkpoint):
 
     def names(self) -> dict[str, str]:
         """{tensor's name: the file that holds it}, by the index or the only file's header."""
-        if self._index is None:
-            names = dict.fromkeys(self._header(WEIGHTS), WEIGHTS)
-        else:
-            names = self._index.get("weight_map")
-        if not isinstance(names, dict):
+        if (index := self._index) is None:
+            index = {"weight_map": dict.fromkeys(self._header(WEIGHTS), WEIGHTS)}
+        if not isinstance(names := index.get("weight_map"), dict):
             raise BlockError(f"{self.address}/{INDEX} has no weight_map")
         for name, file in names.items():
             if not isinstance(file, str) or not re.fullmatch(r"[\w.-]+\.safetensors", file):
