@@ -31,7 +31,7 @@ _HOME = {
     "check_cases": "data.checks",
     "check_split": "data.splits",
     "data_root": "data.task_folder",
-    "describe_cases": "data.describe",
+    "describe_cases": "data.task_data",
     "find_task": "data.task_folder",
     "read_volume": "data.nifti",
     "list_cases": "data.task_folder",

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: each is written next to its place, then renamed."""
+"""Files that are whole or not there: each is made in a folder next to its place, then renamed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import shutil
 import stat
 import tempfile
 import zlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,93 +26,60 @@ if TYPE_CHECKING:
 
 #: The checkout that this package is in, with profiles, notebooks and results.
 REPOSITORY = Path(__file__).resolve().parents[1]
-
-#: How the names of files and folders begin that are being written.
+#: How the names of folders begin in which something is being made.
 _UNFINISHED = ".mvl-writing-"
 #: No JSON file and no table of ours or of a data set comes near this size.
 _LIMIT = 64 << 20
 
 
 @contextlib.contextmanager
+def writing(path: Path | str, way: str = "", kind: type[MvlError] = MvlError) -> Iterator[None]:
+    """Turn an `OSError` of a block into one of `kind` that names the path and a way out."""
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"cannot write {path}: {error.strerror or error}{way and f'; {way}'}") from error
+
+
+@contextlib.contextmanager
 def written(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary path in the same folder; rename it to `path` if the block ends well.
+    """Yield a temporary path of the same name; rename it to `path` if the block ends well.
 
-    A reader never sees half a file, and a process that is killed leaves the old one in place; what
-    it had begun goes when the next file is written to that folder, which is made if it is missing.
-
-    Raises:
-        MvlError: the folder cannot be written, or the disk is full.
+    A process that is killed leaves the old one in place. Raises an `MvlError` if the folder cannot
+    be written, or the disk is full.
     """
     path = Path(path)
-
-    def make():
-        # The ending stays, since nibabel and matplotlib choose the format by it.
-        ending = "".join(path.suffixes[-2:])
-        handle, temporary = tempfile.mkstemp(ending, _UNFINISHED, path.parent)
-        os.close(handle)
-        return temporary
-
-    try:
-        with _temporary(path.parent, make) as temporary:
-            yield temporary
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
-            # mkstemp makes files private; a result should be as readable as any other file.
-            mask = os.umask(0)
-            os.umask(mask)
-            os.chmod(temporary, 0o666 & ~mask)
-            os.replace(temporary, path)
-    except OSError as error:
-        raise MvlError(f"cannot write {path}: {error.strerror or error}") from error
+    with writing(path), staging(path.parent) as folder:
+        yield folder / path.name
+        with open(folder / path.name, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(folder / path.name, path)
 
 
 @contextlib.contextmanager
 def staging(folder: Path | str) -> Iterator[Path]:
     """Yield a new folder inside `folder`, to put things together and rename them to their place.
 
-    It goes with all that is left in it when the block ends; that of a process which was killed
-    goes when the next file or folder is begun in the same place.
-
-    Raises:
-        OSError: it cannot be written.
+    It goes when the block ends; that of a process which was killed goes when the next one is begun.
     """
-    with _temporary(Path(folder), lambda: tempfile.mkdtemp(None, _UNFINISHED, folder)) as temporary:
-        yield temporary
-
-
-@contextlib.contextmanager
-def _temporary(folder: Path, make: Callable[[], str]) -> Iterator[Path]:
-    """Yield the path of what `make` makes in a folder, locked; remove what is left of it after."""
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for path in folder.glob(f"{_UNFINISHED}*"):  # of a killed process: its locks went with it
-        with contextlib.suppress(OSError):
-            handle = os.open(path, os.O_RDONLY)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _remove(path)
-            finally:
-                os.close(handle)
-    while True:
-        path = Path(make())
-        with contextlib.suppress(FileNotFoundError):  # another process may sweep it before the lock
-            handle = os.open(path, os.O_RDONLY)
-            with contextlib.suppress(OSError):  # without locks nothing is swept
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            if path.exists():
-                break
-            os.close(handle)
-    try:
+    for path in folder.glob(f"{_UNFINISHED}*"):
+        with contextlib.suppress(OSError), contextlib.ExitStack() as opened:
+            opened.callback(os.close, handle := os.open(path, os.O_RDONLY))
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of a killed process none is left
+            path.unlink() if path.is_file() else shutil.rmtree(path)
+    with contextlib.ExitStack() as opened:
+        while True:
+            path = Path(tempfile.mkdtemp(None, _UNFINISHED, folder))
+            with contextlib.suppress(FileNotFoundError):  # another process swept it before the lock
+                opened.callback(os.close, handle := os.open(path, os.O_RDONLY))
+                with contextlib.suppress(OSError):  # without locks nothing is swept
+                    fcntl.flock(handle, fcntl.LOCK_EX)
+                if path.exists():
+                    break
+        opened.callback(shutil.rmtree, path, ignore_errors=True)
         yield path
-    finally:
-        _remove(path)
-        os.close(handle)
-
-
-def _remove(path):
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -122,11 +89,7 @@ def write_text(path: Path | str, text: str) -> None:
 
 
 def with_section(path: Path | str, begin: str, end: str, section: str) -> str:
-    """The text of a file with `section` between two of its lines, in place of what is there.
-
-    Raises:
-        MvlError: the file lacks one of the two lines.
-    """
+    """The text of a file with `section` between two of its lines, in place of what is there."""
     text = Path(path).read_text(encoding="utf-8")
     if begin not in text or end not in text:
         raise MvlError(f"{path} lacks one of the lines {begin!r} and {end!r}")
@@ -139,65 +102,65 @@ def write_json(path: Path | str, value: Any) -> None:
 
 
 def refuse_endless(path: Path | str) -> None:
-    """Refuse a pipe or a device, of which reading might never end.
-
-    Raises:
-        MvlError: it is one.
-        OSError: there is no such file.
-    """
+    """An `MvlError` for a pipe or a device, of which reading might never end."""
     mode = os.stat(path).st_mode
     if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
         raise MvlError(f"{path} is not a regular file")
 
 
 def read_small(path: Path | str) -> bytes:
-    """All bytes of a small file, unpacked where its name ends in .gz.
+    """All bytes of a file that is neither endless nor large; unpacked where its name ends in .gz.
 
     Raises:
-        MvlError: it is endless, or larger than anything that belongs there, unpacked or not.
+        MvlError: it is one of the two.
         OSError, EOFError, zlib.error: it cannot be read.
     """
     refuse_endless(path)
-    opened, content = gzip.open if str(path).endswith(".gz") else open, bytearray()
-    with opened(path, "rb") as file:
-        while block := file.read(1 << 20):
-            content += block
-            if len(content) > _LIMIT:
-                reason = f"more than {_LIMIT:,} bytes"
-                raise MvlError(f"{path} is too large to be what it should: {reason}")
-    return bytes(content)
+    most = min(_LIMIT, 1040 * os.path.getsize(path))  # deflate packs no more tightly
+    with (gzip.open if str(path).endswith(".gz") else open)(path, "rb") as file:
+        content = file.read(most + 1)
+    if len(content) > _LIMIT:
+        raise MvlError(f"{path} is too large to be what it should: more than {_LIMIT:,} bytes")
+    return content
 
 
 def _each_once(pairs):
     """A JSON object; of a key that is there twice Python would keep the last value silently."""
     value = dict(pairs)
-    if len(value) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"{twice!r} is there twice in one object; keep one of them")
+    for key, _ in pairs if len(value) < len(pairs) else ():
+        if sum(key == other for other, _ in pairs) > 1:
+            raise ValueError(f"{key!r} is there twice in one object; keep one of them")
     return value
 
 
-def read_json(path: Path | str, *keys: str) -> Any:
+def read_json(path: Path | str, *keys: str, kind: type[MvlError] = MvlError) -> Any:
     """Read a JSON file, which must have these keys; without any, it need not be an object.
 
-    Raises:
-        MvlError: the file is missing, unreadable, not JSON, or lacks a key.
+    Raises an error of `kind` if the file is missing, unreadable, not JSON, or lacks a key.
     """
-    path = Path(path)
     try:
         # Editors on Windows begin a file with a byte order mark.
         text = read_small(path).decode("utf-8-sig")
         value = json.loads(text, object_pairs_hook=_each_once)
     except FileNotFoundError as error:
-        raise MvlError(f"{path} does not exist") from error
+        raise kind(f"{path} does not exist") from error
     except OSError as error:
-        raise MvlError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise kind(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
-        raise MvlError(f"{path} is not readable JSON: {error}") from error
+        raise kind(f"{path} is not readable JSON: {error}") from error
+    except MvlError as error:
+        raise kind(str(error)) from error
     for key in keys:
         if not isinstance(value, dict) or key not in value:
-            raise MvlError(f"{path} lacks {key!r}: it is damaged, or of another version")
+            raise kind(f"{path} lacks {key!r}: it is damaged, or of another version")
+    return value
+
+
+def read_object(path: Path | str, kind: type[MvlError] = MvlError) -> dict[str, Any]:
+    """Read a JSON file that holds an object; an error of `kind` if it cannot be read, or is not."""
+    value = read_json(path, kind=kind)
+    if not isinstance(value, dict):
+        raise kind(f"{path}: expected a JSON object")
     return value
 
 
@@ -211,10 +174,7 @@ _TEXTS = (
 def read_table(
     path: Path | str, columns: Collection[str] = (), numbers: Collection[str] = ()
 ) -> pd.DataFrame:
-    """Read a CSV file, compressed where its name ends in .gz.
-
-    Names of cases, subjects, arms and the like come as they were written: a case "001" is not 1,
-    a subject "NA" is not a missing one.
+    """Read a CSV file, compressed where its name ends in .gz; texts come as they were written.
 
     Args:
         columns, numbers: columns that it must have, the latter with numbers alone.
@@ -225,13 +185,9 @@ def read_table(
     """
     import pandas as pd  # `mvl --help` does without
 
+    options = {"dtype": dict.fromkeys(_TEXTS, str), "na_values": [""], "keep_default_na": False}
     try:
-        table = pd.read_csv(
-            io.BytesIO(read_small(path)),
-            dtype=dict.fromkeys(_TEXTS, str),
-            na_values=[""],
-            keep_default_na=False,
-        )
+        table = pd.read_csv(io.BytesIO(read_small(path)), **options)
     except FileNotFoundError as error:
         raise MvlError(f"{path} does not exist") from error
     except (OSError, EOFError, ValueError, zlib.error) as error:
@@ -266,13 +222,13 @@ def write_tensors(
 
 
 def write_table(path: Path | str, frame: pd.DataFrame) -> None:
-    """Write a pandas table as CSV, floats with nine significant digits, whole or not at all.
+    """Write a table as CSV, floats with nine significant digits; equal tables give equal bytes.
 
-    A path that ends in .gz is compressed; equal tables give equal bytes.
+    A path that ends in .gz is compressed.
     """
     content = frame.to_csv(index=False, float_format="%.9g").encode()
     with written(path) as temporary:
-        # pandas' own compression would store the temporary file's name.
+        # pandas' own compression would store the time.
         compressed = str(path).endswith(".gz")
         temporary.write_bytes(gzip.compress(content, mtime=0) if compressed else content)
 

@@ -30,24 +30,7 @@ from mvl.audit.training import ARMS, Change, audit_configs, training_rows
 from mvl.study.reference import BEST
 
 __all__ = [
-    "ARMS",
-    "BEST",
-    "COLUMNS",
-    "COMMITTED",
-    "DRAWS",
-    "READINGS",
-    "SWITCHES",
-    "AuditConfig",
-    "AuditedConfig",
-    "Change",
-    "Switch",
-    "audit_configs",
-    "described",
-    "measurement_rows",
-    "read_cases",
-    "reference_table",
-    "split_rows",
-    "switches_table",
-    "training_rows",
-    "write_audit",
-]
+    "ARMS", "BEST", "COLUMNS", "COMMITTED", "DRAWS", "READINGS", "SWITCHES", "AuditConfig",
+    "AuditedConfig", "Change", "Switch", "audit_configs", "described", "measurement_rows",
+    "read_cases", "reference_table", "split_rows", "switches_table", "training_rows", "write_audit",
+]  # fmt: skip

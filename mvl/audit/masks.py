@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from scipy.ndimage import maximum_filter, maximum_filter1d
 from torch.nn import functional as F
 
 #: The grid to which the released code resizes every volume, in voxels.
@@ -12,29 +13,12 @@ def resize_mask(mask: np.ndarray, grid: tuple[int, int, int], linear: bool) -> n
     """Resize a mask (H, W, D) of booleans as MONAI resizes its image.
 
     Args:
-        linear: interpolate linearly and count whatever is above zero, as the released code does:
-            any voxel that touches the structure is in it. False takes the nearest voxel.
+        linear: interpolate linearly and count whatever is above zero, as the released code does.
+            False takes the nearest voxel.
     """
     values = torch.from_numpy(np.ascontiguousarray(mask, np.float32))[None, None]
     mode = "trilinear" if linear else "nearest-exact"
     return F.interpolate(values, tuple(grid), mode=mode)[0, 0].numpy() > 0
-
-
-def _one_step(masks, axis):
-    """A mask and what lies one step from it along an axis."""
-    masks = np.moveaxis(masks, axis, 0)
-    grown = masks.copy()
-    grown[1:] |= masks[:-1]
-    grown[:-1] |= masks[1:]
-    return np.moveaxis(grown, 0, axis)
-
-
-def _surface(masks):
-    """Voxels outside of masks (B, H, W, D) that touch them, by a face, an edge or a corner."""
-    grown = masks
-    for axis in (1, 2, 3):
-        grown = _one_step(grown, axis)
-    return grown & ~masks
 
 
 def surface_hits(
@@ -50,19 +34,15 @@ def surface_hits(
     Returns:
         (B,) integers: `near_predicted`, `surface_predicted`, `near_labelled`, `surface_labelled`.
     """
-    # Surfaces lie one voxel outside of the structures: the rest of the grid has none to count.
-    inside, box = (predictions | truths).any(0), [slice(None)]
-    for axis in range(3):
-        along = np.flatnonzero(inside.any(tuple(other for other in range(3) if other != axis)))
-        box.append(slice(max(0, along[0] - 1), along[-1] + 2) if len(along) else slice(0))
+    # A surface is what touches a structure from outside, by a face, an edge or a corner.
     surfaces = {
-        "predicted": _surface(predictions[tuple(box)]),
-        "labelled": _surface(truths[tuple(box)]),
+        name: maximum_filter(masks, (1, 3, 3, 3)) & ~masks
+        for name, masks in (("predicted", predictions), ("labelled", truths))
     }
     # Of all voxels, those within distance 1 are the voxel itself and its neighbours by a face.
     axes, counts = (0, 1, 2, 3) if batch_index else (1, 2, 3), {}
     for name, other in (("predicted", "labelled"), ("labelled", "predicted")):
-        reached = np.logical_or.reduce([_one_step(surfaces[other], axis) for axis in axes])
+        reached = np.logical_or.reduce([maximum_filter1d(surfaces[other], 3, a) for a in axes])
         counts[f"near_{name}"] = (surfaces[name] & reached).sum((1, 2, 3))
         counts[f"surface_{name}"] = surfaces[name].sum((1, 2, 3))
     return counts

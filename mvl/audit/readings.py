@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from mvl.audit.masks import GRID, dilation_nsd, resize_mask, surface_hits
-from mvl.audit.switches import COLUMNS, SWITCHES, facts_of
+from mvl.audit.switches import COLUMNS, FACTS, SWITCHES
 from mvl.config import PROTOCOL_VERSION
 from mvl.data.nifti import read_label
 from mvl.data.task_folder import Case
@@ -21,13 +21,12 @@ BATCH = 4
 
 @torch.inference_mode()
 def read_cases(predictor: Predictor, cases: list[Case], show: bool = True) -> pd.DataFrame:
-    """Every reading of a foreground model's test cases, one row per case.
+    """Every reading of a foreground model's test cases, in batches of `BATCH`; one row per case.
 
-    Batches are of `BATCH` neighbours in `cases`. Columns: subject, case; `dice` and `nsd` in
-    native space; `resized_dice` and `resized_nsd` on `GRID`, spacing and tolerance one voxel;
-    `linear_dice` and `linear_nsd` there, against linearly interpolated labels; for these the voxels
-    in `predicted`, `labelled` and `overlap`, and the counts of `surface_hits` of a case by itself
-    and, with the prefix "batch_", of a case among its neighbours.
+    Columns: subject, case; `dice` and `nsd` in native space; with the prefix "resized_" on `GRID`,
+    spacing and tolerance one voxel; with "linear_" there, against linearly interpolated labels; for
+    these the voxels in `predicted`, `labelled` and `overlap`, and the counts of `surface_hits` of a
+    case by itself and, with the prefix "batch_", of a case among its neighbours.
     """
     model, preparation = predictor.model.eval(), predictor.preparation
     rows, volumes = [], preparation.load(cases, show)
@@ -117,18 +116,14 @@ def measurement_rows(readings: pd.DataFrame, draws: int = 2000, seed: int = 0) -
     """Rows of audit.csv: what each measurement switch changes about what is reported of one model.
 
     Intervals are of a bootstrap over subjects and, where there are several, seeds; that of
-    `one-case` holds 95 % of the single cases.
-
-    Args:
-        readings: tables of `described`.
-        draws, seed: of the bootstrap.
+    `one-case` holds 95 % of the single cases. `readings` are tables of `described`.
     """
     rows = []
     for arm, of_arm in readings.groupby("arm", sort=False):
         tables = [_columns(of_seed) for _, of_seed in of_arm.groupby("seed")]
         subjects = of_arm["subject"].nunique()
         sizes = {"n_subjects": subjects, "n_cases": of_arm["case"].nunique()}
-        facts = {"arm": arm, **sizes, "n_seeds": len(tables), **facts_of(of_arm.iloc[0])}
+        facts = {"arm": arm, **sizes, "n_seeds": len(tables), **of_arm.iloc[0][FACTS]}
         for metric in ("dice", "nsd"):
             chain = {name: of[metric] for name, of in READINGS.items() if metric in of}
             values = {name: np.mean([of(t) for t in tables]) for name, of in chain.items()}
@@ -149,9 +144,8 @@ def measurement_rows(readings: pd.DataFrame, draws: int = 2000, seed: int = 0) -
             for switch, against, after, (low, high), interval in steps:
                 before = values[against]
                 row = {"switch": switch, "kind": SWITCHES[switch].kind, "against": against}
-                row |= {"metric": metric, "before": before, "after": after}
-                row |= {"difference": after - before, "low": low, "high": high}
-                rows.append(facts | row | {"interval": interval})
+                row |= {"metric": metric, "before": before, "after": after, "interval": interval}
+                rows.append(facts | row | {"difference": after - before, "low": low, "high": high})
     return pd.DataFrame(rows, columns=COLUMNS)
 
 

@@ -35,12 +35,7 @@ def write_audit(
 
     Args:
         runs: the folder of all runs.
-        root: see `task_folder.data_root`.
         reference: the folder to write to.
-        seeds, epochs: as in `audit_configs`.
-
-    Raises:
-        DataError: as `open_task`.
     """
     known = []
     for name in (CASES, READ):

@@ -86,8 +86,7 @@ def released_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 def loss_gradients(logits: torch.Tensor, labels: torch.Tensor) -> pd.DataFrame:
     """What each half of a loss tells the network; one row per term.
 
-    Columns: term, value, differentiable (autograd knows a way back to the logits) and
-    largest_gradient (absolute, over the voxels; 0 where there is no way).
+    Columns: term, value, differentiable and largest_gradient (absolute, over the voxels).
     """
     terms = {
         "cross-entropy": lambda z: F.binary_cross_entropy_with_logits(z, labels.float()),
@@ -116,9 +115,6 @@ def rotate_copy(
     Args:
         planes: False turns the label in the image's plane.
         splines: False takes the label's nearest voxel.
-
-    Returns:
-        (image, label), float32 and uint8.
     """
     axes, order = (1, 2) if planes else (0, 1), 3 if splines else 0
     image, label = (np.asarray(array, np.float32) for array in (image, label))
@@ -148,8 +144,7 @@ class CopyAugmentation:
     """The augmentation of training volumes, `AuditConfig`'s departures included.
 
     A volume with an entry "copy" becomes that copy. Without one it is augmented as in the study,
-    except that every third, drawn at random, is a rotated copy: so many of the released code's
-    samples are. Angle and intensity of `DataConfig` are the released code's, too.
+    except that every third, drawn at random, is a rotated copy: so many of the released code's are.
     """
 
     def __init__(self, config: DataConfig, audit: AuditConfig) -> None:

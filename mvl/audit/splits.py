@@ -60,10 +60,9 @@ def siblings(subject_of: dict[str, str]) -> tuple[set[str], set[str]]:
 
 
 def sibling_split(split: Split, cases: dict[str, Case], seed: int) -> Split:
-    """A split in which siblings of test cases are trained on, as where cases are drawn.
+    """A split in which all but the first case of each test subject are trained on.
 
-    Of each test subject with several cases, all but the first are in training; as many training
-    cases, drawn by the seed, are on no side.
+    As many training cases, drawn by the seed, are on no side.
     """
     _, moved = siblings({name: cases[name].subject for name in split.test})
     generator = np.random.default_rng(derive_seed("siblings", seed))
@@ -73,16 +72,12 @@ def sibling_split(split: Split, cases: dict[str, Case], seed: int) -> Split:
 
 
 def on_both_sides(table: pd.DataFrame, side: str, others: Iterable[str]) -> dict[str, int]:
-    """How many cases and subjects a side has, and how many of them other sides have as well.
-
-    Returns `cases`, `cases_shared`, `subjects` and `subjects_shared` of a `released_split`.
-    """
+    """`cases` and `subjects` of a side of a `released_split`, and, `_shared`, of others as well."""
     here, there = table[table["side"] == side], table[table["side"].isin(others)]
     counts = {}
     for column in ("case", "subject"):
         names = set(here[column])
-        shared = len(names & set(there[column]))
-        counts |= {f"{column}s": len(names), f"{column}s_shared": shared}
+        counts |= {f"{column}s": len(names), f"{column}s_shared": len(names & set(there[column]))}
     return counts
 
 

@@ -2,7 +2,7 @@
 
 import csv
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -36,6 +36,5 @@ def switches_table() -> pd.DataFrame:
     return pd.DataFrame(SWITCHES.values()).set_index("name")
 
 
-def facts_of(row: dict | pd.Series) -> dict[str, Any]:
-    """What a row of audit.csv has of any row of the table that it is made of."""
-    return {name: row[name] for name in ("task", "protocol_version", "synthetic")}
+#: What a row of audit.csv has of any row of the table that it is made of.
+FACTS = ["task", "protocol_version", "synthetic"]

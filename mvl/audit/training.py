@@ -9,7 +9,7 @@ import pandas as pd
 
 from mvl.audit.released import AuditConfig, AuditedConfig
 from mvl.audit.splits import COPIES, DRAWS, siblings, test_size
-from mvl.audit.switches import COLUMNS, facts_of
+from mvl.audit.switches import COLUMNS, FACTS
 from mvl.config import PRESETS, DataConfig, ExperimentConfig
 from mvl.errors import ConfigError
 from mvl.study.statistics import contrast
@@ -107,12 +107,8 @@ def audit_configs(
     """The audit's trainings by (arm, seed), as `mvl.study.cells.fit_suite` and `status` take them.
 
     Args:
-        block: a `LanguageConfig.source` in place of the study's.
-        epochs: a budget in place of the study's.
-        arms: some of `ARMS`; all if None.
-
-    Raises:
-        ConfigError: no arm of that name.
+        block, epochs: in place of the study's `LanguageConfig.source` and budget.
+        arms: some of `ARMS`, else a `ConfigError`; all if None.
     """
     if unknown := [arm for arm in arms or () if arm not in ARMS]:
         raise ConfigError(f"the audit has no arm {unknown[0]!r}; its arms are {', '.join(ARMS)}")
@@ -138,7 +134,7 @@ def training_rows(cases: pd.DataFrame, task_cases: int) -> pd.DataFrame:
 
     Args:
         cases: the table of audit_cases.csv.gz.
-        task_cases: how many cases the task has; the released code's test set is a tenth of them.
+        task_cases: how many cases the task has.
     """
     rows, arms = [], set(cases["arm"])
     for arm, change in ARMS.items():
@@ -180,12 +176,12 @@ def _unseeded_rows(cases, size):
     for metric in ("dice", "nsd"):
         mean = _mean(cases, metric, "seed")
         differences = [_mean(one, metric) - _mean(other, metric) for one, other in pairs]
+        change = np.mean(differences)
         row = {"switch": "unseeded", "kind": "measurement", "arm": "ours", "against": "ours"}
-        row |= {"metric": metric, "before": mean, "after": mean + np.mean(differences)}
-        row |= {"difference": np.mean(differences)}
-        row |= {"low": min(differences), "high": max(differences)}
-        row |= {"interval": f"range of {DRAWS} draws", **sizes, "n_seeds": len(seeds)}
-        rows.append(row | facts_of(cases.iloc[0]))
+        row |= {"metric": metric, "before": mean, "after": mean + change, "difference": change}
+        row |= {"low": min(differences), "high": max(differences), "n_seeds": len(seeds)}
+        row |= {"interval": f"range of {DRAWS} draws", **sizes}
+        rows.append(row | dict(cases.iloc[0][FACTS]))
     return rows
 
 
@@ -206,4 +202,4 @@ def _contrast_row(cases, switch, arm, against, metric):
     row |= {"difference": result["difference"], "low": result["ci_low"], "high": result["ci_high"]}
     row |= {"interval": f"95 %, {result['resampled']}", "n_subjects": result["n_subjects"]}
     row |= {"n_cases": sides["case"].nunique(), "n_seeds": result["n_seeds"]}
-    return row | facts_of(sides.iloc[0])
+    return row | dict(sides.iloc[0][FACTS])

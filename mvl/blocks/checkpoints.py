@@ -1,8 +1,7 @@
 """A language model's checkpoint: its configuration, and single tensors without the rest.
 
-`FolderCheckpoint` reads a folder in Hugging Face's layout through the safetensors library, which
-checks every claim of a file's header. `mvl.blocks.hub` and `mvl.blocks.gguf` offer the same
-methods for other places. Nothing is read by pickle.
+`mvl.blocks.hub` and `mvl.blocks.gguf` have the methods of `FolderCheckpoint` for other places.
+Nothing is read by pickle.
 """
 
 from __future__ import annotations
@@ -20,51 +19,36 @@ from typing import BinaryIO
 import torch
 from safetensors import SafetensorError, safe_open
 
-from mvl.errors import BlockError, MvlError
-from mvl.files import read_json
+from mvl.errors import BlockError
+from mvl.files import read_object
 
 #: safetensors' names of the number formats that a block may be stored in.
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
+DTYPES = dict(F64=torch.float64, F32=torch.float32, F16=torch.float16, BF16=torch.bfloat16)
 #: Largest header that the safetensors library accepts.
 _HEADER_LIMIT = 100_000_000
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+_EXPORTED = "name the model that it was exported from, with safetensors"
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model.pth")
 
-#: Files of other layouts: (name or pattern, what it is, what to name in its place).
-_LAYOUTS = (
-    (
-        "adapter_config.json",
-        "an adapter (LoRA) without its model",
-        "name the model that it adapts, or merge the two by peft's merge_and_unload",
-    ),
-    (
-        "params.json",
-        "Meta's or Mistral's layout (params.json, consolidated files)",
-        "name the same model in Hugging Face's layout, as in hub:meta-llama/Llama-3.1-8B",
-    ),
-    ("*.gguf", "GGUF, llama.cpp's format, in a folder", "name the file itself, as gguf:FILE"),
-    (
-        "modules.json",
-        "a sentence-transformers model whose transformer has a folder of its own",
-        "name that folder, such as 0_Transformer in it",
-    ),
-    ("*.onnx", "ONNX", "name the model that it was exported from, with safetensors"),
-    ("onnx/model.onnx", "ONNX", "name the model that it was exported from, with safetensors"),
-)
+# fmt: off
+#: Files of other layouts: name or pattern -> what it is, what to name in its place.
+_LAYOUTS = {
+    "adapter_config.json": ("an adapter (LoRA) without its model",
+        "name the model that it adapts, or merge the two by peft's merge_and_unload"),
+    "params.json": ("Meta's or Mistral's layout (params.json, consolidated files)",
+        "name the same model in Hugging Face's layout, as in hub:meta-llama/Llama-3.1-8B"),
+    "*.gguf": ("GGUF, llama.cpp's format, in a folder", "name the file itself, as gguf:FILE"),
+    "modules.json": ("a sentence-transformers model whose transformer has a folder of its own",
+        "name that folder, such as 0_Transformer in it"),
+    "*.onnx": ("ONNX", _EXPORTED),
+    "onnx/model.onnx": ("ONNX", _EXPORTED),
+}
+# fmt: on
 #: Ends of the names of tensors that quantisation leaves next to the weights.
 _QUANTISED = {
-    ".SCB": "bitsandbytes, 8 bits",
-    ".absmax": "bitsandbytes, 4 bits",
-    ".qweight": "GPTQ or AWQ",
-    ".qzeros": "GPTQ or AWQ",
-    ".weight_scale_inv": "FP8",
-    ".weight_scale": "FP8 or integers",
-    ".scales": "integers, as MLX does",
+    **{"SCB": "bitsandbytes, 8 bits", "absmax": "bitsandbytes, 4 bits"},
+    **{"qweight": "GPTQ or AWQ", "qzeros": "GPTQ or AWQ", "weight_scale_inv": "FP8"},
+    **{"weight_scale": "FP8 or integers", "scales": "integers, as MLX does"},
 }
 
 
@@ -84,8 +68,6 @@ class Checkpoint:
     """A model's configuration alone, as a "random:" source has it.
 
     Attributes:
-        source: the `LanguageConfig.source` that it was opened by.
-        config: config.json as a dict.
         revision: the hub's commit, a file's SHA-256, or None.
         cache: the folder where blocks that were read are kept; None where reading is cheap.
     """
@@ -113,13 +95,9 @@ class FolderCheckpoint(Checkpoint):
     has_weights = True
 
     def __init__(
-        self,
-        source: str,
-        folder: Path,
-        revision: str | None = None,
-        config: dict | None = None,
+        self, source: str, folder: Path, revision: str | None = None, *, config: dict | None = None,
         cache: Path | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.folder, self.address, self._headers = folder, str(folder), {}
         super().__init__(source, {}, revision, cache)
         self.config = config or self._json(CONFIG)
@@ -134,20 +112,17 @@ class FolderCheckpoint(Checkpoint):
 
     def names(self) -> dict[str, str]:
         """{tensor's name: the file that holds it}, by the index or the only file's header."""
-        if self._index is None:
-            names = dict.fromkeys(self._header(WEIGHTS), WEIGHTS)
-        else:
-            names = self._index.get("weight_map")
-        if not isinstance(names, dict):
+        if (index := self._index) is None:
+            index = {"weight_map": dict.fromkeys(self._header(WEIGHTS), WEIGHTS)}
+        if not isinstance(names := index.get("weight_map"), dict):
             raise BlockError(f"{self.address}/{INDEX} has no weight_map")
         for name, file in names.items():
             if not isinstance(file, str) or not re.fullmatch(r"[\w.-]+\.safetensors", file):
                 raise BlockError(
                     f"{self.address}/{INDEX} names {file!r}, not a safetensors file of its folder"
                 )
-            for end, how in _QUANTISED.items():
-                if name.endswith(end):
-                    self._refuse_quantised(how)
+            if how := _QUANTISED.get(name.rpartition(".")[2]):
+                self._refuse_quantised(how)
         return names
 
     def entries(self, names: Iterable[str]) -> dict[str, Entry]:
@@ -165,11 +140,9 @@ class FolderCheckpoint(Checkpoint):
     def read(
         self, names: Iterable[str], dtype: torch.dtype, partial: BinaryIO | None = None
     ) -> dict[str, torch.Tensor]:
-        """{name: tensor} of the named tensors.
+        """{name: tensor} of the named tensors, held in `dtype`.
 
         Args:
-            names: the tensors' names.
-            dtype: the number format to hold them in.
             partial: a file in which a broken transfer from the hub goes on; unused elsewhere.
         """
         tensors = {}
@@ -231,7 +204,7 @@ class FolderCheckpoint(Checkpoint):
         return entries
 
     def _refuse_layout(self) -> None:
-        for pattern, what, remedy in _LAYOUTS:
+        for pattern, (what, remedy) in _LAYOUTS.items():
             if self._exists(pattern):
                 raise BlockError(f"{self.source} is {what}, which is not read here; {remedy}")
 
@@ -244,9 +217,8 @@ class FolderCheckpoint(Checkpoint):
     # What depends on where the files lie.
 
     def _json(self, name: str) -> dict | None:
-        if not (self.folder / name).is_file():
-            return None
-        return read_object(self.folder / name)
+        path = self.folder / name
+        return read_object(path, BlockError) if path.is_file() else None
 
     def _exists(self, pattern: str) -> bool:
         return any(self.folder.glob(pattern))
@@ -281,21 +253,6 @@ def read_tensor(file: BinaryIO, entry: Entry) -> torch.Tensor:
     if file.readinto(tensor.view(-1).view(torch.uint8).numpy()) != entry.bytes:
         raise BlockError(f"{entry.file} ended early: it was changed while it was read")
     return tensor
-
-
-def read_object(path: Path) -> dict:
-    """The JSON object in a file.
-
-    Raises:
-        BlockError: it cannot be read, or is not an object.
-    """
-    try:
-        value = read_json(path)
-    except MvlError as error:
-        raise BlockError(str(error)) from error
-    if not isinstance(value, dict):
-        raise BlockError(f"{path}: expected a JSON object")
-    return value
 
 
 def hash_tensors(tensors: dict[str, torch.Tensor]) -> str:

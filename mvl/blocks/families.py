@@ -44,24 +44,13 @@ FAMILIES = {
     "qwen2": Family("Qwen2", "Qwen2DecoderLayer", window="typed"),
     "qwen3": Family("Qwen3", "Qwen3DecoderLayer", window="typed"),
     "phi3": Family("Phi3", "Phi3DecoderLayer", window="always"),
-    "gpt2": Family(
-        "GPT2",
-        "GPT2Block",
-        ("transformer.h", "h"),
-        attention="attn",
-        rotary=False,
-        ignored=("attn.bias", "attn.masked_bias"),
-    ),
+    "gpt2": Family("GPT2", "GPT2Block", ("transformer.h", "h"), "attn", False,
+                   ignored=("attn.bias", "attn.masked_bias")),
     "biogpt": Family("BioGpt", "BioGptDecoderLayer", ("biogpt.layers", "layers"), rotary=False),
-    "bert": Family(
-        "Bert",
-        "BertLayer",
-        ("bert.encoder.layer", "encoder.layer"),
-        attention="attention.self",
-        rotary=False,
-        renamed=(("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")),
-    ),
-}
+    "bert": Family("Bert", "BertLayer", ("bert.encoder.layer", "encoder.layer"), "attention.self",
+                   False, renamed=(("LayerNorm.gamma", "LayerNorm.weight"),
+                                   ("LayerNorm.beta", "LayerNorm.bias"))),
+}  # fmt: skip
 
 
 class Architecture:
@@ -99,10 +88,8 @@ class Architecture:
                 f"{source}: its config.json is not a usable {kind} configuration: {reason}"
             ) from error
         if not exists:
-            raise BlockError(
-                f"{source} has {self.total} layers: there is no layer {layer}"
-                + (f" with {layers - 1} after it" if layers > 1 else "")
-            )
+            more = f" with {layers - 1} after it" if layers > 1 else ""
+            raise BlockError(f"{source} has {self.total} layers: there is no layer {layer}{more}")
 
     def _class(self, name: str) -> type:
         module = importlib.import_module(f"transformers.models.{self.kind}.modeling_{self.kind}")
@@ -121,13 +108,9 @@ class Architecture:
     def windows(self) -> list[int | None]:
         """How many tokens back each layer's causal mask reaches; None for all."""
         kind, config = self.family.window, self.config
-        typed = config.layer_types if kind == "typed" else ()
-        return [
-            config.sliding_window
-            if kind == "always" or typed and typed[index] == "sliding_attention"
-            else None
-            for index in self.indices
-        ]
+        types = config.layer_types if kind == "typed" else [kind] * self.total
+        slides = [types[index] in ("always", "sliding_attention") for index in self.indices]
+        return [config.sliding_window if sliding else None for sliding in slides]
 
     def initialise(self, layers: nn.ModuleList) -> None:
         """Draw the family's own first weights, in place, from the global generator."""

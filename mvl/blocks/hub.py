@@ -2,8 +2,7 @@
 
 huggingface_hub fetches and keeps the small files, resolves a branch to its commit, and sends the
 user's token. It has changed its HTTP client twice, so no exception of a client is named here.
-Its own range reader takes a whole file for a range where a server ignores ranges, and its parser
-of headers, too; so ranges are read here, and an answer other than 206 is refused.
+Where a server ignores ranges, its range reader takes a whole file; so ranges are read here.
 """
 
 from __future__ import annotations
@@ -20,8 +19,9 @@ from urllib.parse import urlsplit
 
 import torch
 
-from mvl.blocks.checkpoints import CONFIG, Checkpoint, FolderCheckpoint, read_object, read_tensor
+from mvl.blocks.checkpoints import CONFIG, Checkpoint, FolderCheckpoint, read_tensor
 from mvl.errors import BlockError, MvlError
+from mvl.files import read_object
 
 #: A commit's hash on the hub.
 _COMMIT = "[0-9a-f]{40}"
@@ -64,41 +64,33 @@ def _in_words(address: str) -> Iterator[None]:
         local = isinstance(raised, errors.LocalEntryNotFoundError)
         error = (raised.__cause__ or raised) if local else raised
         status = getattr(getattr(error, "response", None), "status_code", None)
-    name = address.removeprefix("hub:").partition("@")[0]
-    host = urlsplit(endpoint()).hostname
+    page = f"https://huggingface.co/{address.removeprefix('hub:').partition('@')[0]}"
+    host, kind = urlsplit(endpoint()).hostname, BlockError
+    unknown = isinstance(error, errors.RepositoryNotFoundError | errors.RevisionNotFoundError)
     if isinstance(error, errors.HFValidationError):
-        fault = BlockError(f"{address} does not name a model as OWNER/NAME[@REVISION]")
+        text = " does not name a model as OWNER/NAME[@REVISION]"
     elif isinstance(error, errors.OfflineModeIsEnabled):
-        fault = Unreachable(f"{address} cannot be reached: HF_HUB_OFFLINE is set")
-    elif isinstance(error, errors.GatedRepoError) or (
-        status in (401, 403) and not isinstance(error, errors.RepositoryNotFoundError)
-    ):
-        fault = BlockError(
-            f"{address} may not be read ({status}): accept its licence at "
-            f"https://huggingface.co/{name}, then log in with `hf auth login` or set HF_TOKEN to a "
-            "token that may read it"
-        )
-    elif isinstance(error, errors.RepositoryNotFoundError | errors.RevisionNotFoundError):
-        fault = BlockError(
-            f"{address}: there is no such model or revision, or it is private and needs "
-            "`hf auth login`"
-        )
+        kind, text = Unreachable, " cannot be reached: HF_HUB_OFFLINE is set"
+    elif isinstance(error, errors.GatedRepoError) or (status in (401, 403) and not unknown):
+        text = f" may not be read ({status}): accept its licence at {page}, then log in with "
+        text += "`hf auth login` or set HF_TOKEN to a token that may read it"
+    elif unknown:
+        text = ": there is no such model or revision, or it is private and needs `hf auth login`"
     elif status == 404:
-        fault = Absent(f"{address} has no such file")
+        kind, text = Absent, " has no such file"
     elif status:
-        fault = Unreachable(f"{address}: {host} answered {status}; try again later")
+        kind, text = Unreachable, f": {host} answered {status}; try again later"
     else:
         reason = type(error).__name__
-        fault = Unreachable(f"{address}: {host} cannot be reached, or is not a hub ({reason})")
-    raise fault from None
+        kind, text = Unreachable, f": {host} cannot be reached, or is not a hub ({reason})"
+    raise kind(f"{address}{text}") from None
 
 
 def download(repository: str, name: str, revision: str | None = None) -> Path:
     """Path of a small file in Hugging Face's cache, from the hub unless that is up to date.
 
     Raises:
-        Absent: the model has no such file.
-        BlockError: no access, no such model, or no network and no copy in the cache.
+        BlockError: no access, no such model, or no network and no copy; `Absent`, no such file.
     """
     from huggingface_hub import constants, hf_hub_download
 
@@ -118,7 +110,8 @@ def open_hub(source: str, cache: Path) -> Checkpoint:
     stem = f"{repository.replace('/', '--')}@"
     if re.fullmatch(_COMMIT, revision):
         for path in sorted(cache.glob(f"{stem}{revision}/layer*/{CONFIG}")):
-            return HubCheckpoint(source, revision, cache / f"{stem}{revision}", read_object(path))
+            config = read_object(path, BlockError)
+            return HubCheckpoint(source, revision, cache / f"{stem}{revision}", config)
     try:
         path = download(repository, CONFIG, revision or None)
     except Unreachable as error:
@@ -134,7 +127,7 @@ def open_hub(source: str, cache: Path) -> Checkpoint:
         whole = FolderCheckpoint(source, path.parent, commit)
         if all((path.parent / file).is_file() for file in whole.names().values()):
             return whole
-    return HubCheckpoint(source, commit, cache / f"{stem}{commit}", read_object(path))
+    return HubCheckpoint(source, commit, cache / f"{stem}{commit}", read_object(path, BlockError))
 
 
 class HubCheckpoint(FolderCheckpoint):
@@ -143,7 +136,7 @@ class HubCheckpoint(FolderCheckpoint):
     def __init__(self, source: str, commit: str, cache: Path, config: dict | None) -> None:
         self.repository = source.removeprefix("hub:").partition("@")[0]
         self._versions = {}
-        super().__init__(source, Path(source), commit, config, cache)
+        super().__init__(source, Path(source), commit, config=config, cache=cache)
 
     def read(
         self, names: Iterable[str], dtype: torch.dtype, partial: BinaryIO | None = None
@@ -166,10 +159,8 @@ class HubCheckpoint(FolderCheckpoint):
         return {name: read_tensor(partial, entry).to(dtype) for name, entry in ordered}
 
     def _json(self, name: str) -> dict | None:
-        try:
-            return read_object(download(self.repository, name, self.revision))
-        except Absent:
-            return None
+        with contextlib.suppress(Absent):
+            return read_object(download(self.repository, name, self.revision), BlockError)
 
     def _exists(self, pattern: str) -> bool:
         """Whether there is a file of this name; the hub's files are not listed for a pattern."""
@@ -224,9 +215,8 @@ class HubCheckpoint(FolderCheckpoint):
             options = {"headers": headers, "follow_redirects": True, "timeout": _TIMEOUT_SECONDS}
             with get_session().stream("GET", url, **options) as response:
                 hf_raise_for_status(response)
-                span = re.fullmatch(
-                    r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range") or ""
-                )
+                said = response.headers.get("Content-Range") or ""
+                span = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", said)
                 if response.status_code != 206 or not span or int(span[1]) != start:
                     raise BlockError(
                         f"{address}: the server ignores byte ranges and would send the whole file; "
@@ -236,8 +226,7 @@ class HubCheckpoint(FolderCheckpoint):
                 first = (*response.history, response)[0].headers
                 tag = first.get("X-Linked-ETag") or first.get("ETag") or ""
                 version = (tag.removeprefix("W/").strip('"'), int(span[2]))
-                commit = first.get("X-Repo-Commit") or self.revision
-                known = self._versions.setdefault(file, version)
-                if commit != self.revision or version != known:
+                same = version == self._versions.setdefault(file, version)
+                if not same or (first.get("X-Repo-Commit") or self.revision) != self.revision:
                     raise BlockError(f"{address} changed on the hub while it was read")
                 yield response

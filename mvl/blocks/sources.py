@@ -13,11 +13,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from mvl.blocks.checkpoints import CONFIG, WEIGHTS, Checkpoint, FolderCheckpoint, read_object
+from mvl.blocks.checkpoints import CONFIG, WEIGHTS, Checkpoint, FolderCheckpoint
 from mvl.blocks.gguf import GgufCheckpoint
 from mvl.blocks.hub import open_hub
 from mvl.errors import BlockError
-from mvl.files import sha256_of
+from mvl.files import read_object, sha256_of
 
 
 class Package(NamedTuple):
@@ -116,7 +116,7 @@ def _architecture(source: str, name: str) -> dict:
     path = path / CONFIG if path.is_dir() else path
     if not path.is_file():
         raise BlockError(f"{source}: there is no such config.json, and it is not JSON text")
-    return read_object(path)
+    return read_object(path, BlockError)
 
 
 def _open_package(source: str, name: str) -> Checkpoint:

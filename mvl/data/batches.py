@@ -27,9 +27,7 @@ def crop_size(config: DataConfig) -> tuple[int, ...]:
 def augmentation(config: DataConfig) -> transforms.Compose:
     """What may be done to a training volume; call `set_random_state` before each.
 
-    Rotation of image and label together, brightness and contrast of the image, and mirroring
-    where it is asked for. With crops, before all that, a crop, whose centre is as often in the
-    foreground as outside.
+    A crop's centre is as often in the foreground as outside.
     """
     both, angle = ("image", "label"), float(np.deg2rad(config.rotation_degrees))
     steps = []
@@ -58,20 +56,16 @@ def training_batches(
     processes: int = 1,
     augment: transforms.Compose | None = None,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield the batches of one epoch, or one process' share of each.
+    """Yield (images (B, C, H, W, D), labels (B, 1, H, W, D)) of one epoch.
 
     A training that resumes at epoch n sees what an undisturbed one would have seen, and processes
     that train together see between them what one alone would see.
 
     Args:
         volumes: the training cases, from `Preparation.load`.
-        batch_size: the last batch may be smaller.
         process, processes: of each batch, take the cases process, process + processes, ...;
             where a batch is too small for that, its first case.
         augment: a transform with `set_random_state`, in place of `augmentation(config)`.
-
-    Yields:
-        (images (B, C, H, W, D), labels (B, 1, H, W, D)).
     """
     augment = augment or augmentation(config)
     order = np.random.default_rng(derive_seed(seed, "order", epoch)).permutation(len(volumes))

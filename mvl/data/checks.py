@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -35,8 +36,7 @@ _FAR, _SPREAD = 1000, 3
 _BEYOND_HU = 100_000
 
 
-@dataclass(frozen=True)
-class Fault:
+class Fault(NamedTuple):
     """One thing that is wrong with one case, or with the task (`OF_THE_TASK`)."""
 
     case: str
@@ -48,17 +48,16 @@ class Fault:
 class CaseRecord:
     """What one reading of a case's files tells; None where a file could not be read."""
 
-    #: SHA-256 of the image's voxels, whatever type they are stored in.
+    #: SHA-256 of the image's voxels; and of image, label and both affines.
     image_hash: str | None = None
+    voxel_hash: str | None = None
     #: Of the image: voxels along each axis, (3,), and voxel index -> millimetres, (4, 4).
     shape: tuple[int, ...] | None = None
     affine: np.ndarray | None = None
     #: Label value -> voxels.
     label_counts: dict[int, int] | None = None
-    #: SHA-256 of the voxels of image and label, and of their affines.
-    voxel_hash: str | None = None
-    #: Of a case without faults: the first channel's mean over its nonzero voxels, and the rest
-    #: that a `TrainingDomain` wants.
+    #: Of a case without faults: the first channel's mean over its nonzero voxels, and what a
+    #: `TrainingDomain` wants.
     mean_intensity: float | None = None
     statistics: ImageStatistics | None = None
 
@@ -88,7 +87,7 @@ class CheckResult:
         return sorted({fault.case for fault in self.faults} - {OF_THE_TASK})
 
     def table(self) -> str:
-        """The faults as text, one per line: case, what is wrong, what to do."""
+        """The faults as text, one per line."""
         return _table(self.faults)
 
 
@@ -101,8 +100,7 @@ def check_cases(task: Task, cases: list[Case], progress: bool = True) -> CheckRe
     on the image's background; an image of two subjects; and of the task, a label that no case has
     and a healthy case that is not there.
     """
-    result = CheckResult(task)
-    first_with = {}
+    result, first_with = CheckResult(task), {}
     for case in track(cases, "checking cases", show=progress):
         record = result.records[case.name] = CaseRecord()
         faults = _check_case(task, case, record)
@@ -123,19 +121,13 @@ def check_cases(task: Task, cases: list[Case], progress: bool = True) -> CheckRe
 
 
 def _absent_labels(cases, result):
-    """The faults of a task of which these cases are all: the labels that none of them has.
-
-    Such a label is nowhere missed: every case would count as a perfect one.
-    """
+    """The labels that none of these cases has: every one would count as perfect there."""
     present = set().union(*(result.records[case.name].label_counts for case in cases))
+    way = "take \"%s\" out of 'labels', or draw it in the cases that have it"
     return [
-        Fault(
-            OF_THE_TASK,
-            f"label {value} ({name}): in none of {len(cases)} cases",
-            f"take \"{value}\" out of 'labels', or draw it in the cases that have it",
-        )
-        for value, name in result.task.labels.items()
-        if value not in present
+        Fault(OF_THE_TASK, f"label {n} ({name}): in none of {len(cases)} cases", way % n)
+        for n, name in result.task.labels.items()
+        if n not in present
     ]
 
 
@@ -144,21 +136,16 @@ def unlisted(folder: Path, cases: list[Case]) -> list[Path]:
     named = {path for case in cases for path in (case.image, case.label)}
     test = read_json(Path(folder) / "dataset.json").get("test", [])
     named |= {Path(folder, path) for path in test if isinstance(path, str)}
-    there = {path for image in {case.image.parent for case in cases} for path in image.iterdir()}
-    return sorted(
-        path
-        for path in there - named
-        if path.name.lower().endswith((".nii", ".nii.gz")) and not path.name.startswith(".")
-    )
+    there = {path for parent in {case.image.parent for case in cases} for path in parent.iterdir()}
+    seen = [path for path in there - named if not path.name.startswith(".")]
+    return sorted(path for path in seen if path.name.lower().endswith((".nii", ".nii.gz")))
 
 
 def require(cases: list[Case], result: CheckResult, on_bad_case: str = "fail") -> list[Case]:
-    """The cases without faults, where these are enough.
+    """The cases without faults, of all those that were checked.
 
     Args:
-        cases, result: `check_cases`' own.
-        on_bad_case: "fail" refuses them all if one has a fault; "skip" leaves out the bad ones,
-            which the caller writes down (`CheckResult.bad_cases`).
+        on_bad_case: "fail" refuses them all if one has a fault; "skip" leaves out the bad ones.
 
     Raises:
         DataError: a fault and "fail", with the whole table as its message; or no case is left; or
@@ -182,8 +169,7 @@ def require(cases: list[Case], result: CheckResult, on_bad_case: str = "fail") -
 
 
 def _table(faults):
-    rows = [("case", "what is wrong", "what to do")]
-    rows += [(f.case, f.fault, f.remedy) for f in faults]
+    rows = [("case", "what is wrong", "what to do"), *faults]
     case, fault = (max(len(row[k]) for row in rows) for k in (0, 1))
     return "\n".join(f"  {a:<{case}}  {b:<{fault}}  {c}" for a, b, c in rows)
 
@@ -196,9 +182,6 @@ def _check_case(task, case, record):
         faults.append((fault, remedy))
 
     def read(reader, what, path):
-        if path is None:
-            report(f"no {what} in dataset.json", f"name its {what}, or list it under 'test'")
-            return None, None
         try:
             return reader(path)
         except BadFile as error:
@@ -208,7 +191,10 @@ def _check_case(task, case, record):
         return None, None
 
     image, header = read(read_volume, "image", case.image)
-    label, label_header = read(read_label, "label", case.label)
+    if case.label is None:
+        label = report("no label in dataset.json", "name its label, or list it under 'test'")
+    else:
+        label, label_header = read(read_label, "label", case.label)
     if image is not None:
         record.image_hash = content_hash(image)
         record.shape, record.affine = image.shape[:3], header.affine
@@ -257,13 +243,11 @@ def _check_image(task, image, report):
     ranges = [(float(channel.min()), float(channel.max())) for channel in channels]
     if not np.isfinite(ranges).all():
         broken = image.size - np.count_nonzero(np.isfinite(image))
-        air = "-1000 in CT" if task.window_hu else "0 in MRI"
-        report(f"image: {broken} voxels are NaN or infinite", f"give them what air has, as {air}")
-        return
+        way = f"give them what air has, as {'-1000 in CT' if task.window_hu else '0 in MRI'}"
+        return report(f"image: {broken} voxels are NaN or infinite", way)
     if len(set(sum(ranges, ()))) == 1:
-        remedy = "convert or export the image again: its voxels are lost"
-        report(f"image: {ranges[0][0]:g} in all voxels", remedy)
-        return
+        way = "convert or export the image again: its voxels are lost"
+        return report(f"image: {ranges[0][0]:g} in all voxels", way)
     for n, (channel, limits) in enumerate(zip(channels, ranges, strict=True)):
         of = f" in channel {n} ({', '.join(task.channels[n : n + 1])})" if len(channels) > 1 else ""
         if limits[0] == limits[1]:
@@ -323,9 +307,8 @@ def _check_overlap(image, label, report):
     lowest = image.min(axis=(0, 1, 2))
     # One voxel of the label is enough as a rule; of the transpose, which lies in one piece.
     one = np.unravel_index(label.T.argmax(), label.T.shape)[::-1]
-    if not (label[one] > 0 and (image[one] == lowest).all()):
-        return
-    if (image[label > 0] == lowest).all() and (image != lowest).any():
+    far = label[one] > 0 and (image[one] == lowest).all() and (image[label > 0] == lowest).all()
+    if far and (image != lowest).any():
         report(
             f"label: wholly where the image has its lowest value, {lowest.min():g}",
             "find out whether it is another case's, or flipped against its image",
@@ -345,10 +328,8 @@ def _check_label(task, case, label, values, report):
     if values == {task.ignore}:
         report("label: ignore alone, nothing to learn or to measure", "label its other voxels")
     elif values <= {0, task.ignore} and not healthy:
-        remedy = f'label the structure; if there is none, add "{case.name}" to a list "healthy" in '
-        report("label: empty, no voxel of a structure", remedy + "dataset.json")
+        way = f'label the structure; if there is none, add "{case.name}" to a list "healthy" in '
+        report("label: empty, no voxel of a structure", way + "dataset.json")
     elif healthy and values & set(task.labels):
-        report(
-            "label: not empty, but the case is declared healthy",
-            "take it out of 'healthy' in dataset.json, or correct the label",
-        )
+        way = "take it out of 'healthy' in dataset.json, or correct the label"
+        report("label: not empty, but the case is declared healthy", way)

@@ -1,9 +1,8 @@
 """The study's two tasks that are not the decathlon's, made from the files of public repositories.
 
-docs/data.md says how to get the files; nothing is downloaded here. Of OpenKBP, patients 1 and 2
-come out as the study's own files, byte by byte. CHAOS was not tried on the original files, which
-were not within reach: it is written from their names and label values (`classmap_1.json` there
-lists the slices of each label) and from how they were made (the notebook of Ouyang et al., 2020).
+docs/data.md says how to get the files; nothing is downloaded here. CHAOS was not tried on the
+original files, which were not within reach: it is written from their names and label values and
+from how they were made (the notebook of Ouyang et al., 2020).
 """
 
 import gzip
@@ -16,10 +15,10 @@ import nibabel
 import numpy as np
 
 from mvl.data.nifti import read_label, read_volume
-from mvl.data.task_folder import data_root
+from mvl.data.task_folder import data_root, description_of
 from mvl.data.tasks import CONVERTED
 from mvl.errors import DataError
-from mvl.files import read_small, read_table, staging, write_json
+from mvl.files import read_small, read_table, staging, write_json, writing
 from mvl.progress import track
 
 
@@ -47,14 +46,13 @@ def convert(
     Args:
         name: one of `RELEASES`.
         source: a clone of the release's repository, or the folder in it that holds the files.
-        root: the folder in which the task's folder is made; see `data_root`.
 
     Raises:
         MvlError: not such a clone, a file that is missing or damaged, or a task's folder that is
             not empty (it is left as it is) or cannot be written.
     """
     release = RELEASES[name]
-    folder = data_root(root) / release.task
+    task, folder = CONVERTED[release.task], data_root(root) / release.task
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise DataError(f"{folder} exists and is left as it is; name another place with -o")
     files = release.find(Path(source) / release.inside) or release.find(Path(source))
@@ -63,44 +61,28 @@ def convert(
             f"{source} holds no case of {release.task}: name a clone of {release.repository} at "
             f"commit {release.commit}, with its folder {release.inside}"
         )
-    try:
-        with staging(folder.parent) as unfinished:
-            made = unfinished / release.task
-            (made / "imagesTr").mkdir(parents=True)
-            (made / "labelsTr").mkdir()
-            for case in track(files, f"converting {name}", show=progress):
-                image, label, affine = release.read(files[case])
-                for sub, array in (("imagesTr", image), ("labelsTr", label)):
-                    volume = nibabel.Nifti1Image(array, affine)
-                    volume.header.set_xyzt_units("mm")
-                    packed = gzip.compress(volume.to_bytes(), mtime=0)
-                    (made / sub / f"{case}.nii.gz").write_bytes(packed)
-            write_json(made / "dataset.json", _description(release, files))
-            made.rename(folder)
-    except OSError as error:
-        reason = error.strerror or error
-        raise DataError(f"cannot write {folder}: {reason}; name another place with -o") from error
+    place = writing(folder, "name another place with -o", DataError)
+    with place, staging(folder.parent) as unfinished:
+        made = unfinished / release.task
+        (made / "imagesTr").mkdir(parents=True)
+        (made / "labelsTr").mkdir()
+        for case in track(files, f"converting {name}", show=progress):
+            image, label, affine = release.read(files[case])
+            for sub, array in (("imagesTr", image), ("labelsTr", label)):
+                volume = nibabel.Nifti1Image(array, affine)
+                volume.header.set_xyzt_units("mm")
+                packed = gzip.compress(volume.to_bytes(), mtime=0)
+                (made / sub / f"{case}.nii.gz").write_bytes(packed)
+        facts = {
+            "name": task.name,
+            "description": f"{', '.join(task.labels.values())} (not the decathlon's)",
+            "reference": f"{release.reference}; {release.repository}",
+            "licence": release.licence,
+            "release": f"git {release.commit}",
+        }
+        write_json(made / "dataset.json", description_of(task, files) | facts)
+        made.rename(folder)
     return folder
-
-
-def _description(release, cases):
-    """What dataset.json says; tolerance, window and the like are `tasks.CONVERTED`'s."""
-    task = CONVERTED[release.task]
-    images, labels = "./imagesTr/%s.nii.gz", "./labelsTr/%s.nii.gz"
-    return {
-        "name": task.name,
-        "description": f"{', '.join(task.labels.values())} (not the decathlon's)",
-        "reference": f"{release.reference}; {release.repository}",
-        "licence": release.licence,
-        "release": f"git {release.commit}",
-        "tensorImageSize": "3D",
-        "modality": dict(enumerate(task.channels)),
-        "labels": {0: "background"} | task.labels,
-        "numTraining": len(cases),
-        "numTest": 0,
-        "training": [{"image": images % case, "label": labels % case} for case in cases],
-        "test": [],
-    }
 
 
 def _numbered(paths, before, after=""):

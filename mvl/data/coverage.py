@@ -1,7 +1,6 @@
 """What the model's grid does not show of the labels, found before training.
 
 Nearest-voxel resizing steps over small structures, a centred crop cuts off what lies outside of it.
-A model never learns what is lost so, and can never find it.
 """
 
 from __future__ import annotations
@@ -36,16 +35,13 @@ def grid_coverage(volumes: dict[str, list[dict[str, Any]]], names: list[str]) ->
         One row per structure that a case has: side, case, structure, file_ml, grid_ml.
     """
     rows = []
-    for side, cases in volumes.items():
-        for volume in cases:
-            voxel_ml = volume["image"].pixdim.prod().item() / 1000
-            voxels = volume["label"].flatten().clamp(min=0).int().bincount(minlength=len(names) + 1)
-            for name, file_ml, count in zip(names, volume["ml"], voxels[1:], strict=True):
-                if file_ml > 0:
-                    row = {"side": side, "case": volume["name"], "structure": name}
-                    ml = {"file_ml": float(file_ml), "grid_ml": float(count * voxel_ml)}
-                    rows.append(row | ml)
-    return pd.DataFrame(rows)
+    for side, volume in ((side, volume) for side, cases in volumes.items() for volume in cases):
+        voxel_ml = volume["image"].pixdim.prod().item() / 1000
+        voxels = volume["label"].flatten().clamp(min=0).int().bincount(minlength=len(names) + 1)
+        for name, file_ml, count in zip(names, volume["ml"], voxels[1:], strict=True):
+            if file_ml > 0:
+                rows.append((side, volume["name"], name, float(file_ml), float(count * voxel_ml)))
+    return pd.DataFrame(rows, columns=["side", "case", "structure", "file_ml", "grid_ml"])
 
 
 def lost_on_grid(coverage: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
@@ -59,7 +55,7 @@ def require_coverage(coverage: pd.DataFrame, config: DataConfig) -> None:
     """Refuse a grid that shows no structure of a side: to predict nothing would be perfect there.
 
     Raises:
-        DataError: such a side, with what to choose instead.
+        DataError: such a side.
     """
     for side, rows in coverage.groupby("side", sort=False):
         if not rows["grid_ml"].any():

@@ -1,22 +1,23 @@
 """What a model was trained on: the range of every quantity that an image is compared with.
 
-A `TrainingDomain` is measured once, from the training cases alone, and travels with the model: in
-a run as domain.json, in a saved model within config.json. `mvl.data.judgement` compares with it.
+It is measured from the training cases alone and travels with the model: in a run as domain.json,
+in a saved model within config.json. `mvl.data.judgement` compares with it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import nibabel
 import numpy as np
+from pydantic import AfterValidator
 
 from mvl.data.nifti import edges_of
 from mvl.data.tasks import Task, is_ct
-from mvl.errors import DataError
+from mvl.errors import ConfigError, DataError
+from mvl.strict import from_json, strict
 
 if TYPE_CHECKING:
     from mvl.config import DataConfig
@@ -24,79 +25,66 @@ if TYPE_CHECKING:
 
 #: Dice that a mirror image may cost before the model is said to know one side alone.
 _ONE_SIDED = 0.05
-
 #: Quantiles that are compared: neither a bright vessel nor a few artefacts are a twentieth.
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 #: Voxels of a channel that are looked at.
 _SAMPLE = 1 << 21
 
-#: The least and the largest value of the training cases.
-Range = tuple[float, float]
+
+def _ordered(both):
+    if both[0] > both[1]:
+        raise ValueError(f"{both} is no range")
+    return both
 
 
-@dataclass(frozen=True)
+#: The least and the largest value of the training cases; of each axis; of each channel.
+Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
+_Axes, _Channels = tuple[Range, Range, Range], tuple[Range, ...]
+
+
+@strict
 class TrainingDomain:
-    """The range of the training cases in every quantity of an image that is compared with them."""
+    """The range of the training cases in every quantity that is compared."""
 
     cases: int
     #: Voxel edges, and edges of the field of view, along R, A and S.
-    spacing_mm: tuple[Range, ...]
-    extent_mm: tuple[Range, ...]
+    spacing_mm: _Axes
+    extent_mm: _Axes
     #: Angle between the voxels' axes and the patient's.
     turned_degrees: Range
     #: Per channel, at each of `LEVELS`: in Hounsfield units where the task has a window, else in
     #: z-scores over the nonzero voxels.
-    quantiles: tuple[tuple[Range, ...], ...]
+    quantiles: tuple[tuple[Range, Range, Range, Range, Range], ...]
     #: Per channel, the share of voxels without contrast: outside the task's window, or 0, which is
     #: background to the z-scores.
-    flat: tuple[Range, ...]
+    flat: _Channels
     #: Per channel, the share of voxels below 0.
-    negative: tuple[Range, ...]
+    negative: _Channels
     #: Structure (each label's name, and "foreground") -> its volume.
     volume_ml: dict[str, Range]
     #: Dice on the validation cases as they are, and mirrored left to right: how well the model
     #: knows either side.
     sides_dice: tuple[float, float]
 
+    def __post_init__(self):
+        if not len(self.quantiles) == len(self.flat) == len(self.negative):
+            raise ValueError("quantiles, flat and negative are of different channels")
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainingDomain:
-        """The inverse of `dataclasses.asdict`, from JSON, where tuples are lists.
-
-        Raises:
-            DataError: a quantity is missing, unknown, or of another form.
-        """
+        """From `asdict` by way of JSON; a `DataError` if that is damaged."""
         try:
-            domain = cls(**{name: _tuples(value) for name, value in values.items()})
-            if not isinstance(domain.cases, int):
-                raise ValueError(f"cases is {domain.cases}")
-            channels, volumes = len(domain.quantiles), list(domain.volume_ml.values())
-            for name, value, *shape in (
-                ("spacing_mm", domain.spacing_mm, 3),
-                ("extent_mm", domain.extent_mm, 3),
-                ("turned_degrees", domain.turned_degrees),
-                ("quantiles", domain.quantiles, channels, len(LEVELS)),
-                ("flat", domain.flat, channels),
-                ("negative", domain.negative, channels),
-                ("volume_ml", volumes, len(volumes)),
-                ("sides_dice", sorted(domain.sides_dice)),
-            ):
-                ranges = np.array(value, float)
-                if ranges.shape != (*shape, 2) or not (ranges[..., 0] <= ranges[..., 1]).all():
-                    raise ValueError(f"{name} is {value}, not ranges")
-        except (AttributeError, TypeError, ValueError) as error:
-            raise DataError(f"damaged: {error}") from error
-        return domain
+            return from_json(cls, values, "damaged")
+        except ConfigError as error:
+            raise DataError(str(error)) from error
 
     @property
     def is_one_sided(self) -> bool:
-        """Whether the model knows the training images' side alone, so that a mirror image of
-        them, which no header tells, is segmented badly."""
+        """Whether a mirror image, which no header tells, is segmented badly."""
         return self.sides_dice[1] < self.sides_dice[0] - _ONE_SIDED
 
 
 def _tuples(value):
-    if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
@@ -157,14 +145,10 @@ def measure(
 def summarise(voxels: np.ndarray, affine: np.ndarray, task: Task) -> ImageStatistics:
     """`measure` on every scale that a configuration may choose, of the voxels their quantiles."""
     measured = measure(voxels, affine, [{None, task.window_hu}] * len(task.channels))
-    channels = [
-        {
-            window: channel._replace(values=np.quantile(channel.values, LEVELS))
-            for window, channel in on_scale.items()
-        }
-        for on_scale in measured.channels
-    ]
-    return measured._replace(channels=channels)
+    for on_scale in measured.channels:
+        for window, channel in on_scale.items():
+            on_scale[window] = channel._replace(values=np.quantile(channel.values, LEVELS))
+    return measured
 
 
 def windows_of(task: Task, config: DataConfig) -> list[tuple[float, float] | None]:
@@ -187,10 +171,8 @@ def training_domain(
         counts = [record.label_counts.get(value, 0) for value in task.labels]
         volumes.append([count * voxel_ml for count in (sum(counts), *counts)])
         images.append(record.statistics)
-    channels = [
-        [image.channels[index][window] for index, window in enumerate(windows_of(task, config))]
-        for image in images
-    ]
+    windows = list(enumerate(windows_of(task, config)))
+    channels = [[image.channels[index][window] for index, window in windows] for image in images]
 
     def ranged(every):
         values = np.array(every, float)
@@ -198,17 +180,18 @@ def training_domain(
         # Four digits are enough, and the file can be read.
         return _tuples(np.vectorize(lambda x: float(f"{x:.4g}"))(both).tolist())
 
-    names = ("foreground", *task.labels.values())
+    def of_images(name):
+        return ranged([getattr(image, name) for image in images])
+
+    def of_channels(name):
+        return ranged([[getattr(channel, name) for channel in case] for case in channels])
+
     return TrainingDomain(
-        cases=len(images),
-        spacing_mm=ranged([image.spacing_mm for image in images]),
-        extent_mm=ranged([image.extent_mm for image in images]),
-        turned_degrees=ranged([image.turned_degrees for image in images]),
-        quantiles=ranged([[channel.values for channel in case] for case in channels]),
-        flat=ranged([[channel.flat for channel in case] for case in channels]),
-        negative=ranged([[channel.negative for channel in case] for case in channels]),
-        volume_ml=dict(zip(names, ranged(volumes), strict=True)),
-        sides_dice=tuple(round(dice, 4) for dice in sides_dice),
+        len(images),
+        *map(of_images, ("spacing_mm", "extent_mm", "turned_degrees")),
+        *map(of_channels, ("values", "flat", "negative")),
+        dict(zip(("foreground", *task.labels.values()), ranged(volumes), strict=True)),
+        tuple(round(dice, 4) for dice in sides_dice),
     )
 
 
@@ -221,24 +204,18 @@ def describe_domain(domain: TrainingDomain, task: Task, config: DataConfig) -> s
         "crop": "A window slides over the image, so it may be any.",
     }[config.fit]
     as_is, mirrored = domain.sides_dice
-    return "\n".join(
-        [
-            f"As its {domain.cases} training images are; lengths are right-left x front-back x "
-            "head-foot:",
-            f"- kind: {task.modality}, channels {', '.join(config.channels_of(task.channels))}",
-            f"- voxels: {ranges_text(domain.spacing_mm)} mm",
-            f"- field of view: {ranges_text(domain.extent_mm)} mm. {view}",
-            *(
-                f"- volume of {name}: {ranges_text([ml])} ml"
-                for name, ml in domain.volume_ml.items()
-            ),
-            f"- side: {'one side only' if domain.is_one_sided else 'both'}. On the validation "
-            f"cases Dice is {as_is:.3f}, and {mirrored:.3f} where they are mirrored left to right.",
-            "",
-            "`mvl predict` and `mvl.predict_file` compare an image with these and with the "
-            "training images' intensities. They do not see another contrast with like grey "
-            "values, another body part of this size, or a wrong side.",
-        ]
+    volumes = [f"- volume of {n}: {ranges_text([ml])} ml\n" for n, ml in domain.volume_ml.items()]
+    return (
+        f"As its {domain.cases} training images are; lengths are right-left x front-back x "
+        "head-foot:\n"
+        f"- kind: {task.modality}, channels {', '.join(config.channels_of(task.channels))}\n"
+        f"- voxels: {ranges_text(domain.spacing_mm)} mm\n"
+        f"- field of view: {ranges_text(domain.extent_mm)} mm. {view}\n{''.join(volumes)}"
+        f"- side: {'one side only' if domain.is_one_sided else 'both'}. On the validation "
+        f"cases Dice is {as_is:.3f}, and {mirrored:.3f} where they are mirrored left to right.\n\n"
+        "`mvl predict` and `mvl.predict_file` compare an image with these and with the "
+        "training images' intensities. They do not see another contrast with like grey "
+        "values, another body part of this size, or a wrong side."
     )
 
 

@@ -6,15 +6,16 @@ import hashlib
 import http.client
 import os
 import shutil
-import ssl
 import tarfile
 import urllib.error
 import urllib.request
 from pathlib import Path, PurePosixPath
+from ssl import SSLError
 
 from mvl.data.task_folder import data_root
 from mvl.data.tasks import TASKS, read_task
 from mvl.errors import DataError, MvlError
+from mvl.files import writing
 from mvl.locks import locked
 from mvl.progress import Progress, track
 
@@ -40,27 +41,20 @@ def download(task_name: str, root: str | Path | None = None, progress: bool = Tr
     root = data_root(root)
     folder, staging = root / task_name, root / f".{task_name}.download"
     try:
-        if not _is_there(folder):
-            with locked(staging, f"downloading {task_name}"):
-                if not _is_there(folder):  # another process may have ended since the first look
-                    _download(task_name, folder, staging, progress)
-        shutil.rmtree(staging, ignore_errors=True)  # also of a process that was killed just here
+        with writing(folder, "make room or choose another root", DataError):
+            if not _is_there(folder):
+                with locked(staging, f"downloading {task_name}"):
+                    if not _is_there(folder):  # another process may have ended meanwhile
+                        url, md5 = _published(task_name)
+                        _fetch(url, staging / "archive.tar", folder, progress)
+                        _require_md5(staging / "archive.tar", md5, url)
+                        _unpack(staging / "archive.tar", folder, staging / "unpacked", progress)
+            shutil.rmtree(staging, ignore_errors=True)  # also of a process that was killed here
     except DataError:
         raise
     except MvlError as error:
         raise DataError(f"{error} (or choose another root)") from error
-    except OSError as error:
-        raise DataError(
-            f"cannot write {folder}: {error.strerror or error}; make room or choose another root"
-        ) from error
     return folder
-
-
-def _download(task_name, folder, staging, progress):
-    (url, md5), archive = _published(task_name), staging / "archive.tar"
-    _fetch(url, archive, folder, progress)
-    _require_md5(archive, md5, url, progress)
-    _unpack(archive, folder, staging / "unpacked", progress)
 
 
 def _published(task_name):
@@ -82,28 +76,22 @@ def _is_there(folder):
 
 
 def _fetch(url, archive, folder, progress):
-    """Bring `archive` to the whole of what `url` serves, from where it stopped.
-
-    Raises:
-        DataError: no network, or the connection broke off.
-    """
+    """Bring `archive` to the whole of what `url` serves, from where it stopped."""
     have = archive.stat().st_size if archive.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
         with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
             # A server that does not resume sends the whole, from the start.
             have = have if response.status == 206 else 0
-            length = response.headers.get("Content-Length", "0")
-            if not length.isdecimal():
-                raise http.client.HTTPException(f"the server gives its length as {length!r}")
-            total = have + int(length)
-            with _bar("downloading", total, progress) as bar, open(archive, "ab") as file:
+            total = have + int(response.headers.get("Content-Length", "0"))
+            bar = Progress("downloading", -(-total // _BLOCK), "MiB", progress and total > 0)
+            with bar, open(archive, "ab") as file:
                 file.truncate(have)
                 bar.skip(have // _BLOCK)
                 while block := response.read(_BLOCK):
                     file.write(block)
-                    have += len(block)
                     bar.step()
+                have = file.tell()
         if have == total:
             return
         reason = f"it broke off after {have:,} of {total:,} bytes"
@@ -113,7 +101,13 @@ def _fetch(url, archive, folder, progress):
         reason = f"the server answers {error}"
     except urllib.error.URLError as error:
         reason = error.reason
-    except (http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
+    except (
+        http.client.HTTPException,
+        ConnectionError,
+        TimeoutError,
+        SSLError,
+        ValueError,
+    ) as error:
         reason = f"it broke off ({error})"
     raise DataError(
         f"cannot download {url}: {reason}; run the command again to go on where it stopped, or, "
@@ -122,21 +116,14 @@ def _fetch(url, archive, folder, progress):
     )
 
 
-def _bar(what, size, show):
-    return Progress(what, -(-size // _BLOCK), "MiB", show and size > 0)
-
-
-def _require_md5(archive, md5, url, progress):
-    digest = hashlib.md5(usedforsecurity=False)
-    with _bar("checking MD5", archive.stat().st_size, progress) as bar, open(archive, "rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-            bar.step()
-    if digest.hexdigest() != md5:
+def _require_md5(archive, md5, url):
+    with open(archive, "rb") as file:
+        found = hashlib.file_digest(file, "md5").hexdigest()
+    if found != md5:
         archive.unlink()
         raise DataError(
-            f"{url} has MD5 {digest.hexdigest()}, expected {md5}; the download was deleted: try "
-            "again, and distrust the source if it happens twice"
+            f"{url} has MD5 {found}, expected {md5}; the download was deleted: try again, and "
+            "distrust the source if it happens twice"
         )
 
 

@@ -1,8 +1,8 @@
 """How far an image is from those that a model was trained on, before and after it is segmented.
 
 `judge` cannot see another contrast whose grey values are distributed alike (a T2 may pass for a
-T1), another body part of the same size, a structure outside of the grid, or a side that the header
-states wrongly. `judge_volumes` sees some of it in the result.
+T1), another body part of the same size, a structure outside of the grid, or a wrong side.
+`judge_volumes` sees some of it in the result.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from mvl.config import DataConfig
     from mvl.data.tasks import Task
 
-#: Lengths and volumes pass up to this factor beyond the training range: by so much does the
-#: largest of a few training cases fall short of the next one.
+#: Lengths and volumes pass up to this factor beyond the range of a few training cases.
 _MARGIN = 1.25
 #: From this factor on another scale is another image: "about two", less the rounding of headers.
 #: Where the image is resampled, its voxels' size is detail, not scale, and may be off by more.
@@ -58,20 +57,18 @@ def judge(
     config: DataConfig,
 ) -> list[Finding]:
     """In what an image, finite intensities as its file has them, is unlike the training images."""
-    windows = windows_of(task, config)
+    windows, names = windows_of(task, config), config.channels_of(task.channels)
     image = measure(voxels, affine, [{window} for window in windows])
-    channels = [on_scale[window] for on_scale, window in zip(image.channels, windows, strict=True)]
-    prefixes = [f"channel {n}: " if len(channels) > 1 else "" for n in range(len(channels))]
-    for prefix, channel in zip(prefixes, channels, strict=True):
+    findings = []
+    if domain:
+        findings += [*_judge_scale(domain, image, config), *_judge_view(domain, image, config)]
+    for index, (window, name) in enumerate(zip(windows, names, strict=True)):
+        channel, prefix = image.channels[index][window], f"channel {index}: " * (len(names) > 1)
         if not len(channel.values) or np.ptp(channel.values) == 0:
             text = f"{prefix}every voxel that is not 0 has one value; export the image again"
             return [Finding(True, text)]
-    if domain is None:
-        return []
-    findings = [*_judge_scale(domain, image, config), *_judge_view(domain, image, config)]
-    for index, name in enumerate(config.channels_of(task.channels)):
-        for refused, text in _judge_channel(channels[index], domain, index, windows[index], name):
-            findings.append(Finding(refused, prefixes[index] + text))
+        for refused, text in _judge_channel(channel, domain, index, window, name) if domain else ():
+            findings.append(Finding(refused, prefix + text))
     return findings
 
 
@@ -79,15 +76,13 @@ def judge_volumes(domain: TrainingDomain | None, volumes_ml: dict[str, float]) -
     """Warnings of structures that are empty, or of a volume unlike the training cases'."""
     warnings = []
     for name, volume in volumes_ml.items():
+        low, high = domain.volume_ml.get(name, (0, math.inf)) if domain else (0, math.inf)
         if not volume:
             warnings.append(f"{name}: no voxel was segmented")
-        elif domain and name in domain.volume_ml:
-            low, high = domain.volume_ml[name]
-            if not low / _MARGIN <= volume <= high * _MARGIN:
-                warnings.append(
-                    f"{name}: {volume:.3g} ml, in training {low:.3g} to {high:.3g} ml; look at "
-                    "the segmentation before you use it"
-                )
+        elif not low / _MARGIN <= volume <= high * _MARGIN:
+            trained = f"in training {low:.3g} to {high:.3g} ml"
+            way = "look at the segmentation before you use it"
+            warnings.append(f"{name}: {volume:.3g} ml, {trained}; {way}")
     return warnings
 
 
@@ -141,10 +136,8 @@ def _judge_channel(channel, domain, index, window, name) -> Iterator[tuple[bool,
     flat, flat_remedy = "0, which counts as background", "give the image without mask or padding"
     if window:
         unit, tolerance = "HU", _TOLERANCE_HU
-        remedy = flat_remedy = (
-            "check that rescale slope and intercept were applied, once, so that water has 0 HU and "
-            "air -1000"
-        )
+        remedy = "check that rescale slope and intercept were applied, once, so that water has 0 "
+        remedy = flat_remedy = remedy + "HU and air -1000"
         flat = f"outside the window of {window[0]:g} to {window[1]:g} HU"
         if channel.raw[1] < -_MOST_HU or channel.raw[2] > _MOST_HU:
             beyond = " or ".join(f"{value:.0f}" for value in channel.raw[1:])

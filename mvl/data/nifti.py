@@ -2,14 +2,12 @@
 
 A header may say in three ways where a voxel lies (https://nifti.nimh.nih.gov, nifti1.h): by an
 affine, the sform; by a rotation and voxel edges, the qform; by the edges alone, `pixdim`. Programs
-differ in what they take: nibabel the sform, ITK the one or the other, and the edges from `pixdim`.
-What all of them agree on is read, what they do not is refused. So edges by affine and by `pixdim`
+differ in what they take; what they do not agree on is refused. So edges by affine and by `pixdim`
 must agree and be at right angles, and the forms must turn the voxels alike. The forms may lie in
 two places, as after a registration that moved the sform alone: lengths are the same by both.
 Unknown units of length are millimetres; without a form, there is no orientation.
 
-What a header promises is compared with the file's size before memory is asked for, and a gzip
-stream's checksum is verified.
+What a header promises is compared with the file's size before memory is asked for.
 """
 
 from __future__ import annotations
@@ -31,23 +29,19 @@ _CONVERT = "save it as a single-file 3D NIfTI (.nii or .nii.gz)"
 _RIGHT = "find out which is right; with nibabel, image.set_qform(image.get_sform(), 1) if the sform"
 _CHOOSE = _RIGHT + " is, image.set_sform(image.get_qform(), 1) if the qform is, and save the image"
 _CHOOSE_EDGES = _RIGHT + " is, or scale the sform's columns to pixdim, and save the image"
-
 #: Extensions between header and voxels are skipped, up to this many bytes.
 _MAX_OFFSET = 16 << 20
 #: Voxels that are scaled at once, and voxels of a sample.
 _BLOCK, _SAMPLE = 1 << 18, 1 << 16
-
 #: Millimetres of the codes of a header's spatial unit: unknown, metre, millimetre, micrometre.
 _MILLIMETRES = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 #: Voxel edges outside of this are a wrong unit; millimetres. In micrometres, none is too short.
 _SHORTEST, _LONGEST = 0.005, 100.0
-#: Two places are one if no corner of the volume moves by more than this share of the shortest
-#: edge; headers written by different tools agree no better than rounding.
+#: Two places are one if no corner of the volume moves by more than this share of the shortest edge.
 _SAME_PLACE = 0.1
 #: Edges by affine and by `pixdim` agree within this share: some tools round one of them.
 _SAME_EDGE = 0.01
-#: Cosine up to which edges are at right angles: 0.3 degrees. Distances along the edges then differ
-#: from the affine's by a quarter of a percent at most; a gantry's tilt is larger.
+#: Cosine up to which edges are at right angles: 0.3 degrees; a gantry's tilt is larger.
 _RIGHT_ANGLE = 0.005
 #: A quaternion's norm may exceed 1 by this, which is rounding.
 _UNIT_NORM = 0.001
@@ -69,11 +63,9 @@ class Header:
     #: "sform" or "qform", of those that hold: (4, 4) float64, voxel index -> millimetres. They
     #: differ by a rigid motion at most.
     forms: dict[str, np.ndarray]
-    #: Of the stored voxels, with their byte order.
+    #: Of the stored voxels; how many bytes come before them; stored value -> intensity.
     dtype: np.dtype
-    #: Bytes before the voxels.
     offset: int
-    #: Stored value -> intensity.
     slope: float
     intercept: float
     #: nibabel's header, whose geometry `write_segmentation` hands on.
@@ -130,15 +122,14 @@ def read_label(path: str | PathLike) -> tuple[np.ndarray, Header]:
     for part, block in _scaled(stored, header):
         if block.dtype.kind == "f":
             with np.errstate(invalid="ignore"):
-                whole = np.rint(block)
-                broken = ~(np.abs(block - whole) <= _WHOLE)  # NaN, too
-            if broken.any():
-                fault = f"values that are not whole numbers, such as {block[broken][0]:.6g}"
+                values, block = block, np.rint(block)
+                broken = values[~(np.abs(values - block) <= _WHOLE)]  # NaN, too
+            if len(broken):
                 remedy = "correct these values: a voxel has the whole number of its label"
                 if len(_sample(stored, header)) > 64:
                     remedy = "check that it is a label, not swapped with its image nor interpolated"
+                fault = f"values that are not whole numbers, such as {broken[0]:.6g}"
                 raise BadFile(path, fault, remedy)
-            block = whole
         low, high = min(low, block.min()), max(high, block.max())
         if low >= -32768 and high <= 32767:
             array[part] = block
@@ -165,7 +156,6 @@ def place_fault(
 
     Args:
         image, label: `Header.forms` of the two, or {"affine": affine} of an array.
-        shape: the voxels along each axis, of both.
     """
     limit = _SAME_PLACE * min(edges_of(affine).min() for affine in image.values())
     apart = {(a, b): _apart(image[a], label[b], shape) for a in image for b in label}
@@ -185,9 +175,9 @@ def place_fault(
 def write_segmentation(
     path: str | PathLike, array: np.ndarray, header: Header, description: str
 ) -> None:
-    """Write (H, W, D), uint8 or int16, whole or not at all, in the place of the header's image.
+    """Write (H, W, D), uint8 or int16, in the place of the header's image; whole or not at all.
 
-    Forms, codes and units are the image's; the description has up to 79 characters.
+    The description has up to 79 characters.
     """
     fields = type(header.fields)()
     for name in _GEOMETRY:
@@ -238,11 +228,8 @@ def _header(path, file, packed):
 def _parsed(path, file):
     """nibabel's header object of a file's first bytes."""
     block = file.read(348)
-    for kind, magic, at in (
-        (nibabel.Nifti1Header, b"n+1\0", 344),
-        (nibabel.Nifti2Header, b"n+2\0", 4),
-    ):
-        if block[at : at + 4] == magic:
+    for kind, at in (nibabel.Nifti1Header, 344), (nibabel.Nifti2Header, 4):
+        if block[at : at + 4] == kind.single_magic + b"\0":
             block += file.read(kind.sizeof_hdr - len(block))
             if len(block) == kind.sizeof_hdr:
                 # check=False: nibabel would mend some faults silently; they are judged here.
@@ -262,9 +249,7 @@ def _forms(path, fields):
     if not (np.isfinite(spacing).all() and (spacing > 0).all()):
         remedy = "set the header's pixdim above 0, to the affine's edges if there is one"
         raise BadFile(path, f"voxel spacing {spacing.tolist()} mm by pixdim", remedy)
-    forms = {}
-    if fields["sform_code"] > 0:
-        forms["sform"] = fields.get_sform()
+    forms = {"sform": fields.get_sform()} if fields["sform_code"] > 0 else {}
     if fields["qform_code"] > 0:
         forms["qform"] = _qform(path, fields)
     if not forms:
@@ -355,9 +340,9 @@ def _read(path):
 
 def _require_distinct(path, values):
     """Require that float32 tells values (float64) apart: beyond 2^31 it has steps of 256."""
-    lost = np.abs(values - values.astype(np.float32)).max(initial=0)
+    rounded = values.astype(np.float32)
     low, high = np.quantile(values, (0.25, 0.75)) if len(values) else (0, 0)
-    left = len(np.unique(values.astype(np.float32)))
+    left, lost = len(np.unique(rounded)), np.abs(values - rounded).max(initial=0)
     # Rounding alone, of 100 and 100.00000000000001, is no loss.
     if left < 0.75 * len(values) and lost > 1e-5 * (high - low):
         fault = f"{len(values)} grey values about {low:.0f}, of which float32 tells {left} apart"

@@ -11,28 +11,23 @@ from mvl.data.task_folder import REPOSITORY_DATA, find_task, task_and_cases
 from mvl.data.tasks import TASKS
 from mvl.errors import ConfigError, DataError
 
-SOURCES = ("msd", "auto", "phantom")
-
 
 def obtain(
     task: str, source: str, cases: int = 60, scale: float = 1.0, name: str = "phantom"
 ) -> tuple[Path, str]:
-    """Find a task's data for a profile, or make a phantom of `cases` and `scale`.
+    """(The folder that holds a task's folder, a sentence that names the data).
 
     Args:
         source: "msd" takes the task below the data root, or downloads it; "auto" does the same,
-            and makes a phantom where neither works; "phantom" makes one.
+            and makes a phantom where neither works; "phantom" makes one of `cases` and `scale`.
         name: the phantom's folder below data/; profiles of different size keep apart.
-
-    Returns:
-        (the folder that holds the task's folder, a sentence that names the data).
 
     Raises:
         ConfigError: an unknown source.
         DataError: "msd", and the task can be neither found nor downloaded.
     """
-    if source not in SOURCES:
-        raise ConfigError(f"data source {source!r} is none of {', '.join(SOURCES)}")
+    if source not in ("msd", "auto", "phantom"):
+        raise ConfigError(f"data source {source!r} is none of msd, auto, phantom")
     reason = "as the profile asks"
     if source != "phantom":
         try:
@@ -65,11 +60,7 @@ def _real(name):
 
 
 def obtained(task: str, source: str, name: str = "phantom") -> Path:
-    """The folder in which `obtain` finds a task without a download and without a new phantom.
-
-    Raises:
-        DataError: the task is not there.
-    """
+    """The folder in which `obtain` finds a task without a download and without a new phantom."""
     if source != "phantom":
         try:
             return find_task(task).parent

@@ -45,9 +45,8 @@ def opened(path: str | os.PathLike) -> Iterator[tuple[IO[bytes], bool]]:
     except (zlib.error, gzip.BadGzipFile) as error:
         raise BadFile(path, f"damaged gzip ({error})", COPY_AGAIN) from error
     except OSError as error:
-        raise BadFile(
-            path, f"unreadable ({error.strerror or error})", "make it readable"
-        ) from error
+        fault = f"unreadable ({error.strerror or error})"
+        raise BadFile(path, fault, "make it readable") from error
 
 
 def pointer_fault(path: str | os.PathLike, content: str) -> BadFile:

@@ -2,10 +2,7 @@
 
 A phantom has a task's folder layout, NIfTI headers, channels, labels and spacing. Its images are a
 body with textured tissue and, in it, the task's structures as rough ellipsoids with soft edges.
-MRI gets a bias field and Rician noise, CT Hounsfield units and Gaussian noise. A phantom exercises
-everything and says nothing about patients: whatever is measured on it is called synthetic.
-
-`scale` changes the number of voxels and leaves the header's spacing as the task has it.
+A phantom says nothing about patients: whatever is measured on it is called synthetic.
 """
 
 from __future__ import annotations
@@ -20,17 +17,16 @@ import numpy as np
 from scipy import ndimage
 
 from mvl.config import derive_seed
+from mvl.data.task_folder import description_of
 from mvl.data.tasks import TASKS, Task
 from mvl.errors import DataError, MvlError
-from mvl.files import read_json, staging, write_json
+from mvl.files import read_json, staging, write_json, writing
 from mvl.progress import track
 
 #: Raised whenever a change here alters voxels, so that an older phantom is made again.
 PHANTOM_VERSION = 4
-
 #: Voxels that every axis has at least, whatever the scale.
 _FEWEST = 8
-
 #: Images without labels in imagesTs, and the number before that of the first.
 _TEST_IMAGES, _TEST_NUMBER = 2, 900
 
@@ -90,12 +86,8 @@ def make_phantom(
     Equal parameters give byte-identical files on one machine.
 
     Args:
-        task_name: one of `mvl.TASKS`.
         cases: number of labelled cases.
-        scale: voxels along each axis, as a share of the task's typical shape.
-
-    Returns:
-        The task folder.
+        scale: voxels along each axis, as a share of the task's typical shape; the spacing stays.
 
     Raises:
         DataError: no phantom of that task, a parameter out of range, a folder that cannot be
@@ -109,76 +101,55 @@ def make_phantom(
     parameters = {"version": PHANTOM_VERSION, "cases": cases, "scale": scale, "seed": seed}
     if _is_there(folder, parameters):
         return folder
-
-    try:
-        with staging(folder.parent) as temporary:
-            _write_folder(temporary / task_name, task_name, parameters, progress)
-            # Another process may have made the same one meanwhile, which may have readers.
-            if not _is_there(folder, parameters):
-                if folder.exists():
-                    folder.rename(temporary / "old")
-                (temporary / task_name).rename(folder)
-    except OSError as error:
-        raise DataError(
-            f"cannot write the phantom {folder}: {error.strerror or error}; choose another root"
-        ) from error
+    with writing(folder, "choose another root", DataError), staging(folder.parent) as temporary:
+        _write_folder(temporary / task_name, task_name, parameters, progress)
+        # Another process may have made the same one meanwhile, which may have readers.
+        if not _is_there(folder, parameters):
+            if folder.exists():
+                folder.rename(temporary / "old")
+            (temporary / task_name).rename(folder)
     return folder
 
 
 def _is_there(folder, parameters):
-    """Whether `folder` holds the whole phantom of these parameters.
-
-    Something else is never overwritten: a `DataError`.
-    """
+    """Whether `folder` holds the whole phantom of these parameters; a `DataError` if none."""
     if not os.path.lexists(folder):
         return False
     try:
         description = read_json(folder / "dataset.json")
-        foreign = description["synthetic"] is not True
+        if description["synthetic"] is not True:
+            raise KeyError("synthetic")
         named = [path for entry in description["training"] for path in entry.values()]
         files = [folder / path for path in [*named, *description.get("test", [])]]
-    except (MvlError, AttributeError, KeyError, TypeError):
-        foreign = True
-    if foreign:
-        raise DataError(
-            f"{folder} exists and is not a phantom; it is left as it is: choose another root"
-        )
+    except (MvlError, AttributeError, KeyError, TypeError) as error:
+        text = "exists and is not a phantom; it is left as it is: choose another root"
+        raise DataError(f"{folder} {text}") from error
     return description.get("phantom") == parameters and all(file.is_file() for file in files)
 
 
 def _write_folder(folder, task_name, parameters, progress):
-    task = TASKS[task_name]
-    stem = task_name.split("_", 1)[1].lower()
+    task, name = TASKS[task_name], task_name.split("_", 1)[1]
+    stem = name.lower()
     test = [f"{stem}_{_TEST_NUMBER + n:03d}" for n in range(1, _TEST_IMAGES + 1)]
     names = [f"{stem}_{n:03d}" for n in range(1, parameters["cases"] + 1)]
     for sub in ("imagesTr", "labelsTr", "imagesTs"):
         (folder / sub).mkdir(parents=True)
-    for name in track([*names, *test], f"phantom {task_name}", show=progress):
-        image, label = _make_case(task, name, parameters["scale"], parameters["seed"])
-        images = "imagesTs" if name in test else "imagesTr"
-        _write_nifti(folder / images / f"{name}.nii.gz", image, task.spacing_mm)
-        if name not in test:
-            _write_nifti(folder / "labelsTr" / f"{name}.nii.gz", label, task.spacing_mm)
-    description = {
-        "name": task_name.split("_", 1)[1],
+    for case in track([*names, *test], f"phantom {task_name}", show=progress):
+        image, label = _make_case(task, case, parameters["scale"], parameters["seed"])
+        images = "imagesTs" if case in test else "imagesTr"
+        _write_nifti(folder / images / f"{case}.nii.gz", image, task.spacing_mm)
+        if case not in test:
+            _write_nifti(folder / "labelsTr" / f"{case}.nii.gz", label, task.spacing_mm)
+    facts = {
+        "name": name,
         "description": "Synthetic phantom: computer-made volumes, no patient's data",
         "reference": "mvl.data.phantom",
         "licence": "CC0 1.0",
         "release": f"phantom version {PHANTOM_VERSION}",
-        "tensorImageSize": "4D" if len(task.channels) > 1 else "3D",
-        "modality": {str(n): name for n, name in enumerate(task.channels)},
-        "labels": {"0": "background"} | {str(n): name for n, name in task.labels.items()},
-        "numTraining": len(names),
-        "numTest": len(test),
-        "training": [
-            {"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"}
-            for name in names
-        ],
-        "test": [f"./imagesTs/{name}.nii.gz" for name in test],
         "synthetic": True,
         "phantom": parameters,
     }
-    write_json(folder / "dataset.json", description)
+    write_json(folder / "dataset.json", description_of(task, names, test) | facts)
 
 
 def _write_nifti(path, array, spacing_mm):
@@ -215,11 +186,10 @@ def _make_case(task: Task, name: str, scale: float, seed: int):
     first, *others = _PARTS[task.name]
     values = first.shells[0][2]
     tissue = _TISSUE[task.modality]
-    # Some of the tissue is as bright as the structure, so that no threshold segments it; a rim of
-    # plain tissue makes it easy to see.
+    # Some of the tissue is as bright as the structure, so that no threshold segments it.
     rim = (0, 1.3, (tissue,) * len(values))
-    channels = [np.where(texture > 0.8, v, tissue + 0.1 * tissue * texture) for v in values]
-    channels = [channel.astype(np.float32) for channel in channels]
+    plain = tissue + 0.1 * tissue * texture
+    channels = [np.where(texture > 0.8, value, plain).astype(np.float32) for value in values]
     label = np.zeros(shape, np.uint8)
     for part in (first._replace(shells=[rim, *first.shells]), *others):
         _paint(part, channels, label, axes, normal)
@@ -250,13 +220,10 @@ def _paint(part, channels, label, axes, normal):
     centre = np.array(part.centre) + part.wander * np.clip(normal(3), -1.5, 1.5)
     radii = np.array(part.radii) * np.exp(0.1 * np.clip(normal(3), -1.5, 1.5))
     radii = np.maximum(radii, 1.0 / halves)  # it must not slip between the voxels' centres
-    low, high = centre - 1.6 * radii, centre + 1.6 * radii
-    box = tuple(
-        slice(*np.searchsorted(axis, (a, b))) for axis, a, b in zip(axes, low, high, strict=True)
-    )
-    near = [
-        (axis[window] - c) / r for axis, window, c, r in zip(axes, box, centre, radii, strict=True)
-    ]
+    near, box = [], ()
+    for axis, c, r in zip(axes, centre, radii, strict=True):
+        box += (slice(*np.searchsorted(axis, (c - 1.6 * r, c + 1.6 * r))),)
+        near.append((axis[box[-1]] - c) / r)
     x, y, z = np.ix_(*near)
     ball = np.sqrt(x**2 + y**2 + z**2)
     ball = ball + np.float32(0.06) * _field(normal, ball.shape, 5)

@@ -1,7 +1,4 @@
-"""Cases -> normalised volumes on the model's grid, and predictions back to the file's grid.
-
-A case is read and resampled once, without anything random: that comes with `mvl.data.batches`.
-"""
+"""Cases -> normalised volumes on the model's grid, and predictions back to the file's grid."""
 
 from __future__ import annotations
 
@@ -47,10 +44,6 @@ class Preparation:
         than a crop, padded.
     label, where there is one: (1, H, W, D), 0/1 or class indices, nearest voxel; uint8, or int16
         where there are more than 255 classes, or ignored voxels, which are `IGNORED`.
-
-    Args:
-        task: a `Task`.
-        config: a `DataConfig`; both are kept under these names.
     """
 
     def __init__(self, task: Task, config: DataConfig):
@@ -65,29 +58,19 @@ class Preparation:
             fit = [Resampled(both, config.grid, config.spacing_mm)]
         if config.fit == "crop":
             fit.append(transforms.SpatialPadd(both, crop_size(config), allow_missing_keys=True))
-        self.task, self.config = task, config
-        self._transform = transforms.Compose(
-            [
-                _Read(both, allow_missing_keys=True),
-                _Measured(values, classes),
-                transforms.Orientationd(both, axcodes="RAS", labels=None, allow_missing_keys=True),
-                _Normalised(task, config),
-                *fit,
-                transforms.MapLabelValued(
-                    "label", values, classes, dtype=kind, allow_missing_keys=True
-                ),
-            ]
-        )
+        orient = transforms.Orientationd(both, "RAS", labels=None, allow_missing_keys=True)
+        mapped = transforms.MapLabelValued("label", values, classes, kind, allow_missing_keys=True)
+        steps = [_Read(values, classes), orient, _Normalised(task, config), *fit, mapped]
+        self.task, self.config, self._transform = task, config, transforms.Compose(steps)
 
     def load(self, cases: list[Case], progress: bool = True) -> list[dict[str, Any]]:
         """Read and prepare cases, once; the result is held in memory.
 
         Returns:
-            Per case {"name", "image": MetaTensor (C, H, W, D), "label": tensor (1, H, W, D)}; the
-            image remembers how it came to the grid (see `to_native`), and "label" is missing where
-            the case has none. With a label comes "ml", the volume of each structure in the label's
-            own file, (K,); with crops, "foreground" and "background" are places of the label from
-            which a crop's centre may be drawn.
+            Per case {"name", "image": MetaTensor (C, H, W, D)}; the image remembers how it came to
+            the grid (see `to_native`). Of a labelled case, also "label": tensor (1, H, W, D), and
+            "ml", the volume of each structure in the label's own file, (K,); with crops,
+            "foreground" and "background", places from which a crop's centre may be drawn.
         """
         files = [
             {"name": case.name, "image": case.image} | ({"label": case.label} if case.label else {})
@@ -105,7 +88,7 @@ class Preparation:
         return volumes
 
     def to_native(self, logits: torch.Tensor, image: MetaTensor) -> torch.Tensor:
-        """Bring logits (K, H, W, D) from the model's grid to the grid of the image's file.
+        """Bring logits (K, H, W, D) from the model's grid to (K, H', W', D') of the image's file.
 
         Resampled volumes come back by linear interpolation, of logits and not of a mask, so that
         the threshold is applied once and at the file's resolution. Voxels that were cropped away
@@ -113,9 +96,6 @@ class Preparation:
 
         Args:
             image: the prepared image, as this object's `load` gave it.
-
-        Returns:
-            (K, H', W', D'), along the axes of the file.
         """
         # MONAI's inverse takes entries out of the record, and the image may be wanted again.
         operations = copy.deepcopy(list(image.applied_operations))
@@ -139,7 +119,14 @@ def _centres(label):
 
 
 class _Read(MapTransform):
-    """Paths -> channel-first `MetaTensor`s of files, never as float64, as MONAI's reader does."""
+    """Paths -> channel-first `MetaTensor`s of files, never as float64, as MONAI's reader does.
+
+    Also a label's structures in millilitres, before it comes to a grid that may not show them all.
+    """
+
+    def __init__(self, values, classes):
+        super().__init__("label", allow_missing_keys=True)
+        self.classes = dict(zip(values, classes, strict=True))
 
     def __call__(self, data):
         data = dict(data)
@@ -149,27 +136,13 @@ class _Read(MapTransform):
         image = image[None] if image.ndim == 3 else np.moveaxis(image, 3, 0)
         data["image"] = MetaTensor(torch.from_numpy(image), affine=affine)
         if "label" in data:
-            label = torch.from_numpy(read_label(data["label"])[0][None])
-            data["label"] = MetaTensor(label, affine=affine)
+            label = read_label(data["label"])[0][None]
+            data["label"] = MetaTensor(torch.from_numpy(label), affine=affine)
+            data["ml"] = ml = np.zeros(max(self.classes.values()))
+            for value, voxels in zip(*np.unique(label, return_counts=True), strict=True):
+                if (index := self.classes.get(value.item(), 0)) > 0:
+                    ml[index - 1] += voxels * data["label"].pixdim.prod().item() / 1000
         return data
-
-
-class _Measured(MapTransform):
-    """A label's structures in millilitres, before it comes to a grid that may not show them all."""
-
-    def __init__(self, values, classes):
-        super().__init__("label", allow_missing_keys=True)
-        self.classes = dict(zip(values, classes, strict=True))
-
-    def __call__(self, data):
-        if "label" not in data:
-            return data
-        ml, label = np.zeros(max(self.classes.values())), data["label"]
-        values, counts = np.unique(label.numpy(), return_counts=True)
-        for value, voxels in zip(values.tolist(), counts.tolist(), strict=True):
-            if (index := self.classes.get(value, 0)) > 0:
-                ml[index - 1] += voxels * label.pixdim.prod().item() / 1000
-        return data | {"ml": ml}
 
 
 class _Normalised(MapTransform):
@@ -199,9 +172,8 @@ class _Normalised(MapTransform):
 class Resampled(MapTransform, InvertibleTransform):
     """Resize image and label to a grid, or to voxels of a size.
 
-    MONAI's `Spacingd` gives the same voxels up to rounding of the size, but its way back takes
-    thirteen times as long and 12 bytes a voxel; its `Resized` smooths a CT of 512 x 512 x 400
-    with 7 GB. So a large image is resized in slabs.
+    The way back of MONAI's `Spacingd` takes thirteen times as long and 12 bytes a voxel; its
+    `Resized` smooths a CT of 512 x 512 x 400 with 7 GB. So a large image is resized in slabs.
     """
 
     #: Voxels of a slab; a volume of no more is resized at once.

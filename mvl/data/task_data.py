@@ -7,10 +7,12 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import pandas as pd
+
 from mvl.config import DataConfig
 from mvl.data.checks import CaseRecord, Fault, check_cases, require
 from mvl.data.splits import FOLDS, Split, check_split, make_split, study_cases
-from mvl.data.task_folder import Case, find_task, task_and_cases
+from mvl.data.task_folder import SIDES, Case, find_task, task_and_cases
 from mvl.data.tasks import Task
 from mvl.errors import DataError
 
@@ -48,7 +50,7 @@ def open_task(
     Of a task of which the committed study has a part, that part; see `splits.study_cases`.
 
     Args:
-        seed: the experiment's; the validation fold is seed modulo five.
+        seed: the experiment's.
         root: the folder that holds the task's folder; see `data_root`.
         on_bad_case: "fail", or "skip" to leave faulty cases out.
 
@@ -100,3 +102,27 @@ def files_of(folder: Path, cases: list[Case]) -> str:
     states = [(path.relative_to(folder), os.stat(path)) for path in paths if os.path.exists(path)]
     content = [(str(name), state.st_size, state.st_mtime_ns) for name, state in states]
     return hashlib.sha256(repr(content).encode()).hexdigest()
+
+
+def describe_cases(data: TaskData) -> pd.DataFrame:
+    """Sizes, intensities and volumes of every case of a split, one row per case, sorted by name.
+
+    Columns: case, subject, side, shape (voxels), spacing_mm, mean_intensity (of the nonzero voxels
+    of the first channel) and volume_ml (of all labels together).
+    """
+    rows, sides = [], {case.name: side for side in SIDES for case in data.side(side)}
+    for name, side in sorted(sides.items()):
+        record = data.records[name]
+        voxels = sum(count for value, count in record.label_counts.items() if value > 0)
+        rows.append(
+            {
+                "case": name,
+                "subject": data.cases[name].subject,
+                "side": side,
+                "shape": " x ".join(map(str, record.shape)),
+                "spacing_mm": " x ".join(f"{edge:.3g}" for edge in record.spacing_mm),
+                "mean_intensity": record.mean_intensity,
+                "volume_ml": float(voxels * record.spacing_mm.prod() / 1000),
+            }
+        )
+    return pd.DataFrame(rows)

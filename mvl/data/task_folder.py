@@ -13,18 +13,17 @@ import io
 import os
 import re
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mvl.data.tasks import CONVERTED, TASKS, Task, read_data, read_description, task_of
+from mvl.data.tasks import CONVERTED, TASKS, Task, read_description, read_task
 from mvl.errors import DataError, MvlError
-from mvl.files import REPOSITORY, read_small
+from mvl.files import REPOSITORY, read_json, read_small
 
 #: The repository's folder for downloads and phantoms.
 REPOSITORY_DATA = REPOSITORY / "data"
-
 SIDES = ("train", "validation", "test")
-
 #: A task that can be split has at least this many persons.
 _FEWEST = 6
 
@@ -46,10 +45,7 @@ class Case:
 
 
 def data_root(root: str | Path | None = None) -> Path:
-    """The folder of task folders: `root`, else MVL_DATA_ROOT, else the repository's data/.
-
-    It need not exist.
-    """
+    """The folder of task folders: `root`, else MVL_DATA_ROOT, else the repository's data/."""
     if root is None:
         root = os.environ.get("MVL_DATA_ROOT") or REPOSITORY_DATA
     return Path(os.path.expanduser(root))
@@ -69,10 +65,8 @@ def find_task(name: str, root: str | Path | None = None) -> Path:
         raise DataError(f"cannot look into {folder}: {error}") from error
     ways = ["set MVL_DATA_ROOT to the folder that holds it"]
     if name in TASKS:
-        ways.append(f"run 'mvl data download {name}'")
-        ways.append(
-            f"make a synthetic stand-in with 'mvl data phantom {name} --root {folder.parent}'"
-        )
+        phantom = f"mvl data phantom {name} --root {folder.parent}"
+        ways += [f"run 'mvl data download {name}'", f"make a synthetic stand-in with '{phantom}'"]
     if name in CONVERTED:
         ways.append("make it with 'mvl data convert' (docs/data.md)")
     raise DataError(f"no task {name}: {folder}/dataset.json does not exist; {', or '.join(ways)}")
@@ -84,21 +78,18 @@ def list_cases(folder: str | Path) -> list[Case]:
 
 
 def task_and_cases(folder: str | Path) -> tuple[Task, list[Case]]:
-    """A folder's task and its cases, sorted by name, from one reading of its dataset.json.
+    """A folder's task and its cases, sorted by name; its assumptions are also about the cases.
 
     Subjects come from `subjects.csv` where it exists, else from `Task.subject_of`, else from the
-    folders that images lie in (see `_persons`). The task's assumptions are also about the cases.
-    `mvl.data.checks` sees whether the files exist and are sound.
+    folders that images lie in (see `_persons`). The files themselves are not looked at.
 
     Raises:
         DataError: dataset.json is missing, malformed or empty, or names a path outside the folder
             or one case twice; subjects.csv lacks a case; or the task's split cannot be used.
     """
     folder = Path(folder)
-    description = read_description(folder)
-    task = task_of(folder, description)
-    path = folder / "dataset.json"
-    files, list_of = {}, {}
+    path, description = folder / "dataset.json", read_description(folder)
+    task, files, list_of = read_task(folder, description), {}, {}
     for key, entries in _lists(path, description).items():
         for entry in entries:
             if not isinstance(entry, dict) or "image" not in entry:
@@ -135,37 +126,49 @@ def task_and_cases(folder: str | Path) -> tuple[Task, list[Case]]:
     return task, sorted(cases, key=lambda case: case.name)
 
 
+def description_of(task: Task, cases: Collection[str], test: Collection[str] = ()) -> dict:
+    """A dataset.json of cases in imagesTr and labelsTr, and of test images in imagesTs."""
+    image, label = "./imagesTr/%s.nii.gz", "./labelsTr/%s.nii.gz"
+    return {
+        "tensorImageSize": "4D" if len(task.channels) > 1 else "3D",
+        "modality": dict(enumerate(task.channels)),
+        "labels": {0: "background"} | task.labels,
+        "numTraining": len(cases),
+        "numTest": len(test),
+        "training": [{"image": image % case, "label": label % case} for case in cases],
+        "test": [f"./imagesTs/{case}.nii.gz" for case in test],
+    }
+
+
 def _lists(path, description):
     """dataset.json's lists of labelled cases: training, and validation and test where they are."""
-    if not isinstance(description.get("training"), list):
-        raise DataError(f"{path}: 'training' is missing or not a list of images and labels")
-    lists = {"training": description["training"]}
+    lists = {"training": description.get("training")}
+    if validation := description.get("validation"):
+        lists["validation"] = validation
+    for key, value in lists.items():
+        if not isinstance(value, list):
+            raise DataError(f"{path}: {key!r} must be a list of images and labels")
     for key, value in description.items():
-        entries = value if isinstance(value, list) else []
+        entries = value if key not in lists and isinstance(value, list) else []
         labelled = [e for e in entries if isinstance(e, dict) and "image" in e and e.get("label")]
-        if key == "validation" and value:
-            if not isinstance(value, list):
-                raise DataError(f"{path}: 'validation' is not a list of images and labels")
-            lists["validation"] = value
-        elif key == "test" and labelled:
-            if len(labelled) < len(entries):
-                raise DataError(
-                    f"{path}: {len(labelled)} of {len(entries)} entries of 'test' have a label; "
-                    "name the others' labels, or take these entries out of the list"
-                )
-            lists["test"] = labelled
-        elif labelled and key != "training":
+        if labelled and key != "test":
             raise DataError(
                 f"{path}: {key!r} lists {len(labelled)} labelled cases, but only 'training', "
                 "'validation' and 'test' are read; give the list one of these names"
             )
+        if 0 < len(labelled) < len(entries):
+            raise DataError(
+                f"{path}: {len(labelled)} of {len(entries)} entries of 'test' have a label; name "
+                "the others' labels, or take these entries out of the list"
+            )
+        if labelled:
+            lists["test"] = labelled
     return lists
 
 
 def _names(folder, images):
     """{image: name of its case}: the file's name, or the path where several have that name."""
-    stems = Counter(map(case_name, images))
-    names, image_of = {}, {}
+    stems, image_of = Counter(map(case_name, images)), {}
     for image in images:
         name = case_name(image)
         if stems[name] > 1:
@@ -175,8 +178,7 @@ def _names(folder, images):
                 f"{other} and {image} would both be case {name}; rename one of the files, also in "
                 "dataset.json"
             )
-        names[image] = name
-    return names
+    return {image: name for name, image in image_of.items()}
 
 
 def _persons(folder, names, list_of):
@@ -189,11 +191,8 @@ def _persons(folder, names, list_of):
     """
     persons = {}
     for key in set(list_of.values()):
-        paths = {
-            name: image.relative_to(folder).parts
-            for image, name in names.items()
-            if list_of[image] == key
-        }
+        images = {name: image for image, name in names.items() if list_of[image] == key}
+        paths = {name: image.relative_to(folder).parts for name, image in images.items()}
         common = len(os.path.commonprefix([parts[:-1] for parts in paths.values()]))
         folders = {name: parts[common] for name, parts in paths.items() if len(parts) > common + 1}
         files = {name: case_name(paths[name][-1]) for name in folders}
@@ -214,12 +213,10 @@ def _read_split(path, names):
     """{case: side} from splits.json, empty if the file does not exist."""
     if not path.exists():
         return {}
-    split = read_data(path)
+    split = read_json(path, kind=DataError)
     lists = list(split.values()) if isinstance(split, dict) and set(split) <= set(SIDES) else []
-    if not lists or not all(
-        isinstance(listed, list) and listed and all(isinstance(name, str) for name in listed)
-        for listed in lists
-    ):
+    sound = [isinstance(listed, list) and {*map(type, listed)} == {str} for listed in lists]
+    if not lists or not all(sound):
         raise DataError(
             f'{path}: expected names of cases by side, {{"train": [...], "validation": [...], '
             '"test": [...]}; without "train", the other cases are for training'
@@ -228,10 +225,8 @@ def _read_split(path, names):
     for side, listed in split.items():
         for name in listed:
             if name not in names:
-                raise DataError(
-                    f"{path}: {side!r} names {name!r}, which is not a case of dataset.json, such "
-                    f"as {min(names)}"
-                )
+                fault = f"{side!r} names {name!r}, which is not a case of dataset.json"
+                raise DataError(f"{path}: {fault}, such as {min(names)}")
             if side_of.setdefault(name, side) != side:
                 raise DataError(f"{path}: {name} is in {side_of[name]} and in {side}")
     lacking = [side for side in SIDES if side not in split] or sorted(set(names) - set(side_of))
@@ -250,23 +245,18 @@ def _first(names):
 def _assumed(folder, description, cases, persons):
     """Sentences on what is assumed of the cases: their persons, and their sides."""
     assumed = []
-    if persons:
-        person, count = Counter(persons.values()).most_common(1)[0]
+    for person, count in Counter(persons.values()).most_common(1):
         assumed.append(
             "cases of one folder, or of one BIDS subject, are of one person, such as the "
             f"{count} of {person} (subjects.csv says otherwise)"
         )
-    given = Counter(case.side for case in cases if case.side)
-    if given:
+    if given := Counter(case.side for case in cases if case.side):
         source = "splits.json" if (folder / "splits.json").exists() else "dataset.json"
         named = " and ".join(f"{side} ({n} cases)" for side, n in sorted(given.items()))
-        fixed = f"{named} as {source} has them, with every seed"
-        if "validation" in given:
-            fixed += " and every share of the data"
-        drawn = [side for side in ("test", "validation") if side not in given]
-        if drawn:
-            fixed += f"; {' and '.join(drawn)} drawn from the others"
-        assumed.append(f"split: {fixed}")
+        share = " and every share of the data" if "validation" in given else ""
+        drawn = " and ".join(side for side in ("test", "validation") if side not in given)
+        drawn = drawn and f"; {drawn} drawn from the others"
+        assumed.append(f"split: {named} as {source} has them, with every seed{share}{drawn}")
     if any("fold" in entry for entry in description["training"] if isinstance(entry, dict)):
         assumed.append("the folds in dataset.json are not used (splits.json can name a split)")
     if (folder / "splits_final.json").exists():
@@ -285,8 +275,7 @@ def require_output(path: str | Path, image: str | Path) -> None:
     Raises:
         DataError: `path` is not named as a NIfTI file, is a folder, or is the image itself.
     """
-    path = Path(path)
-    if not path.name.endswith((".nii", ".nii.gz")) or not case_name(path):
+    if not str(path).endswith((".nii", ".nii.gz")) or not case_name(path):
         raise DataError(f"{path} does not end in .nii or .nii.gz, as a segmentation's name must")
     # os.path and not Path, which raises if a folder may not be looked into.
     if os.path.isdir(path):
@@ -308,12 +297,11 @@ def _inside(folder, relative, source):
     except (OSError, RuntimeError) as error:
         raise DataError(f"{source}: {relative!r} cannot be followed: {error}") from error
     if not confined:
-        remedy = "put the file itself there"
+        way = "put the file itself there"
         if "annex/objects" in str(target):
-            remedy = f"run 'git annex get' and 'git annex unlock' on {path}"
-        raise DataError(
-            f"{source}: {relative!r} is a link to {target}, outside the task folder; {remedy}"
-        )
+            way = f"run 'git annex get' and 'git annex unlock' on {path}"
+        fault = f"{relative!r} is a link to {target}, outside the task folder"
+        raise DataError(f"{source}: {fault}; {way}")
     return path
 
 
@@ -335,8 +323,6 @@ def _read_subjects(path, cases):
         if subjects.setdefault(case, subject) != subject:
             raise DataError(f"{path}: case {case} has two subjects, {subjects[case]} and {subject}")
     if missing := sorted(set(cases) - set(subjects)):
-        raise DataError(
-            f"{path} lacks {len(missing)} of {len(cases)} cases ({_first(missing)}); add a row for "
-            "each"
-        )
+        fault = f"lacks {len(missing)} of {len(cases)} cases ({_first(missing)})"
+        raise DataError(f"{path} {fault}; add a row for each")
     return subjects

@@ -1,32 +1,28 @@
 """The ten tasks of the Medical Segmentation Decathlon, the study's other tasks, and user tasks.
 
-Any folder with a `dataset.json` in the decathlon's layout is a task. `read_task` takes channels and
-labels from that file. What it does not say comes from the table here or, for a user's folder, from
+What a folder's `dataset.json` does not say comes from the table here or, for a user's folder, from
 a default that `Task.assumptions` names.
 
 Sources: Antonelli et al., Nature Communications 13, 4128 (2022), and Simpson et al.,
 arXiv:1902.09063, for modalities, channels and labels; Menze et al., IEEE Transactions on Medical
 Imaging 34 (2015), for the brain tumour's regions. Tolerances are those of the challenge's
-evaluation as commonly cited. Spacing and shape are commonly cited medians. Only phantoms use them;
-evaluation takes the spacing from each file. CT windows are this project's choice.
+evaluation, spacing and shape (which only phantoms use) medians, all as commonly cited.
 
-Tolerances and window of `CONVERTED` are this project's choice. OpenKBP's tolerance is about one
-voxel in the plane; observers agree to 1 to 3 mm (Nikolov et al., arXiv:1809.04430). Its window must
-show glands in fat as well as bone: fat lies at 0.1 to 0.2, gland and muscle at 0.3 to 0.4, spongy
-bone at 1. The usual window (-160 to 240 HU) makes the last three one value.
+CT windows, and the tolerances of `CONVERTED`, are this project's choice. OpenKBP's tolerance is
+about one voxel in the plane; observers agree to 1 to 3 mm (Nikolov et al., arXiv:1809.04430). Its
+window must show glands in fat as well as bone, which the usual one (-160 to 240 HU) does not.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from mvl.errors import DataError, MvlError
-from mvl.files import read_json
+from mvl.errors import DataError
+from mvl.files import read_object
 
 
 @dataclass(frozen=True)
@@ -35,9 +31,8 @@ class Task:
 
     #: Folder name, such as "Task04_Hippocampus".
     name: str
-    #: "MRI" or "CT".
+    #: "MRI" or "CT", and names of the image's channels.
     modality: str
-    #: Names of the image's channels.
     channels: tuple[str, ...]
     #: Label value -> name, without background and "ignore".
     labels: dict[int, str]
@@ -68,39 +63,28 @@ class Task:
 
         Leaves out `NO_FACTS` and values at their default, so a new field changes no fingerprint.
         """
-        changed = {}
-        for known in dataclasses.fields(self):
-            value, default = getattr(self, known.name), known.default
-            if known.default_factory is not dataclasses.MISSING:
-                default = known.default_factory()
-            if known.name not in NO_FACTS and value != default:
-                changed[known.name] = value
-        return json.loads(json.dumps(changed))
+        default = asdict(Task("", "", (), {}, 0))
+        facts = {key: v for key, v in asdict(self).items() if v != default[key]}
+        return json.loads(json.dumps({key: facts[key] for key in facts if key not in NO_FACTS}))
 
     @classmethod
     def from_dict(cls, stored: dict) -> Task:
-        """The inverse of `dataclasses.asdict`, from JSON, where tuples are lists and keys texts.
-
-        Raises:
-            DataError: a field is missing or unknown, or the labels do not map numbers to names.
-        """
+        """From `asdict` by way of JSON; a `DataError` if a field is missing, unknown or damaged."""
         try:
             values = {key: tuple(v) if isinstance(v, list) else v for key, v in stored.items()}
             values["labels"] = {int(n): name for n, name in stored["labels"].items()}
-            # Old runs have no regions in their files.
-            regions = stored.get("regions", {}).items()
-            return cls(**values | {"regions": {name: tuple(labels) for name, labels in regions}})
+            regions = stored.get("regions", {})  # which old runs do not have
+            return cls(**values | {"regions": {name: tuple(n) for name, n in regions.items()}})
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                f"a task's description is damaged, or of another version: {error}"
-            ) from error
+            text = "a task's description is damaged, or of another version"
+            raise DataError(f"{text}: {error}") from error
 
     def subject_of(self, case: str) -> str:
         """The subject of a case such as "hippocampus_007", where no `subjects.csv` says it.
 
-        By default the case itself. MSD's Task04 numbers cases 2k-1 and 2k look like the two
-        hippocampi of one person (pairs agree in mean intensity and data type, other neighbours do
-        not), so its subject is (n + 1) // 2: an inference, not documented by MSD.
+        Cases 2k-1 and 2k of MSD's Task04 look like the two hippocampi of one person (pairs agree in
+        mean intensity and data type, other neighbours do not): an inference, which MSD does not
+        document.
         """
         stem, _, number = case.rpartition("_")
         if self.cases_per_subject == 1 or not number.isdecimal():
@@ -108,14 +92,9 @@ class Task:
         return f"{stem}_{(int(number) - 1) // self.cases_per_subject + 1:03d}"
 
 
-#: Fields of `Task` that no number depends on, or not by themselves.
-NO_FACTS = (
-    "name",  # the configuration has it
-    "cases",  # the voxels say which cases exist
-    *("spacing_mm", "shape"),  # only phantoms use them, and their voxels show it
-    "cases_per_subject",  # the subjects show it
-    "assumptions",  # sentences about the other fields, the subjects and the split
-)
+#: Fields of `Task` that no number depends on, or not by themselves: the configuration has the name;
+#: voxels, subjects and the split show the others.
+NO_FACTS = ("name", "cases", "spacing_mm", "shape", "cases_per_subject", "assumptions")
 
 
 def _task(name, modality, channels, labels, tolerance, cases, spacing, shape, window=None, **more):
@@ -183,8 +162,7 @@ _NUMBER = re.compile(r"\s*-?[0-9]{1,9}\s*")
 def folder_name(folder: str | Path) -> str:
     """The name that the user gave to a folder; of a symbolic link its own name, not its target's.
 
-    The folder may be relative, end in a slash, or be ".". Of ".", the shell's `PWD` knows the name
-    (as POSIX's `pwd -L`).
+    Of ".", the shell's `PWD` knows the name (as POSIX's `pwd -L`).
     """
     if Path(folder) == Path():
         shell = os.environ.get("PWD", "")
@@ -195,64 +173,39 @@ def folder_name(folder: str | Path) -> str:
 
 
 def read_description(folder: str | Path) -> dict:
-    """The content of a task folder's dataset.json.
-
-    Raises:
-        DataError: it is missing, unreadable, or not a JSON object.
-    """
+    """A task folder's dataset.json; a `DataError` if it is missing, unreadable or no object."""
     path = Path(folder) / "dataset.json"
     if not path.is_file():
         raise DataError(f"{folder} is not a task folder: it has no dataset.json")
-    description = read_data(path)
-    if not isinstance(description, dict):
-        raise DataError(f"{path}: expected a JSON object")
-    return description
+    return read_object(path, DataError)
 
 
-def read_data(path: Path) -> object:
-    """A data set's JSON file; a `DataError` if it cannot be read."""
-    try:
-        return read_json(path)
-    except MvlError as error:
-        raise DataError(str(error)) from error
-
-
-def read_task(folder: str | Path) -> Task:
-    """The task that a folder's `dataset.json` describes: see `task_of`."""
-    return task_of(folder, read_description(folder))
-
-
-def task_of(folder: str | Path, description: dict) -> Task:
-    """The task that a folder's description (`read_description`) describes.
-
-    Channels, labels, healthy cases and `synthetic` come from the description; a user's folder,
-    which is in no table, may also give `tolerance_mm` and `window_hu`.
+def read_task(folder: str | Path, description: dict | None = None) -> Task:
+    """The task that a folder's `dataset.json` describes, or its content, where that was read.
 
     Raises:
-        DataError: `modality`, `labels` or another value cannot be used.
+        DataError: the file, or `modality`, `labels` or another value in it, cannot be used.
     """
-    path = Path(folder) / "dataset.json"
+    path, description = Path(folder) / "dataset.json", description or read_description(folder)
     _refuse_nnunet(path, description)
     channels = _numbered(path, description, "modality")
     labels, ignore = _meanings(path, _numbered(path, description, "labels"))
     if not channels or not labels:
         raise DataError(f"{path}: 'modality' and 'labels' must each name at least one entry")
     channels = tuple(channels[n] for n in sorted(channels))
-    healthy = description.get("healthy", [])
+    healthy, synthetic = description.get("healthy", []), description.get("synthetic", False)
     if not isinstance(healthy, list) or not all(isinstance(name, str) for name in healthy):
         raise DataError(f"{path}: 'healthy' must be a list of names of cases, as [\"case_003\"]")
-    synthetic = description.get("synthetic", False)
     if not isinstance(synthetic, bool):
         raise DataError(f"{path}: 'synthetic' must be true or false")
-
     name = folder_name(folder)
     task = (TASKS | CONVERTED).get(name) or _users_task(path, name, channels, description)
     assumptions, regions = [*task.assumptions], task.regions
     if ignore is not None:
         assumptions.append(f"label {ignore} is called ignore: its voxels count nowhere")
     if regions and _plain(labels) != _plain(task.labels):
-        regions = {}
         assumptions.append("no regions but the labels, which are not MSD's")
+        regions = {}
     return replace(
         task,
         channels=channels,
@@ -296,42 +249,43 @@ def is_ct(channel: str) -> bool:
     return bool(re.search(r"(?<![A-Z])(CB)?CTA?(?![A-Z])|COMPUT\w+ TOMOGRAPHY", channel.upper()))
 
 
-def _plain(labels):
-    """Labels whose names can be compared: MSD itself spells tumour in two ways."""
-    return {number: re.sub("tumou?r", "tumour", name.lower()) for number, name in labels.items()}
-
-
 def _is_finite(value):
     """Whether a value is a number; Python's JSON also reads NaN, Infinity and endless integers."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
+def _key(name):
+    """A name's letters and digits alone."""
+    return re.sub(r"[\W_]+", "", name).casefold()
+
+
+def _plain(labels):
+    """Labels whose names can be compared: MSD itself spells tumour in two ways."""
+    return {number: re.sub("tumou?r", "tumour", name.lower()) for number, name in labels.items()}
+
+
 def _refuse_nnunet(path, description):
     """Name the format where a description is nnU-Net v2's, whose labels are {name: value}."""
     labels = description.get("labels")
+    named = labels.items() if isinstance(labels, dict) else ()
     turned = {
         name: value
-        for name, value in (labels.items() if isinstance(labels, dict) else ())
+        for name, value in named
         if isinstance(value, int | list) and not _NUMBER.fullmatch(name)
     }
     if not turned and ("modality" in description or "channel_names" not in description):
         return
-    names = {str(value): name for name, value in turned.items()} or labels
-    way = (
-        f"write 'labels' as {json.dumps(names, ensure_ascii=False)}, name the channels under "
-        "'modality', and list images and labels under 'training'"
-    )
-    if regions := [name for name, value in turned.items() if isinstance(value, list)]:
-        way = f"{regions[0]!r} is a region, which is not supported; give each value one name"
+    names = json.dumps({str(v): name for name, v in turned.items()} or labels, ensure_ascii=False)
+    way = f"write 'labels' as {names}, name the channels under 'modality', and list images and "
+    way += "labels under 'training'"
+    for name, value in turned.items():
+        if isinstance(value, list):
+            way = f"{name!r} is a region, which is not supported; give each value one name"
     raise DataError(f"{path} is written as nnU-Net v2 does, not as the decathlon does: {way}")
 
 
 def _meanings(path, names):
-    """({label value: name} without background and ignore, the value of ignore or None).
-
-    Raises:
-        DataError: a name that occurs twice, or whose meaning is not clear or not supported.
-    """
+    """({label value: name} without background and ignore, the value of ignore or None)."""
     value_of, labels, ignore = {}, {}, None
     has_zero = 0 in names and _key(names[0]) not in _BACKGROUND
     for value, name in sorted(names.items()):
@@ -368,11 +322,6 @@ def _meanings(path, names):
         elif value:
             labels[value] = name
     return labels, ignore
-
-
-def _key(name):
-    """A name's letters and digits alone."""
-    return re.sub(r"[\W_]+", "", name).casefold()
 
 
 def _numbered(path, description, key):

@@ -61,7 +61,6 @@ def run(
         only: the number, such as "03", or the name of the one notebook to run.
         start: the number or name of the notebook to begin with.
         force: run notebooks that are unchanged, too.
-        root: the repository.
 
     Returns:
         {name of a chosen notebook: `Outcome`}, in order.
@@ -75,8 +74,7 @@ def run(
     # The code is hashed before the first kernel imports the package: code that is changed
     # meanwhile makes the later notebooks run again.
     jobs = [Job(path, parameters, root) for path in _chosen(root, only, start)]
-    outcomes = {job.name: Outcome() for job in jobs}
-    failure = None
+    outcomes, failure = {job.name: Outcome() for job in jobs}, None
     with locked(root / "results" / profile, f"running profile {profile}"):
         for job in jobs:
             outcome = outcomes[job.name]
@@ -99,12 +97,9 @@ def run(
 
 
 def outdated(profile: dict, root: Path = REPOSITORY) -> dict[str, str]:
-    """Why executed copies of notebooks are not what a run would make now: {notebook: reason}.
-
-    `profile` has the parameters of `load_profile`. A copy that is of now is not among them.
-    """
+    """{notebook: why its executed copy is not what a run would make now}; `load_profile`'s."""
     reasons = {}
-    for path in sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb")):
+    for path in _notebooks(root):
         try:
             if not Job(path, profile, root).is_done():
                 reason = "was run before the code, the profile, the reference or the data changed"
@@ -114,18 +109,19 @@ def outdated(profile: dict, root: Path = REPOSITORY) -> dict[str, str]:
     return reasons
 
 
+def _notebooks(root):
+    return sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+
+
 def _chosen(root, only, start):
     """Paths of the notebooks to run, in order."""
     if only and start:
         raise ConfigError("give one notebook or the first one of several, not both")
-    paths = sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    paths, name = _notebooks(root), only or start
     if not paths:
         raise RunError(f"{root / 'notebooks'} holds no notebook such as 00_start_here.ipynb")
-    name = only or start
-    if not name:
-        return paths
     for index, path in enumerate(paths):
-        if name in (path.name, path.stem, path.stem[:2]):
+        if not name or name in (path.name, path.stem, path.stem[:2]):
             return [path] if only else paths[index:]
     raise ConfigError(f"no notebook {name!r}; there are: {', '.join(path.stem for path in paths)}")
 

@@ -3,11 +3,10 @@
 import gzip
 import json
 import os
+import re
 import shutil
 import struct
 import sys
-import time
-import tracemalloc
 from collections import Counter
 
 import nibabel
@@ -15,15 +14,15 @@ import numpy as np
 import pytest
 
 from mvl.data.checks import check_cases, require, unlisted
-from mvl.data.describe import describe_cases
-from mvl.data.task_data import open_task
+from mvl.data.task_data import describe_cases, open_task
 from mvl.data.task_folder import list_cases, task_and_cases
 from mvl.errors import DataError
 from mvl.experiment import run
 
 AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])
 SHAPE = (6, 7, 8)
-NAMES, KINDS = ("a", "b", "c"), ("image", "label")
+NAMES = ("a", "b", "c")
+LABELS = {"0": "background", "1": "anterior", "2": "posterior"}
 
 
 def save(path, array, affine=AFFINE):
@@ -53,7 +52,7 @@ def describe(folder, *channels, **entries):
     """Write dataset.json: an MRI, unless other channels are named; entries change it further."""
     description = {
         "modality": dict(enumerate(channels or ["MRI"])),
-        "labels": {"0": "background", "1": "anterior", "2": "posterior"},
+        "labels": LABELS,
         "training": [
             {"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in NAMES
         ],
@@ -104,8 +103,7 @@ def second_version(path, change):
 def huge_voxels(header):
     """Voxels of 1e200 mm, whose volume no number holds."""
     header["sform_code"] = 1
-    for axis, row in zip((0, 1, 2), ("srow_x", "srow_y", "srow_z"), strict=True):
-        header[row] = 1e200 * np.eye(4)[axis]
+    header["srow_x"], header["srow_y"], header["srow_z"] = 1e200 * np.eye(4)[:3]
 
 
 def put(value, kind=None):
@@ -160,11 +158,7 @@ def rot(path):
 
 
 def replace_by(make):
-    def spoil(path):
-        path.unlink()
-        make(path)
-
-    return spoil
+    return lambda path: (path.unlink(), make(path))
 
 
 def image(spoil, *arguments):
@@ -177,10 +171,6 @@ def label(spoil, *arguments):
 
 def from_a(folder):
     image_of(folder).write_bytes(image_of(folder, "a").read_bytes())
-
-
-def from_a_in_other_clothes(folder):
-    save(image_of(folder), nibabel.load(image_of(folder, "a")).get_fdata(), np.eye(4))
 
 
 #: name -> (what is done to case b, what the fault says); tests/reliability runs them, too.
@@ -240,7 +230,9 @@ FAULTS = {
     "voxels beyond any number": (image(second_version, huge_voxels), "not invertible"),
     "bomb": (image(bomb), "as a decompression bomb does"),
     "duplicate": (from_a, "the same voxels as a's"),
-    "duplicate in other clothes": (from_a_in_other_clothes, "the same voxels as a's"),
+    "duplicate in other clothes": (
+        lambda f: save(image_of(f), nibabel.load(image_of(f, "a")).get_fdata(), np.eye(4)),
+        "the same voxels as a's"),
     "blank image": (image(edit, np.zeros_like), "image: 0 in all voxels"),
     "constant image": (image(edit, lambda a: np.full_like(a, 7)), "image: 7 in all voxels"),
     "a voxel of 1e9": (image(edit, put(1e9)), "image: a voxel of 1e+09, while"),
@@ -271,19 +263,13 @@ def test_a_sound_task_has_no_fault_and_a_record_of_each_case(folder):
 def test_each_fault_is_reported_with_its_case(folder, name):
     spoil, text = FAULTS[name]
     spoil(folder)
-    tracemalloc.start()
-    start = time.monotonic()
     result = check(folder)
-    seconds, (_, peak) = time.monotonic() - start, tracemalloc.get_traced_memory()
-    tracemalloc.stop()
     assert {fault.case for fault in result.faults} == {"b"}
     assert any(text in fault.fault for fault in result.faults), result.table()
     assert all(fault.remedy for fault in result.faults)
-    assert seconds < 5 and peak < 64 << 20
     cases = list_cases(folder)
-    with pytest.raises(DataError, match="of 3 cases") as caught:
+    with pytest.raises(DataError, match=f"(?s)of 3 cases.*{re.escape(text)}"):
         require(cases, result)
-    assert text in str(caught.value)
     assert [case.name for case in require(cases, result, "skip")] == ["a", "c"]
 
 
@@ -295,11 +281,10 @@ def test_all_faults_are_found_in_one_pass(folder):
     edit(label_of(folder, "c"), lambda a: np.zeros_like(a)[:-1])
     result = check(folder)
     assert [fault.case for fault in result.faults] == ["a", "a", "b", "b", "c", "c"]
-    with pytest.raises(DataError, match="6 faults in 3 of 3 cases") as caught:
-        require(list_cases(folder), result, "fail")
-    assert len(str(caught.value).splitlines()) == 2 + 6
-    with pytest.raises(DataError, match="no case is left"):
-        require(list_cases(folder), result, "skip")
+    for on_bad_case, text in (("fail", "6 faults in 3 of 3 cases"), ("skip", "no case is left")):
+        with pytest.raises(DataError, match=text) as caught:
+            require(list_cases(folder), result, on_bad_case)
+        assert len(str(caught.value).splitlines()) == 2 + 6
 
 
 @pytest.mark.parametrize(
@@ -323,45 +308,28 @@ def test_the_voxel_hash_is_of_content_and_place_alone(folder, change, same):
     assert after["a"].voxel_hash == before["a"].voxel_hash
 
 
-def two_channels(folder, change):
-    """A task of T1 and T2, with the two channels of b passed through `change`."""
-    describe(folder, "T1", "T2")
-    for name in NAMES:
-        edit(image_of(folder, name), lambda a: np.stack([a, 300 - a], -1))
-    edit(image_of(folder), change)
-
-
-def blank_t2(array):
-    array[..., 1] = 0
-    return array
-
-
-def burnt_t1(array):
-    array[0, 0, 0, 0] = 1e9
-    return array
-
-
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (blank_t2, "0 in all voxels in channel 1 (T2)"),
-        (burnt_t1, "a voxel of 1e+09 in channel 0 (T1), while 98 % lie from"),
+        (lambda a: a * [1, 0], "0 in all voxels in channel 1 (T2)"),
+        (lambda a: a + 1e9 * (a == a[0, 0, 0, 0]), "a voxel of 1e+09 in channel 0 (T1), while 98"),
         (lambda a: a[..., 0], "1 channels, the task has 2"),
     ],
 )
 def test_a_faulty_channel_is_named(folder, change, text):
-    two_channels(folder, change)
+    describe(folder, "T1", "T2")
+    for name in NAMES:
+        edit(image_of(folder, name), lambda a: np.stack([a, 300 - a], -1))
+    edit(image_of(folder), change)
     ((case, fault),) = faults_of(folder)
     assert case == "b" and text in fault
 
 
-@pytest.mark.parametrize("metal", [3095, 30_000])
-def test_metal_in_a_ct_is_no_fault_and_what_no_ct_reaches_is(folder, metal):
+def test_metal_in_a_ct_is_no_fault_and_what_no_ct_reaches_is(folder):
     describe(folder, "CT", window_hu=[-100, 300])
-    edit(image_of(folder), put(metal))
-    assert check(folder).faults == []
-    edit(image_of(folder), put(1e9))
-    assert check(folder).bad_cases == ["b"]
+    for value, bad in ((3095, []), (30_000, []), (1e9, ["b"])):
+        edit(image_of(folder), put(value))
+        assert check(folder).bad_cases == bad
 
 
 @pytest.mark.parametrize(
@@ -386,7 +354,6 @@ def test_skewed_sparse_and_coarse_images_are_no_fault(folder, draw):
 
 
 def test_one_image_labelled_twice_is_no_fault_once_both_have_one_subject(folder):
-    """The remedy, followed: nothing is taken out."""
     from_a(folder)
     (fault,) = check(folder).faults
     assert "subjects.csv" in fault.remedy
@@ -395,7 +362,6 @@ def test_one_image_labelled_twice_is_no_fault_once_both_have_one_subject(folder)
 
 
 def test_an_unlabelled_image_may_be_listed_as_a_test_image(folder):
-    """The remedy, followed."""
     entries = json.loads((folder / "dataset.json").read_text())["training"]
     del entries[1]["label"]
     describe(folder, training=entries)
@@ -415,14 +381,13 @@ def test_images_that_nothing_names_are_told(folder):
 
 
 def test_a_label_that_no_case_has_is_the_tasks_fault(folder):
-    labels = {"0": "background", "1": "anterior", "2": "posterior"}
-    describe(folder, labels=labels | {"7": "never"})
+    describe(folder, labels=LABELS | {"7": "never"})
     assert faults_of(folder) == [("dataset.json", "label 7 (never): in none of 3 cases")]
     result, cases = check(folder), list_cases(folder)
     for on_bad_case in ("fail", "skip"):  # no case is at fault
         with pytest.raises(DataError, match="label 7"):
             require(cases, result, on_bad_case)
-    describe(folder, labels=labels)  # the remedy
+    describe(folder)  # the remedy
     assert require(cases, check(folder)) == cases
 
 
@@ -450,8 +415,7 @@ def test_an_empty_label_may_be_declared(folder):
 
 
 def test_ignored_voxels_are_no_structure_and_no_fault(folder):
-    names = {"0": "background", "1": "anterior", "2": "posterior", "255": "ignore"}
-    describe(folder, labels=names)
+    describe(folder, labels=LABELS | {"255": "ignore"})
     edit(label_of(folder), put(255))
     assert check(folder).faults == []
     edit(label_of(folder), lambda array: np.where(array == 255, array, 0).astype(np.uint8))
@@ -486,8 +450,7 @@ def test_each_file_is_opened_once_to_check_it_and_once_to_use_it(phantom, tmp_pa
     config = tiny(training={"epochs": 1, "warmup_epochs": 0})
     opened.clear()
     data = open_task(config.data, 0, root, progress=False)
-    seen = {kind: [opened[str(getattr(c, kind))] for c in data.cases.values()] for kind in KINDS}
-    assert set(seen["image"]) == set(seen["label"]) == {1}
+    assert {opened[str(path)] for c in data.cases.values() for path in (c.image, c.label)} == {1}
     run.test(run.fit(config, data, tmp_path / "runs", show=False), data, show=False)
     describe_cases(data)
     watching = False

@@ -135,10 +135,7 @@ def test_chaos_keeps_voxels_and_places(chaos, tmp_path):
 
 
 def broken(name, text):
-    def damage(clone):
-        (clone / "provided-data/train-pats/pt_7" / name).write_text(text)
-
-    return damage
+    return lambda clone: (clone / "provided-data/train-pats/pt_7" / name).write_text(text)
 
 
 def second(image=ZEROS, label=ZEROS, apart=0):

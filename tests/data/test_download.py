@@ -25,17 +25,16 @@ VOXELS = bytes(range(256)) * 12_000
 
 
 def archive(*members):
-    """A tar of (name, content) pairs; content may be a ready `TarInfo` in place of bytes."""
+    """A tar of (name, content) pairs; content may be a link, (its kind, its target), or bytes."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for name, content in members:
-            if isinstance(content, tarfile.TarInfo):
-                content.name = name
-                tar.addfile(content)
-            else:
-                info = tarfile.TarInfo(name)
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
+            info = tarfile.TarInfo(name)
+            if isinstance(content, tuple):
+                info.type, info.linkname = content
+                content = b""
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
     return buffer.getvalue()
 
 
@@ -148,20 +147,14 @@ def test_what_has_a_wrong_md5_is_deleted(server, tmp_path):
     assert names_in(tmp_path) == WHOLE
 
 
-def link(kind, target):
-    info = tarfile.TarInfo()
-    info.type, info.linkname = kind, target
-    return info
-
-
 EVIL = {
     "parent": (f"{TASK}/../../evil", b"evil"),
     "outside": ("../evil", b"evil"),
-    "symbolic link": (f"{TASK}/evil", link(tarfile.SYMTYPE, "/etc/passwd")),
-    "link to a parent": (f"{TASK}/evil", link(tarfile.SYMTYPE, "../../evil")),
-    "hard link": (f"{TASK}/evil", link(tarfile.LNKTYPE, "../evil")),
-    "pipe": (f"{TASK}/evil", link(tarfile.FIFOTYPE, "")),
-    "device": (f"{TASK}/evil", link(tarfile.CHRTYPE, "")),
+    "symbolic link": (f"{TASK}/evil", (tarfile.SYMTYPE, "/etc/passwd")),
+    "link to a parent": (f"{TASK}/evil", (tarfile.SYMTYPE, "../../evil")),
+    "hard link": (f"{TASK}/evil", (tarfile.LNKTYPE, "../evil")),
+    "pipe": (f"{TASK}/evil", (tarfile.FIFOTYPE, "")),
+    "device": (f"{TASK}/evil", (tarfile.CHRTYPE, "")),
 }
 
 
@@ -180,21 +173,6 @@ def test_a_member_beside_the_task_goes_nowhere(server, tmp_path):
     server.body = archive((f"{TASK}/dataset.json", DESCRIPTION), *more)
     fetch(tmp_path / "root")
     assert names_in(tmp_path) == [f"root/{TASK}/dataset.json"]
-
-
-@pytest.mark.parametrize(
-    ("body", "reason"),
-    [
-        (archive((f"{TASK}/imagesTr/x.nii.gz", VOXELS)), f"no {TASK}/dataset.json"),
-        (b"<html>log in first</html>", "cannot be unpacked"),
-        (GOOD[:1_000_000], "cannot be unpacked"),
-    ],
-)
-def test_an_archive_that_is_damaged_is_refused(server, tmp_path, body, reason):
-    server.body = body
-    with pytest.raises(DataError, match=reason):
-        fetch(tmp_path)
-    assert not (tmp_path / TASK).exists()
 
 
 @pytest.mark.parametrize(

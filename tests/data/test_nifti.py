@@ -2,7 +2,6 @@
 
 import gzip
 import itertools
-import os
 import tracemalloc
 from dataclasses import replace
 
@@ -60,8 +59,7 @@ def pixdim(*edges, qfac=1):
     return [qfac, *edges, 0, 0, 0, 0]
 
 
-MICROMETRES = np.diag([1000, 1000, 1000, 1]) @ AFFINE
-METRES = np.diag([0.001, 0.001, 0.001, 1]) @ AFFINE
+MICROMETRES, METRES = (np.diag([unit, unit, unit, 1]) @ AFFINE for unit in (1000, 0.001))
 #: 150 degrees about x: a quaternion with b = 0.966, as many digits as a text file has.
 TURN = AFFINE.copy()
 TURN[:3, :3] = nibabel.quaternions.quat2mat([0, 0.8, 0.6, 0]) @ AFFINE[:3, :3]
@@ -81,12 +79,9 @@ ACCEPTED = {
     "moved, equal codes": {"sform": moved(), "codes": (1, 1)},
     "qfac of 0": {"codes": (0, 1), "pixdim": pixdim(0.5, 0.8, 2, qfac=0)},
     "quaternion a rounding above 1": {
-        "qform": TURN, "codes": (0, 1), "quatern_b": 0.8001, "quatern_c": 0.6001,
-    },
+        "qform": TURN, "codes": (0, 1), "quatern_b": 0.8001, "quatern_c": 0.6001},
     "pixdim of two digits": {"codes": (1, 0), "pixdim": pixdim(0.502, 0.8, 2)},
-    "oblique, rounded to three digits": {
-        "sform": np.round(TURN, 3), "codes": (1, 0),
-    },
+    "oblique, rounded to three digits": {"sform": np.round(TURN, 3), "codes": (1, 0)},
     "version 2": {"image": nibabel.Nifti2Image},
     "in a template's space": {"codes": (0, 4)},
 }  # fmt: skip
@@ -108,15 +103,11 @@ def nibabel_place(path):
     return volume.affine, volume.shape[:3]
 
 
-class Bright(torch.nn.Module):
-    """Calls foreground what is brighter than halfway between darkest and brightest."""
-
-    def __init__(self):
-        super().__init__()
-        self.nothing = torch.nn.Parameter(torch.zeros(1))
+class Bright(torch.nn.Linear):
+    """Foreground is what is brighter than halfway from dark to bright; it has some parameter."""
 
     def forward(self, volume):
-        return volume - (volume.amin() + volume.amax()) / 2 + self.nothing
+        return volume - (volume.amin() + volume.amax()) / 2
 
 
 #: What one of the readers does not read at all.
@@ -140,8 +131,8 @@ def faults_of(image, label):
     return check_cases(task, [Case("i", "i", image, label)], progress=False).faults
 
 
-def predicted(image, path):
-    predict_file(image, path, Predictor(Bright(), PREPARATION))
+def predicted(image, path, preparation=PREPARATION):
+    predict_file(image, path, Predictor(Bright(1, 1), preparation))
     return path
 
 
@@ -165,7 +156,7 @@ def test_what_is_read_lies_and_measures_right(tmp_path, name):
 
     # The bright slab lies three voxels of 0.5 mm from the labelled one.
     case = Case("a", "a", image, label)
-    row = evaluate(Predictor(Bright(), PREPARATION), [case], show=False).iloc[0]
+    row = evaluate(Predictor(Bright(1, 1), PREPARATION), [case], show=False).iloc[0]
     assert row["hd95_mm"] == pytest.approx(1.5, rel=1e-3)
 
 
@@ -194,10 +185,9 @@ def test_a_vector_volume_of_itk_is_read_and_segmented(tmp_path):
     SimpleITK.WriteImage(image, str(path))
     assert nibabel.load(path).shape == (4, 5, 6, 1, 2)
     np.testing.assert_array_equal(read_volume(path)[0], array.transpose(2, 1, 0, 3))
-    task = Task("Two", "MRI", ("T1", "T2"), {1: "a"}, tolerance_mm=1.0)
+    task = replace(TASK, channels=("T1", "T2"))
     preparation = Preparation(task, DataConfig(grid=(8, 8, 8), channels="first"))
-    written = tmp_path / "out.nii.gz"
-    predict_file(path, written, Predictor(Bright(), preparation))
+    written = predicted(path, tmp_path / "out.nii.gz", preparation)
     assert np.allclose(itk_place(written)[0], itk_place(path)[0])
     assert itk_place(written)[1] == (4, 5, 6)
 
@@ -213,39 +203,33 @@ SHEARED = AFFINE.copy()
 SHEARED[1, 2] = 2 * np.tan(np.deg2rad(20))
 
 
-def by(change):
-    """The remedy that changes nibabel's volume in place."""
-
-    def remedy(path):
-        volume = nibabel.load(path)
-        change(volume)
-        return volume
-
-    return remedy
+def to_right_angles(volume):
+    return resample_to_output(volume, EDGES)
 
 
-def to_right_angles(path):
-    return resample_to_output(nibabel.load(path), EDGES)
+def positive(volume):  # nibabel takes the absolute values itself
+    return nibabel.Nifti1Image(np.asarray(volume.dataobj), volume.affine)
 
 
-def scaled_to_pixdim(volume):
+def scale_sform(volume):
     edges = volume.header["pixdim"][1:4] / np.linalg.norm(volume.affine[:3, :3], axis=0)
     volume.set_sform(volume.affine @ np.diag([*edges, 1]), 1)
 
 
-orient = by(lambda volume: volume.set_sform(AFFINE, 1))
-take_sform = by(lambda volume: volume.set_qform(volume.get_sform(), 1))
-take_qform = by(lambda volume: volume.set_sform(volume.get_qform(), 1))
-scale_sform = by(scaled_to_pixdim)
-metres, millimetres, micrometres = (
-    by(lambda volume, code=code: volume.header.__setitem__("xyzt_units", code))
-    for code in (1, 2, 3)
-)
+def in_unit(code):
+    return lambda volume: volume.header.__setitem__("xyzt_units", code)
 
 
-def positive(path):
-    volume = nibabel.load(path)  # which takes the absolute values itself
-    return nibabel.Nifti1Image(np.asarray(volume.dataobj), volume.affine)
+def orient(volume):
+    volume.set_sform(AFFINE, 1)
+
+
+def take_sform(volume):
+    volume.set_qform(volume.get_sform(), 1)
+
+
+def take_qform(volume):
+    volume.set_sform(volume.get_qform(), 1)
 
 
 #: name -> (how the file is made, a telling word, [(remedy, edges by it in mm)])
@@ -271,12 +255,12 @@ REFUSED = {
     "a quaternion of norm 1.1": ({"codes": (0, 1), "quatern_b": 1.1}, "not a rotation", []),
     "qfac of 0.5": (
         {"codes": (0, 1), "pixdim": pixdim(0.5, 0.8, 2, qfac=0.5)}, "not a rotation", []),
-    "a unit that is none": ({"unit": 5}, "unit of length (code 5)", [(millimetres, EDGES)]),
+    "a unit that is none": ({"unit": 5}, "unit of length (code 5)", [(in_unit(2), EDGES)]),
     "micrometres without a unit": (
         {"sform": MICROMETRES, "qform": MICROMETRES, "unit": 0}, "500 x 800 x 2000 mm",
-        [(micrometres, EDGES)]),
+        [(in_unit(3), EDGES)]),
     "metres called millimetres": (
-        {"sform": METRES, "qform": METRES}, "0.0005 x 0.0008 x 0.002 mm", [(metres, EDGES)]),
+        {"sform": METRES, "qform": METRES}, "0.0005 x 0.0008 x 0.002 mm", [(in_unit(1), EDGES)]),
     "an edge below 0": (
         {"codes": (1, 0), "pixdim": pixdim(0.5, -0.8, 2)}, "spacing", [(positive, EDGES)]),
     "NaN in the sform": ({"srow_x": [np.nan, 0, 0, 0]}, "not invertible", []),
@@ -296,8 +280,8 @@ def test_what_is_uncertain_is_refused_and_its_remedy_holds(tmp_path, name):
     assert word in str(caught.value) and path.name in str(caught.value)
     assert not (tmp_path / "out.nii.gz").exists()
     for remedy, edges in remedies:
-        mended = tmp_path / "mended.nii.gz"
-        nibabel.save(remedy(path), mended)
+        mended, volume = tmp_path / "mended.nii.gz", nibabel.load(path)
+        nibabel.save(remedy(volume) or volume, mended)  # most change it in place
         header = read_header(mended)
         assert header.spacing == pytest.approx(edges, rel=1e-4)
         if remedy is to_right_angles:  # of image and label alike
@@ -316,18 +300,15 @@ OTHER = {"sform": moved(), "codes": (2, 1)}
 PAIRS = {
     "the label drawn on the scan, by the qform alone": (OTHER, {"codes": (0, 1)}, None),
     "the label saved by nibabel, which takes the sform": (
-        OTHER, {"sform": moved(), "codes": (2, 0)}, None,
-    ),
+        OTHER, {"sform": moved(), "codes": (2, 0)}, None),
     "the label saved by ITK, which takes the qform for both": (OTHER, {}, None),
     "the header copied": (OTHER, OTHER, None),
     "the image moved back, the label not": ({}, OTHER, None),
     "rounding": ({}, {"sform": moved(x=1e-3), "qform": moved(x=1e-3)}, None),
     "the same sform, other scans": (
-        OTHER, {"sform": moved(), "qform": moved(x=9), "codes": (2, 1)}, "9 mm apart",
-    ),
+        OTHER, {"sform": moved(), "qform": moved(x=9), "codes": (2, 1)}, "9 mm apart"),
     "the same scan, other registrations": (
-        OTHER, {"sform": moved(x=55), "codes": (2, 1)}, "15 mm apart",
-    ),
+        OTHER, {"sform": moved(x=55), "codes": (2, 1)}, "15 mm apart"),
     "one voxel": ({}, {"sform": moved(x=0.5), "qform": moved(x=0.5)}, "0.5 mm apart"),
     "elsewhere": (OTHER, {"codes": (0, 1), "qform": moved(x=10)}, "10 mm apart"),
     "mirrored": ({}, {"sform": turned(-1, 1, 1), "qform": turned(-1, 1, 1)}, "23 mm apart"),
@@ -355,13 +336,13 @@ def test_a_pair_corresponds_where_its_places_do(tmp_path, name):
 # --- bytes ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("after", [b"", bytes(512), b"garbage" * 9999, b"\0", b"\x1f"])
-def test_bytes_behind_the_gzip_stream_are_left(tmp_path, after):
-    path = save(tmp_path / "x.nii.gz", slab(9))
-    path.write_bytes(path.read_bytes() + after)
-    itk = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
-    np.testing.assert_array_equal(itk.T, slab(9))
-    np.testing.assert_array_equal(read_label(path)[0], slab(9))
+def test_bytes_behind_the_gzip_stream_are_left(tmp_path):
+    for after in (b"", bytes(512), b"garbage" * 9999, b"\0", b"\x1f"):
+        path = save(tmp_path / "x.nii.gz", slab(9))
+        path.write_bytes(path.read_bytes() + after)
+        itk = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
+        np.testing.assert_array_equal(itk.T, slab(9))
+        np.testing.assert_array_equal(read_label(path)[0], slab(9))
 
 
 def test_members_and_blocks_of_a_gzip_file_are_one_stream(tmp_path):
@@ -397,20 +378,6 @@ def test_a_pointer_says_how_to_get_the_file(tmp_path, content, remedy):
     for reader in (read_header, read_volume):
         with pytest.raises(DataError, match=remedy):
             reader(path)
-
-
-def test_a_missing_a_forbidden_file_and_a_folder_are_told_apart(tmp_path, monkeypatch):
-    with pytest.raises(DataError, match="not a regular file"):
-        read_header(tmp_path)
-    with pytest.raises(DataError, match="missing"):
-        read_header(tmp_path / "x.nii")
-
-    def refuse(path, *_):  # to root, no file mode does
-        raise PermissionError(13, "Permission denied", path)
-
-    monkeypatch.setattr(os, "stat", refuse)
-    with pytest.raises(DataError, match="unreadable .Permission denied"):
-        read_volume(tmp_path / "x.nii")
 
 
 # --- voxels --------------------------------------------------------------------------------
@@ -456,9 +423,8 @@ def test_intensities_that_float32_does_not_tell_apart_are_refused(tmp_path, arra
     ],
 )
 def test_rounding_that_tells_all_apart_is_no_fault(tmp_path, array):
-    np.testing.assert_array_equal(
-        read_volume(save(tmp_path / "x.nii", array))[0], array.astype(np.float32)
-    )
+    voxels, _ = read_volume(save(tmp_path / "x.nii", array))
+    np.testing.assert_array_equal(voxels, array.astype(np.float32))
 
 
 @pytest.mark.parametrize("slope", [0, np.nan])
@@ -492,8 +458,7 @@ def test_volumes_agree_with_nibabel(tmp_path, suffix, dtype):
     assert voxels.dtype == np.float32
     np.testing.assert_array_equal(voxels, expected.get_fdata(dtype=np.float32))
     np.testing.assert_array_equal(header.affine, expected.affine)
-    edges = nibabel.affines.voxel_sizes(expected.affine).tolist()
-    assert header.spacing == pytest.approx(edges)
+    assert header.spacing == pytest.approx(nibabel.affines.voxel_sizes(expected.affine).tolist())
 
 
 def test_scaling_extensions_and_version_2_are_read_as_nibabel_reads_them(tmp_path):
@@ -501,11 +466,10 @@ def test_scaling_extensions_and_version_2_are_read_as_nibabel_reads_them(tmp_pat
     volume = nibabel.Nifti2Image(array, AFFINE)
     volume.header.set_slope_inter(2.5, -1024)
     volume.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", b"hello"))
-    nibabel.save(volume, tmp_path / "x.nii.gz")
-    expected = nibabel.load(tmp_path / "x.nii.gz").get_fdata()
-    np.testing.assert_allclose(
-        read_volume(tmp_path / "x.nii.gz")[0], expected[..., 0], rtol=1e-6
-    )  # the fourth axis, of one voxel, is left out
+    path = tmp_path / "x.nii.gz"
+    nibabel.save(volume, path)
+    expected = nibabel.load(path).get_fdata()[..., 0]  # the fourth axis, of one voxel, is left out
+    np.testing.assert_allclose(read_volume(path)[0], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("lowest", "dtype"), [(0, np.uint8), (-1, np.int16)])
@@ -521,9 +485,7 @@ def test_float_labels_of_whole_numbers_become_small_integers(tmp_path, lowest, d
 def test_no_reader_holds_two_copies_of_a_float64_volume(tmp_path, reader):
     array = np.zeros((160, 160, 120))
     array[20:30] = 3
-    path = tmp_path / "double.nii.gz"
-    nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), path)
-    assert nibabel.load(path).get_data_dtype() == np.float64
+    path = save(tmp_path / "double.nii.gz", array)
     tracemalloc.start()
     reader(path)
     _, peak = tracemalloc.get_traced_memory()

@@ -45,14 +45,10 @@ def test_data_that_is_there_is_used_in_place(tmp_path, phantom):
         tmp_path / "root",
         f"{TASK} of the Medical Segmentation Decathlon",
     )
-    (tmp_path / "root" / TASK).rename(tmp_path / "root" / "Mine")
-    assert "Decathlon" not in obtain("Mine", "auto")[1]
-
-
-def test_a_phantom_is_made_where_the_profile_asks_for_one(tmp_path, phantom):
-    shutil.copytree(phantom, tmp_path / "root")
     root, what = obtain(TASK, "phantom", cases=2, scale=0.3)
     assert root == tmp_path / "data" / "phantom" and "as the profile asks" in what
+    (tmp_path / "root" / TASK).rename(tmp_path / "root" / "Mine")
+    assert "Decathlon" not in obtain("Mine", "auto")[1]
 
 
 def test_obtained_data_is_where_it_would_be_obtained(tmp_path, phantom):

@@ -60,6 +60,8 @@ def test_a_phantom_is_a_sound_task_of_its_kind(tmp_path, task_name):
         assert nibabel.aff2axcodes(image.affine) == ("R", "A", "S")
         np.testing.assert_allclose(image.get_sform(), image.get_qform(), atol=1e-5)
         seen |= set(np.unique(label.dataobj).tolist())
+        # A lung lesion is a few voxels in a large volume.
+        assert task_name != "Task06_Lung" or 0 < np.mean(label.get_fdata() > 0) < 0.005
         if task.modality == "CT":
             voxels = np.asanyarray(image.dataobj)
             assert voxels.dtype == np.int16
@@ -80,12 +82,6 @@ def test_a_tumours_regions_are_nested(tmp_path):
     assert means[1][flair] > means[3][flair] and means[3][t1gd] > 1.5 * means[1][t1gd]
 
 
-def test_a_lung_lesion_is_a_few_voxels_in_a_large_volume(tmp_path):
-    cases = list_cases(make(tmp_path, "Task06_Lung", cases=3, scale=0.12))
-    shares = [np.mean(read_label(case.label)[0] > 0) for case in cases]
-    assert min(shares) > 0 and max(shares) < 0.005
-
-
 def test_equal_parameters_give_equal_bytes_and_others_do_not(tmp_path):
     first = bytes_of(make(tmp_path / "a", HIPPOCAMPUS, cases=2, scale=0.5))
     assert bytes_of(make(tmp_path / "b", HIPPOCAMPUS, cases=2, scale=0.5)) == first
@@ -97,9 +93,9 @@ def test_equal_parameters_give_equal_bytes_and_others_do_not(tmp_path):
 
 def test_a_phantom_is_reused_remade_or_repaired(tmp_path):
     folder = make(tmp_path, HIPPOCAMPUS, cases=2, scale=0.5)
-    before, first = os.stat(folder), bytes_of(folder)
+    inode, first = os.stat(folder).st_ino, bytes_of(folder)
     assert make(tmp_path, HIPPOCAMPUS, cases=2, scale=0.5) == folder
-    assert os.stat(folder).st_ino == before.st_ino
+    assert os.stat(folder).st_ino == inode
     make(tmp_path, HIPPOCAMPUS, cases=1, scale=0.5)
     assert len(list_cases(folder)) == 1
     make(tmp_path, HIPPOCAMPUS, cases=2, scale=0.5)
@@ -136,16 +132,6 @@ def test_what_cannot_be_made_is_one_sentence(tmp_path):
             make(root, task_name, **more)
 
 
-def test_an_interrupted_phantom_leaves_nothing(tmp_path, monkeypatch):
-    def stop(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("mvl.data.phantom.write_json", stop)
-    with pytest.raises(KeyboardInterrupt):
-        make(tmp_path, HIPPOCAMPUS, cases=1, scale=0.5)
-    assert os.listdir(tmp_path) == []
-
-
 def test_the_hippocampus_has_the_real_ones_size_and_two_adjacent_parts(hippocampi):
     """Real Task04: 3,325 +- 434 foreground voxels, half of them anterior; head in front."""
     volumes = [np.count_nonzero(label) for _, label, _ in hippocampi]
@@ -158,8 +144,7 @@ def test_the_hippocampus_has_the_real_ones_size_and_two_adjacent_parts(hippocamp
 
 def aligned(label):
     """A mask about its centre of mass, in a common frame."""
-    frame = np.zeros((80, 80, 80), bool)
-    place = np.argwhere(label > 0)
+    frame, place = np.zeros((80, 80, 80), bool), np.argwhere(label > 0)
     frame[tuple((place - place.mean(0).round().astype(int) + 40).T)] = True
     return frame
 

@@ -25,7 +25,7 @@ _SIDES = {"train": BLUE, "validation": GREEN, "test": ORANGE}
 def data_overview(table: DataFrame, images: Sequence[np.ndarray], task: Task) -> Figure:
     """What is in a task: its split, its intensities before and after normalisation, its volumes.
 
-    `table` is that of `mvl.data.describe.describe_cases`; `images` are the voxels of volumes after
+    `table` is that of `mvl.describe_cases`; `images` are the voxels of volumes after
     normalisation.
     """
     figure, ((split, before), (after, volumes)) = plt.subplots(2, 2, figsize=(9, 6.2))
