@@ -9,9 +9,14 @@ import numpy as np
 import pandas as pd
 from nibabel.orientations import io_orientation
 
-from mvl.show.figures import View, best_median_worst
+from mvl.config import DataConfig
+from mvl.data.task_data import open_task
+from mvl.experiment.run import load_predictor
+from mvl.show.charts import KINDS
+from mvl.show.figures import View, best_median_worst, case_gallery, save
 from mvl.show.notebook import view_of, view_of_case
 from mvl.study import volumes
+from mvl.study.reference import BEST, REFERENCE, read_table
 from mvl.study.runs import Source
 
 
@@ -66,6 +71,24 @@ class Examples:
                 view = view_of(models[name], case, "")
                 views[name] = replace(_slice(view), title=name, caption=_dice(view))
         return data.task, views
+
+
+def draw_segmentations(folder: Path = REFERENCE) -> None:
+    """Draw the best, median and worst test case of the committed model, where its task is here.
+
+    Raises:
+        DataError: the task cannot be used.
+    """
+    cases = read_table(folder / "cases.csv.gz").query(
+        "suite == 'presets' and arm == 'best' and seed == 0 and structure == 'foreground'"
+    )
+    model = load_predictor(BEST)
+    data = open_task(DataConfig(model.task.name), 0, progress=False)
+    views = [
+        view_of(model, data.cases[row["case"]], f"Dice {row['dice']:.2f}", name)
+        for name, row in best_median_worst(cases).items()
+    ]
+    save(case_gallery(views, data.task), folder / "figures" / "segmentations", KINDS)
 
 
 def _runs_of(source, arms):

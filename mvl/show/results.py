@@ -6,13 +6,16 @@ through `refresh_results` alone, between two markers.
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pandas as pd
 
+from mvl.errors import DataError
 from mvl.files import REPOSITORY, with_section, write_text
 from mvl.show import tables
-from mvl.show.figures import paired_differences, save
+from mvl.show.charts import draw_reference
+from mvl.show.examples import draw_segmentations
 from mvl.show.sentences import count, interval, p_value, sentence, verdict_in_words
 from mvl.study.reference import CONTRASTS, FAMILY, GPU, REFERENCE, read_table
 from mvl.study.statistics import contrast, is_primary
@@ -37,11 +40,11 @@ BUDGET_TARGET = 0.002
 
 
 def write_pages(reference: Path = REFERENCE) -> None:
-    """Write the reference's page of every suite and, of a CPU's, its picture."""
+    """Write the reference's page of every suite and, of a CPU's, the figures of all tables."""
     if reference.name != GPU:
-        cases = read_table(reference / "cases.csv.gz")
-        language = cases[(cases["suite"] == "language") & (cases["structure"] == "foreground")]
-        save(paired_differences(language, "pretrained", "none"), reference / PICTURE)
+        draw_reference(reference)
+        with contextlib.suppress(DataError):  # without the volumes the committed one stays
+            draw_segmentations(reference)
     write_text(reference / STUDY, study_page(reference))
 
 

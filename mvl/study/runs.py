@@ -228,7 +228,7 @@ def sources_of(
         except UNREADABLE as error:
             faults.append(("error", f"{label}: no tables. {in_words(error, root)}"))
     try:
-        sources.append(_reference(root / "results" / "reference"))
+        sources.append(reference_source(root / "results" / "reference"))
     except UNREADABLE as error:
         faults.append(("note", f"Without the committed reference: {in_words(error, root)}"))
     return sources, faults
@@ -296,7 +296,8 @@ def _source_of(label, runs):
     return Source("own", label, *tables)
 
 
-def _reference(folder):
+def reference_source(folder: Path) -> Source:
+    """The source of the tables in a reference's folder, of a CPU or of a GPU."""
     names = ("cases.csv.gz", "summary.csv", "contrasts.csv", "validation.csv")
     cases, summary, contrasts, runs = (read_table(folder / name) for name in names)
     # Its tables of runs name no task, but each has one, which the cases know.
