@@ -20,6 +20,7 @@ from mvl.show.figures.model_parts import attention_mix, dataflow, mechanism, sta
 from mvl.show.figures.style import (
     ARM_COLOURS,
     ATTRIBUTION,
+    COLUMN,
     GREY,
     SYNTHETIC,
     colour_of,
