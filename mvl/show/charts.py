@@ -144,7 +144,7 @@ _OTHERS = {
     "reported.",
     "mechanism": "How well the norms that the language part writes tell the structure's patches "
     "from the others.",
-    "segmentations": "Best, median and worst test case of the committed model `best`.",
+    "segmentations": "Best, median and worst test case of the committed model, best.",
 }
 
 

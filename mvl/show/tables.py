@@ -187,7 +187,7 @@ def html(
             lines.append(Markup("<tr>{}</tr>").format(cells))
         bodies += [*lines, Markup("</tbody>")]
     # On a phone each row becomes a list, so that no verdict is out of sight.
-    stacked = Markup(' class="stacked"') if "verdict" in whole else ""
+    stacked = Markup(' class="stacked"') if {"verdict", "remark"} & {*whole} else ""
     return Markup(
         '<div class="scroll" tabindex="0" role="group" aria-label="table: {}">\n<table{}>\n'
         "<caption><span>{}</span></caption>\n<thead><tr>{}</tr></thead>\n{}\n</table>\n</div>"

@@ -41,8 +41,8 @@ def dataflow(parts: DataFrame, skips: Sequence[tuple[str, str]] = ()) -> Figure:
     """
     names = list(parts.index)
     step = (PAGE - 0.1) / len(names)
-    width, between = 0.57 * step, 0.43 * step
-    left = {name: (n - 0.57) * step for n, name in enumerate(names)}
+    width, between = 0.66 * step, 0.34 * step
+    left = {name: (n - 0.66) * step for n, name in enumerate(names)}
     ylim = (-_BOW * len(skips) - 0.1, _HEIGHT + 0.1)
     # A quarter of an inch for the title: all else is to the scale of inches.
     figure, axes = plt.subplots(figsize=(PAGE, np.ptp(ylim) + 0.25))
@@ -64,7 +64,7 @@ def dataflow(parts: DataFrame, skips: Sequence[tuple[str, str]] = ()) -> Figure:
         axes.plot([start, start, end], [low, high, high], color=GREY)
         _arrow(axes, (end, high), (end, low), GREY)
         axes.text(end + 0.03, high / 2, "+", color=GREY, va="center", fontsize=8)
-    axes.set(xlim=(0, len(names) * step), ylim=ylim, aspect="equal", xticks=[], yticks=[])
+    axes.set(xlim=(0, (len(names) - 0.3) * step), ylim=ylim, aspect="equal", xticks=[], yticks=[])
     axes.grid(False)
     axes.spines[:].set_visible(False)
     axes.set_title("Dashed: mostly frozen. Between the boxes: tokens × width.")

@@ -142,11 +142,15 @@ def drawn(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     return styled_draw
 
 
-def encoded(figure: Figure, kind: str) -> bytes:
-    """A figure as a file of one of `FORMATS`: equal figures give equal bytes."""
+def encoded(figure: Figure, kind: str, dpi: int | None = None) -> bytes:
+    """A figure as a file of one of `FORMATS`: equal figures give equal bytes.
+
+    `dpi` is of a PNG; the style's, for print, if it is None.
+    """
     buffer = io.BytesIO()
     with styled():
-        figure.savefig(buffer, format=kind, metadata=FORMATS[kind])
+        options = {"dpi": dpi} if dpi else {}
+        figure.savefig(buffer, format=kind, metadata=FORMATS[kind], **options)
     if kind == "png" and not any(axes.images for axes in figure.axes):
         # A chart has few colours: as a palette it is a third as large.
         chart, buffer = Image.open(buffer), io.BytesIO()

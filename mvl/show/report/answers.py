@@ -100,7 +100,9 @@ def _question(sources, suite):
 
 def runs_table(runs: Sequence[ProfileRun]) -> Markup | None:
     """Every run, with its scores if it is tested: mean ± standard deviation over its subjects."""
-    frame = pd.DataFrame([_run(run) for run in runs]).fillna(NOTHING)
+    frame = pd.DataFrame([_run(run) for run in runs])
+    if not any(run.reason for run in runs):
+        frame = frame.drop(columns="remark", errors="ignore")
     caption = "Every run: mean ± standard deviation over its test subjects."
     return tables.html([("own", "", frame)], caption, code=("run",)) if len(frame) else None
 

@@ -136,9 +136,7 @@ def checks_of(place: Path, root: Path) -> dict:
     return {"state": state, "conclusion": text, "table": table}
 
 
-def provenance_of(
-    parameters: dict | None, runs: list[ProfileRun], notebooks: list[Notebook], root: Path
-) -> list[Markup]:
+def provenance_of(parameters: dict | None, runs: list[ProfileRun], root: Path) -> list[Markup]:
     """Tables: what was asked for, on what it was run, from which files the numbers are."""
     shown = []
     if parameters:
@@ -155,18 +153,6 @@ def provenance_of(
     if blocks:
         frame = pd.DataFrame(sorted(blocks), columns=names)
         shown.append(tables.html([("", "", frame)], "Language blocks, by reference.", names))
-    executed = [
-        {
-            "notebook": notebook.name,
-            "state": notebook.state,
-            "started (UTC)": notebook.page.executed[0][:19].replace("T", " "),
-            "seconds": f"{notebook.page.executed[1]:.0f}",
-        }
-        for notebook in notebooks
-        if notebook.page and notebook.page.executed
-    ]
-    if executed:
-        shown.append(tables.html([("", "", pd.DataFrame(executed))], "Executed notebooks."))
     reference = root / "results" / "reference"
     if (reference / "provenance.json").is_file():
         stored = read_json(reference / "provenance.json")

@@ -76,7 +76,7 @@ def write_report(parameters: dict, outdated: dict[str, str], root: Path = REPOSI
             or any(notebook.page and notebook.page.synthetic for notebook in notebooks),
             "headline": answers.headline(_real(sources), parameters["task"]),
             "checks": checks_of(folder, root),
-            "provenance": provenance_of(parameters, runs, notebooks, root),
+            "provenance": provenance_of(parameters, runs, root),
             "notebooks": notebooks,
         },
     )
@@ -104,7 +104,7 @@ def write_folder_report(folder: Path, root: Path = REPOSITORY) -> Path:
             "title": f"Report of the runs in {folder.name}",
             "synthetic": any(map(_is_synthetic, runs)),
             "checks": checks_of(folder, root),
-            "provenance": provenance_of(None, runs, [], root),
+            "provenance": provenance_of(None, runs, root),
             "notebooks": [],
         },
     )
@@ -126,14 +126,11 @@ def write_site(outdated: dict[str, dict[str, str]], root: Path = REPOSITORY) -> 
     sources = [reference_source(reference)]
     if (reference / GPU).is_dir():
         sources.append(reference_source(reference / GPU))
-    chosen = {}
+    copies = {}
     for profile, reasons in outdated.items():
         for notebook in notebooks_of(profile, reasons, root):
-            if notebook.page or notebook.name not in chosen:
-                chosen.setdefault(notebook.name, notebook)
-                if not chosen[notebook.name].page:
-                    chosen[notebook.name] = notebook
-    notebooks = [chosen[name] for name in sorted(chosen)]
+            copies.setdefault(notebook.name, []).append(notebook)
+    notebooks = [next((n for n in several if n.page), several[0]) for several in copies.values()]
     folder = root / "results" / "site"
     page = _write(
         folder,
@@ -143,7 +140,7 @@ def write_site(outdated: dict[str, dict[str, str]], root: Path = REPOSITORY) -> 
             "synthetic": False,
             "headline": answers.headline(sources, sources[0].summary["task"].iloc[0]),
             "checks": None,
-            "provenance": provenance_of(None, [], notebooks, root),
+            "provenance": provenance_of(None, [], root),
             "notebooks": notebooks,
         },
     )

@@ -105,7 +105,8 @@ def _means(cases: pd.DataFrame) -> str:
 
 def _drawn(figure, caption, alt, form="svg"):
     wide = figure.get_figwidth() > figures.COLUMN + 0.1
-    return Picture(_uri(figures.encoded(figure, form), form), caption, alt, "own", wide)
+    content = figures.encoded(figure, form, 130 if form == "png" else None)
+    return Picture(_uri(content, form), caption, alt, "own", wide)
 
 
 def _uri(content, form):
