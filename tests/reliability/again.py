@@ -18,7 +18,6 @@ from mvl.show import figures
 from mvl.show.figures.style import drawn
 from mvl.study.statistics import contrasts_table
 from mvl.study.suites import SUITES
-from mvl.study.summary import summary_table
 from tests.reliability import stages
 
 TASK = TASKS["Task04_Hippocampus"]
@@ -68,36 +67,35 @@ def drawings():
     view = figures.View(image, np.diag([2.0, 1.0, 0.5, 1.0]), truth, np.roll(truth, 1, 1), "a case")
     steps = pd.DataFrame(
         [
-            {"step": kind, "kind": kind, "estimate": 0.1 * n, "ci_low": 0.0, "ci_high": 0.5}
-            for n, kind in enumerate(("level", "training", "measurement"))
+            {"step": kind, "kind": kind, "difference": 0.1, "low": 0.0, "high": 0.5}
+            for kind in ("training", "measurement")
         ]
     )
     about = pd.DataFrame({"side": ["train", "validation", "test"] * 2, "subject": [*"aabbcc"]})
     about = about.assign(mean_intensity=np.arange(6.0), volume_ml=np.arange(6.0))
     return {
         "activation_maps": lambda: figures.activation_maps({"vit": {"image": view}}, TASK),
-        "arm_means": lambda: figures.arm_means(eight),
+        "arm_differences": lambda: figures.arm_differences(eight),
         "attention_mix": lambda: figures.attention_mix(np.full((2, 4), 0.4)),
         "case_gallery": lambda: figures.case_gallery([view, view], TASK),
-        "curve_bands": lambda: figures.curve_bands(epochs, True),
         "curves": lambda: figures.curves(dict([*epochs[epochs["seed"] == 0].groupby("arm")]), True),
         "data_overview": lambda: figures.data_overview(about, [image], TASK),
         "dataflow": lambda: figures.dataflow(parts, [("encoder", "block")]),
         "mechanism": lambda: figures.mechanism(eight),
-        "metric_by_task": lambda: figures.metric_by_task(summary_table(cases)),
+        "metric_by_task": lambda: figures.metric_by_task(cases),
         "metric_differences": lambda: figures.metric_differences(
             contrasts_table(cases, [("language", "pretrained", "none")], METRICS)
         ),
         "paired_differences": lambda: figures.paired_differences(cases, "pretrained", "none"),
+        "protocol_effects": lambda: figures.protocol_effects(steps, "dice", "8 subjects", True),
         "parameters": lambda: figures.parameters(parts[["trained", "frozen"]]),
         "part_effects": lambda: figures.part_effects(eight),
-        "rank_tradeoff": lambda: figures.rank_tradeoff(cases, runs),
+        "seed_curves": lambda: figures.seed_curves(epochs, cases),
         "size_against_dice": lambda: figures.size_against_dice(cases, runs),
         "slices": lambda: figures.slices(view, TASK),
         "stage_auroc": lambda: figures.stage_auroc(staged),
         "strip": lambda: figures.strip([view, view], TASK),
         "task_grid": lambda: figures.task_grid([(TASK, [view, view])]),
-        "waterfall": lambda: figures.waterfall(steps, "dice", "8 subjects", True),
     }
 
 

@@ -51,13 +51,8 @@ def dataflow(parts: DataFrame, skips: Sequence[tuple[str, str]] = ()) -> Figure:
             _box(axes, left[name], width, name, part)
         end = left[name] + width
         _arrow(axes, (end, _HEIGHT / 2), (end + between, _HEIGHT / 2))
-        axes.text(
-            end + between / 2,
-            _HEIGHT / 2 + 0.05,
-            part.output.replace(" ", ""),
-            ha="center",
-            fontsize=6,
-        )
+        handed = part.output.replace(" ", "").replace("×", "\n×", 1)
+        axes.text(end + between / 2, _HEIGHT / 2 + 0.05, handed, ha="center", fontsize=6)
     for n, (source, target) in enumerate(skips, start=1):
         start, end = left[source] + width + between / 2, left[target] - between / 2
         low, high = _HEIGHT / 2 - 0.03, -_BOW * n
@@ -129,7 +124,7 @@ def mechanism(table: DataFrame) -> Figure:
     arms = list(rows["arm"].unique())
     figure, axes = plt.subplots(1, 2, figsize=(PAGE, 2.6), sharey=True)
     for axis, (measure, title) in zip(axes, panels.items(), strict=True):
-        _auroc_axes(axis, [fill(name_of_arm(arm), 11) for arm in arms])
+        _auroc_axes(axis, [fill(name_of_arm(arm), 11, break_on_hyphens=False) for arm in arms])
         axis.set_title(title)
         for place, arm in enumerate(arms):
             _aurocs(axis, place, rows[rows["arm"] == arm], measure)
