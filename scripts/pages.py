@@ -1,6 +1,6 @@
 """Makes the pages again that show results: README, docs/results.md, docs/audit.md, benchmarks.
 
-    python scripts/pages.py
+    python scripts/pages.py             # with --figures: those of results/reference, too
 
 `mvl reference`, `mvl audit table` and the benchmarks make them after they have added results.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 from mvl.files import read_json, with_section, write_text
 from mvl.show.answer import refresh_readme
 from mvl.show.audit import refresh_audit
+from mvl.show.charts import draw_reference
 from mvl.show.results import refresh_results
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -18,6 +19,8 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 def main() -> None:
     """Write the pages."""
+    if "--figures" in sys.argv[1:]:
+        draw_reference()
     refresh_readme()
     refresh_results()
     refresh_audit()

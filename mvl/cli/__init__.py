@@ -79,8 +79,17 @@ def _parser():
     run.add_argument("--from", dest="start", metavar="NN", help="this notebook and those after it")
     run.add_argument("--force", action="store_true", help="run unchanged notebooks, too")
 
-    report = _verb(top, "report", verbs.report, "results of a profile as one static page")
-    report.add_argument("profile", nargs="?", default="quick", metavar="PROFILE")
+    report = _verb(top, "report", verbs.report, "results as one static page")
+    report.add_argument(
+        "place",
+        nargs="?",
+        default="quick",
+        metavar="PROFILE|FOLDER",
+        help="a profile, or a folder with runs anywhere below it; default: quick",
+    )
+    report.add_argument(
+        "--reference", action="store_true", help="the study's site instead, to results/site"
+    )
 
     train = _verb(top, "train", verbs.train, "train one experiment; the test set stays closed")
     train.add_argument("--preset", default="vit", help="default: vit")

@@ -24,19 +24,29 @@ def run(options: Namespace) -> int:
     # Where nothing was run, the report that is there says it all, and takes seconds to make.
     if any(outcome.seconds for outcome in outcomes) or not page.is_file():
         try:
-            report(options)  # also of a run that failed: it says so
+            # Also of a run that failed: it says so.
+            report(Namespace(place=options.profile, reference=False))
         except MvlError as error:
             print(f"no report: {error}", file=sys.stderr)
     return 1 if any(outcome.status == "failed" for outcome in outcomes) else 0
 
 
 def report(options: Namespace) -> None:
+    from mvl.files import REPOSITORY
     from mvl.runner.execute import outdated
-    from mvl.show.report import write_report
+    from mvl.show.report import write_folder_report, write_report, write_site
     from mvl.study.profiles import load_profile
 
-    parameters = load_profile(options.profile)
-    print(write_report(parameters, outdated(parameters)))
+    if options.reference:
+        # Of several copies of a notebook, that with the longest training comes first.
+        known = ("paper", "gpu", "quick", "smoke")
+        ran = [name for name in known if (REPOSITORY / "results" / name / "notebooks").is_dir()]
+        print(write_site({name: outdated(load_profile(name)) for name in ran or ["quick"]}))
+    elif (REPOSITORY / "profiles" / f"{options.place}.yaml").is_file():
+        parameters = load_profile(options.place)
+        print(write_report(parameters, outdated(parameters)))
+    else:
+        print(write_folder_report(Path(options.place)))
 
 
 def train(options: Namespace) -> int:

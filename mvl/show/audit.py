@@ -12,10 +12,12 @@ from mvl.audit.record import reference_table
 from mvl.audit.splits import DRAWS
 from mvl.audit.switches import SWITCHES
 from mvl.audit.training import ARMS
+from mvl.config import PRESETS
 from mvl.errors import RunError
 from mvl.experiment.metrics import METRICS
 from mvl.files import REPOSITORY, with_section, write_text
-from mvl.show.figures import save, waterfall
+from mvl.show.charts import KINDS
+from mvl.show.figures import protocol_effects, save
 from mvl.show.sentences import count, span
 from mvl.show.tables import markdown
 from mvl.study.reference import REFERENCE
@@ -23,72 +25,56 @@ from mvl.study.reference import REFERENCE
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PICTURE = Path("figures") / "audit_waterfall.png"
+PICTURE = Path("figures") / "audit_effects.png"
 PAGE = REPOSITORY / "docs" / "audit.md"
 BEGIN, END = "<!-- audit: begin, written by `mvl audit table` -->", "<!-- audit: end -->"
 
 
-def waterfall_steps(table: pd.DataFrame, metric: str = "dice") -> pd.DataFrame:
-    """From the number that the study reports to the one that the released code's curves show.
+def effects(table: pd.DataFrame, metric: str = "dice") -> pd.DataFrame:
+    """What each step from the study's protocol to the released code's changes.
 
-    If the arm `released` was trained: each training switch by itself, stacked, but `siblings`,
-    whose test cases are fewer; then all of them at once; then the readings of that arm's models,
-    and their validation in place of the test cases. If not: the readings of the first model.
+    If the arm `released` was trained: each training switch by itself, but `siblings`, whose test
+    cases are fewer; then all of them at once; then the readings of that arm's models, and their
+    validation in place of the test cases. If not: the readings of the first model.
 
     Args:
         table: rows of audit.csv.
         metric: "dice" or "nsd".
 
     Returns:
-        One row per step, as `figures.waterfall` takes it: step, kind, estimate (what is reported
-        after it), ci_low and ci_high (the interval of its difference, moved to the estimate; NaN
-        for the first step), n_subjects and n_seeds.
+        One row per step, as `figures.protocol_effects` takes it: step, kind, difference, low and
+        high (its 95 % interval), n_subjects and n_seeds.
 
     Raises:
         RunError: no model's test cases were read.
     """
     table = table[table["metric"] == metric]
-    training = table[table["kind"] == "training"]
+    training, read = table[table["kind"] == "training"], table[table["kind"] == "measurement"]
     whole = training[training["arm"] == "released"]
-    read = table[
-        (table["kind"] == "measurement") & ~table["switch"].isin(("validation", "unseeded"))
-    ]
+    validated = read[(read["switch"] == "validation") & (read["arm"] == "released")]
+    read = read[~read["switch"].isin(("validation", "unseeded"))]
     if len(whole):
         read = read[read["arm"] == "released"]
     if read.empty:
         raise RunError("the audit has no model whose test cases were read: 'mvl audit table'")
-    arm = read["arm"].iloc[0]
-    read = read[read["arm"] == arm]
-    first = (whole if len(whole) else read).iloc[0]
-    level, sizes = first["before"], ["n_subjects", "n_seeds"]
-    steps = [("ours" if len(whole) else arm, "level", level, np.nan, np.nan, *first[sizes])]
-
-    def step(row, kind, start):
-        name = "all at once" if kind == "together" else row.switch
-        ends = (start + row.low, start + row.high)
-        steps.append((name, kind, start + row.difference, *ends, row.n_subjects, row.n_seeds))
-        return start + row.difference
-
-    if len(whole):
-        start = level
-        for row in training[~training["arm"].isin(("released", "siblings"))].itertuples():
-            level = step(row, "training", level)
-        level = tested = step(next(whole.itertuples()), "together", start)
-    for row in read.itertuples():
-        level = step(row, "spread" if row.switch == "one-case" else "measurement", level)
-    if len(whole):
-        validated = table[(table["switch"] == "validation") & (table["arm"] == "released")]
-        for row in validated.itertuples():
-            step(row, "instead", tested)
-    return pd.DataFrame(steps, columns=["step", "kind", "estimate", "ci_low", "ci_high", *sizes])
+    read = read[read["arm"] == read["arm"].iloc[0]].assign(kind="measurement")
+    alone = training[~training["arm"].isin(("released", "siblings"))]
+    parts = [alone, whole.assign(kind="together", switch="all at once"), read]
+    steps = pd.concat(
+        [*parts, validated.assign(kind="instead")] if len(whole) else [read], ignore_index=True
+    )
+    columns = ["step", "kind", "difference", "low", "high", "n_subjects", "n_seeds"]
+    return steps.rename(columns={"switch": "step"})[columns]
 
 
-def waterfall_of(table: pd.DataFrame, metric: str = "dice") -> Figure:
-    """The figure of `waterfall_steps`, with its sizes."""
-    steps, first = waterfall_steps(table, metric), table.iloc[0]
-    size = f"{first['task']}, {steps['n_subjects'].max()} test subjects, "
-    size += span(steps["n_seeds"], "seed")
-    return waterfall(steps, metric, size, bool(first["synthetic"]))
+def effects_of(table: pd.DataFrame, metric: str = "dice", block: str = "") -> Figure:
+    """The figure of `effects`, with its sizes; `block` is the language block of its arms."""
+    steps, first = effects(table, metric), table.iloc[0]
+    steps["step"] = steps["step"].replace("one-case", "one-case (range of cases)")
+    named = f"; block: {block.partition(':')[2]}" * bool(block)
+    about = f"{first['task'].replace('_', ' ')}{named}\n"
+    about += f"{steps['n_subjects'].max()} test subjects, {span(steps['n_seeds'], 'seed')}"
+    return protocol_effects(steps, metric, about, bool(first["synthetic"]))
 
 
 def sentences(table: pd.DataFrame) -> list[str]:
@@ -128,12 +114,13 @@ def _size(row):
 
 
 def refresh_audit(page: Path = PAGE, reference: Path = REFERENCE) -> None:
-    """Draw the reference's waterfall, and write `audit_section` between the page's markers.
+    """Draw the reference's figure of effects, and write `audit_section` between the page's markers.
 
     Raises:
         MvlError: the page lacks a marker.
     """
-    save(waterfall_of(reference_table(reference)), reference / PICTURE)
+    block = PRESETS["released"][0].language.source
+    save(effects_of(reference_table(reference), block=block), reference / PICTURE, KINDS)
     write_text(page, with_section(page, BEGIN, END, audit_section(reference)))
 
 

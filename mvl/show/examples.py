@@ -7,11 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from nibabel.orientations import io_orientation
 
-from mvl.show.figures import View, best_median_worst
+from mvl.config import DataConfig
+from mvl.data.task_data import open_task
+from mvl.experiment.identity import read_identity, require_same
+from mvl.experiment.run import Run, load_predictor, read_cases
+from mvl.show.charts import KINDS
+from mvl.show.figures import View, best_median_worst, case_gallery, save
 from mvl.show.notebook import view_of, view_of_case
 from mvl.study import volumes
+from mvl.study.reference import BEST, REFERENCE, read_table
 from mvl.study.runs import Source
 
 
@@ -66,6 +73,44 @@ class Examples:
                 view = view_of(models[name], case, "")
                 views[name] = replace(_slice(view), title=name, caption=_dice(view))
         return data.task, views
+
+
+def draw_segmentations(folder: Path = REFERENCE) -> None:
+    """Draw the best, median and worst test case of the committed model, where its task is here.
+
+    Raises:
+        DataError: the task cannot be used.
+    """
+    cases = read_table(folder / "cases.csv.gz").query(
+        "suite == 'presets' and arm == 'best' and seed == 0 and structure == 'foreground'"
+    )
+    model = load_predictor(BEST)
+    data = open_task(DataConfig(model.task.name), 0, progress=False)
+    figure = _gallery(model, data, best_median_worst(cases))
+    save(figure, folder / "figures" / "segmentations", KINDS)
+
+
+def run_segmentations(folder: Path) -> Figure:
+    """The best, median and worst test case of a tested run, by its own model.
+
+    Raises:
+        MvlError: the model, the volumes or the scores cannot be read, or the task has changed.
+    """
+    model = Run.load(folder)
+    root, config = Path(read_identity(folder)["folder"]).parent, model.config
+    data = open_task(config.data, config.seed, root, "skip", progress=False)
+    require_same(folder, data)
+    cases = read_cases(folder)
+    cases = cases[cases["structure"] == cases["structure"].iloc[0]]
+    return _gallery(model, data, best_median_worst(cases))
+
+
+def _gallery(model, data, rows):
+    views = [
+        view_of(model, data.cases[row["case"]], f"Dice {row['dice']:.2f}", name)
+        for name, row in rows.items()
+    ]
+    return case_gallery(views, data.task)
 
 
 def _runs_of(source, arms):

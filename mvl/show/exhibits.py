@@ -7,8 +7,6 @@ little, or a part, a text says what is missing and what makes it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,22 +17,13 @@ from mvl.errors import DataError, RunError
 from mvl.files import REPOSITORY
 from mvl.show import figures, tables
 from mvl.show import ten_tasks as of_ten
+from mvl.show.charts import CHARTS, PAIR, by_task, drawn, part, size
 from mvl.show.examples import Examples
 from mvl.show.notebook import activation_row, markdown, paper_numbers, show
-from mvl.show.sentences import sentence, span
+from mvl.show.sentences import sentence
 from mvl.study import ten_tasks, volumes
-from mvl.study.runs import (
-    HEADLINE,
-    Source,
-    distinct,
-    own_runs,
-    part_of,
-    rows_of_tasks,
-    sources_of,
-    tasks_of,
-)
+from mvl.study.runs import HEADLINE, own_runs, sources_of
 from mvl.study.suites import SUITES
-from mvl.study.summary import by_part
 
 if TYPE_CHECKING:
     from IPython.display import Markdown
@@ -42,72 +31,8 @@ if TYPE_CHECKING:
 #: Suite -> the notebook that trains those of its arms that a profile names in `SUITE_arms`.
 _NOTEBOOKS = {"language": "04", "fusion": "05", "adaptation": "06", "data": "07", "peers": "09"}
 
-_PAIR = ("none", "pretrained")
-_LORA = tuple(arm for arm in SUITES["adaptation"] if arm.startswith("lora"))
-
 #: The comparisons that the answer names: what the paper compares, and this replication's model.
 _HEADLINES = (*(pair[:3] for pair in HEADLINE), ("peers", "best", "vit"))
-
-
-@dataclass(frozen=True)
-class Exhibit:
-    """One figure: of a suite ("" for all), of some of its arms (None for all).
-
-    `draw` makes it of a `Source` with these rows, or gives None where something is lacking;
-    `fewest` is the number of arms that it needs.
-    """
-
-    suite: str
-    draw: Callable
-    arms: tuple | None = None
-    fewest: int = 2
-
-
-def _curves(source):
-    if source.curves.empty:
-        return None
-    return figures.curve_bands(source.curves, bool(source.cases["synthetic"].any()))
-
-
-def _metrics(source):
-    return figures.metric_differences(of_ten.six(source.cases, ("language", *reversed(_PAIR))))
-
-
-def _differences(source):
-    return figures.paired_differences(source.cases, *reversed(_PAIR))
-
-
-def _means(source):
-    return figures.arm_means(source.cases)
-
-
-def _ranks(source):
-    return figures.rank_tradeoff(source.cases, source.runs)
-
-
-def _sizes(source):
-    return figures.size_against_dice(source.cases, source.runs)
-
-
-def _parts(source):
-    return figures.part_effects(source.cases) if by_part(source.cases) else None
-
-
-#: Name -> `Exhibit`.
-EXHIBITS = {
-    "metrics": Exhibit("language", _metrics, _PAIR),
-    "differences": Exhibit("language", _differences, _PAIR),
-    "state_of_the_art": Exhibit("peers", _means),
-    "few_shot": Exhibit("data", _curves),
-    "few_shot_test": Exhibit("data", _means),
-    "controls": Exhibit("language", _means),
-    "lora": Exhibit("adaptation", _ranks, _LORA),
-    "adaptation": Exhibit("adaptation", _means),
-    "size": Exhibit("size", _means),
-    "size_of_all": Exhibit("", _sizes),
-    "parts": Exhibit("fusion", _means),
-    "part_effects": Exhibit("fusion", _parts, fewest=8),
-}
 
 
 class Exhibits:
@@ -148,25 +73,22 @@ class Exhibits:
         return markdown("\n".join([*lines, *(f"- {text}" for _, text in self._faults)]))
 
     def figure(self, name: str) -> None:
-        """Show and save a figure of `EXHIBITS` for every source, and say what is missing."""
-        exhibit = EXHIBITS[name]
+        """Show and save a figure of `CHARTS` for every source, and say what is missing."""
+        chart = CHARTS[name]
         for slug, source in self.sources.items():
-            part = _part(source, exhibit)
-            drawn = 0
-            for task in sorted(part.cases["task"].unique()):
-                rows = rows_of_tasks(part, [task])
-                if rows.cases["arm"].nunique() >= exhibit.fewest and (figure := exhibit.draw(rows)):
-                    file = f"{name}_{slug}" + f"_{task}" * (task != self._parameters["task"])
-                    self._save(figure, file, f"**{source.label}**, {_size(rows)}.")
-                    drawn += 1
-            self._drawn.setdefault(name, {})[slug] = drawn
-            if missing := self._missing(source, exhibit, part, drawn):
+            count = 0
+            for task, behind, figure in drawn(source, chart):
+                file = f"{name}_{slug}" + f"_{task}" * (task != self._parameters["task"])
+                self._save(figure, file, f"**{source.label}**, {behind}. {chart.caption}")
+                count += 1
+            self._drawn.setdefault(name, {})[slug] = count
+            if missing := self._missing(source, chart, count):
                 show(missing)
 
     def table(self, name: str) -> None:
-        """Show and save the table of an exhibit's arms for every source that has two of them."""
+        """Show and save the table of a chart's arms for every source that has two of them."""
         for slug, source in self.sources.items():
-            rows = _part(source, EXHIBITS[name]).summary
+            rows = part(source, CHARTS[name]).summary
             if rows["arm"].nunique() > 1:
                 what = "mean ± standard deviation"
                 self._write(f"{name}_{slug}", source, rows, tables.arms(rows), what)
@@ -181,7 +103,7 @@ class Exhibits:
             show("Nothing is there to be shown: no run, and no reference.")
             return
         parts = {slug: ten_tasks.part(source) for slug, source in self.sources.items()}
-        rows = pd.concat([part.summary.assign(source=part.label) for part in parts.values()])
+        rows = pd.concat([own.summary.assign(source=own.label) for own in parts.values()])
         rows = rows[rows["metric"].isin(ten_tasks.SIX)]
         caption = (
             "Foreground of the ten tasks in native space: means ± standard deviation over test "
@@ -196,13 +118,10 @@ class Exhibits:
         shown = of_ten.table(self.sources.values())
         tables.write(self.folder / "tables" / "ten_tasks", rows, shown, caption)
         show(f"**{caption}**", shown.style.hide(axis="index"))
-        paper = of_ten.paper_by_arm()
-        for slug, part in parts.items():
-            self._drawn.setdefault("ten_tasks", {})[slug] = len(part.summary)
-            if len(part.summary):
-                known = paper[paper["task"].isin(part.summary["task"])]
-                figure = figures.metric_by_task(part.summary, known)
-                self._save(figure, f"ten_tasks_{slug}", f"**{part.label}**, {_size(part)}.")
+        for slug, own in parts.items():
+            self._drawn.setdefault("ten_tasks", {})[slug] = len(own.summary)
+            if len(own.summary):
+                self._save(by_task(own), f"ten_tasks_{slug}", f"**{own.label}**, {size(own)}.")
         real = set(rows[~rows["synthetic"]]["task"])
         if lacking := [task for task in TASKS if task not in real]:
             lines = [f"- {task}: `{of_ten.command(task, self._parameters)}`" for task in lacking]
@@ -264,7 +183,7 @@ class Exhibits:
     def activation_maps(self) -> None:
         """Show and save the activation maps of `best` and of the profile's own models."""
         task = self._parameters["task"]
-        data, models, case = self._examples.case(task, dict.fromkeys(_PAIR, "language"))
+        data, models, case = self._examples.case(task, dict.fromkeys(PAIR[::-1], "language"))
         rows = {name: activation_row(model, case) for name, model in models.items()}
         if "best" in rows:
             drawn = figures.activation_maps({"best": rows.pop("best")}, data.task)
@@ -273,7 +192,7 @@ class Exhibits:
         if rows:
             text = f"This profile's models on the test case {case.name}."
             self._save(figures.activation_maps(rows, data.task), "activation_maps_own", text)
-        if lacking := [arm for arm in _PAIR if arm not in rows]:
+        if lacking := [arm for arm in PAIR if arm not in rows]:
             how = self._how("own", "language")
             show(f"*This profile:* not there yet: {', '.join(lacking)}. {how}")
 
@@ -322,20 +241,20 @@ class Exhibits:
         tables.write(self.folder / "tables" / name, rows, shown, caption)
         show(f"**{caption}**", shown.style.hide(axis="index"))
 
-    def _missing(self, source, exhibit, part, drawn):
-        """What a source lacks of an exhibit, in words; "" if nothing."""
-        present = set(part.cases["arm"])
-        wanted = exhibit.arms or tuple(SUITES.get(exhibit.suite, ()))
+    def _missing(self, source, chart, count):
+        """What a source lacks of a chart, in words; "" if nothing."""
+        present = set(part(source, chart).cases["arm"])
+        wanted = chart.arms or tuple(SUITES.get(chart.suite, ()))
         missing = [arm for arm in wanted if arm not in present]
-        if drawn and not missing:
+        if count and not missing:
             return ""
-        if drawn:
+        if count:
             text = f"Not there yet: {', '.join(missing)}."
-        elif len(present) < exhibit.fewest:
+        elif len(present) < chart.fewest:
             text = f"Too little of it is there ({', '.join(sorted(present)) or 'nothing'})."
         else:
             text = "Its arms are there, but not their training curves, or no seed in common."
-        return f"*{source.label}:* {text} {self._how(source.kind, exhibit.suite)}"
+        return f"*{source.label}:* {text} {self._how(source.kind, chart.suite)}"
 
     def _how(self, kind, suite):
         if kind == "reference":
@@ -350,23 +269,3 @@ class Exhibits:
 
 def _labelled(source, contrasts):
     return [f"- **{source.label}.** {sentence(row)}" for _, row in contrasts.iterrows()]
-
-
-def _part(source: Source, exhibit: Exhibit) -> Source:
-    """The rows of a source that an exhibit is about."""
-    source = rows_of_tasks(source, tasks_of(source, exhibit.suite))
-    if not exhibit.suite:
-        return part_of(source, distinct(source.runs))
-    arms = exhibit.arms or SUITES[exhibit.suite]
-    return part_of(source, [(exhibit.suite, arm) for arm in arms])
-
-
-def _size(source):
-    """How much is behind a figure."""
-    cases = source.cases
-    counts = [
-        span(cases.groupby("task")["subject"].nunique(), "test subject"),
-        span(cases.groupby("arm")["seed"].nunique(), "seed"),
-        span(cases["epochs"], "epoch"),
-    ]
-    return f"{', '.join(sorted(cases['task'].unique()))}: {', '.join(counts)}"

@@ -157,7 +157,7 @@ def study(suite: str, cases: pd.DataFrame, *pairs: tuple[str, str]) -> None:
             "The same experiments as the authors of this repository ran them, from "
             f"`results/reference/{'gpu/' * gpu}`. No table mixes devices.",
             means(suite, rows),
-            figures.arm_means(rows),
+            figures.arm_differences(rows),
         )
         for arm, against in pairs:
             if {arm, against} <= set(rows["arm"]):

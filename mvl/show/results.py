@@ -6,14 +6,25 @@ through `refresh_results` alone, between two markers.
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pandas as pd
 
+from mvl.errors import DataError
 from mvl.files import REPOSITORY, with_section, write_text
 from mvl.show import tables
-from mvl.show.figures import paired_differences, save
-from mvl.show.sentences import count, interval, p_value, sentence, verdict_in_words
+from mvl.show.charts import draw_reference
+from mvl.show.examples import draw_segmentations
+from mvl.show.sentences import (
+    FEWEST_SEEDS,
+    FEWEST_SUBJECTS,
+    count,
+    interval,
+    p_value,
+    sentence,
+    verdict_in_words,
+)
 from mvl.study.reference import CONTRASTS, FAMILY, GPU, REFERENCE, read_table
 from mvl.study.statistics import contrast, is_primary
 from mvl.study.suites import QUESTIONS, SUITES, is_possible
@@ -37,11 +48,11 @@ BUDGET_TARGET = 0.002
 
 
 def write_pages(reference: Path = REFERENCE) -> None:
-    """Write the reference's page of every suite and, of a CPU's, its picture."""
+    """Write the reference's page of every suite and, of a CPU's, the figures of all tables."""
     if reference.name != GPU:
-        cases = read_table(reference / "cases.csv.gz")
-        language = cases[(cases["suite"] == "language") & (cases["structure"] == "foreground")]
-        save(paired_differences(language, "pretrained", "none"), reference / PICTURE)
+        draw_reference(reference)
+        with contextlib.suppress(DataError):  # without the volumes the committed one stays
+            draw_segmentations(reference)
     write_text(reference / STUDY, study_page(reference))
 
 
@@ -135,12 +146,13 @@ def _size(frames):
         "A comparison takes the seeds that both arms have, a row all seeds of its arm: the "
         "difference of two rows is not always that of the comparison, nor always of its sign. "
         "Intervals resample subjects, and seeds where there are several; they are not adjusted. "
-        "With one seed a verdict is about two trained models. `better` and `worse` need the "
+        f"There is no verdict with fewer than {FEWEST_SEEDS} seeds or {FEWEST_SUBJECTS} "
+        "subjects. `better` and `worse` need the "
         f"95 % interval and a p that is adjusted (Holm) for the study's {FAMILY} comparisons in "
         "Dice and NSD, run or not, a CPU's and a GPU's by themselves. The primary one is none of "
         "them: it was named before anything was run, some of the others when test results were "
         "known. `equivalent` and `but negligible` need the 90 % interval within ±0.01 (two "
-        "one-sided tests, not adjusted) and several seeds.",
+        "one-sided tests, not adjusted).",
     ]
 
 
@@ -290,18 +302,11 @@ def _comparisons(suite, frames):
     primary = is_primary(rows).to_numpy()
     lines = [f"**The primary comparison.** {sentence(row)}" for _, row in rows[primary].iterrows()]
     pairs = [f"`{row.arm_a}` minus `{row.arm_b}`" for row in rows.itertuples()]
-    shown = tables.comparisons(rows)
-    shown = pd.DataFrame(
-        {
-            "comparison": pairs,
-            "seeds": shown["seeds"],
-            "difference in Dice": shown["difference"],
-            "95 % interval": shown["95 % interval"],
-            "p, adjusted": shown["p"]
-            + pd.Series(primary).map({True: " (not adjusted)", False: ""}),
-            "verdict": [verdict_in_words(row) for _, row in rows.iterrows()],
-        }
+    shown = tables.comparisons(rows).assign(
+        comparison=pairs, verdict=[verdict_in_words(row) for _, row in rows.iterrows()]
     )
+    shown = shown.rename(columns={"difference": "difference in Dice"})
+    shown = shown.drop(columns=["metric", "subjects"])
     lines += [""] * bool(lines) + [tables.markdown(shown, aligned=False)]
     cpus = runs[runs["suite"] == suite].groupby("arm")["cpu"].agg(set)
     across = [

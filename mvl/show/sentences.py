@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 #: What a table shows where a number is missing.
 NOTHING = "–"
 
+#: Fewer test subjects, or fewer seeds (trainings of an arm), carry no verdict.
+FEWEST_SUBJECTS, FEWEST_SEEDS = 5, 2
+
 
 def count(number: int, noun: str, nouns: str | None = None) -> str:
     """A number of things: "1 seed", "12,000 seeds"."""
@@ -70,9 +73,8 @@ def sentence(row: Mapping) -> str:
         p = p_value(row["p_holm"])
         text += f" (95 % interval {interval(row, digits)}{unit}"
         text += f", {adjusted}p {p if p.startswith('<') else '= ' + p})"
-    text += f". Verdict: {verdict_in_words(row)}."
-    if row["n_seeds"] == 1:
-        text += " One seed: other seeds may differ by more than the interval says."
+    said = verdict_in_words(row)
+    text += f". {said.capitalize() if no_verdict(row) else f'Verdict: {said}'}."
     block = row["block"]
     if isinstance(block, str) and block:
         text += f" This is about the block {block} and decides nothing about another."
@@ -81,8 +83,19 @@ def sentence(row: Mapping) -> str:
     return f"Synthetic data: {text}" if row["synthetic"] else text
 
 
+def no_verdict(row: Mapping) -> str:
+    """Why a row of `contrasts_table` carries no verdict, such as "one seed"; "" if it does."""
+    if row["synthetic"]:
+        return "synthetic data"
+    if row["n_subjects"] < FEWEST_SUBJECTS:
+        return f"fewer than {FEWEST_SUBJECTS} subjects"
+    return "one seed" if row["n_seeds"] < FEWEST_SEEDS else ""
+
+
 def verdict_in_words(row: Mapping) -> str:
     """The verdict of a row of `contrasts_table`, with the arms' names and no full stop."""
+    if reason := no_verdict(row):
+        return f"no verdict: {reason}"
     a, b, verdict = row["arm_a"], row["arm_b"], row["verdict"]
     if verdict == "equivalent":
         text = f"equivalent, {a} and {b} differ by less than {BOUND:g}"
@@ -99,7 +112,7 @@ def verdict_in_words(row: Mapping) -> str:
     else:
         word, _, amount = verdict.partition(" ")
         text = f"{a} is {word} than {b}{' ' if amount else ''}{amount}"
-    return text + (" (one seed)" if row["n_seeds"] == 1 else "")
+    return text
 
 
 def name_of_check(row) -> str:

@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 
 from mvl.experiment.metrics import METRICS
 from mvl.files import write_table, write_text
-from mvl.show.sentences import NOTHING, interval, mean_and_spread, p_value
+from mvl.show.sentences import NOTHING, interval, mean_and_spread, no_verdict, p_value
 
 #: The paper's numbers, each with its source.
 PAPER = Path(__file__).parents[1] / "paper.csv"
@@ -77,10 +77,14 @@ def _of_runs(runs, task, arm, epochs):
 def comparisons(contrasts: pd.DataFrame) -> pd.DataFrame:
     """One row of texts per row of `contrasts_table`; p is adjusted where it is one of a family.
 
-    Task and structure are columns where there are several.
+    Task and structure are columns where there are several, p where some row has one.
     """
-    rows = [
-        {
+    adjusted = contrasts["p_holm"].notna() & (contrasts["p_holm"] != contrasts["p"])
+    p = "adjusted p" if adjusted.any() else "p"
+    rows = []
+    for row, is_adjusted in zip(contrasts.to_dict("records"), adjusted, strict=True):
+        plain = adjusted.any() and not is_adjusted and pd.notna(row["p"])
+        shown = {
             "task": row["task"],
             "structure": row["structure"],
             "comparison": f"{row['arm_a']} minus {row['arm_b']}",
@@ -89,14 +93,14 @@ def comparisons(contrasts: pd.DataFrame) -> pd.DataFrame:
             "seeds": str(row["n_seeds"]),
             "difference": f"{row['difference']:+.4f}",
             "95 % interval": interval(row),
-            "p": p_value(row["p_holm"]),
-            "verdict": row["verdict"],
+            p: p_value(row["p_holm"]) + " (not adjusted)" * bool(plain),
         }
-        for row in contrasts.to_dict("records")
-    ]
+        reason = no_verdict(row)
+        rows.append(shown | {"verdict": f"none: {reason}" if reason else row["verdict"]})
     columns = ["task", "structure", "comparison", "metric", "subjects", "seeds"]
-    columns += ["difference", "95 % interval", "p", "verdict"]
-    return _without_alike(pd.DataFrame(rows, columns=columns))
+    columns += ["difference", "95 % interval", p, "verdict"]
+    table = _without_alike(pd.DataFrame(rows, columns=columns))
+    return table.drop(columns=p) if contrasts["p_holm"].isna().all() else table
 
 
 def _without_alike(table):
@@ -164,7 +168,7 @@ def html(
         if name == whole.columns[0]:
             kind = "" if name in code else Markup(' class="text-head"')
             return Markup('<th scope="row"{}>{}</th>').format(kind, text)
-        return Markup("<td{}>{}</td>").format(kind, text)
+        return Markup('<td{} data-name="{}">{}</td>').format(kind, name, text)
 
     heads = Markup("").join(
         Markup('<th scope="col"{}>{}</th>').format(
@@ -182,10 +186,12 @@ def html(
             cells = Markup("").join(cell(*item) for item in row.items())
             lines.append(Markup("<tr>{}</tr>").format(cells))
         bodies += [*lines, Markup("</tbody>")]
+    # On a phone each row becomes a list, so that no verdict is out of sight.
+    stacked = Markup(' class="stacked"') if {"verdict", "remark"} & {*whole} else ""
     return Markup(
-        '<div class="scroll" tabindex="0" role="group" aria-label="table: {}">\n<table>\n'
+        '<div class="scroll" tabindex="0" role="group" aria-label="table: {}">\n<table{}>\n'
         "<caption><span>{}</span></caption>\n<thead><tr>{}</tr></thead>\n{}\n</table>\n</div>"
-    ).format(label or caption, caption, heads, Markup("\n").join(bodies))
+    ).format(label or caption, stacked, caption, heads, Markup("\n").join(bodies))
 
 
 def latex(shown: pd.DataFrame, caption: str, label: str) -> str:
@@ -228,7 +234,9 @@ def _latex_text(text):
 
 _ONE = r"[-+−<]? ?\d[\d.,]*(e[-+]?\d+)?( ?%)?"
 #: A text that is a number: with a spread, an interval, or none.
-NUMBER = re.compile(rf"{_ONE}(( ±| to) {_ONE})?( \[{_ONE} to {_ONE}\])?|nan|NaN|{NOTHING}|")
+NUMBER = re.compile(
+    rf"{_ONE}(( ±| to) {_ONE})?( \[{_ONE} to {_ONE}\]| \(not adjusted\))?|nan|NaN|{NOTHING}|"
+)
 
 
 def _right(shown):

@@ -10,7 +10,7 @@ from mvl.config import task_data
 from mvl.data.tasks import TASKS
 from mvl.experiment.metrics import METRICS
 from mvl.show import tables
-from mvl.show.sentences import NOTHING
+from mvl.show.sentences import NOTHING, no_verdict
 from mvl.study.runs import Source
 from mvl.study.statistics import contrasts_table
 from mvl.study.summary import ALPHA
@@ -123,11 +123,14 @@ def counted(rows: pd.DataFrame) -> str:
     """How many of a pair's comparisons speak for its first arm, counted as the paper counts."""
     sign = {name: 1 if metric.larger_is_better else -1 for name, metric in METRICS.items()}
     better = rows["difference"] * rows["metric"].map(sign) > 0
+    reasons = {no_verdict(row) for _, row in rows.iterrows()} - {""}
+    if reasons:
+        first = rows.iloc[0]
+        return f"{first['arm_a']} minus {first['arm_b']}: no verdicts to count ({min(reasons)})."
     small, small_adjusted = rows["p"] < ALPHA, rows["p_holm"] < ALPHA
     first, number = rows.iloc[0], len(rows)
-    synthetic = "SYNTHETIC DATA: " if rows["synthetic"].any() else ""
     return (
-        f"{synthetic}{first['arm_a']} is better than {first['arm_b']} in {better.sum()} of "
+        f"{first['arm_a']} is better than {first['arm_b']} in {better.sum()} of "
         f"{number} comparisons, with p < {ALPHA:g} in {(better & small).sum()} of them "
         f"({(better & small_adjusted).sum()} after adjustment), and worse with p < {ALPHA:g} in "
         f"{(~better & small).sum()}; of two equal models one would expect {number / 2:g}, "

@@ -21,7 +21,7 @@ from mvl.experiment.run import DONE, FAILED, collect, read_cases
 from mvl.files import read_json
 from mvl.locks import is_locked
 from mvl.study.profiles import data_of
-from mvl.study.reference import curves_table, read_table, study_contrasts
+from mvl.study.reference import GPU, curves_table, read_table, study_contrasts
 from mvl.study.suites import NAMING, SUITES, name_of
 from mvl.study.summary import summary_table
 
@@ -74,6 +74,29 @@ def own_runs(parameters: dict, root: Path) -> list[ProfileRun]:
     return [
         _run(path.parent, parameters, root, seen) for path in sorted(folder.glob("*/config.json"))
     ]
+
+
+def runs_below(folder: Path, root: Path) -> list[ProfileRun]:
+    """Every run folder that a folder is or has below it, of whatever profile and setting."""
+    seen = {}
+    paths = sorted(folder.rglob("config.json"))
+    # A saved model has a configuration, too, but nothing says on what machine it was trained.
+    runs = [path.parent for path in paths if (path.parent / "environment.json").is_file()]
+    return [_run(run, None, root, seen) for run in runs]
+
+
+def by_setting(runs: Iterable[ProfileRun]) -> list[tuple[str, list[ProfileRun]]]:
+    """Runs of arms by what those of one table have in common: (it in words, the runs)."""
+    groups = {}
+    for run in runs:
+        if run.state == "done" and run.names:
+            data = run.config.data
+            grid = "×".join(map(str, data.grid))
+            epochs = f", {run.config.training.epochs} epochs" if data.fraction == 1 else ""
+            setting = f"{run.folder.parent.parent.name}: {data.task}, {grid}, {data.fit}{epochs}"
+            key = (str(run.folder.parent), repr(replace(data, fraction=1.0)), setting)
+            groups.setdefault(key, []).append(run)
+    return [(setting, members) for (_, _, setting), members in groups.items()]
 
 
 def _run(folder, parameters, root, seen):
@@ -137,6 +160,8 @@ def _other_setting(config, protocol_version, parameters):
     data, language = config.data, config.model.language
     if protocol_version != PROTOCOL_VERSION:
         return f"protocol version {protocol_version}"
+    if parameters is None:
+        return ""
     wanted = data_of(data.task, parameters)
     if data.grid != wanted.grid:
         return "another grid than the profile's"
@@ -211,26 +236,34 @@ def sources_of(
         The sources: the profile's, one for each device, number format and kind of data, then the
         reference; and ("error" or "note", text) about what cannot be shown.
     """
+    sources, faults = own_sources(runs, root, "This profile")
+    try:
+        sources.append(reference_source(root / "results" / "reference"))
+    except UNREADABLE as error:
+        faults.append(("note", f"Without the committed reference: {in_words(error, root)}"))
+    return sources, faults
+
+
+def own_sources(
+    runs: Sequence[ProfileRun], root: Path, name: str
+) -> tuple[list[Source], list[tuple[str, str]]]:
+    """Runs of one setting as `sources_of` gives them, without the reference; `name` is theirs."""
     sources, faults = [], []
     comparable = {}
     newest, left_out = _newest(runs)
     for run in newest:
-        key = tuple(run.facts[name] for name in ("synthetic", "device", "dtype"))
+        key = tuple(run.facts[fact] for fact in ("synthetic", "device", "dtype"))
         comparable.setdefault(key, []).append(run)
     for run, why in left_out:
         faults.append(("note", f"Run {run.folder.name} is left out: {why}."))
     for key, members in sorted(comparable.items(), key=lambda item: tuple(map(str, item[0]))):
         synthetic, device, dtype = key
-        label = "This profile" + ", synthetic data" * synthetic
+        label = name + ", synthetic data" * synthetic
         label += f", {device}, {dtype}" * (len(comparable) > 1)
         try:
             sources.append(_source_of(label, members))
         except UNREADABLE as error:
             faults.append(("error", f"{label}: no tables. {in_words(error, root)}"))
-    try:
-        sources.append(_reference(root / "results" / "reference"))
-    except UNREADABLE as error:
-        faults.append(("note", f"Without the committed reference: {in_words(error, root)}"))
     return sources, faults
 
 
@@ -296,13 +329,14 @@ def _source_of(label, runs):
     return Source("own", label, *tables)
 
 
-def _reference(folder):
+def reference_source(folder: Path) -> Source:
+    """The source of the tables in a reference's folder, of a CPU or of a GPU."""
     names = ("cases.csv.gz", "summary.csv", "contrasts.csv", "validation.csv")
     cases, summary, contrasts, runs = (read_table(folder / name) for name in names)
     # Its tables of runs name no task, but each has one, which the cases know.
     task = cases[["suite", "arm", "seed", "task"]].drop_duplicates()
     runs, curves = runs.merge(task, how="left"), curves_table(folder).merge(task)
-    label = "Committed reference"
+    label = "Committed reference" + ", on a GPU" * (folder.name == GPU)
     return Source("reference", label, cases, summary, contrasts, runs, curves[CURVES])
 
 

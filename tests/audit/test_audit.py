@@ -28,13 +28,13 @@ from mvl.data.preparation import Preparation
 from mvl.data.task_data import open_task
 from mvl.data.task_folder import Case
 from mvl.data.tasks import TASKS
-from mvl.errors import ConfigError
+from mvl.errors import ConfigError, RunError
 from mvl.experiment.evaluation import evaluate
 from mvl.experiment.inference import Predictor
 from mvl.models.segmenter import build_segmenter
 from mvl.show.audit import (
-    waterfall_of,
-    waterfall_steps,
+    effects,
+    effects_of,
 )
 from mvl.study.cells import run_suite
 from mvl.study.reference import REFERENCE, read_table
@@ -280,20 +280,19 @@ def test_the_released_arm_and_the_committed_model_are_read(audited):
     assert first["before"] == pytest.approx(own["after"])
 
 
-def test_the_waterfall_arrives_where_the_last_reading_does(audited):
+def test_an_effect_is_the_rows_difference_from_zero(audited):
     table = audited[2]
-    steps = waterfall_steps(table).set_index("step")
+    steps = effects(table).set_index("step")
     assert list(steps.index) == [
-        *("ours", "hard-dice", "all at once", "resized-grid", "linear-truth", "batch-means"),
+        *("hard-dice", "all at once", "resized-grid", "linear-truth", "batch-means"),
         *("one-case", "validation"),
     ]
     rows = table.query("arm == 'released' and metric == 'dice'").set_index("switch")
-    assert steps["estimate"]["ours"] == pytest.approx(rows["before"]["released"])
     for step, row in (("all at once", "released"), ("batch-means",) * 2, ("validation",) * 2):
-        assert steps["estimate"][step] == pytest.approx(rows["after"][row])
-    drawn = waterfall_of(table)
-    assert len(drawn.axes[0].patches) == len(steps) - 1
-    assert "SYNTHETIC" in drawn._supxlabel.get_text()
+        assert steps["difference"][step] == pytest.approx(rows["difference"][row])
+    axes = effects_of(table).axes[0]
+    dots = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "o"]
+    assert dots == pytest.approx([*steps["difference"]])
 
 
 def test_what_is_no_longer_at_hand_is_kept_and_what_has_changed_is_not(audited, tmp_path):
@@ -322,3 +321,8 @@ def test_the_committed_table_is_made_of_the_committed_rows():
     for column in ("before", "after", "difference"):
         assert stored[column].to_numpy() == pytest.approx(again[column].to_numpy(float))
     assert not table["synthetic"].any() and list(table.columns) == list(audit.COLUMNS)
+
+
+def test_without_a_model_there_is_no_effect():
+    with pytest.raises(RunError, match="mvl audit table"):
+        effects(reference_table().iloc[:0])

@@ -76,6 +76,20 @@ def test_a_page_fits_its_screen_and_asks_nobody(opened, screenshots, device, siz
     assert {url.partition(":")[0] for url in page.asked} <= {"file", "data"}
 
 
+def test_verdicts_are_visible_on_a_phone(opened):
+    page = opened(viewport=PHONE)
+    cells = page.locator("table.stacked td[data-name=verdict]:visible").all()
+    assert cells
+    for cell in cells:
+        box = cell.bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= PHONE["width"]
+
+
+def test_a_report_is_at_most_twelve_screens_on_a_desk(opened):
+    page = opened(viewport={"width": 1440, "height": 900})
+    assert page.evaluate("document.documentElement.scrollHeight") <= 12 * 900
+
+
 def test_dark_is_dark_and_paper_is_white(opened):
     def background(page):
         return page.evaluate("getComputedStyle(document.body).backgroundColor")

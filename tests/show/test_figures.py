@@ -14,7 +14,6 @@ from mvl.experiment.metrics import METRICS
 from mvl.show import figures
 from mvl.study.statistics import contrast, contrasts_table
 from mvl.study.suites import SUITES
-from mvl.study.summary import summary_table
 
 REAL = TASKS["Task04_Hippocampus"]
 PHANTOM = replace(REAL, synthetic=True)
@@ -24,6 +23,7 @@ ARMS = ("none", "pretrained")
 def texts(figure):
     found = [text.get_text() for text in figure.texts]
     found += [text.get_text() for text in (figure._supxlabel, figure._suptitle) if text]
+    found += [legend.get_title().get_text() for legend in figure.legends]
     for axes in figure.axes:
         found += [text.get_text() for text in axes.texts]
         found += [axes.get_xlabel(), axes.get_ylabel(), axes.get_title("left")]
@@ -102,7 +102,7 @@ def test_a_column_of_the_task_grid_is_one_slice_around_the_structure(view):
     columns = [column(view), column(view, PHANTOM), (other, [*column(view)[1][:2], None])]
     figure = figures.task_grid(columns)
     first = [axes for axes in figure.axes if axes.get_subplotspec().colspan.start == 0]
-    assert [axes.get_ylabel() for axes in first] == ["image", "truth", "vit"]
+    assert [axes.get_ylabel() for axes in first] == ["image", "truth", "plain ViT"]
     # The truth is alike from slice 8 to 10 across; along x it reaches from 4 to 12 mm, along y
     # from 4 to 12 mm, and two and a half times that is the width of the volume.
     for axes in first:
@@ -114,7 +114,7 @@ def test_a_column_of_the_task_grid_is_one_slice_around_the_structure(view):
     titles = [axes.get_title("left") for axes in figure.axes[:3]]
     assert titles == ["Task04\nHippocampus", "Task04\nHippocampus\nsynthetic", "MyTask"]
     in_rows = figures.task_grid([column(view)] * 2).axes
-    assert [axes.get_title("left") for axes in in_rows[:3]] == ["image", "truth", "vit"]
+    assert [axes.get_title("left") for axes in in_rows[:3]] == ["image", "truth", "plain ViT"]
     assert [axes.get_ylabel() for axes in in_rows[::3]] == ["Task04\nHippocampus"] * 2
 
 
@@ -137,7 +137,9 @@ def test_an_activation_map_is_the_heat_of_the_truths_slice(view):
     # Its colours end at the percentiles of its volume.
     assert overlay.get_clim() == pytest.approx((0.01 * (heat.size - 1), 0.99 * (heat.size - 1)))
     assert grey.get_extent() == overlay.get_extent()
-    assert [axes.get_ylabel() for axes in figure.axes[::2][:2]] == ["none", "pretrained"]
+    assert [axes.get_ylabel() for axes in figure.axes[::2][:2]] == [
+        *("plain ViT", "ViT + pre-trained block"),
+    ]
     assert [axes.get_title("left") for axes in figure.axes[:2]] == ["image", "update"]
     assert "AUROC 0.71" in texts(figure) and texts(figure).count("no block") == 1
     assert figures.SYNTHETIC in texts(figure)
@@ -205,40 +207,61 @@ def test_best_median_and_worst_are_by_the_metrics_direction(cases):
         assert (rows[metric] > chosen["median"][metric]).sum() in (5, 6)
 
 
-def test_every_task_has_its_row_and_the_papers_numbers_are_diamonds(cases):
-    table = summary_table(pd.concat([cases.assign(task="Task09_Spleen"), cases]))
+def test_every_task_has_its_row_and_the_papers_numbers_are_black_diamonds(cases):
+    table = pd.concat([cases.assign(task="Task09_Spleen"), cases])
     paper = pd.DataFrame(
         {"arm": ["none"], "task": "Task02_Heart", "metric": "dice", "value": [0.75]}
     )
     dice, _, hd95 = figures.metric_by_task(table, paper).axes
     assert ticks(dice, "y") == ["Heart", "Hippocampus, 12 subjects", "Spleen, 12 subjects"]
-    assert marked(dice, "D") == {figures.colour_of("none"): pytest.approx((0.75, 0), abs=0.5)}
+    assert marked(dice, "D") == {"#000000": pytest.approx((0.75, 0), abs=0.5)}
     for axes, metric in ((dice, "dice"), (hd95, "hd95_mm")):
-        dots = [line.get_xydata()[0] for line in axes.lines if line.get_marker() == "o"]
-        dots = {round(x, 9): round(y) for x, y in dots}
-        rows = table[table["metric"] == metric]
-        assert dots == {
-            round(row.mean, 9): 1 if row.task == REAL.name else 2 for row in rows.itertuples()
-        }
+        dots = sorted(line.get_xdata()[0] for line in axes.lines if line.get_marker() == "o")
+        assert dots == pytest.approx(sorted(2 * [*cases.groupby("arm")[metric].mean()]))
 
 
-def test_a_waterfalls_bars_lead_from_one_estimate_to_the_next():
-    kinds = ("level", "training", "training", "together", "spread", "instead")
-    estimates = (0.5, 0.6, 0.55, 0.7, 0.75, 0.9)
-    steps = pd.DataFrame({"step": [*"abcdef"], "kind": kinds, "estimate": estimates})
-    axes = figures.waterfall(steps.assign(ci_low=0.4, ci_high=0.8), "dice", "", True).axes[0]
-    bars = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in axes.patches]
-    # All together starts again at the level, what is reported instead at all together.
-    expected = [(0.5, 0.6), (0.6, 0.55), (0.5, 0.7), (0.7, 0.75), (0.7, 0.9)]
-    assert np.allclose(bars, expected)
-    assert [name.split()[1] for name in ticks(axes, "y")] == [
-        *("0.500", "+0.100", "-0.050", "+0.200", "+0.050", "+0.200"),
-    ]
+def test_arms_are_compared_with_the_first_that_saw_as_many_subjects(cases):
+    table = pd.concat([cases, cases.assign(seed=1, dice=cases["dice"] / 2)])
+    figure = figures.arm_differences(table)
+    (axes,), row = figure.axes, contrast(table, "pretrained", "none")
+    assert marked(axes) == {figures.colour_of("pretrained"): pytest.approx((row["difference"], 0))}
+    (line,) = [line for line in axes.lines if np.ptp(line.get_xdata()) > 0]
+    assert tuple(line.get_xdata()) == pytest.approx((row["ci_low"], row["ci_high"]))
+    assert len(axes.collections[-1].get_offsets()) == 2, "a dot per seed"
+    assert ticks(axes, "y")[0].startswith("ViT + pre-trained block")
+    assert "plain ViT" in texts(figure) and "2 seeds" in texts(figure)
+    shares = {"none": "vit-10", "pretrained": "v1-10"}
+    both = pd.concat([cases.assign(arm=cases["arm"].map(shares)), cases.assign(arm="vit-100")])
+    assert len(marked(figures.arm_differences(both).axes[0])) == 1
 
 
-@pytest.fixture
-def training():
-    """Three seeds of two arms with a tenth of the subjects, and one with all."""
+@pytest.mark.parametrize("draw", ["arm_differences", "paired_differences", "part_effects"])
+def test_text_is_6_to_8_points_at_the_width_of_a_column(cases, draw):
+    arms = SUITES["fusion"] if draw == "part_effects" else ARMS
+    table = pd.concat(
+        cases[cases["arm"] == "none"].assign(arm=arm, dice=lambda t, n=n: t["dice"] / (1 + n))
+        for n, arm in enumerate(arms)
+    )
+    pair = ("pretrained", "none") if draw == "paired_differences" else ()
+    figure = getattr(figures, draw)(table, *pair)
+    assert figure.get_figwidth() * 25.4 == pytest.approx(88)
+    figure.draw_without_rendering()
+    for text in figure.findobj(lambda artist: hasattr(artist, "get_fontsize")):
+        if text.get_visible() and text.get_text().strip():
+            assert 6 <= text.get_fontsize() <= 8, text
+    box = figure.get_tightbbox()  # in inches
+    assert box.x0 > -0.01 and box.x1 < figure.get_figwidth() + 0.01, "something is cut off"
+
+
+def test_an_effect_of_the_protocol_starts_at_zero():
+    kinds = ("training", "together", "measurement", "instead")
+    steps = pd.DataFrame({"step": [*"abcd"], "kind": kinds, "difference": (0.1, -0.2, 0.0, 0.3)})
+    figure = figures.protocol_effects(steps.assign(low=-0.3, high=0.4), "dice", "", True)
+    dots = [line.get_xdata()[0] for line in figure.axes[0].lines if line.get_marker() == "o"]
+    assert dots == [0.1, -0.2, 0.0, 0.3] and figures.SYNTHETIC in texts(figure)
+
+
+def test_curves_show_each_seed_and_their_mean(cases):
     rows = [
         {"arm": f"{name}-{share}", "seed": seed, "fraction": share / 100, "epoch": epoch}
         | {"validation_dice": 0.5 + gain + 0.01 * seed + 0.001 * epoch}
@@ -247,26 +270,16 @@ def training():
         for seed in seeds
         for epoch in range(epochs)
     ]
-    return pd.DataFrame(rows)
-
-
-def test_curves_have_the_mean_of_the_seeds_and_a_band_to_their_ends(training):
-    # One seed was stopped: line and band end where it does.
-    stopped = (training["arm"] == "vit-10") & (training["seed"] == 2) & (training["epoch"] >= 30)
-    figure = figures.curve_bands(training[~stopped], synthetic=True)
+    table = pd.DataFrame(rows)
+    # One seed was stopped: the mean ends where it does.
+    stopped = (table["arm"] == "vit-10") & (table["seed"] == 2) & (table["epoch"] >= 30)
+    figure = figures.seed_curves(table[~stopped], cases)
     tenth, whole = figure.axes
-    assert tenth.get_title("left").startswith("10 %") and whole.get_title("left")[:5] == "100 %"
-    assert [line.get_label() for line in tenth.lines] == ["vit", "v1"]
-    assert [len(line.get_xdata()) for line in tenth.lines] == [30, 40]
-    assert tenth.lines[0].get_xdata()[0] == 1
-    assert np.allclose(tenth.lines[1].get_ydata(), 0.71 + 0.001 * np.arange(40))
-    band = tenth.collections[1].get_paths()[0].vertices
-    at_end = band[np.isclose(band[:, 0], 40)][:, 1]
-    assert (at_end.min(), at_end.max()) == pytest.approx((0.739, 0.759))
-    assert [legend.get_text() for legend in figure.legends[0].texts] == ["vit", "v1"]
-    assert "1 to 3 seeds" in texts(figure) and figures.SYNTHETIC in texts(figure)
-    lone = texts(figures.curve_bands(training[training["fraction"] == 1], synthetic=False))
-    assert "1 seed" in lone and "mean" not in lone
+    assert tenth.get_title("left")[:4] == "10 %" and whole.get_title("left")[:5] == "100 %"
+    vit, v1 = (line for line in tenth.lines if line.get_linewidth() > 0.5)
+    assert (len(vit.get_xdata()), len(v1.get_xdata())) == (30, 40)
+    assert np.allclose(v1.get_ydata(), 0.71 + 0.001 * np.arange(40))
+    assert len(tenth.lines) == 8 and "1 to 3 seeds" in texts(figure)
 
 
 def test_curves_mark_the_epoch_that_is_kept():
@@ -283,30 +296,16 @@ def weights(**arms):
     return pd.DataFrame(rows)
 
 
-def test_a_model_is_at_its_weights_and_its_dice(cases):
+def test_a_model_is_at_its_weights_and_its_difference(cases):
     runs = weights(none=(1_000_000, 1_000_000), pretrained=(3_000_000, 1_100_000))
-    axes = figures.size_against_dice(cases, runs).axes[0]
-    none, pretrained = cases.groupby("arm")["dice"].mean()[[*ARMS]]
-    dots = [line for line in axes.lines if line.get_marker() == "o"]
-    places = {line.get_xdata()[0]: line.get_ydata()[0] for line in dots}
-    assert places == pytest.approx({1e6: none, 3e6: pretrained, 1.1e6: pretrained})
+    sizes, gains = figures.size_against_dice(cases, runs).axes
+    dots = [line for line in sizes.lines if line.get_marker() == "o"]
+    assert sorted(line.get_xdata()[0] for line in dots) == [1.1e6, 3e6]
     # Only the trained among frozen ones are a ring.
     rings = [line.get_xdata()[0] for line in dots if line.get_markerfacecolor() == "white"]
-    assert rings == [1.1e6] and axes.get_xscale() == "log"
-    assert {text.get_text() for text in axes.texts} == {*ARMS}
-    trained = marked(figures.rank_tradeoff(cases, runs).axes[0]).values()
-    assert sorted(x for x, _ in trained) == [1e6, 1.1e6]
-
-
-def test_names_in_the_margin_keep_their_order_and_their_distance(cases):
-    arms = [f"arm{n}" for n in range(6)]
-    alike = [cases[cases["arm"] == "none"].assign(arm=arm) for arm in arms]
-    table = pd.concat([*alike, cases[cases["arm"] == "pretrained"]])
-    figure = figures.size_against_dice(table, weights(**{a: (9, 9) for a in table["arm"]}))
-    figure.draw_without_rendering()
-    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
-    boxes.sort(key=lambda box: box.y0)
-    assert all(low.y1 <= high.y0 + 1 for low, high in zip(boxes, boxes[1:], strict=False))
+    assert rings == [1.1e6] and sizes.get_xscale() == "log"
+    difference = contrast(cases, "pretrained", "none")["difference"]
+    assert [x for x, _ in marked(gains).values()] == [pytest.approx(difference)]
 
 
 # --- parts of a model ----------------------------------------------------------------------
@@ -319,9 +318,9 @@ def test_the_dataflow_names_each_part_with_its_weights():
     ).assign(output=["8 × 8", "175 × 64", "175 × 384", "end"])
     axes = figures.dataflow(parts, [("D1", "block")]).axes[0]
     assert [text.get_text() for text in axes.texts if text.get_text()] == [
-        *("8 × 8", "encoder", "884 k trained", "175 × 64"),
-        *("D1", "1.5 k trained\n24.6 k frozen", "175 × 384"),
-        *("block", "1.77 M frozen", "end", "+"),
+        *("8\n×8", "encoder", "884 k\ntrained", "175\n×64"),
+        *("D1", "1.5 k\ntrained\n24.6 k\nfrozen", "175\n×384"),
+        *("block", "1.77 M\nfrozen", "end", "+"),
     ]
     boxes = [box for box in axes.patches if hasattr(box, "get_boxstyle")]
     assert [box.get_linestyle() == "--" for box in boxes][:3] == [False, True, True]
@@ -343,13 +342,15 @@ def test_a_dot_of_the_mechanism_is_a_subject_and_the_line_is_chance(aurocs):
     figure = figures.mechanism(table)
     for axes, name in zip(figure.axes, ("auroc_update", "auroc_change"), strict=True):
         assert axes.lines[0].get_ydata() == [0.5, 0.5] and axes.get_ylim() == (0, 1)
-        assert ticks(axes) == [*ARMS]
+        assert [" ".join(name.split()) for name in ticks(axes)] == [
+            *("plain ViT", "ViT + pre-trained block"),
+        ]
         for place, arm in enumerate(ARMS):
             expected = table[table["arm"] == arm].groupby("subject")[name].mean()
             dots = axes.collections[place].get_offsets()
             assert np.allclose(dots[:, 1], np.sort(expected))
             assert np.all(np.abs(dots[:, 0] - place) < 0.5)
-            low, high = axes.lines[1 + 2 * place].get_ydata()
+            low, high = axes.lines[1 + 3 * place].get_ydata()
             assert low < expected.mean() < high
             assert marked(axes)[figures.colour_of(arm)][1] == pytest.approx(expected.mean())
     assert "12 test subjects, 2 seeds" in texts(figure) and "left out" not in texts(figure)
@@ -371,7 +372,7 @@ def test_the_mechanism_says_which_cases_it_leaves_out(aurocs):
     gap = (aurocs["case"] == "c05") & (aurocs["arm"] == "none") & (aurocs["seed"] == 0)
     table = aurocs.assign(auroc_update=aurocs["auroc_update"].mask(gap))
     figure = figures.mechanism(table)
-    assert "11 test subjects, 2 seeds; 1 of 12 cases" in texts(figure)
+    assert "11 test subjects, 2 seeds" in texts(figure) and "1 of 12 cases" in texts(figure)
     assert all(len(dots.get_offsets()) == 11 for axes in figure.axes for dots in axes.collections)
     with pytest.raises(RunError, match="AUROC"):
         figures.mechanism(table.assign(auroc_change=np.nan))
@@ -385,7 +386,7 @@ def test_stages_are_in_the_order_of_the_data_and_arms_side_by_side(aurocs):
     )
     table = table[(table["arm"] != "none") | (table["stage"] != stages[1])]
     axes = figures.stage_auroc(table).axes[0]
-    assert ticks(axes) == stages and "12 test subjects, 2 seeds" in axes.get_title("left")
+    assert [" ".join(name.split()) for name in ticks(axes)] == stages
     # One group of dots for each arm and stage that there is.
     places = [dots.get_offsets()[:, 0].mean() for dots in axes.collections]
     assert len(places) == 5 and places == sorted(places)

@@ -46,7 +46,9 @@ def test_a_sentence_says_it_all():
     [
         ({"synthetic": True}, "Synthetic data: Task04"),
         ({"n_seeds": 1, "n_subjects": 1}, "(1 subject, 1 seed)"),
-        ({"n_seeds": 1}, "other seeds may differ"),
+        ({"n_seeds": 1}, "No verdict: one seed."),
+        ({"n_subjects": 4}, "No verdict: fewer than 5 subjects."),
+        ({"synthetic": True}, "No verdict: synthetic data."),
         ({"block": ""}, "No language block is involved."),
         ({"block": math.nan}, "No language block is involved."),
         ({"p_holm": 0.0002}, "adjusted p < 0.001"),

@@ -5,26 +5,27 @@ No model and no file is opened here.
 # ruff: noqa: F401
 
 from mvl.show.figures.comparisons import (
-    arm_means,
+    arm_differences,
     best_median_worst,
     metric_by_task,
     metric_differences,
     paired_differences,
     part_effects,
+    protocol_effects,
     subject_differences,
-    waterfall,
 )
-from mvl.show.figures.costs import parameters, rank_tradeoff, size_against_dice
-from mvl.show.figures.learning import curve_bands, curves, data_overview
+from mvl.show.figures.costs import parameters, size_against_dice
+from mvl.show.figures.learning import curves, data_overview, seed_curves
 from mvl.show.figures.model_parts import attention_mix, dataflow, mechanism, stage_auroc
 from mvl.show.figures.style import (
     ARM_COLOURS,
     ATTRIBUTION,
+    COLUMN,
     GREY,
     SYNTHETIC,
-    YELLOW,
     colour_of,
     encoded,
+    name_of_arm,
     save,
 )
 from mvl.show.figures.volumes import (

@@ -1,7 +1,8 @@
 """Figures that compare arms: subject by subject, metric by metric, task by task, step by step.
 
 `cases` are rows of one suite, task and structure, as `mvl.study.statistics` takes them; `metric` is
-a name of `mvl.experiment.metrics.METRICS`.
+a name of `mvl.experiment.metrics.METRICS`. Every interval is that of a paired difference, 95 %, by
+`mvl.study.statistics.contrast`.
 """
 
 from __future__ import annotations
@@ -15,19 +16,32 @@ from matplotlib.lines import Line2D
 from pandas import DataFrame, Series
 
 from mvl.data.tasks import TASKS
+from mvl.errors import RunError
 from mvl.experiment.metrics import METRICS
 from mvl.show.figures import marks, style
-from mvl.show.figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, colour_of, drawn
+from mvl.show.figures.style import (
+    BLACK,
+    BLUE,
+    COLUMN,
+    GREEN,
+    GREY,
+    ORANGE,
+    PAGE,
+    PURPLE,
+    colour_of,
+    drawn,
+    name_of_arm,
+    without_share,
+)
 from mvl.study.statistics import BOUND, contrast
 from mvl.study.summary import by_part
 
-#: Kind of a step in `waterfall` -> its colour, and what a legend says of it.
-_STEPS = {
-    "training": (BLUE, "trained with it alone, stacked"),
+#: Kind of an effect in `protocol_effects` -> its colour, and what a legend says of it.
+_EFFECTS = {
+    "training": (BLUE, "trained with it alone"),
     "together": (BLACK, "trained with all of them"),
-    "measurement": (ORANGE, "read with it and with those above"),
-    "spread": (ORANGE, "read with it and with those above"),
-    "instead": (PURPLE, "reported instead of the test cases"),
+    "measurement": (ORANGE, "read so, after those above"),
+    "instead": (PURPLE, "validation reported instead"),
 }
 
 
@@ -36,9 +50,8 @@ def subject_differences(cases: DataFrame, arm_a: str, arm_b: str, metric: str = 
 
     Subject -> difference, ascending; the mean is that of `mvl.study.statistics.contrast`.
     """
-    means = cases.groupby(["subject", "seed", "arm"])[metric].mean().unstack()
-    difference = (means[arm_a] - means[arm_b]).dropna()
-    return difference.groupby("subject").mean().sort_values()
+    by_seed = marks.by_subject_and_seed(cases, arm_a, arm_b, metric)
+    return by_seed.groupby("subject").mean().sort_values()
 
 
 def best_median_worst(cases: DataFrame, metric: str = "dice") -> dict[str, Series]:
@@ -59,50 +72,84 @@ def paired_differences(cases: DataFrame, arm_a: str, arm_b: str, metric: str = "
     values = subject_differences(cases, arm_a, arm_b, metric)
     measure = METRICS[metric]
     gains = values if measure.larger_is_better else -values
-    figure, axes = plt.subplots(figsize=(8, 3.8))
+    figure, axes = plt.subplots(figsize=(COLUMN, 2.5))
     places = np.arange(1, len(values) + 1)
-    axes.axhline(0, color=BLACK, linewidth=1)
+    axes.axhline(0, color=BLACK, linewidth=0.6)
     if not measure.unit:
-        for bound, label in ((-BOUND, None), (BOUND, f"negligible below ±{BOUND:g}")):
-            axes.axhline(bound, color=GREY, linewidth=1, linestyle=":", label=label)
-    interval = {"color": GREY, "alpha": 0.25, "linewidth": 0, "label": "95 % interval"}
+        for bound, label in ((-BOUND, None), (BOUND, f"negligible within ±{BOUND:g}")):
+            axes.axhline(bound, color=GREY, linewidth=0.6, linestyle=":", label=label)
+    interval = {"color": GREY, "alpha": 0.25, "linewidth": 0, "label": "95 % interval, paired"}
     axes.axhspan(row["ci_low"], row["ci_high"], **interval)
-    axes.axhline(row["difference"], color=GREY, linewidth=1.8, label="mean difference")
-    axes.vlines(places, 0, values, color="#BFBFBF", linewidth=1)
+    axes.axhline(row["difference"], color=GREY, label="mean difference")
+    axes.vlines(places, 0, values, color="#BFBFBF", linewidth=0.6)
     colours = [colour_of(arm_a if gain >= 0 else arm_b) for gain in gains]
-    axes.scatter(places, values, s=34, zorder=3, color=colours)
+    axes.scatter(places, values, s=10, zorder=3, linewidth=0, color=colours)
+    seeds = marks.by_subject_and_seed(cases, arm_a, arm_b, metric).groupby("seed").mean()
+    axes.plot([len(values) + 1] * len(seeds), seeds, "_", color=BLACK, markersize=4)
     axes.set_xticks([])
     axes.grid(axis="x", visible=False)
-    axes.set(
-        title=f"{measure.title}, {arm_a} minus {arm_b}, subject by subject",
-        xlabel=f"{len(values)} test subjects, by difference; {marks.seeds_text([row['n_seeds']])}",
-        ylabel=f"difference in {measure.heading}",
-    )
-    dots = [marks.legend_dot(f"{arm} is better", colour_of(arm)) for arm in (arm_a, arm_b)]
-    marks.legend_right(figure, [*dots, *axes.get_legend_handles_labels()[0]])
+    axes.set_xlabel("test subjects, by difference; on the right, seeds")
+    axes.set_ylabel(f"difference in {measure.heading}")
+    marks.headline(figure, f"{name_of_arm(arm_a)} minus {name_of_arm(arm_b)}", cases)
+    dots = [
+        marks.legend_dot(f"better: {name_of_arm(arm)}", colour_of(arm)) for arm in (arm_a, arm_b)
+    ]
+    seed = marks.legend_dot("one seed", BLACK, marker="_")
+    marks.legend_below(figure, [*dots, seed, *axes.get_legend_handles_labels()[0]], 2)
     return figure
 
 
-@drawn
-def arm_means(cases: DataFrame, metric: str = "dice") -> Figure:
-    """Each arm's mean with its 95 % interval, and a small dot per seed; one row per arm.
+def baseline_of(arm: str, arms: Sequence[str]) -> str:
+    """The arm that another is compared with: the first that saw as many of the subjects."""
+    share = without_share(arm)[1]
+    return next(other for other in arms if without_share(other)[1] == share)
 
-    The interval is of the arm itself, subjects and seeds resampled. Whether two arms differ is
-    shown by their paired difference, whose interval is narrower.
+
+def compared(cases: DataFrame, metric: str = "dice") -> list[tuple[str, str, dict | None]]:
+    """(arm, its baseline, their `contrast`) of every arm but the baselines.
+
+    The contrast is None where the two have no seed or not the same cases in common.
     """
     arms = list(dict.fromkeys(cases["arm"]))
-    figure, axes = plt.subplots(figsize=(7.5, 0.42 * len(arms) + 1.3))
-    for place, arm in enumerate(arms):
-        rows, colour = cases[cases["arm"] == arm], colour_of(arm)
-        interval = marks.mean_and_interval(rows, metric)
-        marks.dot_and_interval(axes, place, interval, colour, lying=True, markersize=8)
-        per_seed = rows.groupby(["seed", "subject"])[metric].mean().groupby("seed").mean()
-        if len(per_seed) > 1:
-            heights = [place + 0.25] * len(per_seed)
-            axes.scatter(per_seed, heights, s=12, linewidth=0, color=colour)
-    marks.name_rows(axes, arms)
-    title = f"{METRICS[metric].title}, mean and 95 % interval: {marks.size_text(cases)}"
-    axes.set(title=title, xlabel=METRICS[metric].heading)
+    pairs = [(arm, base) for arm in arms if (base := baseline_of(arm, arms)) != arm]
+    rows = []
+    for arm, base in pairs:
+        try:
+            rows.append((arm, base, contrast(cases, arm, base, metric)))
+        except RunError:
+            rows.append((arm, base, None))
+    return rows
+
+
+@drawn
+def arm_differences(cases: DataFrame, metric: str = "dice") -> Figure:
+    """Each arm's paired difference from the first arm with its 95 % interval, a dot per seed.
+
+    An arm that saw a share of the subjects is compared with the first that saw the same share.
+    The number after a name is the arm's own mean.
+    """
+    rows, first = compared(cases, metric), cases["arm"].iloc[0]
+    figure, axes = plt.subplots(figsize=(COLUMN, 0.17 * len(rows) + 1.25))
+    axes.axvline(0, color=BLACK, linewidth=0.6)
+    if not METRICS[metric].unit:
+        axes.axvspan(-BOUND, BOUND, color=GREY, alpha=0.12, linewidth=0)
+    for place, (arm, base, row) in enumerate(rows):
+        if row is None:
+            text = {"transform": axes.get_yaxis_transform(), "color": GREY, "va": "center"}
+            axes.text(0.02, place, "no seed in common", **text)
+            continue
+        differences = marks.by_subject_and_seed(cases, arm, base, metric)
+        marks.difference_row(axes, place, differences, row, colour_of(arm))
+    marks.name_rows(axes, [marks.with_mean(cases, arm, metric) for arm, *_ in rows])
+    bases = {base for _, base, _ in rows}
+    against = marks.with_mean(cases, first, metric)
+    if len(bases) > 1:
+        against = f"{name_of_arm(without_share(first)[0])} with as many subjects"
+    title = METRICS[metric].title
+    axes.set_xlabel(f"difference in {METRICS[metric].heading}")
+    what = f"{title} of each arm, and its difference from\n{against}"
+    marks.headline(figure, what, cases)
+    marks.legend_below(figure, marks.legend_of_differences(), 2)
     return figure
 
 
@@ -111,23 +158,24 @@ def part_effects(cases: DataFrame, metric: str = "dice") -> Figure:
     """What each of the paper's parts earns, averaged over the combinations of the other two.
 
     A dot is a subject's difference, part on minus part off; to its right is the mean with its
-    95 % interval, subjects and seeds resampled. `cases` are of the suite `fusion`, all eight arms
-    with a seed in common.
+    95 % interval. `cases` are of the suite `fusion`, all eight arms with a seed in common.
     """
     parts = by_part(cases, metric)
-    figure, axes = plt.subplots(figsize=(7, 3.6))
-    axes.axhline(0, color=BLACK, linewidth=1)
+    figure, axes = plt.subplots(figsize=(COLUMN, 2.3))
+    axes.axhline(0, color=BLACK, linewidth=0.6)
     for place, (sides, colour) in enumerate(
         zip(parts.values(), (BLUE, ORANGE, GREEN), strict=True)
     ):
-        row = contrast(sides, "on", "off", metric)
-        values = subject_differences(sides, "on", "off", metric)
-        interval = row["ci_low"], row["difference"], row["ci_high"]
+        values = marks.by_subject_and_seed(sides, "on", "off", metric)
+        interval = marks.interval_of(contrast(sides, "on", "off", metric))
         marks.subjects_and_mean(axes, place, values, interval, colour)
     axes.set_xticks(range(3), parts)
     axes.grid(axis="x", visible=False)
-    axes.set_title(f"A dot is a subject; mean and 95 % interval: {marks.size_text(sides)}")
-    axes.set_ylabel(f"{METRICS[metric].title}, on - off")
+    axes.set_ylabel(f"{METRICS[metric].title}, with minus without")
+    both = cases[cases["seed"].isin(sides["seed"])]
+    marks.headline(figure, "Each part, averaged over the other two", both)
+    dot = marks.legend_dot("one subject", alpha=0.5, markersize=2)
+    marks.legend_below(figure, [dot, *marks.legend_of_differences("tick")], 2)
     return figure
 
 
@@ -144,10 +192,10 @@ def metric_differences(contrasts: DataFrame) -> Figure:
     arm_a, arm_b = first["arm_a"], first["arm_b"]
     ratio = [max(1, len(pure)), max(1, len(in_mm))]
     figure, axes = plt.subplots(
-        2, 1, figsize=(8, 0.36 * sum(ratio) + 2.0), height_ratios=[n + 0.6 for n in ratio]
+        2, 1, figsize=(COLUMN, 0.17 * sum(ratio) + 1.6), height_ratios=[n + 0.6 for n in ratio]
     )
     for axis, rows, unit in ((axes[0], pure, "no unit"), (axes[1], in_mm, "mm")):
-        axis.axvline(0, color=BLACK, linewidth=1)
+        axis.axvline(0, color=BLACK, linewidth=0.6)
         for place, row in enumerate(rows.itertuples()):
             gain = row.difference if METRICS[row.metric].larger_is_better else -row.difference
             colour = colour_of(arm_a if gain >= 0 else arm_b)
@@ -160,49 +208,54 @@ def metric_differences(contrasts: DataFrame) -> Figure:
         axis.set_xlabel(f"difference ({unit})")
     axes[0].axvspan(-BOUND, BOUND, color=GREY, alpha=0.12, linewidth=0)
     axes[1].invert_xaxis()  # a smaller distance is better
-    axes[0].set_title(
-        f"{arm_a} minus {arm_b}: left of zero {arm_b} is better, right of it {arm_a}\n"
-        f"(shaded: negligible, below ±{BOUND:g}; {first['n_subjects']} test subjects, "
-        f"{marks.seeds_text([first['n_seeds']])})"
+    size = f"{marks.number_of(first['n_subjects'], 'test subject')}, "
+    figure.suptitle(
+        f"{name_of_arm(arm_a)} minus {name_of_arm(arm_b)}\n"
+        f"{marks.about(contrasts)}\n{size}{marks.seeds_text([first['n_seeds']])}\n"
+        f"mean and paired 95 % interval; better to the right",
+        x=0.01,
+        ha="left",
     )
     return figure
 
 
 @drawn
 def metric_by_task(
-    summary: DataFrame,
+    cases: DataFrame,
     paper: DataFrame | None = None,
     metrics: Sequence[str] = ("dice", "nsd", "hd95_mm"),
 ) -> Figure:
-    """Each arm's mean and standard deviation over subjects: one row per task, one panel per metric.
+    """Each arm's mean and a small dot per seed: one row per task, one panel per metric.
 
-    `summary` are rows of one suite and structure from `study.statistics.summary_table`; `paper` has
-    columns arm, task, metric and value, drawn as diamonds.
+    `cases` are rows of one suite and structure, of several tasks; `paper` has columns arm, task,
+    metric and value, drawn as black diamonds. Whether two arms differ is not shown here.
     """
     paper = DataFrame(columns=["arm", "task", "metric"]) if paper is None else paper
-    present = set(summary["task"]) | set(paper["task"])
+    present = set(cases["task"]) | set(paper["task"])
     tasks = [*(task for task in TASKS if task in present), *sorted(present - set(TASKS))]
-    arms = list(dict.fromkeys(summary["arm"]))
+    arms = list(dict.fromkeys(cases["arm"]))
+    paper = paper[paper["arm"].isin(arms)]
     height = {  # of an arm within a task's row
-        (task, arm): place + 0.4 * (n + 0.5) / len(arms) - 0.2
+        (task, arm): place + 0.5 * (n + 0.5) / len(arms) - 0.25
         for place, task in enumerate(tasks)
         for n, arm in enumerate(arms)
     }
     figure, axes = plt.subplots(
-        1, len(metrics), squeeze=False, sharey=True, figsize=(10.5, 0.55 * len(tasks) + 1.3)
+        1, len(metrics), squeeze=False, sharey=True, figsize=(PAGE, 0.34 * len(tasks) + 1.2)
     )
     for axis, metric in zip(axes[0], metrics, strict=True):
-        for row in summary[summary["metric"] == metric].itertuples():
-            spread = 0 if np.isnan(row.sd_subjects) else row.sd_subjects
-            interval = row.mean - spread, row.mean, row.mean + spread
-            y, colour = height[row.task, row.arm], colour_of(row.arm)
-            marks.dot_and_interval(axis, y, interval, colour, lying=True, linewidth=1.8)
-        for row in paper[(paper["metric"] == metric) & paper["arm"].isin(arms)].itertuples():
-            look = {"color": colour_of(row.arm), "markerfacecolor": "white", "zorder": 3}
+        means = cases.groupby(["task", "arm", "seed", "subject"])[metric].mean()
+        by_seed = means.groupby(["task", "arm", "seed"]).mean()
+        for (task, arm), seeds in by_seed.groupby(["task", "arm"]):
+            y, colour = height[task, arm], colour_of(arm)
+            axis.plot(seeds.mean(), y, "o", color=colour, markersize=4)
+            axis.scatter(seeds, [y - 0.12] * len(seeds), s=3, linewidth=0, color=colour)
+        for row in paper[paper["metric"] == metric].itertuples():
+            look = {"color": BLACK, "markerfacecolor": "white", "zorder": 3}
             axis.plot(row.value, height[row.task, row.arm], "D", **look)
         axis.set_xlabel(METRICS[metric].heading)
         axis.grid(axis="y", visible=False)
-    sizes = summary.groupby("task")["n_subjects"].max().to_dict()
+    sizes = cases.groupby("task")["subject"].nunique().to_dict()
     labels = [
         (task.partition("_")[2] or task)
         + (f", {marks.number_of(sizes[task], 'subject')}" if task in sizes else "")
@@ -210,61 +263,41 @@ def metric_by_task(
     ]
     axes[0, 0].set_yticks(range(len(tasks)), labels)
     axes[0, 0].set_ylim(len(tasks) - 0.5, -0.5)
-    seeds = marks.seeds_text(summary.groupby("arm")["n_seeds"].max())
-    figure.suptitle(f"Mean and standard deviation over test subjects, {seeds}", x=0.01, ha="left")
-    handles = [marks.legend_dot(arm, colour_of(arm), linestyle="-") for arm in arms]
+    seeds = marks.seeds_text(cases.groupby("arm")["seed"].nunique())
+    what = f"Mean over test subjects, {seeds} (small dots)\n{marks.about(cases)}"
+    figure.suptitle(what, x=0.01, ha="left")
+    handles = [marks.legend_dot(name_of_arm(arm), colour_of(arm)) for arm in arms]
     if len(paper):
-        handles.append(
-            marks.legend_dot("paper, one example case", marker="D", markerfacecolor="white")
-        )
-    marks.legend_right(figure, handles)
+        look = {"marker": "D", "markerfacecolor": "white"}
+        text = "the paper's model in the same row, one case"
+        handles.append(marks.legend_dot(text, BLACK, **look))
+    marks.legend_below(figure, handles, 4)
     return figure
 
 
 @drawn
-def waterfall(steps: DataFrame, metric: str, size: str, synthetic: bool) -> Figure:
-    """A reported number, step by step: each bar leads from what was reported before to what is
-    after, with the 95 % interval of the difference.
+def protocol_effects(effects: DataFrame, metric: str, about: str, synthetic: bool) -> Figure:
+    """What each step of a protocol changes of a reported number, from one zero line.
 
-    `steps` has one row per step: step (its name), estimate, ci_low, ci_high, and kind: "level" is
-    where it starts, "training" and "measurement" go on from the step before, "together" starts
-    again from the level, "instead" from together; "spread" is a measurement whose interval is that
-    of single cases. `size` is the number of subjects and seeds in words, for the title.
+    `effects` has one row per step: step (its name), difference, low, high (its 95 % interval) and
+    kind, of `_EFFECTS`. `about` names data set, subjects and seeds for the title.
     """
-    figure, axes = plt.subplots(figsize=(8.5, 0.34 * len(steps) + 1.5))
-    before, starts, names = None, {}, []
-    for place, row in enumerate(steps.itertuples()):
-        if row.kind == "level":
-            axes.axvline(row.estimate, color=GREY, linewidth=1, linestyle=":")
-            axes.plot(row.estimate, place, "D", color=BLACK, markersize=7)
-            starts["together"] = before = row.estimate
-            names.append(f"{row.step}  {row.estimate:.3f}")
-            continue
-        start, colour = starts.get(row.kind, before), _STEPS[row.kind][0]
-        names.append(f"{row.step}  {row.estimate - start:+.3f}")
-        axes.barh(place, row.estimate - start, left=start, height=0.62, color=colour, alpha=0.5)
-        axes.plot([row.estimate] * 2, [place - 0.31, place + 0.31], color=colour, linewidth=2.5)
-        look = {"linestyle": "--" if row.kind == "spread" else "-", "linewidth": 1.3}
-        axes.plot([row.ci_low, row.ci_high], [place] * 2, color=BLACK, **look)
-        if row.kind not in starts:
-            axes.plot([start] * 2, [place - 0.69, place - 0.31], color=GREY, linewidth=1)
-        if row.kind == "together":
-            starts["instead"] = row.estimate
-        before = row.estimate
-    marks.name_rows(axes, names)
-    axes.use_sticky_edges = False  # bars would end at the frame
-    axes.margins(x=0.03)
-    title = METRICS[metric].title
-    axes.set(title=f"What is reported: {title}, {size}", xlabel=title)
-    kinds = set(steps["kind"])
-    labels = {label: colour for kind, (colour, label) in _STEPS.items() if kind in kinds}
-    bar, line = {"linewidth": 7, "alpha": 0.5}, {"color": BLACK, "linewidth": 1.3}
-    handles = [Line2D([], [], color=colour, label=label, **bar) for label, colour in labels.items()]
-    handles.append(Line2D([], [], label="95 % interval of a step", **line))
-    if "spread" in kinds:
-        handles.append(Line2D([], [], linestyle="--", label="95 % of single cases", **line))
-    # A note on synthetic data is below the figure, where it would lie on the legend.
-    side = "upper" if synthetic else "lower"
-    figure.legend(handles=handles, loc=f"outside {side} center", ncols=2)
+    figure, axes = plt.subplots(figsize=(COLUMN, 0.17 * len(effects) + 1.5))
+    axes.axvline(0, color=BLACK, linewidth=0.6)
+    for place, row in enumerate(effects.itertuples()):
+        colour = _EFFECTS[row.kind][0]
+        interval = row.low, row.difference, row.high
+        marks.dot_and_interval(axes, place, interval, colour, lying=True)
+    marks.name_rows(axes, [f"{row.step}  {row.difference:+.3f}" for row in effects.itertuples()])
+    axes.set_xlabel(f"change of {METRICS[metric].title}")
+    what = f"What the protocol changes of the reported {METRICS[metric].title}, 95 % interval"
+    figure.suptitle(f"{what}\n{about}", x=0.01, ha="left")
+    kinds = set(effects["kind"])
+    handles = [
+        Line2D([], [], marker="o", color=colour, label=label)
+        for kind, (colour, label) in _EFFECTS.items()
+        if kind in kinds
+    ]
+    marks.legend_below(figure, handles, 2)
     style.note_synthetic(figure, synthetic)
     return figure

@@ -13,7 +13,17 @@ from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
 from pandas import DataFrame
 
 from mvl.show.figures import marks, style
-from mvl.show.figures.style import BLUE, GREEN, ORANGE, colour_of, drawn
+from mvl.show.figures.style import (
+    BLUE,
+    COLUMN,
+    GREEN,
+    ORANGE,
+    PAGE,
+    colour_of,
+    drawn,
+    name_of_arm,
+    without_share,
+)
 
 if TYPE_CHECKING:
     from mvl.data.tasks import Task
@@ -28,14 +38,14 @@ def data_overview(table: DataFrame, images: Sequence[np.ndarray], task: Task) ->
     `table` is that of `mvl.describe_cases`; `images` are the voxels of volumes after
     normalisation.
     """
-    figure, ((split, before), (after, volumes)) = plt.subplots(2, 2, figsize=(9, 6.2))
+    figure, ((split, before), (after, volumes)) = plt.subplots(2, 2, figsize=(PAGE, 4.4))
     colours = {side: c for side, c in _SIDES.items() if (table["side"] == side).any()}
     grouped = table.groupby("side")
     counts = {"subjects": grouped["subject"].nunique(), "cases": grouped.size()}
     for (name, count), offset, alpha in zip(counts.items(), (-0.2, 0.2), (1, 0.5), strict=True):
         x, heights = np.arange(len(colours)) + offset, count[[*colours]]
         bars = split.bar(x, heights, 0.38, color=colours.values(), alpha=alpha)
-        split.bar_label(bars, [f"{n}\n{name}" for n in heights], fontsize=8)
+        split.bar_label(bars, [f"{n}\n{name}" for n in heights], fontsize=6)
     split.set_xticks(range(len(colours)), colours)
     split.margins(y=0.2)
     split.grid(axis="x", visible=False)
@@ -59,7 +69,7 @@ def data_overview(table: DataFrame, images: Sequence[np.ndarray], task: Task) ->
     edges = np.linspace(low, high, 41)
     for image in images:
         density, _ = np.histogram(image, edges, density=True)
-        after.plot((edges[1:] + edges[:-1]) / 2, density, color=BLUE, alpha=0.35, linewidth=1)
+        after.plot((edges[1:] + edges[:-1]) / 2, density, color=BLUE, alpha=0.35, linewidth=0.5)
     scale = "z-score" if mri else "share of the window"
     after.set(title=f"After normalisation, {len(images)} cases", xlabel=f"intensity ({scale})")
     after.set_ylabel("density")
@@ -88,11 +98,11 @@ def curves(runs: dict[str, DataFrame], synthetic: bool) -> Figure:
 
     `runs` is {arm: table with columns epoch, train_loss, validation_dice}, as in `curves.csv`.
     """
-    figure, (loss, dice) = plt.subplots(1, 2, figsize=(9, 3.4))
+    figure, (loss, dice) = plt.subplots(1, 2, figsize=(PAGE, 2.4))
     for arm, rows in runs.items():
         table, colour = DataFrame(rows), colour_of(arm)
-        loss.plot(table["epoch"] + 1, table["train_loss"], color=colour, label=arm)
-        dice.plot(table["epoch"] + 1, table["validation_dice"], color=colour, label=arm)
+        loss.plot(table["epoch"] + 1, table["train_loss"], color=colour, label=name_of_arm(arm))
+        dice.plot(table["epoch"] + 1, table["validation_dice"], color=colour)
         best = table.loc[table["validation_dice"].idxmax()]
         dice.plot(best["epoch"] + 1, best["validation_dice"], "o", color=colour)
     loss.set(title="Training loss (Dice + cross-entropy)", xlabel="epoch", ylabel="loss")
@@ -100,47 +110,41 @@ def curves(runs: dict[str, DataFrame], synthetic: bool) -> Figure:
     dice.set_ylim(0, 1)
     for axes in (loss, dice):
         axes.xaxis.get_major_locator().set_params(integer=True)
-    marks.legend_right(figure, dice.get_legend_handles_labels()[0], title="arm")
+    loss.legend()
     style.note_synthetic(figure, synthetic)
     return figure
 
 
 @drawn
-def curve_bands(curves: DataFrame, synthetic: bool) -> Figure:
+def seed_curves(curves: DataFrame, cases: DataFrame) -> Figure:
     """Validation Dice by epoch, a panel for each share of the training subjects.
 
-    A line is the mean over an arm's seeds, its band reaches from the lowest seed to the highest;
-    both end with the last epoch that all its seeds have. Shares are trained for as many optimiser
-    steps, so that panels are equally long. `curves` are rows of one suite and task: arm, seed,
-    fraction, epoch, validation_dice.
+    A thick line is the mean over an arm's seeds, to the last epoch that all of them have; each thin
+    one is a seed. Shares are trained for as many optimiser steps. `curves` are rows of one suite
+    and task: arm, seed, fraction, epoch, validation_dice. `cases` are the same runs' test cases.
     """
     shares = sorted(curves["fraction"].unique())
-    figure, axes = plt.subplots(
-        1, len(shares), squeeze=False, sharey=True, figsize=(3.2 * len(shares) + 1.6, 3.4)
-    )
+    width = COLUMN if len(shares) == 1 else PAGE
+    figure, axes = plt.subplots(1, len(shares), squeeze=False, sharey=True, figsize=(width, 2.5))
     early, handles = [], {}
     for axis, share in zip(axes[0], shares, strict=True):
         panel = curves[curves["fraction"] == share]
         for arm in dict.fromkeys(panel["arm"]):
             rows, colour = panel[panel["arm"] == arm], colour_of(arm)
-            by_seed = rows.pivot(index="epoch", columns="seed", values="validation_dice").dropna()
-            low, epochs = by_seed.min(axis=1), by_seed.index + 1
-            axis.fill_between(
-                epochs, low, by_seed.max(axis=1), color=colour, alpha=0.2, linewidth=0
-            )
-            name = arm.removesuffix(f"-{share * 100:.0f}")  # "vit-10" is "vit" in the panel of 10 %
-            (handles[name],) = axis.plot(epochs, by_seed.mean(axis=1), color=colour, label=name)
-            early.append(low.iloc[len(low) // 10])
+            by_seed = rows.pivot(index="epoch", columns="seed", values="validation_dice")
+            axis.plot(by_seed.index + 1, by_seed, color=colour, linewidth=0.3, alpha=0.6)
+            name = name_of_arm(without_share(arm)[0])  # the panel says the share
+            whole = by_seed.dropna()
+            mean = whole.mean(axis=1)
+            (handles[name],) = axis.plot(whole.index + 1, mean, color=colour, label=name)
+            early.append(by_seed.min(axis=1).iloc[len(by_seed) // 10])
         axis.set(title=f"{share * 100:.0f} % of subjects", xlabel="epoch")
         axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes[0, 0].set_ylabel("validation Dice")
     # The first tenth of a training rises from nothing and would leave no room for differences.
     axes[0, 0].set_ylim(bottom=max(0, min(early) - 0.02))
-    seeds = curves.groupby("arm")["seed"].nunique()
-    band = "" if seeds.max() == 1 else "; line: mean, band: lowest to highest seed"
-    figure.suptitle(
-        f"Validation while training, {marks.seeds_text(seeds)}{band}", x=0.01, ha="left"
-    )
-    marks.legend_right(figure, handles.values(), title="arm")
-    style.note_synthetic(figure, synthetic)
+    seeds = marks.seeds_text(curves.groupby("arm")["seed"].nunique())
+    what = f"Validation while training; {seeds} (thin), mean (thick)"
+    marks.headline(figure, what, cases, size=False)
+    marks.legend_below(figure, handles.values(), min(2 * len(shares), 4))
     return figure

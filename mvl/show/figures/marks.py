@@ -6,19 +6,20 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from pandas import DataFrame, Series
 
-from mvl.show.figures.style import GREY
+from mvl.show.figures.style import GREY, name_of_arm
 from mvl.study.statistics import contrast
 
 Interval = tuple[float, float, float]  # low, middle, high
 
 
 def mean_and_interval(rows: DataFrame, column: str) -> Interval:
-    """One arm's mean of a column with its 95 % interval, subjects and seeds resampled."""
+    """One arm's mean of a column with its 95 % interval against a constant."""
     # `contrast` knows the metrics of `METRICS` alone: the column is lent the name of one that,
     # like it, has no unit. Nothing but the interval of the difference is taken from the result.
     rows = rows.assign(dice=rows[column])
@@ -31,27 +32,45 @@ def interval_of(row) -> Interval:
     return row["ci_low"], row["difference"], row["ci_high"]
 
 
+def by_subject_and_seed(cases: DataFrame, arm_a: str, arm_b: str, metric: str) -> Series:
+    """Differences a minus b by subject and seed, of the seeds that both arms have."""
+    means = cases.groupby(["subject", "seed", "arm"])[metric].mean().unstack()
+    return (means[arm_a] - means[arm_b]).dropna()
+
+
+def difference_row(axes: Axes, place: float, differences: Series, row, colour: str) -> None:
+    """Draw a paired difference lying on a row: its mean, interval, and a small dot per seed."""
+    dot_and_interval(axes, place, interval_of(row), colour, lying=True)
+    seeds = differences.groupby("seed").mean()
+    axes.scatter(seeds, [place - 0.3] * len(seeds), s=3, linewidth=0, color=colour)
+
+
 def dot_and_interval(
-    axes: Axes, place: float, interval: Interval, colour: str, lying: bool = False, **dot
+    axes: Axes, place: float, interval: Interval, colour: str, lying: bool = False
 ) -> None:
-    """Draw an interval along y, or lying along x, with a dot; `linewidth` is of the interval."""
+    """Draw an interval along y, or lying along x, with a dot."""
     low, middle, high = interval
     line, point = ([place, place], [low, high]), (place, middle)
     if lying:
         line, point = line[::-1], point[::-1]
-    axes.plot(*line, color=colour, linewidth=dot.pop("linewidth", 2))
-    axes.plot(*point, "o", color=colour, **dot)
+    axes.plot(*line, color=colour)
+    axes.plot(*point, "o", color=colour)
 
 
 def subjects_and_mean(
     axes: Axes, place: float, values: Series, interval: Interval, colour: str, width: float = 1
 ) -> None:
-    """One dot per subject, to the right of them their mean with its interval."""
+    """One dot per subject, to the right of them their mean with its interval.
+
+    `values` are by subject and seed; a small tick is a seed's mean.
+    """
     # In order of size from left to right, so that no dot hides another.
-    across = np.linspace(-0.3, 0.1, len(values)) if len(values) > 1 else np.array([-0.1])
-    look = {"s": 14, "alpha": 0.5, "color": colour, "linewidth": 0}
-    axes.scatter(place + width * across, values.sort_values(), **look)
+    subjects, seeds = (values.groupby(key).mean() for key in ("subject", "seed"))
+    across = np.linspace(-0.3, 0.1, len(subjects)) if len(subjects) > 1 else np.array([-0.1])
+    look = {"s": 4, "alpha": 0.5, "color": colour, "linewidth": 0}
+    axes.scatter(place + width * across, subjects.sort_values(), **look)
     dot_and_interval(axes, place + width * 0.25, interval, colour)
+    axes.plot([place + width * 0.38] * len(seeds), seeds, "_", color=colour, markersize=3)
 
 
 def name_rows(axes: Axes, names: Sequence[str]) -> None:
@@ -61,9 +80,9 @@ def name_rows(axes: Axes, names: Sequence[str]) -> None:
     axes.grid(axis="y", visible=False)
 
 
-def legend_right(figure: Figure, handles: Iterable, **options) -> None:
-    """A legend to the right of all axes."""
-    figure.legend(handles=list(handles), loc="outside right center", **options)
+def legend_below(figure: Figure, handles: Iterable[Artist], columns: int) -> None:
+    """A legend below all axes."""
+    figure.legend(handles=list(handles), loc="outside lower center", ncols=columns)
 
 
 def legend_dot(label: str, colour: str = GREY, **look) -> Line2D:
@@ -71,9 +90,37 @@ def legend_dot(label: str, colour: str = GREY, **look) -> Line2D:
     return Line2D([], [], **{"marker": "o", "linestyle": ""} | look, color=colour, label=label)
 
 
+def legend_of_differences(seeds: str = "dot") -> list[Line2D]:
+    """What the marks of a paired difference are; of one seed a small dot, or a tick."""
+    look = {"marker": "_"} if seeds == "tick" else {"markersize": 1.8}
+    return [
+        legend_dot("mean and paired 95 % interval", linestyle="-"),
+        legend_dot("one seed", **look),
+    ]
+
+
+def headline(figure: Figure, what: str, cases: DataFrame, size: bool = True) -> None:
+    """Head a figure: what it shows, then data set, language block, subjects and seeds."""
+    lines = [what, about(cases)]
+    if size:
+        lines.append(size_text(cases))
+    figure.suptitle("\n".join(lines), x=0.01, ha="left")
+
+
+def about(cases: DataFrame) -> str:
+    """The data set and the language block of a table of cases, such as "Task02 Heart, ..."."""
+    tasks = sorted(cases["task"].unique())
+    text = ", ".join(tasks).replace("_", " ") if len(tasks) < 3 else f"{len(tasks)} data sets"
+    if "structure" in cases and cases["structure"].nunique() == 1:
+        text += f", {cases['structure'].iloc[0]}"
+    blocks = {str(block) for block in cases["block"].dropna()} - {"", "none"}
+    names = [block.partition(":")[2] or block for block in sorted(blocks)]
+    return text + (f"; block: {', '.join(names)}" if names else "; no language block")
+
+
 def number_of(count: int, name: str) -> str:
     """ "1 subject", "2 subjects"."""
-    return f"{count} {name}{'s' * (count != 1)}"
+    return f"{count} {name}" + "s" * bool(count != 1)
 
 
 def seeds_text(counts: Iterable[int]) -> str:
@@ -86,3 +133,9 @@ def size_text(cases: DataFrame) -> str:
     """How many test subjects and seeds rows of several arms are from."""
     seeds = cases.groupby("arm")["seed"].nunique()
     return f"{number_of(cases['subject'].nunique(), 'test subject')}, {seeds_text(seeds)}"
+
+
+def with_mean(cases: DataFrame, arm: str, metric: str) -> str:
+    """An arm's name with its mean over subjects and seeds."""
+    rows = cases[cases["arm"] == arm].groupby(["seed", "subject"])[metric].mean()
+    return f"{name_of_arm(arm)}  {rows.groupby('seed').mean().mean():.3f}"

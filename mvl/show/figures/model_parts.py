@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import fill
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,10 +15,20 @@ from pandas import DataFrame
 
 from mvl.errors import RunError
 from mvl.show.figures import marks
-from mvl.show.figures.style import BLACK, BLUE, GREY, SKY, colour_of, drawn
+from mvl.show.figures.style import (
+    BLACK,
+    BLUE,
+    COLUMN,
+    GREY,
+    PAGE,
+    SKY,
+    colour_of,
+    drawn,
+    name_of_arm,
+)
 
-#: Inches: a part's box, the space between two of them, and how far a residual connection bows.
-_BOX, _BETWEEN, _BOW = (0.95, 0.8), 0.76, 0.34
+#: Inches: a part's box, and how far a residual connection bows.
+_HEIGHT, _BOW = 0.64, 0.25
 
 
 @drawn
@@ -29,50 +40,52 @@ def dataflow(parts: DataFrame, skips: Sequence[tuple[str, str]] = ()) -> Figure:
     output is added to b's input.
     """
     names = list(parts.index)
-    (width, height), step = _BOX, _BOX[0] + _BETWEEN
-    left = {name: (n - 1) * step for n, name in enumerate(names)}
-    xlim = (left[names[0]] + width - 0.25, left[names[-1]] + step + 0.1)
-    ylim = (-_BOW * len(skips) - 0.1, height + 0.1)
-    # A third of an inch for the title: all else is to the scale of inches.
-    figure, axes = plt.subplots(figsize=(np.ptp(xlim) + 0.1, np.ptp(ylim) + 0.35))
+    step = (PAGE - 0.1) / len(names)
+    width, between = 0.66 * step, 0.34 * step
+    left = {name: (n - 0.66) * step for n, name in enumerate(names)}
+    ylim = (-_BOW * len(skips) - 0.1, _HEIGHT + 0.1)
+    # A quarter of an inch for the title: all else is to the scale of inches.
+    figure, axes = plt.subplots(figsize=(PAGE, np.ptp(ylim) + 0.25))
     for name, part in zip(names, parts.itertuples(), strict=True):
         if name != names[0]:
-            _box(axes, left[name], name, part)
+            _box(axes, left[name], width, name, part)
         end = left[name] + width
-        _arrow(axes, (end, height / 2), (end + _BETWEEN, height / 2))
-        axes.text(end + _BETWEEN / 2, height / 2 + 0.07, part.output, ha="center", fontsize=7.5)
+        _arrow(axes, (end, _HEIGHT / 2), (end + between, _HEIGHT / 2))
+        handed = part.output.replace(" ", "").replace("×", "\n×", 1)
+        axes.text(end + between / 2, _HEIGHT / 2 + 0.05, handed, ha="center", fontsize=6)
     for n, (source, target) in enumerate(skips, start=1):
-        start, end = left[source] + width + _BETWEEN / 2, left[target] - _BETWEEN / 2
-        low, high = height / 2 - 0.04, -_BOW * n
-        axes.plot([start, start, end], [low, high, high], color=GREY, linewidth=1.3)
+        start, end = left[source] + width + between / 2, left[target] - between / 2
+        low, high = _HEIGHT / 2 - 0.03, -_BOW * n
+        axes.plot([start, start, end], [low, high, high], color=GREY)
         _arrow(axes, (end, high), (end, low), GREY)
-        axes.text(end + 0.05, high / 2, "+", color=GREY, va="center", fontsize=12)
-    axes.set(xlim=xlim, ylim=ylim, aspect="equal", xticks=[], yticks=[])
+        axes.text(end + 0.03, high / 2, "+", color=GREY, va="center", fontsize=8)
+    axes.set(xlim=(0, (len(names) - 0.3) * step), ylim=ylim, aspect="equal", xticks=[], yticks=[])
     axes.grid(False)
     axes.spines[:].set_visible(False)
     axes.set_title("Dashed: mostly frozen. Between the boxes: tokens × width.")
     return figure
 
 
-def _box(axes: Axes, left: float, name: str, part) -> None:
+def _box(axes: Axes, left: float, width: float, name: str, part) -> None:
     """Draw a part with its numbers of weights, such as "884 k trained"."""
-    (width, height), frozen = _BOX, part.frozen > part.trained
-    style = {"linestyle": "--" if frozen else "-", "linewidth": 1.6}
-    style |= {"boxstyle": "round,pad=0,rounding_size=0.08", "edgecolor": SKY if frozen else BLUE}
+    frozen = part.frozen > part.trained
+    style = {"linestyle": "--" if frozen else "-", "linewidth": 1}
+    style |= {"boxstyle": "round,pad=0,rounding_size=0.05", "edgecolor": SKY if frozen else BLUE}
     colour = "#E3F1FA" if frozen else "white"
-    axes.add_patch(FancyBboxPatch((left, 0), width, height, facecolor=colour, **style))
+    axes.add_patch(FancyBboxPatch((left, 0), width, _HEIGHT, facecolor=colour, **style))
     weights = []
     for kind, count in (("trained", part.trained), ("frozen", part.frozen)):
         unit, size = next(((u, s) for u, s in (("M", 1e6), ("k", 1e3)) if count >= s), ("", 1))
         if count:
-            weights.append(f"{count / size:.3g} {unit} {kind}".replace("  ", " "))
-    middle = {"x": left + width / 2, "ha": "center", "va": "center"}
-    axes.text(y=0.66 * height, s=name, fontweight="bold", **middle)
-    axes.text(y=0.27 * height, s="\n".join(weights), fontsize=8, **middle)
+            weights.append(f"{count / size:.3g} {unit}\n{kind}".replace(" \n", "\n"))
+    middle = {"x": left + width / 2, "ha": "center", "va": "center", "fontsize": 6}
+    axes.text(y=0.87 * _HEIGHT, s=name, fontweight="bold", **middle)
+    axes.text(y=0.4 * _HEIGHT, s="\n".join(weights), **middle)
 
 
 def _arrow(axes: Axes, start: tuple, end: tuple, colour: str = BLACK) -> None:
-    style = {"arrowstyle": "-|>", "color": colour, "shrinkA": 0, "shrinkB": 0, "linewidth": 1.3}
+    style = {"arrowstyle": "-|>", "color": colour, "shrinkA": 0, "shrinkB": 0, "linewidth": 0.8}
+    style["mutation_scale"] = 6
     axes.annotate("", end, start, arrowprops=style)
 
 
@@ -82,14 +95,14 @@ def attention_mix(mixes: np.ndarray) -> Figure:
 
     `mixes` is (blocks, heads), as `mvl.models.activations.attention_mixes` gives it.
     """
-    blocks, heads = mixes.shape
-    figure, axes = plt.subplots(figsize=(0.45 * blocks + 2.2, 0.4 * heads + 1.4))
-    picture = axes.imshow(mixes.T, cmap="PuOr", vmin=0, vmax=1, aspect="auto")
-    axes.set_xticks(range(blocks), range(1, blocks + 1))
-    axes.set_yticks(range(heads), range(1, heads + 1))
-    axes.set(title="Attention: local 0, global 1", xlabel="block", ylabel="head")
-    axes.grid(False)
-    figure.colorbar(picture, ax=axes, ticks=[0, 0.5, 1])
+    figure, axes = plt.subplots(figsize=(COLUMN, 0.2 * len(mixes) + 0.9))
+    axes.axvline(0.5, color=GREY, linestyle=":", label="equal shares")
+    for place, heads in enumerate(mixes):
+        spread = np.linspace(-0.2, 0.2, len(heads))
+        axes.plot(heads, place + spread, "o", color=BLUE, label="a head" if not place else None)
+    marks.name_rows(axes, [f"layer {n}" for n in range(1, len(mixes) + 1)])
+    axes.set(xlim=(0, 1), xlabel="share of global attention (0: all local, 1: all global)")
+    marks.legend_below(figure, axes.get_legend_handles_labels()[0], 2)
     return figure
 
 
@@ -109,19 +122,19 @@ def mechanism(table: DataFrame) -> Figure:
     rows = table[~table["case"].isin(undefined)]
     _require_aurocs(rows)
     arms = list(rows["arm"].unique())
-    figure, axes = plt.subplots(1, 2, figsize=(max(7, 1.7 * len(arms) + 2.4), 3.8), sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(PAGE, 2.6), sharey=True)
     for axis, (measure, title) in zip(axes, panels.items(), strict=True):
-        _auroc_axes(axis, arms)
+        _auroc_axes(axis, [fill(name_of_arm(arm), 11, break_on_hyphens=False) for arm in arms])
         axis.set_title(title)
         for place, arm in enumerate(arms):
             _aurocs(axis, place, rows[rows["arm"] == arm], measure)
     axes[0].set_ylabel("AUROC, foreground patches")
-    note = marks.size_text(rows)
+    note = ""
     if len(undefined):
         cases = table["case"].nunique()
-        note += f"; {len(undefined)} of {cases} cases left out: patches of one kind only"
-    figure.suptitle(f"Does the language part act on the structure?\n{note}", x=0.01, ha="left")
-    marks.legend_right(figure, _auroc_handles(axes[0]))
+        note = f"\n{len(undefined)} of {cases} cases left out: patches of one kind only"
+    marks.headline(figure, f"Does the language part act on the structure?{note}", rows)
+    marks.legend_below(figure, _auroc_handles(axes[0]), 4)
     return figure
 
 
@@ -134,8 +147,8 @@ def stage_auroc(table: DataFrame) -> Figure:
     """
     _require_aurocs(table)
     stages, arms = (list(dict.fromkeys(table[name])) for name in ("stage", "arm"))
-    figure, axes = plt.subplots(figsize=(2.0 * len(stages) + 1.6, 3.8))
-    _auroc_axes(axes, stages)
+    figure, axes = plt.subplots(figsize=(COLUMN if len(arms) < 4 else PAGE, 2.6))
+    _auroc_axes(axes, [stage.replace("the ", "the\n") for stage in stages])
     width = 0.8 / len(arms)
     for place, stage in enumerate(stages):
         for n, arm in enumerate(arms):
@@ -144,9 +157,9 @@ def stage_auroc(table: DataFrame) -> Figure:
                 middle = place + (n - (len(arms) - 1) / 2) * width
                 _aurocs(axes, middle, rows, "auroc_stream", width)
     axes.set_ylabel("AUROC, foreground patches")
-    axes.set_title(f"Are the tokens' norms large on the structure?\n{marks.size_text(table)}")
-    handles = [Line2D([], [], color=colour_of(arm), linewidth=4, label=arm) for arm in arms]
-    marks.legend_right(figure, [*handles, *_auroc_handles(axes)])
+    marks.headline(figure, "Are the tokens' norms large on the structure?", table)
+    handles = [Line2D([], [], color=colour_of(a), linewidth=3, label=name_of_arm(a)) for a in arms]
+    marks.legend_below(figure, [*handles, *_auroc_handles(axes)], 2 if len(arms) < 4 else 4)
     return figure
 
 
@@ -157,7 +170,7 @@ def _require_aurocs(table: DataFrame) -> None:
 
 def _auroc_axes(axes: Axes, names: Sequence[str]) -> None:
     """Axes from 0 to 1 with the line of chance, and a place along x for each name."""
-    axes.axhline(0.5, color=GREY, linewidth=1, linestyle=":", label="chance")
+    axes.axhline(0.5, color=GREY, linewidth=0.6, linestyle=":", label="chance")
     axes.set_xticks(range(len(names)), names)
     axes.set(xlim=(-0.5, len(names) - 0.5), ylim=(0, 1))
     axes.grid(axis="x", visible=False)
@@ -165,13 +178,14 @@ def _auroc_axes(axes: Axes, names: Sequence[str]) -> None:
 
 def _aurocs(axes: Axes, place: float, rows: DataFrame, measure: str, width: float = 1) -> None:
     """One arm's subjects, averaged over cases and seeds, and their mean."""
-    by_seed = rows.groupby(["subject", "seed"])[measure].mean()
+    values = rows.groupby(["subject", "seed"])[measure].mean()
     interval = marks.mean_and_interval(rows, measure)
     colour = colour_of(rows["arm"].iloc[0])
-    marks.subjects_and_mean(axes, place, by_seed.groupby("subject").mean(), interval, colour, width)
+    marks.subjects_and_mean(axes, place, values, interval, colour, width)
 
 
 def _auroc_handles(axes: Axes) -> list:
-    dot = marks.legend_dot("a subject", alpha=0.5, markersize=4)
-    mean = marks.legend_dot("mean, 95 %", linestyle="-", linewidth=2)
-    return [*axes.get_legend_handles_labels()[0], dot, mean]
+    dot = marks.legend_dot("one subject", alpha=0.5, markersize=2)
+    mean = marks.legend_dot("mean, 95 % interval", linestyle="-")
+    seed = marks.legend_dot("one seed", marker="_")
+    return [*axes.get_legend_handles_labels()[0], dot, mean, seed]

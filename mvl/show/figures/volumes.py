@@ -20,19 +20,32 @@ from nibabel.orientations import apply_orientation, io_orientation
 
 from mvl.data.tasks import TASKS
 from mvl.show.figures import style
-from mvl.show.figures.style import ATTRIBUTION, BLACK, GREY, ORANGE, SKY, VERMILLION, drawn
+from mvl.show.figures.style import (
+    ATTRIBUTION,
+    BLACK,
+    COLUMN,
+    GREY,
+    ORANGE,
+    PAGE,
+    SKY,
+    VERMILLION,
+    drawn,
+    name_of_arm,
+)
 
 if TYPE_CHECKING:
     from mvl.data.tasks import Task
 
 TRUTH_COLOUR, PREDICTION_COLOUR = SKY, ORANGE
 #: What a mask is -> colour and width of its contour.
-_CONTOURS = {"truth": (TRUTH_COLOUR, 2.2), "prediction": (PREDICTION_COLOUR, 1.4)}
+_CONTOURS = {"truth": (TRUTH_COLOUR, 1.4), "prediction": (PREDICTION_COLOUR, 0.9)}
 #: Colours of a map on an image: they grow brighter evenly, and the truth's sky blue is not one
 #: of them. Percentiles of the whole map are the ends of its colours.
 _HEAT, _HEAT_ALPHA, _HEAT_RANGE = "inferno", 0.8, (1, 99)
 #: Keeps what is written on a volume legible on bright voxels.
-_OUTLINE = [withStroke(linewidth=2, foreground="black")]
+_OUTLINE = [withStroke(linewidth=1.5, foreground="black")]
+#: What the letters at a slice's sides mean.
+_SIDES = "L, R: left and right of the patient; P, A: back, front; I, S: feet, head"
 
 
 class Plane(NamedTuple):
@@ -173,8 +186,8 @@ def case_gallery(views: Sequence[View], task: Task) -> Figure:
     # One frame for a column and one height for all, so that millimetres are comparable.
     widths = [max(v.size[plane.right] for v in volumes) for plane in PLANES]
     height = max(v.size[axis] for v in volumes for axis in (1, 2))
-    inches = 2.3
-    figsize = (inches * sum(widths) / height + 0.4, (inches + 0.3) * len(views) + 0.8)
+    inches = min(2.2, (PAGE - 0.2) * height / sum(widths))  # of a slice's height
+    figsize = (max(COLUMN, inches * sum(widths) / height + 0.2), (inches + 0.2) * len(views) + 0.6)
     figure, axes = plt.subplots(len(views), 3, squeeze=False, width_ratios=widths, figsize=figsize)
     for row, volume in zip(axes, volumes, strict=True):
         for axis, plane, width in zip(row, PLANES, widths, strict=True):
@@ -192,8 +205,7 @@ def strip(views: Sequence[View], task: Task, plane: str = "sagittal") -> Figure:
     """One slice of several volumes on one grid, side by side, where the first truth is largest."""
     chosen, volumes = _PLANE[plane], [Oriented(view) for view in views]
     frame = width, height = volumes[0].size[[chosen.right, chosen.up]]
-    inches = 1.9
-    figsize = (inches * len(views), inches * height / width + 0.75)
+    figsize = (PAGE, PAGE / len(views) * height / width + 0.7)
     figure, axes = plt.subplots(1, len(views), squeeze=False, figsize=figsize)
     index = volumes[0].index(chosen.across)
     for axis, volume in zip(axes[0], volumes, strict=True):
@@ -217,9 +229,8 @@ def task_grid(columns: Sequence[tuple[Task, Sequence[View | None]]]) -> Figure:
     plane, upright = _PLANE["axial"], len(columns) > 2
     names = [view.title if view else "" for view in columns[0][1]]
     across, down = (columns, names) if upright else (names, columns)
-    inches = min(2.1, max(1.25, 12 / len(across)))
-    # The note on the voxels is wider than one column.
-    figsize = (max(3.4, inches * len(across) + 0.5), inches * len(down) + 0.9)
+    inches = min(1.6, (PAGE - 0.3) / len(across))
+    figsize = (max(COLUMN, inches * len(across) + 0.3), inches * len(down) + 0.7)
     figure, axes = plt.subplots(
         len(down), len(across), squeeze=False, figsize=figsize, layout="compressed"
     )
@@ -236,13 +247,13 @@ def task_grid(columns: Sequence[tuple[Task, Sequence[View | None]]]) -> Figure:
                 _empty(axis, "not run")
                 continue
             volume.draw(axis, plane, index, frame, centre, letters=axis is cell[0])
-            in_corner(axis, volume.view.caption, 8)
+            in_corner(axis, volume.view.caption, 6)
         scale_bar(cell[:2][-1])  # the first one has the letters of the sides
         marked = task.synthetic and not all(synthetic)
         name = task.name.replace("_", "\n", 1) + "\nsynthetic" * marked
         _head(cell[0], name, upright, VERMILLION if marked else BLACK)
     for axis, name in zip(cells[0], names, strict=True):
-        _head(axis, name, not upright)
+        _head(axis, name_of_arm(name), not upright)
     voxel_legend(figure, [view for _, views in columns for view in views if view])
     real = next((t for t, _ in columns if t.name in TASKS and not t.synthetic), None)
     if all(synthetic) or real:
@@ -263,8 +274,8 @@ def activation_maps(rows: dict[str, dict[str, View]], task: Task, plane: str = "
     chosen, columns = _PLANE[plane], list(max(rows.values(), key=len))
     first = Oriented(next(iter(rows.values()))[columns[0]])
     frame = width, height = first.size[[chosen.right, chosen.up]]
-    inches = 1.8
-    figsize = (inches * len(columns) + 0.5, (inches * height / width + 0.1) * len(rows) + 1.5)
+    inches = (PAGE - 0.7) / len(columns)
+    figsize = (PAGE, (inches * height / width + 0.05) * len(rows) + 0.8)
     figure, axes = plt.subplots(  # compressed: no gaps between slices of one shape
         len(rows), len(columns), squeeze=False, figsize=figsize, layout="compressed"
     )
@@ -273,17 +284,18 @@ def activation_maps(rows: dict[str, dict[str, View]], task: Task, plane: str = "
             if column in row:
                 index, letters = first.index(chosen.across), axis is axes[0, 0]
                 Oriented(row[column]).draw(axis, chosen, index, frame, letters=letters)
-                in_corner(axis, row[column].caption, 8)
+                in_corner(axis, row[column].caption, 6)
             else:
                 _empty(axis, "no block", height / width)
-        cells[0].set_ylabel(name)
+        cells[0].set_ylabel(name_of_arm(name))
     for axis, column in zip(axes[0], columns, strict=True):
         axis.set_title(column)
     _finish(figure, axes[0, 0], [view for row in rows.values() for view in row.values()], task)
     colours = plt.cm.ScalarMappable(plt.Normalize(0, 1), _HEAT)
-    bar = figure.colorbar(colours, ax=axes, location="bottom", shrink=0.35, aspect=30, ticks=[0, 1])
-    bar.ax.set_xticklabels(["low", "high"])
-    bar.set_label("norm of a token, scaled map by map", fontsize=9)
+    # At the side: below is the note on the voxels.
+    bar = figure.colorbar(colours, ax=axes, location="right", shrink=0.8, aspect=25, ticks=[0, 1])
+    bar.ax.set_yticklabels(["low", "high"])
+    bar.set_label("norm of a token, scaled map by map")
     return figure
 
 
@@ -295,7 +307,7 @@ def _finish(figure, first, views, task):
 
 def _head(axes, name, above, colour=BLACK):
     """Name a column or a row of a grid, at its first slice."""
-    (axes.set_title if above else axes.set_ylabel)(name, fontsize=9, color=colour)
+    (axes.set_title if above else axes.set_ylabel)(name, color=colour)
 
 
 def _bare(axes):
@@ -313,14 +325,14 @@ def _empty(axes, text, aspect=1):
 
 
 def _write(axes, x, y, text, **look):
-    look = {"color": "white", "fontsize": 8, "path_effects": _OUTLINE} | look
+    look = {"color": "white", "fontsize": 6, "path_effects": _OUTLINE} | look
     axes.text(x, y, text, transform=axes.transAxes, **look)
 
 
-def in_corner(axes: Axes, text: str, size: float = 10) -> None:
+def in_corner(axes: Axes, text: str, size: float = 7) -> None:
     """Write on a slice, in its upper left corner."""
     if text:
-        box = {"facecolor": "black", "alpha": 0.6, "edgecolor": "none", "pad": 2}
+        box = {"facecolor": "black", "alpha": 0.6, "edgecolor": "none", "pad": 1}
         look = {"fontsize": size, "fontweight": "bold", "path_effects": None, "bbox": box}
         _write(axes, 0.03, 0.97, text, va="top", **look)
 
@@ -331,27 +343,31 @@ def scale_bar(axes: Axes) -> None:
     width = right - left
     length = max(n for n in (1, 2, 5, 10, 20, 50, 100, 200) if n <= max(1, 0.4 * width))
     x, y = right - 0.06 * width, bottom + 0.05 * (top - bottom)
-    outline = [withStroke(linewidth=4.5, foreground="black")]
-    look = {"color": "white", "linewidth": 2.5, "solid_capstyle": "butt", "path_effects": outline}
+    outline = [withStroke(linewidth=2.5, foreground="black")]
+    look = {"color": "white", "linewidth": 1.5, "solid_capstyle": "butt", "path_effects": outline}
     axes.plot([x - length, x], [y, y], **look)
-    look = {"color": "white", "fontsize": 8, "ha": "center", "path_effects": _OUTLINE}
-    offset = {"xytext": (0, 3), "textcoords": "offset points"}
+    look = {"color": "white", "fontsize": 6, "ha": "center", "path_effects": _OUTLINE}
+    offset = {"xytext": (0, 2), "textcoords": "offset points"}
     axes.annotate(f"{length} mm", (x - length / 2, y), **offset, **look)
 
 
 def voxel_legend(figure: Figure, views: Sequence[View]) -> None:
-    """Which contour is which, above a figure."""
+    """Which contour is which and what the letters mean, above a figure."""
     handles = [
         Line2D([], [], color=colour, linewidth=linewidth, label=name)
         for name, (colour, linewidth) in _CONTOURS.items()
         if any(getattr(view, name) is not None for view in views)
     ]
-    if handles:
-        figure.legend(handles=handles, loc="outside upper right", ncols=2)
+    wide = figure.get_figwidth() > COLUMN + 0.1
+    sides = _SIDES if wide else _SIDES.replace("; P", "\nP")
+    handles.append(Line2D([], [], linestyle="", label=sides))
+    options = {"handlelength": 1.2, "columnspacing": 1, "loc": "outside upper left"}
+    figure.legend(handles=handles, ncols=3, **options)
 
 
 def voxel_note(figure: Figure, task: Task) -> None:
     """Say where voxels come from, if they are synthetic or the decathlon's."""
     style.note_synthetic(figure, task.synthetic)
     if task.name in TASKS and not task.synthetic:
-        figure.supxlabel(ATTRIBUTION, fontsize=8, color=GREY, x=0.99, ha="right")
+        text = f"{task.name.replace('_', ' ')}. {ATTRIBUTION}"
+        figure.supxlabel(text, fontsize=6, color=GREY, x=0.99, ha="right")

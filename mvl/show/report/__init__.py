@@ -1,5 +1,5 @@
-"""The report of a run: a folder of results as a static page."""
+"""Reports: of a profile, of any folder with runs, and of the study, as static pages."""
 
-from mvl.show.report.page import write_report
+from mvl.show.report.page import write_folder_report, write_report, write_site
 
-__all__ = ["write_report"]
+__all__ = ["write_folder_report", "write_report", "write_site"]

@@ -12,11 +12,21 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup, escape
 
+from mvl.experiment.metrics import METRICS
+from mvl.experiment.run import read_cases
 from mvl.show import tables
-from mvl.show.sentences import NOTHING, count, interval, mean_and_spread, sentence, span
+from mvl.show.sentences import (
+    NOTHING,
+    count,
+    interval,
+    mean_and_spread,
+    no_verdict,
+    sentence,
+    span,
+)
 from mvl.study.reference import CONTRASTS
-from mvl.study.runs import HEADLINE, Source, tasks_of
-from mvl.study.suites import QUESTIONS, SUITES
+from mvl.study.runs import HEADLINE, ProfileRun, Source, tasks_of
+from mvl.study.suites import QUESTIONS, SUITES, name_of
 
 #: The comparisons of the summary: the primary one, then what the paper compares.
 ANSWERS = (CONTRASTS[0], *(pair[:3] for pair in HEADLINE))
@@ -57,15 +67,15 @@ def of_suite(source: Source, suite: str) -> list[tuple[tuple[str, str], pd.DataF
 
 
 def questions(sources: list[Source]) -> list[dict]:
-    """Per suite: question, tables of arms and of comparisons, the same in words, whose it is."""
+    """Per suite: question, tables of arms and of comparisons, and whether one is a profile's."""
     return [entry for suite in SUITES if (entry := _question(sources, suite))]
 
 
 def _question(sources, suite):
-    arms, compared, words = [], [], []
+    arms, compared = [], []
+    caption = f"Comparisons of the suite {suite}, paired by subject and seed."
     for source in sources:
-        parts = of_suite(source, suite)
-        for (task, structure), rows in parts:
+        for (task, structure), rows in of_suite(source, suite):
             label = f"{source.label}: {task}, {structure}, {_size(rows)}"
             runs = source.runs[source.runs["suite"] == suite]
             rows = rows.sort_values("epochs", kind="stable")
@@ -75,25 +85,42 @@ def _question(sources, suite):
             pairs = pairs[(pairs["suite"] == suite) & (pairs["task"] == task)]
             pairs = pairs[pairs["structure"] == structure]
             if len(pairs):
-                shown = tables.comparisons(pairs).rename(columns={"p": "adjusted p"})
-                compared.append((source.kind, label, shown))
-        sentences = answers(source, [pair for pair in CONTRASTS if pair[0] == suite])
-        if sentences and parts:
-            words.append((source, sentences))
+                group = (source.kind, label, tables.comparisons(pairs))
+                compared.append(tables.html([group], caption))
     if not arms:
         return None
-    captions = (
-        f"Arms of the suite {suite}: mean over seeds and subjects ± standard deviation over "
-        "subjects.",
-        f"Comparisons of the suite {suite}, paired by subject and seed.",
-    )
+    text = f"Arms of the suite {suite}: mean over seeds and subjects ± standard deviation over "
     return {
         "question": QUESTIONS[suite],
-        "arms": tables.html(arms, captions[0], code=("arm",)),
-        "compared": tables.html(compared, captions[1]) if compared else "",
-        "words": words,
+        "arms": tables.html(arms, f"{text}subjects.", code=("arm",)),
+        "compared": compared,
         "own": any(kind == "own" for kind, *_ in arms),
     }
+
+
+def runs_table(runs: Sequence[ProfileRun]) -> Markup | None:
+    """Every run, with its scores if it is tested: mean ± standard deviation over its subjects."""
+    frame = pd.DataFrame([_run(run) for run in runs])
+    if not any(run.reason for run in runs):
+        frame = frame.drop(columns="remark", errors="ignore")
+    caption = "Every run: mean ± standard deviation over its test subjects."
+    return tables.html([("own", "", frame)], caption, code=("run",)) if len(frame) else None
+
+
+def _run(run):
+    facts, names = run.facts or {}, dict.fromkeys(name_of(*cell) for cell in run.names)
+    row = {"run": run.folder.name, "arm": ", ".join(arm for _, arm in names) or NOTHING}
+    row["task"] = facts.get("task", "") + ", synthetic" * facts.get("synthetic", False)
+    row |= {name: str(facts.get(name, NOTHING)) for name in ("seed", "epochs")}
+    row |= {"subjects": NOTHING} | {METRICS[name].heading: NOTHING for name in tables.SHOWN}
+    if run.state == "done":
+        cases = read_cases(run.folder)
+        cases = cases[cases["structure"] == cases["structure"].iloc[0]]
+        subjects = cases.groupby("subject")[list(tables.SHOWN)].mean()
+        summary = pd.DataFrame({"mean": subjects.mean(), "sd_subjects": subjects.std()})
+        row["subjects"] = str(len(subjects))
+        row |= {METRICS[n].heading: mean_and_spread(summary, n) for n in tables.SHOWN}
+    return row | {"state": run.state, "remark": run.reason}
 
 
 def _size(rows):
@@ -179,7 +206,9 @@ def _difference(source, wanted):
         return {_DIFFERENCE: NOTHING, "verdict": NOTHING}
     row = rows.iloc[0]
     ends = "no interval" if np.isnan(row["ci_low"]) else interval(row, 3)
-    return {_DIFFERENCE: f"{row['difference']:+.3f} [{ends}]", "verdict": row["verdict"]}
+    reason = no_verdict(row)
+    verdict = f"none: {reason}" if reason else row["verdict"]
+    return {_DIFFERENCE: f"{row['difference']:+.3f} [{ends}]", "verdict": verdict}
 
 
 def paper_table() -> Markup:

@@ -108,10 +108,10 @@ def alerts_of(notebooks: list[Notebook], runs: list[ProfileRun], profile: str) -
     return alerts
 
 
-def checks_of(profile: str, root: Path) -> dict:
-    """What `mvl verify` says: state ("ok", "error", "note"), conclusion, table or None."""
+def checks_of(place: Path, root: Path) -> dict:
+    """What `mvl verify` says of a folder: state ("ok", "error", "note"), conclusion, table."""
     try:
-        checks = verify(root / "results" / profile, root / "results" / "reference")
+        checks = verify(place, root / "results" / "reference")
     except UNREADABLE as error:
         text = f"Nothing verified: {in_words(error, root)}"
         return {"state": "note", "conclusion": text, "table": None}
@@ -136,17 +136,15 @@ def checks_of(profile: str, root: Path) -> dict:
     return {"state": state, "conclusion": text, "table": table}
 
 
-def provenance_of(
-    parameters: dict, runs: list[ProfileRun], notebooks: list[Notebook], root: Path
-) -> list[Markup]:
-    """Tables: what was asked for, what was run, on what, from which files."""
-    profile = f"profiles/{parameters['profile']}.yaml"
-    shown = [_pairs(f"Parameters of the profile, {profile}.", parameters)]
+def provenance_of(parameters: dict | None, runs: list[ProfileRun], root: Path) -> list[Markup]:
+    """Tables: what was asked for, on what it was run, from which files the numbers are."""
+    shown = []
+    if parameters:
+        profile = f"profiles/{parameters['profile']}.yaml"
+        shown.append(_pairs(f"Parameters of the profile, {profile}.", parameters))
     if runs:
         frame = pd.DataFrame([_run_row(run) for run in runs])
-        if not any(run.reason for run in runs):
-            frame = frame.drop(columns="why it is in no table")
-        caption = "Runs of this profile, by fingerprint: configuration, data, language block."
+        caption = "Runs by fingerprint: configuration, data, language block."
         code = ("run", "commit", "cases.csv, SHA-256")
         shown.append(tables.html([("", "", frame)], caption, code))
         shown.append(_pairs("Machine and versions.", _machines(runs)))
@@ -155,18 +153,6 @@ def provenance_of(
     if blocks:
         frame = pd.DataFrame(sorted(blocks), columns=names)
         shown.append(tables.html([("", "", frame)], "Language blocks, by reference.", names))
-    executed = [
-        {
-            "notebook": notebook.name,
-            "state": notebook.state,
-            "started (UTC)": notebook.page.executed[0][:19].replace("T", " "),
-            "seconds": f"{notebook.page.executed[1]:.0f}",
-        }
-        for notebook in notebooks
-        if notebook.page and notebook.page.executed
-    ]
-    if executed:
-        shown.append(tables.html([("", "", pd.DataFrame(executed))], "Executed notebooks."))
     reference = root / "results" / "reference"
     if (reference / "provenance.json").is_file():
         stored = read_json(reference / "provenance.json")
@@ -201,13 +187,9 @@ def _run_row(run):
     return {
         "run": run.folder.name,
         "arms": ", ".join(f"{suite} {arm}" for suite, arm in run.names) or NOTHING,
-        "seed": _text(known.get("seed")),
-        "task": _text(known.get("task")),
-        "state": run.state,
         "training (s)": f"{known['seconds']:,.0f}" if "seconds" in known else NOTHING,
         "commit": commit[:12] + "+" * commit.endswith("+"),
         "cases.csv, SHA-256": _text(known.get("sha256"))[:12],
-        "why it is in no table": run.reason,
     }
 
 

@@ -42,20 +42,16 @@ class Page:
     Attributes:
         title: its first heading, or the file's name.
         question: what it asks, or "".
-        answer: what its last cell answers, as safe HTML.
         content: the cells, as safe HTML.
         failure: which cell ended it and why, or "".
         synthetic: whether an output says that its data is synthetic.
-        executed: papermill's start (ISO 8601) and duration in seconds, or None.
     """
 
     title: str
     question: str = ""
-    answer: Markup = Markup("")
     content: Markup = Markup("")
     failure: str = ""
     synthetic: bool = False
-    executed: tuple[str, float] | None = None
 
 
 def read_page(path: Path, links: dict[str, str] | None = None) -> Page:
@@ -78,9 +74,6 @@ def read_page(path: Path, links: dict[str, str] | None = None) -> Page:
 
 def _page(notebook, name, links):
     page = Page(name)
-    ran = notebook.metadata.get("papermill", {})
-    if ran.get("start_time") and ran.get("duration") is not None:
-        page.executed = (str(ran["start_time"]), float(ran["duration"]))
     tags = {id(cell): cell.metadata.get("tags", ()) for cell in notebook.cells}
     cells = [c for c in notebook.cells if "papermill-error-cell-tag" not in tags[id(c)]]
     injected = any("injected-parameters" in tags[id(cell)] for cell in cells)
@@ -101,9 +94,6 @@ def _page(notebook, name, links):
             if output.output_type == "error" and "raises-exception" not in tags[id(cell)]:
                 text = f"{output.ename}: {output.evalue}".strip(": ")
                 page.failure = f"cell {number} of {len(cells) - injected} failed: {text}"
-    if cells and cells[-1].cell_type == "code" and not page.failure:
-        answer = "\n\n".join(filter(None, map(_markdown_of, cells[-1].outputs)))
-        page.answer = _fragment(answer)
     shown = [c for c in cells if not (injected and "parameters" in tags[id(c)])]
     page.content = _content(notebook, shown, page, links)
     return page
@@ -118,7 +108,11 @@ def _content(notebook, cells, page, links):
     """nbconvert's HTML of the cells, cleaned and arranged."""
     for number, cell in enumerate(cells):
         described = cell.metadata.get("alt") or _described(cell.source)
-        for output in cell.get("outputs", ()):
+        # What a cell showed and took back leaves an output without content.
+        outputs = [o for o in cell.get("outputs", ()) if o.get("data", True)]
+        if outputs:
+            cell.outputs = outputs
+        for output in outputs:
             # Of its metadata, nbconvert would take addresses of pictures, sizes and frames.
             if "metadata" in output:
                 alt = str(output.metadata.get("alt") or described)
@@ -185,20 +179,6 @@ def _clean(html):
     }
     protocols = {"http", "https", "mailto", "data"}
     return Cleaner(_TAGS, attributes, protocols, strip_comments=True).clean(html)
-
-
-def _fragment(markdown):
-    """Safe HTML for another page: without headings, links and pictures."""
-    soup = _soup(_html(markdown))
-    for image in soup.find_all("img"):
-        image.replace_with(image.get("alt") or "")
-    for heading in soup.find_all(_HEADINGS):
-        heading.name = "p"
-    for link in soup.find_all("a"):
-        link.unwrap()
-    for table in soup.find_all("table"):
-        _arrange_table(soup, table)
-    return Markup(str(soup))
 
 
 def _arrange(soup, page, links):

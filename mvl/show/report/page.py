@@ -1,31 +1,44 @@
-"""results/<profile>/ -> results/<profile>/report/: static pages that need nothing but themselves.
+"""Reports as static pages that need nothing but themselves.
 
-`index.html` says first what was measured, then what the paper says and whether the reference was
-reproduced, then figures, notebooks and where every number comes from. Each notebook that has been
-run has a page. A page loads nothing: style and figures are in it, and its security policy forbids
-the rest. Equal inputs give equal bytes: nothing depends on the clock, on the order of a folder or
-on where the repository is.
+A report is of a profile, of any folder with runs, or of the study (the committed reference).
+`index.html` says first what the reference and real volumes say; what is synthetic is folded away.
+Each notebook that has been run has a page. A page loads nothing: style and figures are in it, and
+its security policy forbids the rest. Equal inputs give equal bytes: nothing depends on the clock,
+on the order of a folder or on where the repository is.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 from markupsafe import Markup
 
+from mvl.errors import RunError
 from mvl.files import REPOSITORY, write_text
 from mvl.show.report import answers
 from mvl.show.report.contents import (
     Alert,
+    Notebook,
     alerts_of,
     checks_of,
     neighbours,
     notebooks_of,
     provenance_of,
 )
-from mvl.show.report.pictures import pictures
-from mvl.study.runs import own_runs, sources_of
+from mvl.show.report.pictures import own_pictures, reference_pictures, segmentations
+from mvl.study.reference import GPU
+from mvl.study.runs import (
+    ProfileRun,
+    Source,
+    by_setting,
+    own_runs,
+    own_sources,
+    reference_source,
+    runs_below,
+    sources_of,
+)
 
 TEMPLATES = Path(__file__).with_name("templates")
 
@@ -45,37 +58,142 @@ def write_report(parameters: dict, outdated: dict[str, str], root: Path = REPOSI
         MvlError: the folder cannot be written.
     """
     root, profile = Path(root).resolve(), parameters["profile"]
-    folder = root / "results" / profile / "report"
     runs = own_runs(parameters, root)
     notebooks = notebooks_of(profile, outdated, root)
     sources, faults = sources_of(runs, root)
-    own = [source for source in sources if source.kind == "own"]
-    synthetic = (
-        parameters["source"] == "phantom"
-        or any(source.summary["synthetic"].any() for source in own)
-        or any(notebook.page and notebook.page.synthetic for notebook in notebooks)
+    faults = [*alerts_of(notebooks, runs, profile), *(Alert(*fault) for fault in faults)]
+    if not any(run.state == "done" for run in runs):
+        text = f"No finished run: ./run_all.sh --profile {profile} trains and tests."
+        faults.append(Alert("note", text))
+    folder = root / "results" / profile
+    return _write(
+        folder / "report",
+        _context(sources, runs, root, faults)
+        | {
+            "title": f"Report of the profile {profile}",
+            "synthetic": parameters["source"] == "phantom"
+            or any(map(_is_synthetic, runs))
+            or any(notebook.page and notebook.page.synthetic for notebook in notebooks),
+            "headline": answers.headline(_real(sources), parameters["task"]),
+            "checks": checks_of(folder, root),
+            "provenance": provenance_of(parameters, runs, root),
+            "notebooks": notebooks,
+        },
     )
-    context = {"profile": profile, "synthetic": synthetic, "notebooks": notebooks}
-    # Before anything is written: a report that fails leaves the earlier one whole.
-    pages = {}
+
+
+def write_folder_report(folder: Path, root: Path = REPOSITORY) -> Path:
+    """Write the report of every run that a folder is or has below it, to its folder `report`.
+
+    Raises:
+        RunError: there is no run.
+        MvlError: the folder cannot be written.
+    """
+    root, folder = Path(root).resolve(), Path(folder).resolve()
+    runs, sources, faults = runs_below(folder, root), [], []
+    if not runs:
+        raise RunError(f"{folder} holds no run; 'mvl train' and 'mvl suite run' make some")
+    for setting, members in by_setting(runs):
+        found, missing = own_sources(members, root, setting)
+        sources, faults = [*sources, *found], [*faults, *missing]
+    context = _context(sources, runs, root, [Alert(*fault) for fault in faults])
+    return _write(
+        folder / "report",
+        context
+        | {
+            "title": f"Report of the runs in {folder.name}",
+            "synthetic": any(map(_is_synthetic, runs)),
+            "checks": checks_of(folder, root),
+            "provenance": provenance_of(None, runs, root),
+            "notebooks": [],
+        },
+    )
+
+
+def write_site(outdated: dict[str, dict[str, str]], root: Path = REPOSITORY) -> Path:
+    """Write the site of the study, to results/site: the reference and the executed notebooks.
+
+    Args:
+        outdated: as in `write_report`, for each profile whose copies are taken; of a notebook
+            that several have executed, the first one's copy.
+
+    Raises:
+        RunError: there is no reference.
+        MvlError: the folder cannot be written.
+    """
+    root = Path(root).resolve()
+    reference = root / "results" / "reference"
+    sources = [reference_source(reference)]
+    if (reference / GPU).is_dir():
+        sources.append(reference_source(reference / GPU))
+    copies = {}
+    for profile, reasons in outdated.items():
+        for notebook in notebooks_of(profile, reasons, root):
+            copies.setdefault(notebook.name, []).append(notebook)
+    notebooks = [next((n for n in several if n.page), several[0]) for several in copies.values()]
+    folder = root / "results" / "site"
+    page = _write(
+        folder,
+        _context(sources, [], root, [])
+        | {
+            "title": "MedVisionLlama, replicated: the study",
+            "synthetic": False,
+            "headline": answers.headline(sources, sources[0].summary["task"].iloc[0]),
+            "checks": None,
+            "provenance": provenance_of(None, [], root),
+            "notebooks": notebooks,
+        },
+    )
+    write_text(folder / ".nojekyll", "")  # GitHub Pages serves the files as they are
+    return page
+
+
+def _real(sources):
+    return [source for source in sources if not source.summary["synthetic"].any()]
+
+
+def _is_synthetic(run):
+    return bool(run.facts and run.facts["synthetic"])
+
+
+def _context(
+    sources: Sequence[Source], runs: Sequence[ProfileRun], root: Path, alerts: Sequence[Alert]
+) -> dict:
+    """What every report shows; the reference and what is real before what is synthetic."""
+    real = sorted(_real(sources), key=lambda source: source.kind != "reference")
+    made_up = [source for source in sources if source not in real]
+    true, faults = segmentations([run for run in runs if not _is_synthetic(run)], root)
+    made_up_cases, more = segmentations([run for run in runs if _is_synthetic(run)], root)
+    own = [picture for source in real if source.kind == "own" for picture in own_pictures(source)]
+    pictures = sorted([*true, *own, *reference_pictures(root)], key=lambda p: p.folded)
+    made_up_pictures = [picture for source in made_up for picture in own_pictures(source)]
+    numbered = list(enumerate([*pictures, *made_up_cases, *made_up_pictures], start=1))
+    return {
+        "alerts": [*alerts, *(Alert(*fault) for fault in [*faults, *more])],
+        "answers": [(source, answers.answers(source)) for source in real],
+        "headline": None,
+        "runs": answers.runs_table(runs),
+        "many_runs": len(runs) > 12,
+        "questions": answers.questions(real),
+        "paper": answers.paper_table(),
+        "pictures": [
+            (n, picture) for n, picture in numbered[: len(pictures)] if not picture.folded
+        ],
+        "folded_pictures": [(n, p) for n, p in numbered[: len(pictures)] if p.folded],
+        "made_up": answers.questions(made_up),
+        "made_up_pictures": numbered[len(pictures) :],
+    }
+
+
+def _write(folder, context):
+    """Render all pages, then write them and remove those of an earlier report."""
+    notebooks: list[Notebook] = context["notebooks"]
+    pages = {"index.html": _render("index.html", context)}
     for place, notebook in enumerate(notebooks):
         if notebook.page:
             around = neighbours(notebooks, place)
-            own_page = {"notebook": notebook, "around": around}
-            pages[f"{notebook.name}.html"] = _render("notebook.html", context | own_page)
-    alerts = alerts_of(notebooks, runs, profile)
-    context |= {
-        "alerts": [*alerts, *(Alert(level, text) for level, text in faults)],
-        "own": own,
-        "answers": [(source, answers.answers(source)) for source in sources],
-        "headline": answers.headline(sources, parameters["task"]),
-        "questions": answers.questions(sources),
-        "paper": answers.paper_table(),
-        "checks": checks_of(profile, root),
-        "pictures": pictures(sources, root),
-        "provenance": provenance_of(parameters, runs, notebooks, root),
-    }
-    pages["index.html"] = _render("index.html", context)
+            own = {"notebook": notebook, "around": around, "synthetic": notebook.page.synthetic}
+            pages[f"{notebook.name}.html"] = _render("notebook.html", context | own)
     for old in folder.glob("*.html"):
         if old.name not in pages:
             old.unlink()

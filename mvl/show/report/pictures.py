@@ -1,140 +1,114 @@
-"""The figures of a report as data URIs, each with a label and a description in words."""
+"""The figures of a report as data URIs, each with a caption in words."""
 
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from mvl.show import figures
-from mvl.show.report.answers import of_suite
-from mvl.show.results import PICTURE
-from mvl.show.sentences import sentence
-from mvl.show.ten_tasks import paper_by_arm
-from mvl.study.runs import Source, distinct, part_of, rows_of_tasks
-from mvl.study.suites import QUESTIONS, SUITES
+from mvl.show.charts import CHARTS, by_task, described, drawn, part
+from mvl.show.examples import run_segmentations
+from mvl.show.sentences import span
+from mvl.study import ten_tasks
+from mvl.study.runs import UNREADABLE, ProfileRun, Source, in_words
 
-#: Suites whose training curves are shown: the block, and the paper's few-shot figure.
-_LEARNING = ("language", "data")
+#: Charts of `CHARTS` that a report draws of runs; the others say the same of many models.
+_SHOWN = [name for name in CHARTS if name not in ("metrics", "lora", "size_of_all")]
+#: Committed figures that are not folded away.
+_FIRST = ("language_controls", "language_differences", "segmentations")
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure: a data URI, what is below it, what it shows in words, and whose it is."""
+    """A figure: a data URI, its caption, what it shows in words, and whose it is.
+
+    Attributes:
+        kind: "own" or "reference".
+        wide: whether it needs the width of the page.
+        folded: whether it is shown on demand.
+    """
 
     content: str
-    label: str
+    caption: str
     alt: str
-    kind: str = ""
+    kind: str
+    wide: bool
+    folded: bool = False
 
 
-def pictures(sources: list[Source], root: Path) -> list[Picture]:
-    """Figures of the profile's results, then those of the committed reference."""
-    drawn = []
-    for source in sources:
-        if source.kind == "own":
-            synthetic = "Synthetic data. " if source.summary["synthetic"].any() else ""
-            parts = [part for suite in SUITES for part in _of_suite(source, suite)]
-            for figure, label, alt, width in [*parts, *_sizes(source)]:
-                label = f"{source.label}: {label}"
-                drawn.append(Picture(_svg(figure, width), label, synthetic + alt, "own"))
-    for path in sorted((root / "results" / "reference" / PICTURE.parent).glob("*.png")):
-        content = base64.b64encode(path.read_bytes()).decode()
-        label = f"Committed reference: {path.stem.replace('_', ' ')}"
-        alt = (path.name == PICTURE.name and _reference_alt(sources)) or f"Figure. {label}."
-        drawn.append(Picture(f"data:image/png;base64,{content}", label, alt, "reference"))
-    return drawn
+def reference_pictures(root: Path) -> list[Picture]:
+    """The committed figures, the most telling first."""
+    paths = list((root / "results" / "reference" / "figures").glob("*.png"))
+    place = {name: n for n, name in enumerate(_FIRST)}
+    shown = []
+    for path in sorted(paths, key=lambda path: (place.get(path.stem, 9), path.stem)):
+        content, text = path.read_bytes(), described(path)
+        wide = int.from_bytes(content[16:20], "big") > 1500  # the width in a PNG's header
+        folded = path.stem not in _FIRST
+        caption = f"Committed reference. {text}"
+        shown.append(Picture(_uri(content, "png"), caption, text, "reference", wide, folded))
+    return shown
 
 
-def _reference_alt(sources):
-    """The reference's one known picture in words."""
-    for source in sources:
-        if source.kind == "reference":
-            pair = ["language", "pretrained", "none", "dice"]
-            keys = ["suite", "arm_a", "arm_b", "metric"]
-            rows = source.contrasts[(source.contrasts[keys] == pair).all(axis=1)]
-            for _, row in rows.head(1).iterrows():
-                return f"A dot per test subject, by difference. {sentence(row)}"
-    return ""
+def own_pictures(source: Source) -> Iterator[Picture]:
+    """The figures of a source's results."""
+    synthetic = "Synthetic data. " if source.summary["synthetic"].any() else ""
+    known = set()
+    for name in _SHOWN:
+        chart = CHARTS[name]
+        cells = frozenset(part(source, chart).runs["fingerprint"])
+        if (chart.draw, cells) in known:  # the same arms under the names of another suite
+            continue
+        for _, size, figure in drawn(source, chart):
+            known.add((chart.draw, cells))
+            caption = f"{source.label}. {chart.caption} {size}."
+            yield _drawn(figure, caption, synthetic + _means(part(source, chart).cases))
+    named = ten_tasks.part(source)
+    if named.cases["task"].nunique() > 2:
+        caption = f"{source.label}. The named models, one row per data set."
+        yield _drawn(by_task(named), caption, synthetic + _means(named.cases))
 
 
-def _of_suite(source, suite):
-    """(figure, label, alt, inches) of a suite."""
-    parts = of_suite(source, suite)
-    if len({task for (task, _), _ in parts}) > 2:
-        yield _by_task(suite, parts)
-        return
-    for (task, structure), rows in parts:
-        cases = source.cases
-        cases = cases[(cases["suite"] == suite) & (cases["task"] == task)]
-        cases = cases[cases["structure"] == structure]
-        if rows["arm"].nunique() > 1:
-            order = {arm: n for n, arm in enumerate(SUITES[suite])}
-            cases = cases.sort_values("arm", key=lambda arms: arms.map(order), kind="stable")
-            dice = _mean_dice(cases)
-            means = ", ".join(f"{arm} {dice[arm]:.3f}" for arm in order if arm in dice)
-            label = f"{QUESTIONS[suite]} Every arm of the suite {suite}."
-            alt = f"Mean Dice of the arms of the suite {suite}, {task}, {structure}: {means}."
-            yield figures.arm_means(cases), label, alt, 6.4
-        curves = source.curves
-        curves = curves[(curves["suite"] == suite) & (curves["task"] == task)]
-        if suite in _LEARNING and curves["arm"].nunique() > 1 and structure == "foreground":
-            last = curves.sort_values("epoch").groupby(["arm", "seed"])["validation_dice"].last()
-            means = ", ".join(f"{arm} {x:.3f}" for arm, x in last.groupby("arm").mean().items())
-            label = f"validation Dice while training, arms of the suite {suite}."
-            alt = f"Validation Dice by epoch, {task}; after the last epoch: {means}."
-            drawn = figures.curve_bands(curves, bool(cases["synthetic"].any()))
-            yield drawn, label, alt, 6.4
-        pairs = source.contrasts
-        pairs = pairs[(pairs["suite"] == suite) & (pairs["metric"] == "dice")]
-        pairs = pairs[(pairs["task"] == task) & (pairs["structure"] == structure)]
-        for _, row in pairs.head(1).iterrows():
-            arms = row["arm_a"], row["arm_b"]
-            values = figures.subject_differences(cases, *arms)
-            label = f"{arms[0]} minus {arms[1]} in Dice, subject by subject."
-            alt = f"A dot per test subject: {int((values > 0).sum())} of {len(values)} are above "
-            alt += f"zero. {sentence(row)}"
-            yield figures.paired_differences(cases, *arms), label, alt, 6.4
+def segmentations(
+    runs: Iterable[ProfileRun], root: Path
+) -> tuple[list[Picture], list[tuple[str, str]]]:
+    """Test cases of the best run of each task, by validation, and ("note", why there are none)."""
+    tasks, shown, faults = {}, [], []
+    for run in runs:
+        if run.state == "done" and run.facts["validation_dice"] == run.facts["validation_dice"]:
+            tasks.setdefault((run.facts["task"], run.facts["synthetic"]), []).append(run)
+    for (task, synthetic), members in sorted(tasks.items()):
+        best = max(members, key=lambda run: run.facts["validation_dice"])
+        try:
+            figure = run_segmentations(best.folder)
+        except UNREADABLE as error:
+            text = f"Without segmentations of {task}: {in_words(error, root)}"
+            faults.append(("note", text))
+            continue
+        caption = "Synthetic data. " * synthetic + f"Best, median and worst test case of {task}, "
+        caption += f"by run {best.folder.name}, which has the highest validation Dice."
+        shown.append(_drawn(figure, caption, caption, "png"))
+    return shown, faults
 
 
-def _by_task(suite, parts):
-    """One figure of a suite that was run on many tasks, with the paper's numbers of them."""
-    rows = pd.concat([rows for (_, structure), rows in parts if structure == "foreground"])
-    dice = rows[rows["metric"] == "dice"]
-    means = [
-        f"{task}: " + ", ".join(map("{0.arm} {0.mean:.3f}".format, part.itertuples()))
-        for task, part in dice.groupby("task", sort=True)
-    ]
-    alt = f"Mean Dice of the arms of the suite {suite}, foreground. {'; '.join(means)}."
-    paper = paper_by_arm()
-    drawn = figures.metric_by_task(rows, paper[paper["task"].isin(rows["task"])])
-    return drawn, f"{QUESTIONS[suite]} One row per task.", alt, 10.5
+def _means(cases: pd.DataFrame) -> str:
+    dice = cases.groupby(["task", "arm", "seed", "subject"], sort=False)["dice"].mean()
+    means = dice.groupby(["task", "arm"], sort=False).mean()
+    seeds = span(cases.groupby("arm")["seed"].nunique(), "seed")
+    texts = [f"{figures.name_of_arm(arm)} ({task}) {x:.3f}" for (task, arm), x in means.items()]
+    return f"Mean Dice over {seeds}: {', '.join(texts)}."
 
 
-def _sizes(source):
-    """Dice against the number of weights, of every experiment of a source, for each task.
-
-    Two models are compared better by the figures of their suite.
-    """
-    part = part_of(source, distinct(source.runs))
-    arms = part.cases.groupby("task")["arm"].nunique()
-    for task in sorted(arms[(arms > 2) & (arms == arms.max())].index):
-        of_task = rows_of_tasks(part, [task])
-        dice, weights = _mean_dice(of_task.cases), of_task.runs.groupby("arm")["parameters"].first()
-        text = ", ".join(f"{arm} {weights[arm]:,} and {dice[arm]:.3f}" for arm in dice.index)
-        label = "size against Dice, every model; frozen weights count, too."
-        alt = f"Weights and mean Dice of every model, {task}, foreground: {text}."
-        yield figures.size_against_dice(of_task.cases, of_task.runs), label, alt, 6.4
+def _drawn(figure, caption, alt, form="svg"):
+    wide = figure.get_figwidth() > figures.COLUMN + 0.1
+    content = figures.encoded(figure, form, 130 if form == "png" else None)
+    return Picture(_uri(content, form), caption, alt, "own", wide)
 
 
-def _mean_dice(cases):
-    return cases.groupby(["arm", "seed", "subject"])["dice"].mean().groupby("arm").mean()
-
-
-def _svg(figure, width):
-    """A figure as a data URI, so many inches wide: its letters can be read on a phone."""
-    figure.set_size_inches(width, figure.get_size_inches()[1])
-    content = base64.b64encode(figures.encoded(figure, "svg")).decode()
-    return f"data:image/svg+xml;base64,{content}"
+def _uri(content, form):
+    form = {"svg": "svg+xml"}.get(form, form)
+    return f"data:image/{form};base64,{base64.b64encode(content).decode()}"

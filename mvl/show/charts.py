@@ -1,0 +1,168 @@
+"""The charts of results: which rows of a source each is of, and what it shows in words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mvl.show import figures
+from mvl.show.sentences import span
+from mvl.show.ten_tasks import paper_by_arm, six
+from mvl.study.mechanism import defined
+from mvl.study.reference import GPU, REFERENCE, mechanism_table
+from mvl.study.runs import Source, distinct, part_of, reference_source, rows_of_tasks, tasks_of
+from mvl.study.suites import SUITES
+from mvl.study.summary import by_part
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+#: The arms of the paper's claim, in the order that a difference takes them in.
+PAIR = ("pretrained", "none")
+#: The formats of the committed figures.
+KINDS = ("png", "pdf")
+_LORA = tuple(arm for arm in SUITES["adaptation"] if arm.startswith("lora"))
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart of a suite ("" for all), of some of its arms (None for all).
+
+    `draw` makes it of a `Source` with these rows, or gives None where something is lacking;
+    `fewest` is the number of arms that it needs.
+    """
+
+    suite: str
+    draw: Callable[[Source], Figure | None]
+    caption: str
+    arms: tuple | None = None
+    fewest: int = 2
+
+
+def _curves(source):
+    if source.curves.empty:
+        return None
+    return figures.seed_curves(source.curves, source.cases)
+
+
+def _metrics(source):
+    return figures.metric_differences(six(source.cases, ("language", *PAIR)))
+
+
+def _differences(source):
+    return figures.paired_differences(source.cases, *PAIR)
+
+
+def _means(source):
+    return figures.arm_differences(source.cases)
+
+
+def _sizes(source):
+    return figures.size_against_dice(source.cases, source.runs)
+
+
+def _parts(source):
+    return figures.part_effects(source.cases) if by_part(source.cases) else None
+
+
+_BY_ARM = "Difference in Dice of each arm from the first one, on the test subjects."
+_BY_EPOCH = "Dice on the validation subjects while the arms train."
+_BY_SIZE = "Weights of each model, and its difference in Dice from the first one."
+_BY_SUBJECT = "Difference in Dice of each test subject, with the pre-trained block and without."
+_BY_PART = "What each part of the paper's model adds to Dice, by test subject."
+
+#: Name -> `Chart`.
+CHARTS = {
+    "differences": Chart("language", _differences, _BY_SUBJECT, PAIR),
+    "controls": Chart("language", _means, f"The block and its controls. {_BY_ARM}"),
+    "metrics": Chart("language", _metrics, "The same two models in the paper's metrics.", PAIR),
+    "curves": Chart("language", _curves, f"The block and its controls. {_BY_EPOCH}"),
+    "parts": Chart("fusion", _means, f"The paper's parts in all combinations. {_BY_ARM}"),
+    "part_effects": Chart("fusion", _parts, _BY_PART, fewest=8),
+    "head": Chart("head", _means, f"With a convolutional head. {_BY_ARM}"),
+    "lora": Chart("adaptation", _sizes, f"Ranks of LoRA. {_BY_SIZE}", _LORA),
+    "adaptation": Chart("adaptation", _means, f"Ways to adapt the block. {_BY_ARM}"),
+    "few_shot": Chart("data", _curves, f"Shares of the training subjects. {_BY_EPOCH}"),
+    "few_shot_test": Chart("data", _means, f"Shares of the training subjects. {_BY_ARM}"),
+    "state_of_the_art": Chart("peers", _means, f"Other architectures. {_BY_ARM}"),
+    "size": Chart("size", _means, f"ViTs as large as the one with the block. {_BY_ARM}"),
+    "size_of_all": Chart("", _sizes, f"All models of all suites. {_BY_SIZE}"),
+}
+
+
+def part(source: Source, chart: Chart) -> Source:
+    """The rows of a source that a chart is about."""
+    source = rows_of_tasks(source, tasks_of(source, chart.suite))
+    if not chart.suite:
+        return part_of(source, distinct(source.runs))
+    arms = chart.arms or SUITES[chart.suite]
+    return part_of(source, [(chart.suite, arm) for arm in arms])
+
+
+def drawn(source: Source, chart: Chart) -> Iterator[tuple[str, str, Figure]]:
+    """(task, how much is behind it, figure) for each task that a source has enough of."""
+    rows = part(source, chart)
+    for task in sorted(rows.cases["task"].unique()):
+        of_task = rows_of_tasks(rows, [task])
+        if of_task.cases["arm"].nunique() >= chart.fewest and (figure := chart.draw(of_task)):
+            yield task, size(of_task), figure
+
+
+def by_task(source: Source) -> Figure:
+    """The figure of the models that were run on several tasks, with the paper's numbers."""
+    paper = paper_by_arm()
+    return figures.metric_by_task(source.cases, paper[paper["task"].isin(source.cases["task"])])
+
+
+def size(source: Source) -> str:
+    """How much is behind a figure."""
+    cases = source.cases
+    counts = [
+        span(cases.groupby("task")["subject"].nunique(), "test subject"),
+        span(cases.groupby("arm")["seed"].nunique(), "seed"),
+        span(cases["epochs"], "epoch"),
+    ]
+    return f"{', '.join(sorted(cases['task'].unique()))}: {', '.join(counts)}"
+
+
+def described(path: Path) -> str:
+    """What a file of `draw_reference` shows, in words."""
+    name = path.stem.removeprefix(f"{GPU}_")
+    where = "On a GPU. " if name != path.stem else ""
+    texts = {_file(key, chart): chart.caption for key, chart in CHARTS.items()}
+    return where + (texts | _OTHERS)[name]
+
+
+def _file(name, chart):
+    return f"{chart.suite or 'all'}_{name}"
+
+
+_OTHERS = {
+    "audit_effects": "What each step of the released code's protocol changes of the Dice that is "
+    "reported.",
+    "mechanism": "How well the norms that the language part writes tell the structure's patches "
+    "from the others.",
+    "segmentations": "Best, median and worst test case of the committed model, best.",
+}
+
+
+def draw_reference(folder: Path = REFERENCE, names: Iterable[str] = tuple(CHARTS)) -> None:
+    """Draw the figures of the committed tables, below the reference's folder.
+
+    Raises:
+        RunError: a table of the reference is missing or unreadable.
+    """
+    for prefix, tables in (("", folder), (f"{GPU}_", folder / GPU)):
+        if not tables.is_dir():
+            continue
+        source = reference_source(tables)
+        for name in names:
+            chart = CHARTS[name]
+            for _, _, figure in drawn(source, chart):
+                figures.save(figure, folder / "figures" / f"{prefix}{_file(name, chart)}", KINDS)
+        table = mechanism_table(tables)
+        if len(table):
+            figure = figures.mechanism(defined(table)[0])
+            figures.save(figure, folder / "figures" / f"{prefix}mechanism", KINDS)
