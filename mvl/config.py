@@ -17,7 +17,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from mvl.errors import ConfigError
+from mvl.errors import ConfigError, did_you_mean
 from mvl.strict import TAG, Axis, Count, Natural, NotNegative, Positive, Whole, from_json, strict
 
 #: The learning rates from which every arm's is chosen, by validation Dice.
@@ -67,6 +67,12 @@ class DataConfig:
     #: "held-out": a fifth of the subjects is the test set of every seed. "crossed": seed s tests
     #: fold s mod 5 and validates on the next one, so that five seeds test every subject once.
     testing: Literal["held-out", "crossed"] = _later("held-out")
+    #: How many folds the subjects are divided into.
+    folds: Annotated[int, Field(ge=2, lt=2**31)] = _later(5)
+    #: The fold that validates, or with "crossed" that tests, from 0; None: the seed modulo `folds`.
+    fold: Natural | None = _later(None)
+    #: An own split: (case or subject, "train", "validation", "test" or the number of its fold).
+    splits: tuple[tuple[str, str], ...] | None = _later(None)
     #: Voxel edges in mm, along R, A and S, to which "crop" resamples; None with any other `fit`.
     spacing_mm: tuple[Positive, Positive, Positive] | None = _later(None)
     #: "all" of an image's channels, or the "first" alone, as the paper's code reads it.
@@ -80,6 +86,10 @@ class DataConfig:
             (self.fit == "crop") == (self.spacing_mm is not None),
             f"fit {self.fit} with spacing_mm {self.spacing_mm}: crop needs it, no other takes it",
         )
+        _require(
+            self.fold is None or self.fold < self.folds,
+            f"fold {self.fold}: with {self.folds} folds it is 0 to {self.folds - 1}",
+        )
         # A shell completes a folder's name with a slash.
         object.__setattr__(self, "task", self.task.rstrip("/"))
         parent, _, name = self.task.rpartition("/")
@@ -88,6 +98,10 @@ class DataConfig:
             f"task {self.task!r} is a path: name the task {name}, and its folder with "
             f"--root {parent or '/'} or MVL_DATA_ROOT",
         )
+
+    def fold_of(self, seed: int) -> int:
+        """The fold of an experiment with this seed: see `fold`."""
+        return seed % self.folds if self.fold is None else self.fold
 
     @property
     def window(self) -> tuple[int, int, int] | None:
@@ -277,7 +291,9 @@ def preset(name: str, language: str | None = None) -> tuple[ModelConfig, Trainin
         ConfigError: no preset of that name.
     """
     if name not in PRESETS:
-        raise ConfigError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
+        raise ConfigError(
+            f"no preset {name!r}; there are {', '.join(PRESETS)}{did_you_mean(name, PRESETS)}"
+        )
     model, training = PRESETS[name]
     if language is not None and model.language is not None:
         model = replace(model, language=replace(model.language, source=language))
