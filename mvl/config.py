@@ -17,7 +17,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from mvl.errors import ConfigError, did_you_mean
+from mvl.errors import ConfigError
 from mvl.strict import TAG, Axis, Count, Natural, NotNegative, Positive, Whole, from_json, strict
 
 #: The learning rates from which every arm's is chosen, by validation Dice.
@@ -291,9 +291,7 @@ def preset(name: str, language: str | None = None) -> tuple[ModelConfig, Trainin
         ConfigError: no preset of that name.
     """
     if name not in PRESETS:
-        raise ConfigError(
-            f"no preset {name!r}; there are {', '.join(PRESETS)}{did_you_mean(name, PRESETS)}"
-        )
+        raise ConfigError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
     model, training = PRESETS[name]
     if language is not None and model.language is not None:
         model = replace(model, language=replace(model.language, source=language))
