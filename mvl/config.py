@@ -71,8 +71,10 @@ class DataConfig:
     folds: Annotated[int, Field(ge=2, lt=2**31)] = _later(5)
     #: The fold that validates, or with "crossed" that tests, from 0; None: the seed modulo `folds`.
     fold: Natural | None = _later(None)
-    #: An own split: (case or subject, "train", "validation", "test" or the number of its fold).
+    #: An own split: (name, "train", "validation", "test" or the number of its fold) of each.
     splits: tuple[tuple[str, str], ...] | None = _later(None)
+    #: Whose names those are.
+    splits_by: Literal["case", "subject"] = _later("case")
     #: Voxel edges in mm, along R, A and S, to which "crop" resamples; None with any other `fit`.
     spacing_mm: tuple[Positive, Positive, Positive] | None = _later(None)
     #: "all" of an image's channels, or the "first" alone, as the paper's code reads it.

@@ -186,8 +186,9 @@ def _run_verbs(top):
         "--splits",
         type=Path,
         metavar="FILE",
-        help='own sides or folds by case or subject: {"test": [...]}, {"folds": [[...], ...]} or '
-        "nnU-Net's splits_final.json (default: a fifth of the subjects is tested)",
+        help='own sides or folds of cases: {"test": [...]}, {"folds": [[...], ...]} or nnU-Net\'s '
+        'splits_final.json; of subjects with "by": "subject" in it (default: a fifth of the '
+        "subjects is tested)",
     )
     sides.add_argument(
         "--folds",

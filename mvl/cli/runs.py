@@ -24,6 +24,7 @@ def described(config: "ExperimentConfig", data: "TaskData", folder: Path) -> str
     from mvl.experiment.files import ENVIRONMENT
     from mvl.files import read_json
     from mvl.models.sizes import count_parameters
+    from mvl.show.sentences import count
     from mvl.study.suites import steps_per_epoch
 
     task, grid = data.task, config.data.grid
@@ -44,8 +45,8 @@ def described(config: "ExperimentConfig", data: "TaskData", folder: Path) -> str
         "weights": f"{trained:.2f} million trained, {frozen:.2f} million frozen",
         "cases": f"{task.name}{' (synthetic)' * task.synthetic}: "
         + ", ".join(f"{number} {side}" for side, number in sides.items()),
-        "steps": f"{plan.epochs} epochs of {per_epoch}: {plan.epochs * per_epoch:,} optimiser "
-        f"steps of {plan.batch_size} cases, learning rate {plan.learning_rate:g}",
+        "steps": f"{count(plan.epochs, 'epoch')} of {per_epoch}, {plan.epochs * per_epoch:,} "
+        f"optimiser steps of {plan.batch_size} cases, learning rate {plan.learning_rate:g}",
         "device": device,
         "run folder": str(folder),
     }
@@ -60,7 +61,9 @@ def _block(language):
     _, architecture = open_block(language)
     first, last = architecture.indices[0], architecture.indices[-1]
     span = f"layer {first}" if first == last else f"layers {first} to {last}"
-    return f"{language.source}, {span} of 0 to {architecture.total - 1}, control {language.control}"
+    return (
+        f"{language.source}, {span} (of 0 to {architecture.total - 1}), control {language.control}"
+    )
 
 
 def runs_list(options: Namespace) -> None:
@@ -133,7 +136,8 @@ def runs_compare(options: Namespace) -> None:
             f"{group['task'].iloc[0]}, {structure}: Dice {means[names[0]]:.4f} and "
             f"{means[names[1]]:.4f}, {count(row['n_subjects'], 'test subject')}"
         )
-        print(f"    {names[0]} minus {names[1]}: {row['difference']:+.4f}, 95 % {interval(row)}")
+        apart = f"{row['difference']:+.4f} (95 % interval {interval(row)})"
+        print(f"    {names[0]} minus {names[1]}: {apart}")
         print(f"    {row['verdict']}")
 
 

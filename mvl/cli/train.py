@@ -32,7 +32,7 @@ def train(options: Namespace) -> None:
     from mvl.cli.runs import described
     from mvl.cli.verbs import print_assumptions
     from mvl.data.task_data import open_task
-    from mvl.experiment.catalogue import all_runs, label, results_root, run_name
+    from mvl.experiment.catalogue import label, results_root
     from mvl.experiment.files import NAME, TRAINED
     from mvl.experiment.run import fit, run_folder
     from mvl.experiment.training import processes
@@ -47,10 +47,13 @@ def train(options: Namespace) -> None:
         epochs = -(-options.steps // steps_per_epoch(config, data))
         config = replace(config, training=replace(config.training, epochs=epochs))
     folder = run_folder(config, data, runs)
+    _require_free(options.name, folder)
     main = processes().is_main_process
     if main:
+        if options.name:
+            write_text(folder / NAME, options.name + "\n")
         print_assumptions(data.task)
-        print(described(config, data, folder))
+        print(described(config, data, folder), flush=True)
         if (folder / TRAINED).exists():
             print("this run is trained already; nothing is trained again")
         elif (steps := config.training.epochs * steps_per_epoch(config, data)) < FEW_STEPS:
@@ -58,12 +61,6 @@ def train(options: Namespace) -> None:
                 f"warning: {steps:,} steps are few. Below {FEW_STEPS:,} most models have not "
                 f"learned their task yet; --steps {FEW_STEPS} trains longer."
             )
-        if options.name:
-            taken = [f for f in all_runs() if run_name(f) == options.name and f != folder]
-            if taken or not re.fullmatch(r"\w[\w.+-]*", options.name):
-                why = f"is the name of {taken[0]}" if taken else "has other signs than a-z 0-9 _.+-"
-                raise ConfigError(f"--name {options.name} {why}; choose another")
-            write_text(folder / NAME, options.name + "\n")
     fit(config, data, runs, track=options.track)
     if not main:
         return  # one of several that train together says it
@@ -75,6 +72,18 @@ def train(options: Namespace) -> None:
         f"    mvl runs show {run}"
     )
     print(folder)
+
+
+def _require_free(name, folder):
+    """Raise a ConfigError where a run in `folder` cannot have that name."""
+    from mvl.experiment.catalogue import all_runs, run_name
+
+    if name is None:
+        return
+    if not re.fullmatch(r"\w[\w.+-]*", name):
+        raise ConfigError(f"--name {name}: it has letters, digits and . _ + - alone")
+    if taken := [run for run in all_runs() if run_name(run) == name and run.name != folder.name]:
+        raise ConfigError(f"--name {name} is the name of {taken[0]}; choose another")
 
 
 def _use_device(name):
@@ -161,10 +170,13 @@ def data_options(options: Namespace) -> dict:
     values["spacing_mm"] = options.spacing
     if options.fit == "crop" and not options.spacing:
         raise ConfigError("--fit crop needs --spacing R A S, in mm per voxel")
+    if options.spacing and options.fit != "crop" and not getattr(options, "config", None):
+        raise ConfigError("--spacing is for --fit crop alone")
     if getattr(options, "splits", None):
         from mvl.data.splits import read_splits
 
-        values["splits"] = pairs = read_splits(options.splits)
+        pairs, by = read_splits(options.splits)
+        values |= {"splits": pairs, "splits_by": by}
         places = {place for _, place in pairs}
         folds = sum(place.isdecimal() for place in places)
         if folds and values["folds"] not in (None, folds):
@@ -240,14 +252,23 @@ def _require_known(values, what):
     while todo:
         path, value = todo.pop(0)
         if path not in known:
-            last = path.rpartition(".")[2]
-            near = did_you_mean(path, known) or did_you_mean(last, known)
-            raise ConfigError(f"{what}: there is no field {path}{near}")
+            raise ConfigError(f"{what}: there is no field {path}{_nearest(path, known)}")
         if path in parts:
             if isinstance(value, dict):
                 todo += [(f"{path}.{name}", inner) for name, inner in value.items()]
             elif path != "model.language" or value is not None:
                 raise ConfigError(f"{what}: {path} is a group of fields, such as {path}.NAME")
+
+
+def _nearest(path, known):
+    """The fields whose own name, without their group's, is nearest to that of `path`."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(
+        path.rpartition(".")[2], {name.rpartition(".")[2] for name in known}, 1
+    )
+    names = sorted(name for name in known if name.rpartition(".")[2] in near)
+    return f"; did you mean {' or '.join(names)}?" if names else ""
 
 
 def _fields(kind):

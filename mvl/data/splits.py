@@ -66,12 +66,17 @@ class Split:
         return cls(*(tuple(stored[side]) for side in SIDES))
 
 
-def read_splits(path: Path) -> tuple[tuple[str, str], ...]:
-    """`DataConfig.splits` from a JSON file: the side, or the fold from 0, of cases or subjects.
+#: `DataConfig.splits_by` -> the attribute of a case.
+KEYS = {"case": "name", "subject": "subject"}
 
-    The file is {"train": [...], "validation": [...], "test": [...]}, where all but "test" may be
-    missing; {"folds": [[...], [...], ...]}, with or without "test"; or nnU-Net's list of
-    {"train": [...], "val": [...]}, of which each fold is what it validates on.
+
+def read_splits(path: Path) -> tuple[tuple[tuple[str, str], ...], str]:
+    """`DataConfig.splits` and `splits_by` of a JSON file.
+
+    The file is {"train": [...], "validation": [...], "test": [...]}, not all of which are needed;
+    {"folds": [[...], [...], ...]}, with or without "test"; or nnU-Net's list of
+    {"train": [...], "val": [...]}, of which each fold is what it validates on. The names are of
+    cases, or with "by": "subject" of subjects.
 
     Raises:
         DataError: the file is none of these, or a name is there twice.
@@ -80,7 +85,7 @@ def read_splits(path: Path) -> tuple[tuple[str, str], ...]:
     if isinstance(stored, list):
         stored = {"folds": [fold.get("val") if isinstance(fold, dict) else fold for fold in stored]}
     places = dict(stored) if isinstance(stored, dict) else {}
-    folds = places.pop("folds", [])
+    folds, by = places.pop("folds", []), places.pop("by", "case")
     if not isinstance(folds, list):
         places, folds = {}, []
     else:
@@ -90,14 +95,16 @@ def read_splits(path: Path) -> tuple[tuple[str, str], ...]:
         not places
         or not places.keys() <= known
         or len(folds) == 1
+        or by not in tuple(KEYS)
         or not all(
             isinstance(names, list) and names and all(isinstance(name, str) for name in names)
             for names in places.values()
         )
     ):
         raise DataError(
-            f'{path}: expected names of cases or subjects, as {{"test": [...]}} (also "train" and '
-            '"validation"), {"folds": [[...], [...]]}, or nnU-Net\'s splits_final.json'
+            f'{path}: expected names of cases, as {{"test": [...]}} (also "train" and '
+            '"validation"), {"folds": [[...], [...]]}, or nnU-Net\'s splits_final.json; with '
+            '"by": "subject" in it, of subjects'
         )
     place_of = {}
     for place, names in places.items():
@@ -105,7 +112,7 @@ def read_splits(path: Path) -> tuple[tuple[str, str], ...]:
             if place_of.setdefault(name, place) != place:
                 both = " and ".join(_place(p) for p in (place_of[name], place))
                 raise DataError(f"{path}: {name} is in {both}")
-    return tuple(place_of.items())
+    return tuple(place_of.items()), by
 
 
 def _place(name):
@@ -116,19 +123,21 @@ def assign(cases: list[Case], config: DataConfig, fold: int) -> list[Case]:
     """Cases with the sides of the configuration's own split; as they are where it has none.
 
     Raises:
-        DataError: a name of the split is no case and no subject; a subject is on two sides; the
-            split leaves cases out; or it has other folds than `DataConfig.folds`.
+        DataError: a name of the split is not known; a subject is on two sides; the split leaves
+            cases out; or it has other folds than `DataConfig.folds`.
     """
     if config.splits is None:
         return cases
     place_of = dict(config.splits)
-    known = {name for case in cases for name in (case.name, case.subject)}
-    if unknown := sorted(place_of.keys() - known):
-        near = did_you_mean(unknown[0], known)
-        raise DataError(f"the split names {unknown[0]}, which is no case and no subject{near}")
+    key_of = {case.name: getattr(case, KEYS[config.splits_by]) for case in cases}
+    if unknown := sorted(place_of.keys() - set(key_of.values())):
+        near = did_you_mean(unknown[0], key_of.values())
+        if unknown[0] in {case.subject for case in cases}:
+            near = '; it is a subject: say {"by": "subject", ...} in the file'
+        raise DataError(f"the split names {unknown[0]}, which is no {config.splits_by}{near}")
     first, placed = {}, []
     for case in cases:
-        place = place_of.get(case.name, place_of.get(case.subject))
+        place = place_of.get(key_of[case.name])
         other, before = first.setdefault(case.subject, (case, place))
         if before != place:
             raise DataError(

@@ -18,7 +18,8 @@ DIGITS = 8
 
 def results_root() -> Path:
     """The folder of all results: MVL_RESULTS, else the repository's results/."""
-    return Path(os.path.expanduser(os.environ.get("MVL_RESULTS") or REPOSITORY / "results"))
+    named = os.environ.get("MVL_RESULTS") or REPOSITORY / "results"
+    return Path(os.path.expanduser(named)).absolute()
 
 
 def all_runs() -> list[Path]:
