@@ -60,7 +60,9 @@ def _by_option(text, options):
         given = getattr(options, name, None) is not None
         return f"--{name.replace('_', '-')} {match[2]}" if given else match[0]
 
-    return re.sub(r"^configuration: (?:\w+\.)*?([a-z_]+)(?:\.\d+)? (must)", told, text)
+    return re.sub(
+        r"^configuration(?: data)?: (?:\w+\.)*?([a-z_]+)(?:\.\d+)? (must|\d+:)", told, text
+    )
 
 
 def _drop_output():

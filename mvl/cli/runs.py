@@ -111,7 +111,7 @@ def runs_show(options: Namespace) -> None:
 def runs_compare(options: Namespace) -> None:
     import pandas as pd
 
-    from mvl.experiment.catalogue import find_run
+    from mvl.experiment.catalogue import find_run, label
     from mvl.experiment.files import CASES
     from mvl.experiment.run import collect
     from mvl.show.sentences import count, interval
@@ -126,7 +126,7 @@ def runs_compare(options: Namespace) -> None:
     for name, folders in zip(names, sides, strict=True):
         for number, folder in enumerate(folders):
             if not (folder / CASES).exists():
-                raise RunError(f"{folder} is not tested yet; 'mvl evaluate {folder}' does it")
+                raise RunError(f"not tested yet: 'mvl evaluate {label(folder)}' does it")
             tables.append(collect(folder, "runs", name).assign(seed=number))
     cases = pd.concat(tables, ignore_index=True)
     for structure, group in cases.groupby("structure", sort=False):
@@ -160,5 +160,5 @@ def _difference(cases, names, trainings):
             "no verdict: one training each; another seed may differ by more than the interval says"
         )
     else:
-        row["verdict"] = f"verdict: {names[0]} is {row['verdict'] or 'not decided'}"
+        row["verdict"] = f"verdict on the first: {row['verdict'] or 'not decided'}"
     return row

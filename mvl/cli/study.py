@@ -208,11 +208,14 @@ def suite_table(options: Namespace) -> None:
 def verify(options: Namespace) -> int:
     from mvl.experiment.catalogue import find_run
     from mvl.experiment.run import results_folder
+    from mvl.files import REPOSITORY
     from mvl.show.sentences import conclusion, count, name_of_check
     from mvl.study.verify import verify
 
     folder = Path(options.run)
-    if not folder.is_dir() and not (folder := results_folder(options.run)).is_dir():
+    if (REPOSITORY / "profiles" / f"{options.run}.yaml").is_file():
+        folder = results_folder(options.run)
+    elif not folder.is_dir():
         folder = find_run(options.run)
     checks = verify(folder)
     agrees, text = conclusion(checks)

@@ -116,7 +116,7 @@ def read_splits(path: Path) -> tuple[tuple[tuple[str, str], ...], str]:
 
 
 def _place(name):
-    return f"fold {name}" if name.isdecimal() else name or "no side"
+    return "not named" if name is None else f"fold {name}" if name.isdecimal() else name
 
 
 def assign(cases: list[Case], config: DataConfig, fold: int) -> list[Case]:
@@ -141,8 +141,8 @@ def assign(cases: list[Case], config: DataConfig, fold: int) -> list[Case]:
         other, before = first.setdefault(case.subject, (case, place))
         if before != place:
             raise DataError(
-                f"the split has subject {case.subject} on two sides: {other.name} in "
-                f"{_place(before or '')}, {case.name} in {_place(place or '')}; put both on one"
+                f"the split has subject {case.subject} on two sides: {other.name} "
+                f"({_place(before)}) and {case.name} ({_place(place)}); put both on one"
             )
         placed.append((case, place))
     folds = {place for place in place_of.values() if place.isdecimal()}
