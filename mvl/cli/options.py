@@ -76,9 +76,7 @@ def grid_options(parser: ArgumentParser) -> None:
         "--channels", choices=("all", "first"), help="which of an image's (default: all)"
     )
     parser.add_argument(
-        "--flips",
-        choices=("left-right",),
-        help="mirror training cases at random (default: not)",
+        "--flips", choices=("left-right",), help="mirror training cases at random (default: not)"
     )
 
 

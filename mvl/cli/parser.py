@@ -29,10 +29,7 @@ EXAMPLES = {
         "--task MyTask --folds 4 --fold 0",
     ),
     "evaluate": ("my-unet",),
-    "predict": (
-        "scan.nii.gz -o segmentation.nii.gz",
-        "imagesTs --run my-unet -o segmentations",
-    ),
+    "predict": ("scan.nii.gz -o segmentation.nii.gz", "imagesTs --run my-unet -o segmentations"),
     "runs list": ("",),
     "runs show": ("my-unet", "3f2a"),
     "runs compare": ("my-unet 3f2a", "a0,a1,a2 b0,b1,b2    # trainings in pairs: seeds or folds"),
@@ -213,9 +210,7 @@ def _run_verbs(top):
         help="a folder of images, or a task's, of which its imagesTs are segmented",
     )
     predict.add_argument(
-        "--run",
-        metavar="RUN",
-        help=f"{_RUN}; or the folder of a saved model (default: our `best`)",
+        "--run", metavar="RUN", help=f"{_RUN}; or the folder of a saved model (default: our `best`)"
     )
     predict.add_argument(
         "-o", "--output", type=Path, required=True, metavar="OUT", help="for a folder, a folder"

@@ -469,11 +469,11 @@ def command(folder, given, words):
 
 
 add("The command line", train, {
-    "a batch of 0 cases": ("batch_size must be", "--batch-size 0"),
+    "a batch of 0 cases": ("--batch-size must be", "--batch-size 0"),
     "a grid that the patch does not divide": ("(7, 7, 7)", "--grid 7 7 7"),
     "a grid that no memory holds": ("out of memory", "--grid 80000 80000 80000"),
-    "a grid that no number holds": ("grid.0 must be less than 2147483648", f"--grid {10**30} 8 8"),
-    "a learning rate of 0": ("learning_rate must be", "--learning-rate 0"),
+    "a grid that no number holds": ("--grid must be less than 2147483648", f"--grid {10**30} 8 8"),
+    "a learning rate of 0": ("--learning-rate must be", "--learning-rate 0"),
     "a task of 300 letters": ("cannot look into", "name too long", f"--task {'x' * 300}"),
     "a task that is not there": ("no task Nowhere", "--task Nowhere"),
 })
