@@ -73,8 +73,8 @@ def test_a_run_is_found_by_name_and_by_first_digits(results, phantom, capsys):
     folder = find_run("net")
     assert folder.parent == results / "runs" and find_run(folder.name[:6]) == folder
     assert find_run(str(folder)) == folder
-    with pytest.raises(RunError, match="no run 'frist'.*did you mean first"):
-        find_run("frist")
+    with pytest.raises(RunError, match="no run 'fir5t'.*did you mean first"):
+        find_run("fir5t")
     image = next((phantom / "Task04_Hippocampus" / "imagesTr").glob("*.nii.gz"))
     assert main(["predict", str(image), "--run", "net", "-o", "out.nii.gz", "--anyway"]) == 0
     assert Path("out.nii.gz").is_file()

@@ -42,7 +42,7 @@ def _progress(folder):
 def run_name(folder: Path) -> str:
     """The name that a person gave a run; "" without one."""
     try:
-        return read_small(folder / NAME).decode().strip()
+        return read_small(folder / NAME).decode(errors="replace").strip()
     except FileNotFoundError:
         return ""
 
@@ -75,7 +75,7 @@ def find_run(text: str | Path) -> Path:
     near = did_you_mean(name, filter(None, named.values()))
     raise RunError(
         f"no run {name!r}: neither a folder, nor a name or first digits of a run below "
-        f"{results_root()}{near}; 'mvl runs list' lists them"
+        f"{results_root()}; 'mvl runs list' lists them{near}"
     )
 
 
