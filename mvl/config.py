@@ -70,6 +70,14 @@ class DataConfig:
     #: "held-out": a fifth of the subjects is the test set of every seed. "crossed": seed s tests
     #: fold s mod 5 and validates on the next one, so that five seeds test every subject once.
     testing: Literal["held-out", "crossed"] = _later("held-out")
+    #: How many folds the subjects are divided into.
+    folds: Annotated[int, Field(ge=2, lt=2**31)] = _later(5)
+    #: The fold that validates, or with "crossed" that tests, from 0; None: the seed modulo `folds`.
+    fold: Natural | None = _later(None)
+    #: An own split: (name, "train", "validation", "test" or the number of its fold) of each.
+    splits: tuple[tuple[str, str], ...] | None = _later(None)
+    #: Whose names those are.
+    splits_by: Literal["case", "subject"] = _later("case")
     #: Voxel edges in mm, along R, A and S, to which "crop" resamples; None with any other `fit`.
     spacing_mm: tuple[Positive, Positive, Positive] | None = _later(None)
     #: "all" of an image's channels, or the "first" alone, as the paper's code reads it.
@@ -83,6 +91,10 @@ class DataConfig:
             (self.fit == "crop") == (self.spacing_mm is not None),
             f"fit {self.fit} with spacing_mm {self.spacing_mm}: crop needs it, no other takes it",
         )
+        _require(
+            self.fold is None or self.fold < self.folds,
+            f"fold {self.fold}: with {self.folds} folds it is 0 to {self.folds - 1}",
+        )
         # A shell completes a folder's name with a slash.
         object.__setattr__(self, "task", self.task.rstrip("/"))
         parent, _, name = self.task.rpartition("/")
@@ -91,6 +103,10 @@ class DataConfig:
             f"task {self.task!r} is a path: name the task {name}, and its folder with "
             f"--root {parent or '/'} or MVL_DATA_ROOT",
         )
+
+    def fold_of(self, seed: int) -> int:
+        """The fold of an experiment with this seed: see `fold`."""
+        return seed % self.folds if self.fold is None else self.fold
 
     @property
     def window(self) -> tuple[int, int, int] | None:

@@ -6,6 +6,8 @@ and what to do. The command line prints that text and nothing else; a notebook s
 the last line of its traceback.
 """
 
+from collections.abc import Iterable
+
 
 class MvlError(Exception):
     """A fault that the user can mend; its message names the thing, the reason and the way out."""
@@ -44,3 +46,15 @@ def out_of_memory(error: BaseException | None) -> BaseException | None:
             return error
         error = error.__cause__
     return None
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of a message, with the known names that are nearest to a word; "" if none is near."""
+    from difflib import get_close_matches
+
+    name_of = {name.lower(): name for name in known}
+    word = word.lower()
+    near = [name for name in name_of if len(word) > 2 and word in name]
+    near += get_close_matches(word, name_of, 3)
+    names = [name_of[name] for name in dict.fromkeys(near)][:3]
+    return f"; did you mean {' or '.join(names)}?" if names else ""

@@ -112,7 +112,7 @@ def test_what_evaluate_prints_are_means_over_subjects(phantom, monkeypatch, caps
     cases = cases.assign(**dict.fromkeys(METRICS, [0.0, 0.0, 1.0]))
     monkeypatch.setattr("mvl.experiment.run.read_config", lambda *_: ExperimentConfig())
     monkeypatch.setattr("mvl.experiment.run.test", lambda *_, **__: cases)
-    assert main(["evaluate", "run", "--root", str(phantom)]) == 0
+    assert main(["evaluate", str(phantom), "--root", str(phantom)]) == 0
     out = capsys.readouterr().out
     assert "means over 2 test subjects" in out
     assert out.count("0.500") == len(METRICS)

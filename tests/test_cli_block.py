@@ -8,6 +8,9 @@ from mvl.blocks.extraction import block_reference
 from mvl.blocks.families import FAMILIES
 from mvl.cli import main
 from mvl.config import LanguageConfig
+from mvl.data.task_data import open_task
+from mvl.errors import BlockError
+from mvl.experiment.run import run_folder
 
 PACKAGE = "package:all-minilm-l6-v2"
 #: BERT's layer at width 384 and MLP width 1536, by hand: four square maps and the MLP, with
@@ -37,7 +40,8 @@ def test_show_tells_the_sizes(capsys):
     assert shown["block_bytes"] == f"{4 * WEIGHTS:,}"
 
 
-def test_an_extracted_block_is_the_layer_asked_for_and_a_source(tmp_path, capsys):
+def test_an_extracted_block_is_its_sources_layer(tmp_path, capsys, tiny, phantom):
+    revision = block_reference(LanguageConfig(source=PACKAGE, layer=2))["revision"]
     assert main(["block", "extract", PACKAGE, "--layer", "2", "-o", str(tmp_path / "b")]) == 0
     told, source = capsys.readouterr().out.splitlines()
     assert source == f"path:{tmp_path / 'b'}"
@@ -45,9 +49,16 @@ def test_an_extracted_block_is_the_layer_asked_for_and_a_source(tmp_path, capsys
     assert {name.partition("layer.")[2].split(".")[0] for name in copied} == {"2"}
     assert sum(t.numel() for t in copied.values()) == WEIGHTS
     assert all(t.dtype == torch.float32 for t in copied.values())
+    names = set()
     for origin in (PACKAGE, source):
-        reference = block_reference(LanguageConfig(source=origin, layer=2))
-        assert told == f"SHA-256 {reference['sha256']}"
+        language = LanguageConfig(source=origin, layer=2)
+        reference = block_reference(language)
+        assert told == f"SHA-256 {reference['sha256']}" and reference["revision"] == revision
+        config = tiny(model={"language": language})
+        names.add(run_folder(config, open_task(config.data, 0, phantom, progress=False), "runs"))
+    assert len(names) == 1  # a run with the copy is a run with the source
+    with pytest.raises(BlockError, match="holds layer 2, counted from 0 in the whole model"):
+        block_reference(LanguageConfig(source=source, layer=3))
 
 
 @pytest.mark.parametrize(
@@ -55,7 +66,7 @@ def test_an_extracted_block_is_the_layer_asked_for_and_a_source(tmp_path, capsys
     [
         (["show", "package:other"], "all-minilm-l6-v2"),
         (["show", PACKAGE, "--layer", "6"], "6 layers"),
-        (["show", "minilm"], "minilm"),
+        (["show", "minilm"], "did you mean package:all-minilm-l6-v2?"),
         (["extract", "path:/nowhere", "-o", "ROOT"], "/nowhere"),
         (["extract", 'random:{"model_type": "llama"}', "-o", "ROOT"], "no weights to extract"),
         (["extract", 'random:{"model_type": "rwkv"}', "-o", "ROOT"], "llama"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from mvl.blocks.checkpoints import (
     hash_tensors,
 )
 from mvl.blocks.families import Architecture
-from mvl.blocks.sources import open_checkpoint
+from mvl.blocks.sources import RECORD, open_checkpoint, path_of
 from mvl.config import LanguageConfig
 from mvl.errors import BlockError
 from mvl.files import read_json, write_json, write_tensors
@@ -26,7 +26,6 @@ from mvl.locks import acquired
 
 #: The number formats in which a block may be held.
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_RECORD = "block.json"
 
 
 def open_block(config: LanguageConfig) -> tuple[Checkpoint, Architecture]:
@@ -62,7 +61,8 @@ def read_block(
     if checkpoint.cache is None:
         return _tensors(checkpoint, architecture, dtype)
     span = f"{architecture.indices[0]}-{architecture.indices[-1]}"
-    return _copied(checkpoint, architecture, dtype, checkpoint.cache / f"layer{span}-{dtype}")
+    folder = checkpoint.cache / f"layer{span}-{dtype}"
+    return _copied(checkpoint, architecture, dtype, folder, checkpoint.origin)
 
 
 def _tensors(checkpoint, architecture, dtype):
@@ -71,7 +71,7 @@ def _tensors(checkpoint, architecture, dtype):
     return {parameter: tensors[name] for parameter, name in names.items()}
 
 
-def _copied(checkpoint, architecture, dtype, folder):
+def _copied(checkpoint, architecture, dtype, folder, source):
     """As `_tensors`, through a folder that is filled first where it is empty."""
     if not (folder / WEIGHTS).is_file():
         names = architecture.tensor_names(checkpoint)
@@ -88,18 +88,18 @@ def _copied(checkpoint, architecture, dtype, folder):
             raise BlockError(f"cannot write {folder}: {error.strerror or error}") from error
     tensors = _tensors(FolderCheckpoint(f"path:{folder}", folder), architecture, dtype)
     record = {
-        "source": checkpoint.origin,
+        "source": source,
         "revision": checkpoint.revision,
         "layers": list(architecture.indices),
         "dtype": dtype,
         "sha256": hash_tensors(tensors),
     }
-    path = folder / _RECORD
+    path = folder / RECORD
     if not path.is_file():
         write_json(path, record)
     if read_json(path) != record:
         raise BlockError(
-            f"{folder} holds another block, or a damaged one (its {_RECORD} disagrees): delete it "
+            f"{folder} holds another block, or a damaged one (its {RECORD} disagrees): delete it "
             "and run again"
         )
     return tensors
@@ -107,6 +107,9 @@ def _copied(checkpoint, architecture, dtype, folder):
 
 def extract_block(config: LanguageConfig, folder: Path | str) -> str:
     """Copy a block into a folder that is itself a "path:" source, for a machine without network.
+
+    It is the same block there: layers count as in the source, and a run with it has the name of a
+    run with the source (see `original`).
 
     Args:
         config: source, layer, layers and dtype count.
@@ -123,11 +126,20 @@ def extract_block(config: LanguageConfig, folder: Path | str) -> str:
     folder = Path(folder)
     if not checkpoint.has_weights:
         raise BlockError(f"{config.source} has no weights to extract")
-    kind, _, name = config.source.partition(":")
-    same = kind == "path" and Path(os.path.expanduser(name)).resolve() == folder.resolve()
+    here = path_of(config.source)
+    same = here is not None and here.resolve() == folder.resolve()
     if same or (folder / INDEX).exists():
         raise BlockError(f"{folder} holds a model, which the block would displace; choose another")
-    return hash_tensors(_copied(checkpoint, architecture, config.dtype, folder))
+    source = original(config).source
+    return hash_tensors(_copied(checkpoint, architecture, config.dtype, folder, source))
+
+
+def original(config: LanguageConfig) -> LanguageConfig:
+    """The configuration with the source that an extracted block was copied from, in its place."""
+    folder = path_of(config.source)
+    if folder is None or not (folder / RECORD).is_file():
+        return config
+    return replace(config, source=read_json(folder / RECORD, "source")["source"])
 
 
 def block_reference(config: LanguageConfig) -> dict:

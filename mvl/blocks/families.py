@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import re
 from dataclasses import dataclass
 
 import torch
@@ -138,7 +139,13 @@ class Architecture:
             stems = [f"{prefix}.{index}." for prefix in self.family.prefixes]
             stem = next((s for s in stems if any(n.startswith(s) for n in names)), None)
             if stem is None:
-                raise BlockError(f"{self.source}: no tensor's name starts with {stems[0]}")
+                starts = [rf"{re.escape(prefix)}\.(\d+)\." for prefix in self.family.prefixes]
+                found = [re.match(start, name) for start in starts for name in names]
+                there = ", ".join(sorted({match[1] for match in found if match})) or "none"
+                raise BlockError(
+                    f"{self.source}: no tensor's name starts with {stems[0]}; it holds layer "
+                    f"{there}, counted from 0 in the whole model"
+                )
             parts = {}
             for name in names:
                 part = name.removeprefix(stem)

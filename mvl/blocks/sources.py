@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -16,8 +17,11 @@ from typing import NamedTuple
 from mvl.blocks.checkpoints import CONFIG, WEIGHTS, Checkpoint, FolderCheckpoint
 from mvl.blocks.gguf import GgufCheckpoint
 from mvl.blocks.hub import open_hub
-from mvl.errors import BlockError
+from mvl.errors import BlockError, did_you_mean
 from mvl.files import read_object, sha256_of
+
+#: Beside a block that was copied out: where it came from, and which layers it has.
+RECORD = "block.json"
 
 
 class Package(NamedTuple):
@@ -96,13 +100,34 @@ def open_checkpoint(source: str) -> Checkpoint:
             raise BlockError(f"{source} is a file; name {remedy}")
         if not path.is_dir():
             raise BlockError(f"{source}: there is no such folder")
-        return FolderCheckpoint(source, path)
+        revision = None
+        if (path / RECORD).is_file():
+            revision = read_object(path / RECORD).get("revision")
+        return FolderCheckpoint(source, path, revision)
     if kind == "hub" and name:
         return open_hub(source, cache_folder())
     raise BlockError(
         f"language source {source!r} is not understood; it is package:NAME, path:FOLDER, "
-        "gguf:FILE, hub:OWNER/NAME[@REVISION] or random:CONFIG"
+        f"gguf:FILE, hub:OWNER/NAME[@REVISION] or random:CONFIG{_meant(source)}"
     )
+
+
+def path_of(source: str) -> Path | None:
+    """The folder of a "path:" source; None of any other."""
+    kind, _, name = source.partition(":")
+    return Path(os.path.expanduser(name)) if kind == "path" else None
+
+
+def _meant(source: str) -> str:
+    """What a source without its kind may be."""
+    path = Path(os.path.expanduser(source))
+    if path.is_dir():
+        return f"; did you mean path:{source}?"
+    if path.suffix == ".gguf":
+        return f"; did you mean gguf:{source}?"
+    if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", source):
+        return f"; did you mean hub:{source}?"
+    return did_you_mean(source, [f"package:{name}" for name in PACKAGES])
 
 
 def _architecture(source: str, name: str) -> dict:

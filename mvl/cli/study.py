@@ -4,7 +4,7 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-from mvl.cli.verbs import data_config
+from mvl.cli.train import data_config
 
 
 def suite_list(options: Namespace) -> None:
@@ -12,6 +12,12 @@ def suite_list(options: Namespace) -> None:
 
     for name, arms in SUITES.items():
         print(f"{name}: {QUESTIONS[name]}\n    {', '.join(arms)}")
+
+
+def _results(options):
+    from mvl.experiment.catalogue import results_root
+
+    return options.results or results_root() / "study"
 
 
 def _suite_cells(options, **more):
@@ -25,12 +31,17 @@ def _suite_cells(options, **more):
     configs = suite_configs(options.suite, data, options.seeds, *given, **more)
     if not configs:
         raise ConfigError(f"no arm of {options.suite} that was named can be made with this block")
+    if options.block and not any(config.model.language for config in configs.values()):
+        raise ConfigError(
+            f"--block {options.block}: no arm here has a language block, so that it would not be "
+            "used; 'mvl suite list' names the arms"
+        )
     return configs, _where(options)
 
 
 def _where(options):
     return {
-        "runs": options.results / "runs",
+        "runs": _results(options) / "runs",
         "root": options.root,
         "on_bad_case": options.on_bad_case,
     }
@@ -58,7 +69,7 @@ def suite_run(options: Namespace) -> int:
     elif configs:
         cases, failed = run_suite(options.suite, configs, **more)
         failures |= failed
-        write_table(options.results / "suites" / f"{options.suite}.csv", cases)
+        write_table(_results(options) / "suites" / f"{options.suite}.csv", cases)
         print(summary_table(cases).to_string(float_format="%.4f"))
     return _report(failures)
 
@@ -101,9 +112,15 @@ def suite_tune(options: Namespace) -> int:
     configs, where = _rated_cells(options)
     _, failures = fit_suite(options.suite, configs, **where)
     table = tuning_table(options.suite, configs, **where)
-    write_table(options.results / "suites" / f"{options.suite}-tuning.csv", table)
-    print(table.to_string(index=False, float_format="%.4f"))
+    write_table(_results(options) / "suites" / f"{options.suite}-tuning.csv", table)
+    _print_from_one(table)
     return _report(failures)
+
+
+def _print_from_one(table):
+    """Print a table; its file counts epochs from 0, a person from 1."""
+    shown = table.assign(best_epoch=table["best_epoch"] + 1)
+    print(shown.to_string(index=False, float_format="%.4f", na_rep="-"))
 
 
 def suite_use(options: Namespace) -> None:
@@ -137,8 +154,8 @@ def suite_use(options: Namespace) -> None:
     table = pd.DataFrame(rows).reindex(columns=columns)
     cost = table["as trained"] - table["deleted"]
     table["used"] = (cost >= USED).where(cost.notna())
-    write_table(options.results / "suites" / f"{options.suite}-use.csv", table)
-    print(table.to_string(index=False, float_format="%.4f", na_rep="-"))
+    write_table(_results(options) / "suites" / f"{options.suite}-use.csv", table)
+    _print_from_one(table)
 
 
 def suite_status(options: Namespace) -> None:
@@ -189,18 +206,32 @@ def suite_table(options: Namespace) -> None:
 
 
 def verify(options: Namespace) -> int:
+    from mvl.experiment.catalogue import find_run
     from mvl.experiment.run import results_folder
-    from mvl.show.sentences import conclusion, name_of_check
+    from mvl.files import REPOSITORY
+    from mvl.show.sentences import conclusion, count, name_of_check
     from mvl.study.verify import verify
 
     folder = Path(options.run)
-    checks = verify(folder if folder.is_dir() else results_folder(options.run))
-    words = {True: "agrees", False: "DIFFERS", None: "-"}
-    for row in checks.itertuples():
-        name = name_of_check(row) or "not in the reference"
-        print(f"{words[row.agrees]:8} {row.run:16}  {name}  {row.check}: {row.detail}")
+    if (REPOSITORY / "profiles" / f"{options.run}.yaml").is_file():
+        folder = results_folder(options.run)
+    elif not folder.is_dir():
+        folder = find_run(options.run)
+    checks = verify(folder)
     agrees, text = conclusion(checks)
     print(text)
+    words = {True: "agrees", False: "DIFFERS", None: "-"}
+    unknown = 0
+    for row in sorted(checks.itertuples(), key=lambda row: list(words).index(row.agrees)):
+        name = name_of_check(row) or "not in the reference"
+        if options.verbose:
+            name = f"{row.run:16}  {name}"
+        elif not row.suite and row.agrees is not False:
+            unknown += 1
+            continue
+        print(f"{words[row.agrees]:8} {name}  {row.check}: {row.detail}")
+    if unknown:
+        print(f"--verbose shows {count(unknown, 'more check')}, of runs not in the reference")
     return 0 if agrees else 1
 
 
@@ -223,7 +254,7 @@ def reference(options: Namespace) -> None:
     from mvl.study.crossed import update_crossed
     from mvl.study.reference import GPU, REFERENCE, update_references
 
-    data, runs = _studys_data(options), options.results / "runs"
+    data, runs = _studys_data(options), _results(options) / "runs"
     print("\n".join(update_crossed(runs, options.root)))
     folder, count = update_references(data, runs, options.root, options.suites)
     for written in (REFERENCE, REFERENCE / GPU):
@@ -274,6 +305,6 @@ def audit_table(options: Namespace) -> None:
     from mvl.audit import write_audit
     from mvl.show.audit import refresh_audit, sentences
 
-    table = write_audit(_studys_data(options), options.results / "runs", options.root)
+    table = write_audit(_studys_data(options), _results(options) / "runs", options.root)
     refresh_audit()
     print("\n".join(sentences(table)))

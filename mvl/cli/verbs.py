@@ -1,4 +1,4 @@
-"""The verbs of one run: notebooks, training, testing, predicting; and of data and blocks."""
+"""The verbs of one run: notebooks, testing, predicting; and of data and blocks."""
 
 import sys
 from argparse import Namespace
@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING
 from mvl.errors import MvlError
 
 if TYPE_CHECKING:
-    from mvl.config import DataConfig
+    from mvl.data.tasks import Task
 
 
 def run(options: Namespace) -> int:
     from mvl.files import REPOSITORY
     from mvl.runner import execute
+
+    for name in ("only", "start"):
+        if (number := getattr(options, name)) and number.isdecimal():
+            setattr(options, name, number.zfill(2))
     from mvl.runner.profiles import default_profile
 
     if not options.profile:
@@ -49,33 +53,8 @@ def report(options: Namespace) -> None:
         print(write_folder_report(Path(options.place)))
 
 
-def train(options: Namespace) -> int:
-    from dataclasses import replace
-
-    from mvl.config import ExperimentConfig, preset
-
-    model, training = preset(options.preset, options.block)
-    given = {name: getattr(options, name) for name in ("epochs", "learning_rate", "batch_size")}
-    training = replace(training, **{k: v for k, v in given.items() if v is not None})
-    config = ExperimentConfig(data_config(options), model, training, options.seed)
-
-    from mvl.data.task_data import open_task
-    from mvl.experiment.run import fit
-    from mvl.experiment.training import processes
-    from mvl.files import read_json
-
-    data = open_task(config.data, options.seed, options.root, options.on_bad_case)
-    if processes().is_main_process:
-        _print_assumptions(data.task)
-    folder = fit(config, data, options.runs, track=options.track)
-    if not processes().is_main_process:
-        return  # one of several that train together says it
-    trained = read_json(folder / "trained.json")
-    print(f"validation Dice {trained['validation_dice']:.3f}, epoch {trained['best_epoch']}")
-    print(folder)
-
-
-def _print_assumptions(task):
+def print_assumptions(task: "Task") -> None:
+    """Print what the task's folder does not say, and is assumed of it."""
     for assumption in task.assumptions:
         print(f"assumed: {assumption}")
 
@@ -83,21 +62,23 @@ def _print_assumptions(task):
 def evaluate(options: Namespace) -> None:
     from mvl.audit.released import AuditedConfig
     from mvl.data.task_data import open_task
+    from mvl.experiment.catalogue import find_run
     from mvl.experiment.metrics import METRICS
     from mvl.experiment.run import HEALTHY, read_config, test
     from mvl.files import read_table
     from mvl.show.sentences import count
 
-    config = read_config(options.run, AuditedConfig)
+    folder = find_run(options.run)
+    config = read_config(folder, AuditedConfig)
     data = open_task(config.data, config.seed, options.root, options.on_bad_case)
-    cases = test(options.run, data, kind=AuditedConfig)
-    _print_assumptions(data.task)
+    cases = test(folder, data, kind=AuditedConfig)
+    print_assumptions(data.task)
     subjects = cases.groupby(["structure", "subject"], sort=False)[list(METRICS)].mean()
     print(f"means over {count(cases['subject'].nunique(), 'test subject')}")
     means = subjects.groupby("structure", sort=False).mean()
     print(means.T.to_string(float_format="%.3f"))
-    if (options.run / HEALTHY).exists():
-        healthy = read_table(options.run / HEALTHY, ("subject", "case", "structure"))
+    if (folder / HEALTHY).exists():
+        healthy = read_table(folder / HEALTHY, ("subject", "case", "structure"))
         print("healthy test cases, in which nothing should be found")
         print(healthy.to_string(index=False, float_format="%.3f"))
 
@@ -105,10 +86,11 @@ def evaluate(options: Namespace) -> None:
 def predict(options: Namespace) -> int:
     from mvl.data.task_folder import require_output
 
-    folder = options.image.is_dir()
-    if not folder:
+    several = options.image.is_dir()
+    if not several:
         require_output(options.output, options.image)  # before what takes seconds to load
     from mvl.audit.released import AuditedConfig
+    from mvl.experiment.catalogue import find_run
     from mvl.experiment.identity import facts_changed
     from mvl.experiment.prediction import predict_file, predict_folder
     from mvl.experiment.run import load_predictor
@@ -118,11 +100,12 @@ def predict(options: Namespace) -> int:
 
         options.run = BEST
         print("with this replication's own model `best`, trained on MSD's Task04_Hippocampus")
-    predictor = load_predictor(options.run, AuditedConfig)
-    if changed := facts_changed(options.run, predictor.task):
+    folder = find_run(options.run)
+    predictor = load_predictor(folder, AuditedConfig)
+    if changed := facts_changed(folder, predictor.task):
         name = predictor.task.name
         print(f"with the model's description of {name}, which has changed since: {changed}")
-    if not folder:
+    if not several:
         predict_file(options.image, options.output, predictor, options.anyway)
         print(options.output)
         return 0
@@ -145,7 +128,7 @@ def check(options: Namespace) -> None:
         print(f"not used: {len(unused)} images that dataset.json does not name, as {unused[0]}")
     require(cases, check_cases(task, cases), "fail")
     print(f"{folder}: {len(cases)} cases of {len({c.subject for c in cases})} subjects, no fault")
-    _print_assumptions(task)
+    print_assumptions(task)
 
 
 def download(options: Namespace) -> None:
@@ -199,17 +182,3 @@ def block_extract(options: Namespace) -> None:
     config = LanguageConfig(source=options.source, layer=options.layer)
     print(f"SHA-256 {extract_block(config, options.output)}")
     print(f"path:{options.output}")
-
-
-def data_config(options: Namespace) -> "DataConfig":
-    """The task's `DataConfig`, with what the command says otherwise."""
-    from dataclasses import replace
-
-    from mvl.config import task_data
-
-    given = {name: getattr(options, name) for name in ("fit", "target", "channels", "flips")}
-    given |= {
-        "grid": options.grid and tuple(options.grid),
-        "spacing_mm": options.spacing and tuple(options.spacing),
-    }
-    return replace(task_data(options.task), **{k: v for k, v in given.items() if v is not None})

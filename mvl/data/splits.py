@@ -7,19 +7,20 @@ validation. A task may bring its own test or validation cases (`Case.side`).
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from mvl.config import derive_seed
+from mvl.config import DataConfig, derive_seed
 from mvl.data.task_folder import SIDES, Case
 from mvl.data.tasks import Task
-from mvl.errors import DataError
+from mvl.errors import DataError, did_you_mean
 from mvl.files import read_json, read_table, write_json
 
 TEST_SHARE = 0.2
+#: Of the study; `DataConfig.folds` has another task's.
 FOLDS = 5
 
 #: The task of the committed study, and the cases that the study uses.
@@ -65,12 +66,113 @@ class Split:
         return cls(*(tuple(stored[side]) for side in SIDES))
 
 
+#: `DataConfig.splits_by` -> the attribute of a case.
+KEYS = {"case": "name", "subject": "subject"}
+
+
+def read_splits(path: Path) -> tuple[tuple[tuple[str, str], ...], str]:
+    """`DataConfig.splits` and `splits_by` of a JSON file.
+
+    The file is {"train": [...], "validation": [...], "test": [...]}, not all of which are needed;
+    {"folds": [[...], [...], ...]}, with or without "test"; or nnU-Net's list of
+    {"train": [...], "val": [...]}, of which each fold is what it validates on. The names are of
+    cases, or with "by": "subject" of subjects.
+
+    Raises:
+        DataError: the file is none of these, or a name is there twice.
+    """
+    stored = read_json(path)
+    if isinstance(stored, list):
+        stored = {"folds": [fold.get("val") if isinstance(fold, dict) else fold for fold in stored]}
+    places = dict(stored) if isinstance(stored, dict) else {}
+    folds, by = places.pop("folds", []), places.pop("by", "case")
+    if not isinstance(folds, list):
+        places, folds = {}, []
+    else:
+        places |= {str(number): names for number, names in enumerate(folds)}
+    known = {"test", *map(str, range(len(folds)))} if folds else {*SIDES}
+    if (
+        not places
+        or not places.keys() <= known
+        or len(folds) == 1
+        or by not in tuple(KEYS)
+        or not all(
+            isinstance(names, list) and names and all(isinstance(name, str) for name in names)
+            for names in places.values()
+        )
+    ):
+        raise DataError(
+            f'{path}: expected names of cases, as {{"test": [...]}} (also "train" and '
+            '"validation"), {"folds": [[...], [...]]}, or nnU-Net\'s splits_final.json; with '
+            '"by": "subject" in it, of subjects'
+        )
+    place_of = {}
+    for place, names in places.items():
+        for name in names:
+            if place_of.setdefault(name, place) != place:
+                both = " and ".join(_place(p) for p in (place_of[name], place))
+                raise DataError(f"{path}: {name} is in {both}")
+    return tuple(place_of.items()), by
+
+
+def _place(name):
+    return "not named" if name is None else f"fold {name}" if name.isdecimal() else name
+
+
+def assign(cases: list[Case], config: DataConfig, fold: int) -> list[Case]:
+    """Cases with the sides of the configuration's own split; as they are where it has none.
+
+    Raises:
+        DataError: a name of the split is not known; a subject is on two sides; the split leaves
+            cases out; or it has other folds than `DataConfig.folds`.
+    """
+    if config.splits is None:
+        return cases
+    place_of = dict(config.splits)
+    key_of = {case.name: getattr(case, KEYS[config.splits_by]) for case in cases}
+    if unknown := sorted(place_of.keys() - set(key_of.values())):
+        near = did_you_mean(unknown[0], key_of.values())
+        if unknown[0] in {case.subject for case in cases}:
+            near = '; it is a subject: say {"by": "subject", ...} in the file'
+        raise DataError(f"the split names {unknown[0]}, which is no {config.splits_by}{near}")
+    first, placed = {}, []
+    for case in cases:
+        place = place_of.get(key_of[case.name])
+        other, before = first.setdefault(case.subject, (case, place))
+        if before != place:
+            raise DataError(
+                f"the split has subject {case.subject} on two sides: {other.name} "
+                f"({_place(before)}) and {case.name} ({_place(place)}); put both on one"
+            )
+        placed.append((case, place))
+    folds = {place for place in place_of.values() if place.isdecimal()}
+    lacking = [case.name for case, place in placed if place is None]
+    if lacking and (folds or "train" in place_of.values()):
+        raise DataError(
+            f"the split lacks {len(lacking)} cases, such as {lacking[0]}; name them all"
+        )
+    if not folds:
+        return [replace(case, side=place) for case, place in placed]
+    if folds != {*map(str, range(config.folds))}:
+        raise DataError(f"the split has {len(folds)} folds, the configuration {config.folds}")
+    if (fixed := "test" in place_of.values()) == (config.testing == "crossed"):
+        raise DataError(
+            "a split of folds alone is tested crossed, one with test cases held-out; the "
+            f"configuration says {config.testing}"
+        )
+    sides = {"test": "test", str(fold): "validation"}
+    if not fixed:
+        sides = {str(fold): "test", str((fold + 1) % config.folds): "validation"}
+    return [replace(case, side=sides.get(place, "train")) for case, place in placed]
+
+
 def make_split(
     cases: list[Case],
     split_seed: int,
     fold: int,
     fraction: float = 1.0,
     testing: str = "held-out",
+    folds: int = FOLDS,
 ) -> Split:
     """Divide cases by subject; each side is sorted by name.
 
@@ -79,10 +181,10 @@ def make_split(
 
     Args:
         split_seed: the seed of test set and folds.
-        fold: 0 to 4, the validation fold.
+        fold: 0 to folds - 1: the validation fold, or with "crossed" the test fold.
         fraction: share of the training subjects, and of the validation subjects if they are
             drawn; a smaller share is a subset of a larger one. The test set is always whole.
-        testing: `DataConfig.testing`.
+        testing, folds: see `DataConfig`.
 
     Raises:
         DataError: too few subjects, or a subject with cases on two given sides.
@@ -100,7 +202,7 @@ def make_split(
         subject for subject, case in first.items() if case.side not in ("validation", "test")
     )
     drawn = {"a test set": 1} if "test" not in given else {}
-    drawn |= {f"{FOLDS} folds": FOLDS} if "validation" not in given else {"training": 1}
+    drawn |= {f"{folds} folds": folds} if "validation" not in given else {"training": 1}
     if len(subjects) < sum(drawn.values()):
         raise DataError(
             f"{len(subjects)} subjects are too few for {' and '.join(drawn)}: "
@@ -116,12 +218,12 @@ def make_split(
         test = [subject for subject, case in first.items() if case.side == "test"]
     else:
         n_test = max(1, round(TEST_SHARE * len(order)))
-        test = order[fold::FOLDS] if crossed else order[:n_test]
+        test = order[fold::folds] if crossed else order[:n_test]
     rest = [subject for subject in order if subject not in set(test)]
     if "validation" in given:
         validation = [subject for subject, case in first.items() if case.side == "validation"]
     else:
-        validation = order[(fold + 1) % FOLDS :: FOLDS] if crossed else rest[fold::FOLDS]
+        validation = order[(fold + 1) % folds :: folds] if crossed else rest[fold::folds]
     train = share([subject for subject in rest if subject not in set(validation)])
     if "validation" not in given:
         validation = share(validation)

@@ -11,7 +11,7 @@ import pandas as pd
 
 from mvl.config import DataConfig
 from mvl.data.checks import CaseRecord, Fault, check_cases, require
-from mvl.data.splits import FOLDS, Split, check_split, make_split, study_cases
+from mvl.data.splits import Split, assign, check_split, make_split, study_cases
 from mvl.data.task_folder import SIDES, Case, find_task, task_and_cases
 from mvl.data.tasks import Task
 from mvl.errors import DataError
@@ -50,7 +50,7 @@ def open_task(
     Of a task of which the committed study has a part, that part; see `splits.study_cases`.
 
     Args:
-        seed: the experiment's.
+        seed: the experiment's, for `DataConfig.fold_of`.
         root: the folder that holds the task's folder; see `data_root`.
         on_bad_case: "fail", or "skip" to leave faulty cases out.
 
@@ -59,7 +59,8 @@ def open_task(
     """
     folder = find_task(config.task, root)
     task, listed = task_and_cases(folder)
-    listed = study_cases(task, listed)
+    fold = config.fold_of(seed)
+    listed = study_cases(task, assign(listed, config, fold))
     files = files_of(folder, listed)
     key = folder.absolute(), files
     if key not in _CHECKED:
@@ -68,7 +69,8 @@ def open_task(
     cases = require(listed, checked, on_bad_case)
     if lost := {case.side for case in listed} - {case.side for case in cases}:
         raise DataError(f"{folder}: every case that the task puts in {lost.pop()} has a fault")
-    split = make_split(cases, config.split_seed, seed % FOLDS, config.fraction, config.testing)
+    drawn = (config.split_seed, fold, config.fraction, config.testing, config.folds)
+    split = make_split(cases, *drawn)
     check_split(split, cases, checked.image_hashes)
     for side, names in asdict(split).items():
         if names and set(names) <= set(task.healthy):

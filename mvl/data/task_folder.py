@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mvl.data.tasks import CONVERTED, TASKS, Task, read_description, read_task
-from mvl.errors import DataError, MvlError
+from mvl.errors import DataError, MvlError, did_you_mean
 from mvl.files import REPOSITORY, read_json, read_small
 
 #: The repository's folder for downloads and phantoms.
@@ -69,7 +69,15 @@ def find_task(name: str, root: str | Path | None = None) -> Path:
         ways += [f"run 'mvl data download {name}'", f"make a synthetic stand-in with '{phantom}'"]
     if name in CONVERTED:
         ways.append("make it with 'mvl data convert' (docs/data.md)")
-    raise DataError(f"no task {name}: {folder}/dataset.json does not exist; {', or '.join(ways)}")
+    known = {
+        *TASKS,
+        *CONVERTED,
+        *(path.parent.name for path in folder.parent.glob("*/dataset.json")),
+    }
+    raise DataError(
+        f"no task {name}: {folder}/dataset.json does not exist; {', or '.join(ways)}"
+        f"{did_you_mean(name, sorted(known))}"
+    )
 
 
 def list_cases(folder: str | Path) -> list[Case]:

@@ -2,6 +2,8 @@
 
 #: The configuration, its fingerprint and the version of the protocol.
 CONFIG = "config.json"
+#: What a person calls the run, where somebody named it; no part of the fingerprint.
+NAME = "name"
 #: The task's facts, so that a run predicts without its data set.
 TASK = "task.json"
 #: Names of the training, validation and test cases.

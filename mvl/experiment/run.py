@@ -6,13 +6,13 @@
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 from monai.data import MetaTensor
 
-from mvl.blocks.extraction import block_reference
+from mvl.blocks.extraction import block_reference, original
 from mvl.config import PROTOCOL_VERSION, ExperimentConfig, fingerprint
 from mvl.data.coverage import coverage_notes, grid_coverage, lost_on_grid, require_coverage
 from mvl.data.domain import TrainingDomain, training_domain
@@ -65,8 +65,14 @@ def results_folder(profile: str) -> Path:
 
 
 def run_folder(config: ExperimentConfig, data: TaskData, runs: str | Path) -> Path:
-    """An experiment's folder among all runs, such as those of results/quick/runs."""
-    return Path(runs) / fingerprint(config, identity_of(config, data))
+    """An experiment's folder among all runs, such as those of results/quick/runs.
+
+    A block that was copied out of a source gives the folder that the source gives.
+    """
+    named = config
+    if language := config.model.language:
+        named = replace(config, model=replace(config.model, language=original(language)))
+    return Path(runs) / fingerprint(named, identity_of(config, data))
 
 
 def runs_of_other_data(

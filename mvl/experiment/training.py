@@ -111,14 +111,14 @@ def train(
         rows, best, spent = restore_state(folder / STATE, model, optimiser, schedule)
     if len(begun := set(gather_object([len(rows)]))) > 1:
         raise RunError(
-            f"the processes that train together see {folder} at epochs {sorted(begun)}: it has to "
-            "be on a file system that they share"
+            f"the processes that train together see {folder} after {sorted(begun)} epochs: it "
+            "has to be on a file system that they share"
         )
     tracking = contextlib.nullcontext()
     if track and main:
         # A process that is killed between an epoch's scalars and its state trains it again: these
         # steps replace what is there.
-        tracking = writer_of(str(folder / "tensorboard"), purge_step=len(rows))
+        tracking = writer_of(str(folder / "tensorboard"), purge_step=len(rows) + 1)
     with Progress("training", plan.epochs, "epoch", show and main) as progress, tracking as writer:
         progress.skip(len(rows))
         for epoch in range(len(rows), plan.epochs):
@@ -138,7 +138,7 @@ def train(
                 save_weights(model, folder / WEIGHTS)
             if track:
                 for name in ("train_loss", "validation_dice", "learning_rate"):
-                    writer.add_scalar(name, row[name], epoch)
+                    writer.add_scalar(name, row[name], epoch + 1)
                 writer.flush()
             spent += time.monotonic() - started
             # The state comes last: what is resumed from it has every row of the curves.
@@ -201,7 +201,7 @@ class _Steps:
                 # process counts by its share of the batch's cases; a stand-in does not count.
                 share = len(range(rank, size, count)) * count / size
                 images, labels = (part.to(device, non_blocking=True) for part in batch)
-                at = f"at step {step} of epoch {number}"
+                at = f"at step {step + 1} of epoch {number + 1}"
                 try:
                     outcomes.append(self._update(images, labels, share, at))
                 except (MemoryError, RuntimeError) as error:
@@ -210,7 +210,7 @@ class _Steps:
                     traceback.clear_frames(error.__traceback__)  # they hold the activations
                     raise self._too_large(images, labels, at) from None
         for step, outcome in enumerate(torch.stack(outcomes).tolist()):
-            self._require_finite(outcome, f"at step {step} of epoch {number}")
+            self._require_finite(outcome, f"at step {step + 1} of epoch {number + 1}")
             total += outcome[0] * sizes[step]
         return total / len(self.volumes)
 

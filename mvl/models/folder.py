@@ -118,6 +118,8 @@ def save_model(
             # A branch moves on; the commit stays, and needs no network once its block is cached.
             pinned = f"{config.language.source.partition('@')[0]}@{block['revision']}"
             config = replace(config, language=replace(config.language, source=pinned))
+    # Who was trained with is nobody's business who gets the model.
+    data = data and replace(data, splits=None)
     about = replace(about, config=config, task=task, data=data, domain=domain)
     folder = Path(folder)
     write_tensors(folder / _WEIGHTS, weights, {"format": "pt"})

@@ -12,7 +12,6 @@ from pathlib import Path
 import pandas as pd
 
 from mvl.config import ExperimentConfig
-from mvl.data.splits import FOLDS
 from mvl.data.task_data import open_task
 from mvl.errors import ConfigError, MvlError, in_words
 from mvl.experiment.run import (
@@ -155,7 +154,13 @@ def status(configs: Cells, runs: Path, root=None, on_bad_case: str = "fail") -> 
             stale = runs_of_other_data(config, data, runs)
             reason = "; ".join(f"{other.name} is not used: {why}" for other, why in stale)
         steps.append(steps_per_epoch(config, data))
-        cell = {"arm": arm, "seed": seed, "fold": seed % FOLDS, "state": state, "epoch": epoch}
+        cell = {
+            "arm": arm,
+            "seed": seed,
+            "fold": config.data.fold_of(seed),
+            "state": state,
+            "epoch": epoch,
+        }
         cell |= {"epochs": config.training.epochs, "seconds": spent}
         rows.append(cell | {"reason": reason, "folder": folder.name})
     table, steps = pd.DataFrame(rows), pd.Series(steps)

@@ -125,7 +125,7 @@ def test_a_gradient_that_is_no_number_stops_before_the_step(phantom, tiny, tmp_p
         return gradient * math.inf if len(steps) == 4 else gradient  # of the second epoch's last
 
     next(model.parameters()).register_hook(explode)
-    said = r"gradient's norm became (nan|inf) at step 1 of epoch 1 with learning rate .*lower"
+    said = r"gradient's norm became (nan|inf) at step 2 of epoch 2 with learning rate .*lower"
     with pytest.raises(RunError, match=said) as stopped:
         train(model, *volumes, config, tmp_path / "again", show=False)
     assert "clip_norm" in str(stopped.value)  # since nothing is clipped
@@ -202,7 +202,7 @@ def test_where_memory_runs_out_the_batch_that_fits_is_named(phantom, tiny, tmp_p
         return forward(images)
 
     model.forward = hungry
-    with pytest.raises(RunError, match=f"out of memory at step 0 of epoch 0 .*{way}"):
+    with pytest.raises(RunError, match=f"out of memory at step 1 of epoch 1 .*{way}"):
         train(model, *prepared(config, phantom), config, tmp_path, show=False)
 
 
@@ -246,7 +246,7 @@ def test_a_thread_makes_batches_where_a_processor_is_spare_and_changes_no_byte(
 
 
 def scalars(folder):
-    """{(name, epoch): value}, as TensorBoard reads them; no epoch is there twice."""
+    """{(name, epoch from 1): value}, as TensorBoard reads them; no epoch is there twice."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder / "tensorboard")).Reload()
@@ -258,7 +258,7 @@ def scalars(folder):
 
 def curves(folder):
     table = pd.read_csv(folder / "curves.csv").set_index("epoch")
-    return {(name, epoch): table.loc[epoch, name] for name in table for epoch in table.index}
+    return {(name, epoch + 1): table.loc[epoch, name] for name in table for epoch in table.index}
 
 
 def test_tracking_changes_no_byte_and_has_an_epoch_once(phantom, tiny, tmp_path, monkeypatch):
@@ -275,7 +275,7 @@ def test_tracking_changes_no_byte_and_has_an_epoch_once(phantom, tiny, tmp_path,
     monkeypatch.setattr(training, "write_state", killed)
     with pytest.raises(KeyboardInterrupt):
         train(build(config), *volumes, config, tmp_path, show=False, track=True)
-    assert set(step for _, step in scalars(tmp_path)) == {0, 1}
+    assert set(step for _, step in scalars(tmp_path)) == {1, 2}
     monkeypatch.setattr(training, "write_state", save)
     train(build(config), *volumes, config, tmp_path, show=False, track=True)
     assert scalars(tmp_path) == pytest.approx(curves(tmp_path), abs=1e-6)

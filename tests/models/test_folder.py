@@ -55,7 +55,8 @@ def logits(model):
 def saved(tmp_path_factory):
     """(a v1 model, its folder); the tests copy it before they spoil it."""
     model, folder = trained(small("v1")), tmp_path_factory.mktemp("saved") / "v1"
-    save_model(model, folder, TASK, DataConfig(grid=GRID), {"Dice": 0.8431})
+    data = DataConfig(grid=GRID, splits=(("somebody", "test"),))  # who is not told on
+    save_model(model, folder, TASK, data, {"Dice": 0.8431})
     return model, folder
 
 

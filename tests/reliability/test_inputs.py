@@ -250,7 +250,7 @@ add("A saved model", "predict IMAGE --run MODEL -o OUT", {
     "of no task": ("does not say how to prepare", of_no_task),
 })
 for name, command, *words in (
-    ("a batch of 0 cases", "train --batch-size 0", "batch_size must be"),
+    ("a batch of 0 cases", "train --batch-size 0", "--batch-size must be"),
     ("a grid that the patch does not divide", "train --grid 7 7 7", "(7, 7, 7)"),
     ("a grid that no memory holds", "train --grid 80000 80000 80000", "out of memory"),
     ("a grid that no number holds", f"train --grid {10**30} 8 8", "must be less than 2147483648"),

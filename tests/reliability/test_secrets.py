@@ -108,7 +108,9 @@ def ordinary_day(folder, given):
     trained = Run.load(run)
     save_model(trained.model, folder / "model", trained.task, trained.config.data)
     load_model(folder / "model")
-    figures.save(figures.arm_differences(pd.read_csv(folder / "suites" / "tiny.csv")), folder / "figure")
+    figures.save(
+        figures.arm_differences(pd.read_csv(folder / "suites" / "tiny.csv")), folder / "figure"
+    )
     stages.write_notebooks(folder)
     return [*statuses, stages.STAGES["batch"](folder, given)]
 

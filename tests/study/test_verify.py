@@ -117,8 +117,14 @@ def test_equal_runs_agree_to_the_last_digit(mine, monkeypatch, capsys):
     monkeypatch.setattr("mvl.study.verify.verify.__defaults__", (reference,))
     assert main(["verify", str(runs)]) == 0
     output = capsys.readouterr().out
-    assert "4 of 4 runs" in output and "1 difference" in output
+    first, *lines = output.splitlines()
+    assert "4 of 4 runs" in first and "1 difference" in first and len(lines) == 9
     assert "language pretrained minus none, 2 seeds  contrast: Dice" in output
+    fingerprints = {folder.name for folder in runs.iterdir()}
+    assert not any(name in output for name in fingerprints)
+    assert main(["verify", str(runs), "--verbose"]) == 0
+    output = capsys.readouterr().out
+    assert all(name in output for name in fingerprints)
     change(sorted(runs.iterdir())[0], {"dice": 0.001}, signed=False)
     assert main(["verify", str(runs)]) == 1
     assert "DIFFERS" in capsys.readouterr().out

@@ -1,0 +1,164 @@
+"""`mvl runs`: trained runs listed, shown and compared; and what a run is, in one block of text."""
+
+from argparse import Namespace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+from mvl.errors import RunError
+
+if TYPE_CHECKING:
+    from mvl.config import ExperimentConfig
+    from mvl.data.task_data import TaskData
+
+
+def described(config: "ExperimentConfig", data: "TaskData", folder: Path) -> str:
+    """What a run is, in lines: model, block, weights, cases, steps, device, folder.
+
+    Of `data` the task and the split count.
+    """
+    import torch
+
+    from mvl.data.preparation import classes_of
+    from mvl.experiment.catalogue import preset_of, run_name
+    from mvl.experiment.files import ENVIRONMENT
+    from mvl.files import read_json
+    from mvl.models.sizes import count_parameters
+    from mvl.show.sentences import count
+    from mvl.study.suites import steps_per_epoch
+
+    task, grid = data.task, config.data.grid
+    shape = (len(config.data.channels_of(task.channels)), classes_of(task, config.data))
+    trained, frozen = (n / 1e6 for n in count_parameters(config.model, grid, *shape))
+    preset, changes = preset_of(config.to_dict()["model"])
+    if changes:
+        preset += f", changed: {', '.join(f'{name}={value}' for name, value in changes.items())}"
+    sides = {side: len(getattr(data.split, side)) for side in ("train", "validation", "test")}
+    per_epoch, plan = steps_per_epoch(config, data), config.training
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    if (folder / ENVIRONMENT).is_file():
+        device = read_json(folder / ENVIRONMENT, "device")["device"]
+    lines = {
+        "name": run_name(folder),
+        "model": preset,
+        "language block": _block(config.model.language),
+        "weights": f"{trained:.2f} million trained, {frozen:.2f} million frozen",
+        "cases": f"{task.name}{' (synthetic)' * task.synthetic}: "
+        + ", ".join(f"{number} {side}" for side, number in sides.items()),
+        "steps": f"{count(plan.epochs, 'epoch')} of {per_epoch}, {plan.epochs * per_epoch:,} "
+        f"optimiser steps of {plan.batch_size} cases, learning rate {plan.learning_rate:g}",
+        "device": device,
+        "run folder": str(folder),
+    }
+    return "\n".join(f"{name:16}{text}" for name, text in lines.items() if text)
+
+
+def _block(language):
+    from mvl.blocks.extraction import open_block
+
+    if language is None:
+        return "none"
+    _, architecture = open_block(language)
+    first, last = architecture.indices[0], architecture.indices[-1]
+    span = f"layer {first}" if first == last else f"layers {first} to {last}"
+    return (
+        f"{language.source}, {span} (of 0 to {architecture.total - 1}), control {language.control}"
+    )
+
+
+def runs_list(options: Namespace) -> None:
+    from mvl.experiment.catalogue import all_runs, results_root, runs_table
+
+    table = runs_table(all_runs())
+    if table.empty:
+        print(f"no run below {results_root()}; 'mvl train' makes one")
+        return
+    table = table.rename(columns={"validation": "Dice, validation", "test": "Dice, test"})
+    formats = {"epochs": "{:.0f}".format}
+    print(table.to_string(index=False, float_format="%.3f", na_rep="-", formatters=formats))
+
+
+def runs_show(options: Namespace) -> None:
+    from mvl.audit.released import AuditedConfig
+    from mvl.data.splits import Split
+    from mvl.data.tasks import Task
+    from mvl.experiment.catalogue import find_run, label, mean_dice
+    from mvl.experiment.files import CASES, FAILED, SPLIT, TASK, TRAINED
+    from mvl.experiment.run import read_config
+    from mvl.files import read_json
+
+    folder = find_run(options.run)
+    config = read_config(folder, AuditedConfig)
+    task, split = Task.from_dict(read_json(folder / TASK)), Split.load(folder / SPLIT)
+    print(described(config, SimpleNamespace(task=task, split=split), folder))
+    run = label(folder)
+    if not (folder / TRAINED).exists():
+        failed = folder / FAILED
+        reason = read_json(failed, "reason")["reason"] if failed.is_file() else "not ended yet"
+        print(f"{'training':16}{reason}")
+        return
+    trained = read_json(folder / TRAINED, "seconds", "validation_dice", "best_epoch")
+    print(
+        f"{'training':16}{trained['seconds']:.0f} s; best validation Dice "
+        f"{trained['validation_dice']:.3f}, epoch {trained['best_epoch'] + 1}"
+    )
+    if (folder / CASES).exists():
+        print(f"{'test':16}mean Dice {mean_dice(folder):.3f} (mvl runs compare {run} OTHER)")
+    else:
+        print(f"{'test':16}not opened yet (mvl evaluate {run})")
+
+
+def runs_compare(options: Namespace) -> None:
+    import pandas as pd
+
+    from mvl.experiment.catalogue import find_run, label
+    from mvl.experiment.files import CASES
+    from mvl.experiment.run import collect
+    from mvl.show.sentences import count, interval
+
+    names = (options.a, options.b)
+    sides = [[find_run(word) for word in name.split(",")] for name in names]
+    if len(sides[0]) != len(sides[1]):
+        raise RunError(f"{names[0]} are {len(sides[0])} runs, {names[1]} {len(sides[1])}: no pairs")
+    if set(sides[0]) & set(sides[1]):
+        raise RunError("a run cannot be compared with itself; name two")
+    tables = []
+    for name, folders in zip(names, sides, strict=True):
+        for number, folder in enumerate(folders):
+            if not (folder / CASES).exists():
+                raise RunError(f"not tested yet: 'mvl evaluate {label(folder)}' does it")
+            tables.append(collect(folder, "runs", name).assign(seed=number))
+    cases = pd.concat(tables, ignore_index=True)
+    for structure, group in cases.groupby("structure", sort=False):
+        row = _difference(group, names, len(sides[0]))
+        means = group.groupby(["arm", "subject"])["dice"].mean().groupby("arm").mean()
+        print(
+            f"{group['task'].iloc[0]}, {structure}: Dice {means[names[0]]:.4f} and "
+            f"{means[names[1]]:.4f}, {count(row['n_subjects'], 'test subject')}"
+        )
+        apart = f"{row['difference']:+.4f} (95 % interval {interval(row)})"
+        print(f"    {names[0]} minus {names[1]}: {apart}")
+        print(f"    {row['verdict']}")
+
+
+def _difference(cases, names, trainings):
+    """The row of the study's statistics, with a verdict in words."""
+    from mvl.study import inference, statistics
+
+    tests = cases[cases["arm"] == names[0]].groupby("case")["seed"].nunique()
+    if trainings > 1 and (tests == 1).all():  # folds: each subject is tested once
+        cases = cases.assign(fold=cases["seed"], repeat=0)
+        contrasts = [inference.Contrast("runs", *names, "runs")]
+        row = inference.contrasts_table(cases, contrasts).iloc[0].to_dict()
+    else:
+        row = statistics.contrast(cases, *names)
+    few = row["n_subjects"] < inference.LEAST_SUBJECTS
+    if few:
+        row["verdict"] = f"no verdict: fewer than {inference.LEAST_SUBJECTS} test subjects"
+    elif trainings == 1:
+        row["verdict"] = (
+            "no verdict: one training each; another seed may differ by more than the interval says"
+        )
+    else:
+        row["verdict"] = f"verdict on the first: {row['verdict'] or 'not decided'}"
+    return row
