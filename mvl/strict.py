@@ -3,13 +3,13 @@
 import contextlib
 import functools
 import json
+import re
 import reprlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, dataclass_transform
 
 import pydantic
-import yaml
 from pydantic import Field
 
 from mvl.errors import ConfigError
@@ -57,18 +57,47 @@ def from_json(kind: type, values: Any, what: str = "configuration") -> Any:
         return pydantic.TypeAdapter(kind).validate_json(json.dumps(values, default=str))
 
 
+def merged(values: dict, changes: dict) -> dict:
+    """The values of a `to_dict` with changes of some fields, which are nested likewise.
+
+    A changed model with an `architecture` is another kind, and takes the place of the whole.
+    """
+    both = dict(values)
+    for name, change in changes.items():
+        old = values.get(name)
+        if isinstance(change, dict) and isinstance(old, dict) and "architecture" not in change:
+            change = merged(old, change)
+        both[name] = change
+    return both
+
+
+def read_yaml(path: Path) -> Any:
+    """The values of a YAML or JSON file.
+
+    Raises:
+        ConfigError: it is not readable; the message names the file.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """YAML 1.1 takes 1e-3 for a text; here it is a number."""
+
+    number = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))
+    try:
+        return yaml.load(path.read_text("utf-8-sig"), Loader)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())  # PyYAML writes several lines
+        raise ConfigError(f"{path} is not readable YAML: {reason}") from error
+
+
 def from_yaml(kind: type, path: Path) -> Any:
     """A `strict` dataclass from a YAML file.
 
     Raises:
-        ConfigError: the file is not readable YAML, or as `from_json`; the message names the file.
+        ConfigError: as `read_yaml` and `from_json`; the message names the file.
     """
-    try:
-        values = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())  # PyYAML writes several lines
-        raise ConfigError(f"{path} is not readable YAML: {reason}") from error
-    return from_json(kind, values, str(path))
+    return from_json(kind, read_yaml(path), str(path))
 
 
 @contextlib.contextmanager

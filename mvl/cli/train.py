@@ -113,15 +113,16 @@ def configuration(options: Namespace) -> "ExperimentConfig":
 
     from mvl.cli.options import TASK
     from mvl.config import ExperimentConfig, task_data
+    from mvl.strict import merged
 
     given = _read(options.config) if options.config else {}
     task = options.task or given.get("data", {}).get("task", TASK)
     model, training = _preset(options.preset or "vit")
     values = ExperimentConfig(task_data(str(task)), model, training).to_dict()
-    values = _merged(values, given)
+    values = merged(values, given)
     told = ("epochs", "batch_size", "learning_rate")
     told = {name: getattr(options, name) for name in told if getattr(options, name) is not None}
-    values = _merged(values, {"data": data_options(options), "training": told})
+    values = merged(values, {"data": data_options(options), "training": told})
     if options.seed is not None:
         values["seed"] = options.seed
     if options.block:
@@ -132,7 +133,7 @@ def configuration(options: Namespace) -> "ExperimentConfig":
             name = os.path.abspath(os.path.expanduser(name))
         values["model"]["language"]["source"] = f"{kind}:{name}" if name else options.block
     for text in options.set or ():
-        values = _merged(values, _setting(text))
+        values = merged(values, _setting(text))
     config = ExperimentConfig.from_dict(values)
     if config.data.fold == config.seed % config.data.folds:  # the same experiment, one name
         config = replace(config, data=replace(config.data, fold=None))
@@ -203,22 +204,9 @@ def data_config(options: Namespace) -> "DataConfig":
 
 def _read(path):
     """A configuration, or part of one, of a YAML or JSON file."""
-    import yaml
+    from mvl.strict import read_yaml
 
-    from mvl.errors import MvlError
-    from mvl.files import read_small
-
-    class Loader(yaml.SafeLoader):
-        pass
-
-    # YAML 1.1 takes 1e-3 for a text.
-    number = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))
-    try:
-        values = yaml.load(read_small(path).decode("utf-8-sig"), Loader)
-    except (MvlError, OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"--config {path} cannot be read: {reason}") from error
+    values = read_yaml(path)
     if isinstance(values, dict) and "fingerprint" in values:  # a run's config.json
         values = values.get("config")
     _require_known(values, f"--config {path}")
@@ -273,15 +261,3 @@ def _nearest(path, known):
 
 def _fields(kind):
     return kind.__dataclass_fields__
-
-
-def _merged(values, more):
-    """Nested values with those of `more`; another kind of model takes the place of the whole."""
-    merged = dict(values)
-    for name, value in more.items():
-        old = values.get(name)
-        if isinstance(value, dict) and isinstance(old, dict) and "architecture" not in value:
-            merged[name] = _merged(old, value)
-        else:
-            merged[name] = value
-    return merged

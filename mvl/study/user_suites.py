@@ -8,7 +8,7 @@ from pydantic import Field
 
 from mvl.config import DataConfig, ExperimentConfig, preset
 from mvl.files import REPOSITORY
-from mvl.strict import Count, Positive, from_json, from_yaml, strict
+from mvl.strict import Count, Positive, from_json, from_yaml, merged, strict
 
 FOLDER = REPOSITORY / "suites"
 
@@ -54,15 +54,5 @@ def configuration(arm: ArmEntry, what: str) -> ExperimentConfig:
         ConfigError: no such preset, an unknown key or a wrong value; the message has `what`.
     """
     values = ExperimentConfig(DataConfig(), *preset(arm.preset)).to_dict()
-    if "architecture" in arm.model:  # a comparison network has none of a preset's fields
-        values["model"] = {}
     changes = {"model": arm.model, "training": arm.training}
-    return from_json(ExperimentConfig, _merged(values, changes), what)
-
-
-def _merged(values, changes):
-    both = dict(values)
-    for key, change in changes.items():
-        old = both.get(key)
-        both[key] = _merged(old, change) if isinstance(change, dict) and old else change
-    return both
+    return from_json(ExperimentConfig, merged(values, changes), what)
