@@ -20,7 +20,7 @@ class Switch(NamedTuple):
 
 
 with (Path(__file__).with_name("switches.csv")).open(encoding="utf-8", newline="") as _file:
-    #: Name -> Switch, in the order of the waterfall.
+    #: Name -> Switch, in the order of the figure of effects.
     SWITCHES = {row["name"]: Switch(**row) for row in csv.DictReader(_file)}
 
 #: Columns of audit.csv, of which every row is about one switch.

@@ -160,7 +160,7 @@ def study(suite: str, cases: pd.DataFrame, *pairs: tuple[str, str]) -> None:
             means(suite, rows),
         )
         if len(rows):
-            show(figures.arm_means(rows))
+            show(figures.arm_differences(rows))
         for arm, against in pairs:
             if {arm, against} <= set(rows.get("arm", ())):
                 show(

@@ -161,7 +161,7 @@ def ordinary_day(folder, given):
     save_model(trained.model, folder / "model", trained.task, trained.config.data)
     load_model(folder / "model")
     cases = pd.read_csv(folder / "suites" / "tiny.csv")
-    figures.save(figures.arm_means(cases), folder / "figure")
+    figures.save(figures.arm_differences(cases), folder / "figure")
     watch.stop()
     return statuses, watch.pickled, watch.asked
 
