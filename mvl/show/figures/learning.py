@@ -99,10 +99,13 @@ def curves(runs: dict[str, DataFrame], synthetic: bool) -> Figure:
     `runs` is {arm: table with columns epoch, train_loss, validation_dice}, as in `curves.csv`.
     """
     figure, (loss, dice) = plt.subplots(1, 2, figsize=(PAGE, 2.4))
+    used = set()
     for arm, rows in runs.items():
         table, colour = DataFrame(rows), colour_of(arm)
-        loss.plot(table["epoch"] + 1, table["train_loss"], color=colour, label=name_of_arm(arm))
-        dice.plot(table["epoch"] + 1, table["validation_dice"], color=colour)
+        line = {"color": colour, "linestyle": "--" if colour in used else "-"}
+        used.add(colour)
+        loss.plot(table["epoch"] + 1, table["train_loss"], label=name_of_arm(arm), **line)
+        dice.plot(table["epoch"] + 1, table["validation_dice"], **line)
         best = table.loc[table["validation_dice"].idxmax()]
         dice.plot(best["epoch"] + 1, best["validation_dice"], "o", color=colour)
     loss.set(title="Training loss (Dice + cross-entropy)", xlabel="epoch", ylabel="loss")
