@@ -143,6 +143,7 @@ def runs_compare(options: Namespace) -> None:
 
 def _difference(cases, names, trainings):
     """The row of the study's statistics, with a verdict in words."""
+    from mvl.show.sentences import no_verdict
     from mvl.study import inference, statistics
 
     tests = cases[cases["arm"] == names[0]].groupby("case")["seed"].nunique()
@@ -152,13 +153,7 @@ def _difference(cases, names, trainings):
         row = inference.contrasts_table(cases, contrasts).iloc[0].to_dict()
     else:
         row = statistics.contrast(cases, *names)
-    few = row["n_subjects"] < inference.LEAST_SUBJECTS
-    if few:
-        row["verdict"] = f"no verdict: fewer than {inference.LEAST_SUBJECTS} test subjects"
-    elif trainings == 1:
-        row["verdict"] = (
-            "no verdict: one training each; another seed may differ by more than the interval says"
-        )
-    else:
-        row["verdict"] = f"verdict on the first: {row['verdict'] or 'not decided'}"
+    row |= {"synthetic": bool(cases["synthetic"].any()), "n_seeds": trainings}
+    reason = no_verdict(row)
+    row["verdict"] = f"no verdict: {reason}" if reason else f"{names[0]}: {row['verdict']}"
     return row

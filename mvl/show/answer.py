@@ -41,7 +41,8 @@ def answer_section(reference: Path = REFERENCE) -> str:
         found = contrasts[(contrasts[["suite", "arm_a", "arm_b"]] == pair).all(axis=1)]
         for row in found.head(1).to_dict("records"):
             size = f"{count(row['n_subjects'], 'subject')}, {count(row['n_seeds'], 'seed')}"
-            values = {"effect on Dice (95 % interval)": effect(row), "tested on": size}
+            values = {"effect on Dice (95 % interval)": effect(row), "verdict": row["verdict"]}
+            values |= {"tested on": size}
             rows.append({"question": question} | values)
     return markdown(pd.DataFrame(rows), aligned=False)
 

@@ -17,15 +17,13 @@ from mvl.show import tables
 from mvl.show.charts import draw_reference
 from mvl.show.examples import draw_segmentations
 from mvl.show.sentences import (
-    FEWEST_SEEDS,
-    FEWEST_SUBJECTS,
     count,
     interval,
     p_value,
     sentence,
     verdict_in_words,
 )
-from mvl.study.reference import CONTRASTS, FAMILY, GPU, REFERENCE, read_table
+from mvl.study.reference import CONTRASTS, GPU, REFERENCE, read_table
 from mvl.study.statistics import contrast, is_primary
 from mvl.study.suites import QUESTIONS, SUITES, is_possible
 from mvl.study.summary import by_part, noise_floor
@@ -69,7 +67,7 @@ def results_section(reference: Path = REFERENCE) -> str:
     """The results as Markdown: the questions that the paper raises."""
     cpu = _tables(reference)
     gpu = _tables(reference / GPU) if (reference / GPU).is_dir() else None
-    lines = [*_size(cpu), "", *_in_short(cpu, gpu)]
+    lines = [*_size(cpu, ""), "", *_in_short(cpu, gpu)]
     for suite in _with_comparisons(cpu):
         if suite in _PAGE_SUITES:
             lines += ["", f"### {QUESTIONS[suite]}", "", *_suite(suite, cpu)]
@@ -99,10 +97,9 @@ def study_page(reference: Path = REFERENCE) -> str:
     lines = [
         "# The study, suite by suite",
         "",
-        "Written by `mvl reference`. What the arms are, and what to bear in mind, is in the "
-        f"[README]({up}README.md#results-so-far) of the repository.",
+        f"Written by `mvl reference`. [arms]({up}docs/arms.md) says what each arm is.",
         "",
-        *_size(frames),
+        *_size(frames, f"{up}docs/"),
     ]
     for suite in _with_comparisons(frames):
         lines += ["", f"### {QUESTIONS[suite]}", "", *_suite(suite, frames)]
@@ -128,31 +125,21 @@ def _machine(runs):
     )
 
 
-def _size(frames):
+def _size(frames, docs):
+    """What the tables are about; `docs` leads to the folder docs."""
     summary, first = frames["summary"], frames["summary"].iloc[0]
     blocks = [f"`{block}`" for block in sorted(set(summary["block"].dropna()) - {""})]
-    about = (
-        f"The language block is {', '.join(blocks)}: nothing here decides anything about another, "
-        "such as the paper's. "
-    )
+    about = f"The language block is {', '.join(blocks)}. Nothing here is about another block. "
     return [
-        f"{first['task']}, {first['structure']}, native space: {first['n_cases']} test cases of "
-        f"{first['n_subjects']} subjects. Means over seeds and subjects ± standard deviation over "
-        "subjects; validation Dice is on the model's grid and over seeds; a learning rate is the "
-        "best on validation, with seed 0, of as many as the table says (tuning.csv, here or of the "
-        "other device); one that is the lowest or the highest of them may not be the best there "
-        f"is. {about * bool(blocks)}All were {_machine(frames['validation'])}.",
+        f"{first['task']}, {first['structure']}, in native space: {first['n_cases']} test cases of "
+        f"{first['n_subjects']} subjects. Tables show the mean over seeds and subjects ± the "
+        "standard deviation over subjects. Validation Dice is on the model's grid. A learning rate "
+        "is the best of those that were tried with seed 0 (`tuning.csv`). "
+        f"{about * bool(blocks)}The runs of these tables were {_machine(frames['validation'])}.",
         "",
-        "A comparison takes the seeds that both arms have, a row all seeds of its arm: the "
-        "difference of two rows is not always that of the comparison, nor always of its sign. "
-        "Intervals resample subjects, and seeds where there are several; they are not adjusted. "
-        f"There is no verdict with fewer than {FEWEST_SEEDS} seeds or {FEWEST_SUBJECTS} "
-        "subjects. `better` and `worse` need the "
-        f"95 % interval and a p that is adjusted (Holm) for the study's {FAMILY} comparisons in "
-        "Dice and NSD, run or not, a CPU's and a GPU's by themselves. The primary one is none of "
-        "them: it was named before anything was run, some of the others when test results were "
-        "known. `equivalent` and `but negligible` need the 90 % interval within ±0.01 (two "
-        "one-sided tests, not adjusted).",
+        "A comparison uses the seeds that both arms have. So it may differ from the difference of "
+        f"two rows. [statistics]({docs}statistics.md#the-first-protocols-tables) explains "
+        "intervals, p values and verdicts.",
     ]
 
 
@@ -164,11 +151,11 @@ IN_SHORT = (
     ("Hybrid attention alone", "fusion", "010", "000"),
     ("Multi-scale fusion alone", "fusion", "001", "000"),
     ("Block, hybrid attention and fusion together", "fusion", "111", "000"),
-    ("The pre-trained block beside a convolutional head", "head", "conv-111", "conv-011"),
+    ("The pre-trained block with a convolutional head", "head", "conv-111", "conv-011"),
     ("Version 3's layout, this block with LoRA, against the plain vit", "presets", "v3", "vit"),
     ("With a tenth of the subjects, version 1's layout against vit", "data", "v1-10", "vit-10"),
     (
-        "With a tenth of the subjects, version 1 against itself less the block",
+        "With a tenth of the subjects, version 1 with the block against without it",
         "data",
         "v1-10",
         "011-10",

@@ -8,16 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mvl.experiment.metrics import METRICS
-from mvl.study.summary import BOUND, COMPARED
+from mvl.study.summary import BOUND, COMPARED, FEWEST_SEEDS, FEWEST_SUBJECTS
 
 if TYPE_CHECKING:
     import pandas as pd
 
 #: What a table shows where a number is missing.
 NOTHING = "–"
-
-#: Fewer test subjects, or fewer seeds (trainings of an arm), carry no verdict.
-FEWEST_SUBJECTS, FEWEST_SEEDS = 5, 2
 
 
 def count(number: int, noun: str, nouns: str | None = None) -> str:

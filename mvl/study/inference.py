@@ -22,13 +22,17 @@ import pandas as pd
 from scipy import stats
 
 from mvl.errors import RunError
-from mvl.study.summary import ALPHA, BOUND, UNMIXED, check_unmixed, shared
+from mvl.study.summary import (
+    ALPHA,
+    BOUND,
+    FEWEST_SUBJECTS,
+    UNMIXED,
+    check_unmixed,
+    shared,
+)
 
 #: What decides; everything else is described, by an estimate and an interval.
 DECIDED = {"metric": "dice", "structure": "foreground"}
-
-#: With fewer subjects there is no verdict.
-LEAST_SUBJECTS = 5
 
 #: The task of a row that pools tasks.
 POOLED = "pooled"
@@ -87,7 +91,7 @@ def contrasts_table(
     """Every contrast in every task and structure, and pooled over the tasks.
 
     Only `DECIDED` has p values and a verdict; not so where the arms have one fold in common, since
-    nothing says how far its trainings differ, or with fewer than `LEAST_SUBJECTS` subjects.
+    nothing says how far its trainings differ, or with fewer than `FEWEST_SUBJECTS` subjects.
 
     Args:
         cases: see the module.
@@ -271,7 +275,7 @@ def _row(contrast, group, values):
         "difference": float(estimate),
         "error": float(error),
         "freedom": float(freedom),
-        "decides": folds > 1 and n_subjects >= LEAST_SUBJECTS,
+        "decides": folds > 1 and n_subjects >= FEWEST_SUBJECTS,
     }
 
 

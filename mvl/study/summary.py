@@ -22,6 +22,9 @@ COMPARED = METRICS | MECHANISM
 #: Differences below this are negligible, in every metric without a unit (0.01 is one Dice point).
 BOUND = 0.01
 
+#: Fewer test subjects, or fewer seeds (trainings of an arm), carry no verdict.
+FEWEST_SUBJECTS, FEWEST_SEEDS = 5, 2
+
 #: The level of every test here; intervals have 1 - ALPHA, those of the equivalence 1 - 2 ALPHA.
 ALPHA = 0.05
 

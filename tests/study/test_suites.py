@@ -34,7 +34,7 @@ def test_one_experiment_has_one_name():
     assert {name_of(*cell) for cell in vit} == {("presets", "vit")}
     assert name_of("fusion", "111") == ("presets", "v1")
     assert name_of("adaptation", "lora-0") == ("language", "pretrained")
-    assert name_of("settling", "contribution-matched") == ("llama", "random")
+    assert name_of("settling", "sum-matched") == ("llama", "random")
     assert name_of("hosts", "vit-pretrained") == ("llama", "pretrained")
     for (suite, arm), (named, name) in ALIASES.items():
         assert SUITES[suite][arm] == SUITES[named][name] and (named, name) not in ALIASES
