@@ -328,8 +328,8 @@ def fingerprint(config: ExperimentConfig, identity: dict) -> str:
 def derive_seed(*parts: str | int) -> int:
     """A 31-bit seed that depends on all `parts` and on nothing else.
 
-    So a case's augmentation is a function of (seed, epoch, case) and a part's first weights one
-    of (seed, part's name), whatever else a process has drawn before.
+    Augmentation uses (seed, epoch, case); first weights use (seed, part's name). What a process
+    has drawn before does not matter.
     """
     text = json.dumps(parts, separators=(",", ":"))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1

@@ -17,12 +17,12 @@ _PATIENCE = 0.3
 
 @contextlib.contextmanager
 def acquired(path: Path | str, wait: bool = False) -> Iterator[None]:
-    """Hold the lock of a file for a block; the file is made if it is missing.
+    """Hold a file's lock inside a `with` statement; the file is made if it is missing.
 
     Where there is no flock, a file PATH.held is the lock; it names the process and the machine.
 
     Args:
-        wait: until another process releases it.
+        wait: True waits until another process releases it; False gives up after a moment.
 
     Raises:
         BlockingIOError: another process holds it; `strerror` says what to do.
@@ -44,7 +44,7 @@ def acquired(path: Path | str, wait: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked(folder: Path | str, what: str) -> Iterator[None]:
-    """Hold a folder's lock, its file `.lock`, for a block; the folder is made if it is missing.
+    """Hold a folder's lock, its file `.lock`, inside a `with` statement; the folder is made.
 
     Args:
         what: what the holder is doing, for the error, such as "training this run".

@@ -102,7 +102,7 @@ class Architecture:
         return nn.ModuleList(make(self.config, layer_idx=index) for index in self.indices)
 
     def rotary(self) -> nn.Module:
-        """The model's rotary position embedding, always with real values."""
+        """The model's rotary position embedding, on the CPU even under `torch.device("meta")`."""
         with torch.device("cpu"):
             return self._class(f"{self.family.name}RotaryEmbedding")(self.config)
 

@@ -15,7 +15,7 @@ from mvl.errors import MvlError, out_of_memory
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit status: 0, 1 for a fault, 2 for wrong usage.
 
-    As for any command that a signal ends, it is 130 for Ctrl-C and 141 where nobody reads on.
+    As in a shell, Ctrl-C gives 130, and a closed output pipe 141.
     """
     try:
         try:

@@ -19,6 +19,8 @@ each a token. LLM4Seg (Tang et al., MICCAI 2025, arXiv:2506.18034) puts its bloc
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,23 +30,6 @@ from mvl.blocks.language_part import build_language
 from mvl.config import ModelConfig, PeerConfig
 from mvl.draws import drawn_by
 from mvl.models.segmenter import build_segmenter
-
-#: How far each network reduces a volume's sides: the padded sides are multiples of this.
-_STEPS = {
-    "unet": 8,
-    "unet++": 16,
-    "unetr": 16,
-    "swin-unetr": 32,
-    "segresnet": 8,
-    "dynunet": 16,
-}
-
-#: Of each host the module whose output the language part takes, and that output's width.
-_DEEPEST = {
-    "unetr": ("vit", 96),
-    "dynunet": ("bottleneck", 128),
-    "segresnet": ("down_layers.3", 64),
-}
 
 
 class Peer(nn.Module):
@@ -131,14 +116,15 @@ def build_peer(
     Raises:
         BlockError: the language block cannot be found, read or trusted.
     """
-    step = _STEPS[config.architecture]
+    from monai.networks import nets  # takes seconds
+
+    make, step, deepest, width = NETWORKS[config.architecture]
     whole = padded_grid(grid, step)
     # MONAI's Swin UNETR reads values of tensors while it is made, which the meta device has not.
     with drawn_by(seed, config.architecture), torch.device("cpu"):
-        network = _network(config.architecture, channels, classes, whole)
+        network = make(nets, channels, classes, whole)
     part = ()
     if config.language:
-        deepest, width = _DEEPEST[config.architecture]
         tokens = math.prod(side // step for side in whole)
         position = None if config.architecture == "unetr" else torch.zeros(1, tokens, width)
         part = build_language(config.language, width, seed), deepest, position
@@ -157,36 +143,41 @@ def build_model(
     return build(config, channels, classes, grid, seed)
 
 
-def _network(architecture: str, channels: int, classes: int, grid: tuple) -> nn.Module:
-    """MONAI's network, on a grid that it can reduce."""
-    from monai.networks import nets  # takes seconds
+def _unet(nets, channels, classes, grid):
+    return nets.UNet(
+        3, channels, classes, channels=(16, 32, 64, 128), strides=(2, 2, 2), num_res_units=2
+    )
 
-    if architecture == "unet":
-        return nets.UNet(
-            3, channels, classes, channels=(16, 32, 64, 128), strides=(2, 2, 2), num_res_units=2
-        )
-    if architecture == "unet++":
-        # Its nested decoder works mostly at the volume's own resolution, hence so few channels.
-        network = nets.BasicUNetPlusPlus(3, channels, classes, features=(4, 8, 32, 64, 128, 4))
-        for head in ("final_conv_0_1", "final_conv_0_2", "final_conv_0_3"):
-            setattr(network, head, nn.Identity())  # of deep supervision, which is off
-        return network
-    if architecture == "unetr":
-        # Patches of 16 and 12 blocks, as MONAI and the paper have it.
-        network = nets.UNETR(
-            channels, classes, grid, feature_size=8, hidden_size=96, mlp_dim=384, num_heads=4
-        )
-        for block in network.vit.blocks:
-            block.norm_cross_attn = block.cross_attn = nn.Identity()  # there is no text
-        return network
-    if architecture == "swin-unetr":
-        # 12 is the least that MONAI takes. Windows of 4 divide the token grids of a small volume;
-        # the paper's 7 would pad them, at twice the time.
-        return nets.SwinUNETR(
-            channels, classes, feature_size=12, num_heads=(1, 2, 4, 8), window_size=4
-        )
-    if architecture == "segresnet":
-        return nets.SegResNet(3, init_filters=8, in_channels=channels, out_channels=classes)
+
+def _unet_plus_plus(nets, channels, classes, grid):
+    # Its nested decoder works mostly at the volume's own resolution, hence so few channels.
+    network = nets.BasicUNetPlusPlus(3, channels, classes, features=(4, 8, 32, 64, 128, 4))
+    for head in ("final_conv_0_1", "final_conv_0_2", "final_conv_0_3"):
+        setattr(network, head, nn.Identity())  # of deep supervision, which is off
+    return network
+
+
+def _unetr(nets, channels, classes, grid):
+    # Patches of 16 and 12 blocks, as MONAI and the paper have it.
+    network = nets.UNETR(
+        channels, classes, grid, feature_size=8, hidden_size=96, mlp_dim=384, num_heads=4
+    )
+    for block in network.vit.blocks:
+        block.norm_cross_attn = block.cross_attn = nn.Identity()  # there is no text
+    return network
+
+
+def _swin_unetr(nets, channels, classes, grid):
+    # 12 is the least that MONAI takes. Windows of 4 divide the token grids of a small volume; the
+    # paper's 7 would pad them, at twice the time.
+    return nets.SwinUNETR(channels, classes, feature_size=12, num_heads=(1, 2, 4, 8), window_size=4)
+
+
+def _segresnet(nets, channels, classes, grid):
+    return nets.SegResNet(3, init_filters=8, in_channels=channels, out_channels=classes)
+
+
+def _dynunet(nets, channels, classes, grid):
     # nnU-Net's architecture (Isensee et al., Nature Methods 2021) without what else is nnU-Net:
     # its planning, deep supervision, patches, augmentation and ensembles.
     return nets.DynUNet(
@@ -198,3 +189,30 @@ def _network(architecture: str, channels: int, classes: int, grid: tuple) -> nn.
         upsample_kernel_size=(2, 2, 2, 2),
         filters=(8, 16, 32, 64, 128),
     )
+
+
+class Network(NamedTuple):
+    """One of the comparison networks.
+
+    Attributes:
+        make: (`monai.networks.nets`, channels, classes, grid) -> the network.
+        step: how far it reduces a volume's sides: the padded sides are multiples of this.
+        deepest, width: of a host the module whose output the language part takes, and that
+            output's width.
+    """
+
+    make: Callable
+    step: int
+    deepest: str = ""
+    width: int = 0
+
+
+#: `PeerConfig.architecture` -> the network.
+NETWORKS = {
+    "unet": Network(_unet, 8),
+    "unet++": Network(_unet_plus_plus, 16),
+    "unetr": Network(_unetr, 16, "vit", 96),
+    "swin-unetr": Network(_swin_unetr, 32),
+    "segresnet": Network(_segresnet, 8, "down_layers.3", 64),
+    "dynunet": Network(_dynunet, 16, "bottleneck", 128),
+}

@@ -32,8 +32,8 @@ from mvl.study.suites import suite_configs
 
 CROSSED = REFERENCE / "crossed"
 
-#: The tasks of the study.
-TASKS = ("Task04_Hippocampus", "CHAOS_AbdomenMR", "OpenKBP_HeadNeckCT")
+#: The tasks of the second protocol.
+STUDY_TASKS = ("Task04_Hippocampus", "CHAOS_AbdomenMR", "OpenKBP_HeadNeckCT")
 
 #: What is compared. "Pre-training helps" is one claim that needs all four (`inference.claim`).
 CONTRASTS = tuple(
@@ -61,7 +61,7 @@ def update_crossed(
     """
     tables, said = {"cases": [], "use": [], "runs": []}, []
     for suite in suites:
-        for task in TASKS:
+        for task in STUDY_TASKS:
             cells = _cells(suite, task, runs, root)
             missing = [
                 cell for cell, (path, _, _) in cells.items() if not (path / TRAINED).exists()

@@ -19,15 +19,15 @@ from mvl.study.suites import suite_configs
 def train_arms(
     suite: str, parameters: dict, root: Path, arms: list[str] | None = None
 ) -> tuple[dict[tuple[str, int], ExperimentConfig], pd.DataFrame]:
-    """Train and test the arms of a suite that a profile names; what is done stays as it is.
+    """Train and test the arms of a suite that a profile names; finished runs are not repeated.
 
     Args:
         parameters: the profile's, or a notebook's `globals()`.
         root: the folder that holds the task's folder.
-        arms: names; those of the parameter `SUITE_arms` if None.
+        arms: names; if None, those of a parameter such as `language_arms`.
 
     Returns:
-        The cells, and the table of their test cases, which is empty without an arm.
+        The cells, and the table of their test cases, which is empty if no arm is chosen.
 
     Raises:
         MvlError: as `run_suite`.

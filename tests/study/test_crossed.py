@@ -31,7 +31,7 @@ def trained(tmp_path_factory):
         arms["pretrained"] = Arm(with_block, PLAN, testing="crossed")
         patch.setitem(SUITES, "llama", arms)
         data = DataConfig(grid=GRID)
-        patch.setattr(crossed, "TASKS", (data.task,))
+        patch.setattr(crossed, "STUDY_TASKS", (data.task,))
         patch.setattr(crossed, "task_data", lambda task: data)
         cells = suite_configs("llama", data, range(5), root=folder)
         yield folder / "runs", folder, cells
