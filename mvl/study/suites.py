@@ -54,8 +54,8 @@ FLIPS = {"Task04_Hippocampus": "left-right"}
 #: residual past the mappers, so that the trained model uses the block (docs/protocol.md).
 _LLAMA = replace(_BLOCK, source="package:smollm2-135m", skip=False)
 
-#: Control -> the factor of its mappers' learning rate, chosen on validation (docs/protocol.md).
-_FACTORS = {"none": 1.0, "pretrained": 0.1, "matched": 0.1, "shuffled": 0.3, "identity": 0.3}
+#: The factor of its mappers' learning rate, chosen on validation (docs/protocol.md).
+_FACTOR = 0.1
 
 #: Its epochs: 3,720 optimiser steps on Task04.
 _EPOCHS = 120
@@ -95,7 +95,7 @@ def _second(control: str = "pretrained", host: Arm | None = None, **language) ->
     """An arm of the second protocol: a host, vit by default, with a language part, or "none"."""
     host = host or _vit()
     part = replace(_LLAMA, control=control, **language) if control != "none" else None
-    plan = {"epochs": _EPOCHS, "mapper_rate": _FACTORS[control], "decay_position": False}
+    plan = {"epochs": _EPOCHS, "mapper_rate": _FACTOR if part else 1.0, "decay_position": False}
     model = replace(host.model, language=part)
     return Arm(model, replace(host.training, **plan), testing="crossed")
 
