@@ -3,7 +3,7 @@
     mvl suite use settling ... --results FOLDER    # writes FOLDER/suites/settling-use.csv
     python scripts/settling.py FOLDER/suites/settling-use.csv ... RUN ...
 
-Tables are joined in results/reference; a RUN is a folder of `mvl train --preset vit`, of which the
+Tables are added to that in results/reference; a RUN is a folder of `mvl train --preset vit`, of which the
 page says what sides it knows. The page is written from results/reference.
 """
 
@@ -65,7 +65,11 @@ def main() -> None:
     """Copy what is named, if anything is, and write the page."""
     named = [Path(argument) for argument in sys.argv[1:]]
     if tables := [pd.read_csv(path) for path in named if path.is_file()]:
-        pd.concat(tables).drop_duplicates("fingerprint").to_csv(TABLE, index=False)
+        known = pd.concat([pd.read_csv(TABLE), *tables])
+        # With one factor `mvl suite use` leaves it out of the name.
+        bare = ~known["arm"].str.contains("x") & (known["mapper_rate"] != 1)
+        known.loc[bare, "arm"] += "x" + known.loc[bare, "mapper_rate"].map("{:g}".format)
+        known.drop_duplicates("fingerprint").to_csv(TABLE, index=False)
     if runs := [side_of(path) for path in named if path.is_dir()]:
         pd.DataFrame(runs).to_csv(SIDE, index=False)
     write_text(PAGE, with_section(PAGE, BEGIN, END, section(pd.read_csv(TABLE))))
