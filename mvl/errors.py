@@ -1,7 +1,7 @@
 """The one exception that is meant for a person.
 
 Everything that a user can mend (a file that is missing, a key that is misspelt, a machine
-without network) ends in an `MvlError` whose text is the whole story: what is wrong, where,
+without network) ends in an `MvlError` whose text says all: what is wrong, where,
 and what to do. The command line prints that text and nothing else; a notebook shows it as
 the last line of its traceback.
 """
