@@ -17,7 +17,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["pytest", "tests.reliability.stages"])
+_CONTEXT.set_forkserver_preload(
+    [
+        *("pytest", "tests.reliability.stages", "mvl.audit", "mvl.blocks.extraction"),
+        # The commands import these where they are called; each child would do so again.
+        *("mvl.data.checks", "mvl.data.phantom", "mvl.experiment.run", "mvl.study.cells"),
+    ]
+)
 
 
 class Ended(NamedTuple):

@@ -10,7 +10,7 @@ from tests.reliability.conftest import SEED
 from tests.reliability.stages import STAGES, call, finished, half_files, outcome, start
 
 #: How often a stage is killed in the slow tier, and how often in every run of the tests.
-MANY, FEW = 50, 1
+MANY, FEW = 50, 3
 # Killed at a change of a file, "checkpointing" is "training" again.
 CASES = [(name, FEW) for name in STAGES if name != "checkpointing"]
 CASES += [pytest.param(name, MANY, marks=pytest.mark.slow) for name in STAGES]
