@@ -3,8 +3,8 @@
     mvl suite use settling ... --results FOLDER    # writes FOLDER/suites/settling-use.csv
     python scripts/settling.py FOLDER/suites/settling-use.csv ... RUN ...
 
-Tables are added to that in results/reference; a RUN is a folder of `mvl train --preset vit`, of which the
-page says what sides it knows. The page is written from results/reference.
+Tables are added to that in results/reference. A RUN is a folder of `mvl train --preset vit`, of
+which the page says what sides it knows. The page is written from results/reference.
 """
 
 import sys

@@ -330,7 +330,8 @@ def test_a_grid_that_shows_nothing_is_refused_and_its_remedy_works(tmp_path, cap
     make_task(tmp_path / "Mine", label=box(1, 0, 1))
     command = ["train", "--task", "Mine", "--epochs", "1", "--preset", "vit"]
     command += ["--root", str(tmp_path), "--runs", str(tmp_path / "runs")]
-    assert main([*command, "--grid", "4", "4", "4", "--fit", "resize"]) == 1
+    coarse = ["--grid", "4", "4", "4", "--set", "model.patch=[4, 4, 4]"]
+    assert main([*command, *coarse, "--fit", "resize"]) == 1
     assert "shows none of the" in (said := capsys.readouterr().err) and "finer --grid" in said
     assert main([*command, "--grid", "8", "8", "8", "--fit", "resize"]) == 0
     run = Path(capsys.readouterr().out.strip().splitlines()[-1])

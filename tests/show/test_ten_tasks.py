@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from mvl.cli import _parser
-from mvl.cli.verbs import data_config
+from mvl.cli.parser import make_parser
+from mvl.cli.train import data_config
 from mvl.config import DataConfig
 from mvl.data.tasks import TASKS
 from mvl.files import REPOSITORY
@@ -112,7 +112,7 @@ def test_the_command_of_a_row_is_one_that_the_program_takes():
         command = of_ten.command(BROKEN, load_profile(profile))
         download, train = command.split(" && ")
         assert download == f"mvl data download {BROKEN}"
-        options = _parser().parse_args(train.split()[1:])
+        options = make_parser().parse_args(train.split()[1:])
         grid = tuple(load_profile(profile)["tasks_grid"])
         assert data_config(options) == DataConfig(BROKEN, grid=grid, fit="resize")
         assert options.arms == ["vit", "v1", "v3"]
