@@ -82,7 +82,7 @@ def test_the_answer_compares_before_with_after_and_without_with_with():
         "pretrained after the decoder minus none after the decoder is (.*?) ", lines[1]
     )
     assert float(said[1]) == pytest.approx(-0.2, abs=0.005)
-    assert "No verdict" in lines[1] and lines[0].startswith("- Synthetic data: T, foreground (8 subj")
+    assert "No verdict" in lines[1] and lines[0].startswith("- Synthetic data: T, foreground (8")
     assert "none after the encoder 0.50, pretrained after the encoder 0.60, " in lines[2]
     assert "pretrained the block's update 0.20, pretrained after the block 0.80" in lines[2]
     nothing = table.assign(**{name: np.nan for name in table if name.startswith("auroc")})
