@@ -81,16 +81,17 @@ def test_an_answer_in_short_is_of_the_device_with_more_seeds():
 def test_comparisons_across_kinds_of_processor_are_named(reference):
     runs, rows = (read_table(reference / f"{name}.csv") for name in ("validation", "contrasts"))
     kinds = {key: set(group["cpu"]) for key, group in runs.groupby(["suite", "arm"])}
+    page = study_page(reference)
     named = {
         (suite, pair)
         for suite, question in QUESTIONS.items()
         for said in re.findall(
             r"Across different kinds[^:]*: (.*)\.",
-            study_page(reference).partition(f"### {question}\n")[2].partition("\n### ")[0],
+            page.partition(f"### {question}\n")[2].partition("\n### ")[0],
         )
         for pair in re.findall(r"`(\S+)` minus `(\S+)`", said)
     }
-    shown = {suite for suite, q in QUESTIONS.items() if f"### {q}\n" in study_page(reference)}
+    shown = {suite for suite, q in QUESTIONS.items() if f"### {q}\n" in page}
     assert named == {
         (row.suite, (row.arm_a, row.arm_b))
         for row in rows.itertuples()
