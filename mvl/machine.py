@@ -48,7 +48,8 @@ class PeakMemory(threading.Thread):
     It is sampled. A page that several of them share counts once (PSS).
     """
 
-    INTERVAL_S = 0.25
+    #: A sample of a process that holds a gigabyte takes some 50 ms.
+    INTERVAL_S = 1.0
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)

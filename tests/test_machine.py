@@ -75,7 +75,8 @@ def peak_of(code):
     return peak.bytes
 
 
-def test_the_peak_is_that_of_a_process_and_its_children_and_a_shared_page_counts_once():
+def test_the_peak_is_that_of_a_process_and_its_children_and_a_shared_page_counts_once(monkeypatch):
+    monkeypatch.setattr(PeakMemory, "INTERVAL_S", 0.2)
     take = f"x = b'x' * {HALF}; import time; time.sleep(1)"
     # The first starts the second, and both hold as much; a copy that it forks holds the same.
     both = f"import os, subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {take!r}]); "
