@@ -21,6 +21,7 @@ contradict each other.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -99,12 +100,11 @@ def contrast(
         **dict.fromkeys(("ci_low", "ci_high", "p", "p_tost"), np.nan),
     }
     if n_subjects > 1:
-        means = _bootstrap_means(differences, draws, np.random.default_rng(seed))
-        row["ci_low"], row["ci_high"] = np.quantile(means, (ALPHA / 2, 1 - ALPHA / 2)).tolist()
-        row["p"] = min(1.0, 2 * min(_share(means <= 0), _share(means >= 0)))
+        resampled = _resampled(differences.tobytes(), differences.shape, draws, seed)
+        row["ci_low"], row["ci_high"], row["p"], p_tost = resampled
         # Seeds of one arm may lie further apart than the bound: one of them shows no equivalence.
         if COMPARED[metric].unit == "" and n_seeds > 1:
-            row["p_tost"] = max(_share(means <= -BOUND), _share(means >= BOUND))
+            row["p_tost"] = p_tost
     row["verdict"] = verdict(metric, row["ci_low"], row["ci_high"], row["p"], row["p_tost"])
     return row
 
@@ -218,6 +218,16 @@ def _paired_differences(cases, arm_a, arm_b, metric):
         raise RunError(f"{arm_a} and {arm_b} have no seed in common; run both with the same seeds")
     # Contiguous, so that sums are taken in one order whatever the order of the table's rows.
     return np.ascontiguousarray((a.loc[seeds] - b.loc[seeds]).to_numpy())
+
+
+@lru_cache(maxsize=1024)  # tables, figures and sentences ask for the same contrasts
+def _resampled(data, shape, draws, seed):
+    """(low, high) of the 95 % interval, p and p_tost of differences float64 `shape`, as bytes."""
+    differences = np.frombuffer(data).reshape(shape)
+    means = _bootstrap_means(differences, draws, np.random.default_rng(seed))
+    low, high = np.quantile(means, (ALPHA / 2, 1 - ALPHA / 2)).tolist()
+    p = min(1.0, 2 * min(_share(means <= 0), _share(means >= 0)))
+    return low, high, p, max(_share(means <= -BOUND), _share(means >= BOUND))
 
 
 def _bootstrap_means(differences, draws, generator):
