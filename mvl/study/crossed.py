@@ -22,6 +22,7 @@ import pandas as pd
 from mvl.config import ExperimentConfig, task_data
 from mvl.data.splits import FOLDS
 from mvl.data.task_data import TaskData, open_task
+from mvl.errors import DataError
 from mvl.experiment.block_use import EDITS, block_use
 from mvl.experiment.metrics import METRICS
 from mvl.experiment.run import TRAINED, Run, collect, run_folder, test
@@ -62,7 +63,11 @@ def update_crossed(
     tables, said = {"cases": [], "use": [], "runs": []}, []
     for suite in suites:
         for task in STUDY_TASKS:
-            cells = _cells(suite, task, runs, root)
+            try:
+                cells = _cells(suite, task, runs, root)
+            except DataError as error:  # a machine may have some of the tasks
+                said.append(f"{suite}, {task}: {error}")
+                continue
             missing = [
                 cell for cell, (path, _, _) in cells.items() if not (path / TRAINED).exists()
             ]

@@ -1,5 +1,6 @@
 """The second protocol's tables: whole repeats only, and means over all subjects."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +32,8 @@ def trained(tmp_path_factory):
         arms["pretrained"] = Arm(with_block, PLAN, testing="crossed")
         patch.setitem(SUITES, "llama", arms)
         data = DataConfig(grid=GRID)
-        patch.setattr(crossed, "STUDY_TASKS", (data.task,))
-        patch.setattr(crossed, "task_data", lambda task: data)
+        patch.setattr(crossed, "STUDY_TASKS", (data.task, "Absent"))
+        patch.setattr(crossed, "task_data", lambda task: replace(data, task=task))
         cells = suite_configs("llama", data, range(5), root=folder)
         yield folder / "runs", folder, cells
 
@@ -41,12 +42,13 @@ def test_a_repeat_is_published_whole_or_not_at_all(trained, tmp_path):
     runs, root, cells = trained
     most = dict(list(cells.items())[:-1])
     fit_suite("llama", most, runs, root, show=False)
-    (said,) = crossed.update_crossed(runs, root, folder=tmp_path)
+    said, absent = crossed.update_crossed(runs, root, folder=tmp_path)
+    assert "no task Absent" in absent
     assert "1 of 10 cells are not trained" in said and not list(tmp_path.iterdir())
     assert not list(Path(runs).glob("*/cases.csv")), "no test side is opened before"
 
     fit_suite("llama", cells, runs, root, show=False)
-    (said,) = crossed.update_crossed(runs, root, folder=tmp_path)
+    said, _ = crossed.update_crossed(runs, root, folder=tmp_path)
     assert "10 cells published" in said
     cases = read_table(tmp_path / "cases.csv.gz")
     for _, arm in cases.groupby("arm"):
