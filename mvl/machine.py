@@ -64,7 +64,8 @@ class PeakMemory(threading.Thread):
         self.join()
 
     def run(self) -> None:
-        while not self._ended.wait(self.INTERVAL_S):
+        ended = False
+        while not ended:  # one sample even of a block that is shorter than the interval
             held = 0
             with suppress(psutil.NoSuchProcess):  # it has ended
                 process = psutil.Process(self._pid)
@@ -72,3 +73,4 @@ class PeakMemory(threading.Thread):
                     with suppress(psutil.Error):  # a child has ended meanwhile
                         held += each.memory_full_info().pss
             self.bytes = max(self.bytes, held)
+            ended = self._ended.wait(self.INTERVAL_S)
