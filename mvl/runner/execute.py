@@ -3,12 +3,9 @@
 import contextlib
 import hashlib
 import logging
-import os
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,14 +18,12 @@ from mvl.files import REPOSITORY, read_json, write_json
 from mvl.locks import locked
 from mvl.machine import GIB, PeakMemory, memory_limit
 from mvl.progress import INTERVAL_S
+from mvl.runner.kernels import kernel_in
 from mvl.study.profiles import load_profile
 
 #: What of mvl/ no notebook can reach: the command line, and the report of a run. Any other file
 #: of the package may decide what a notebook shows.
 UNREACHED = ("__main__.py", "cli", "show/report")
-#: Where a kernel keeps its files; below the home by default, which a container may not have.
-_KERNEL_FOLDERS = ("JUPYTER_RUNTIME_DIR", "JUPYTER_DATA_DIR", "JUPYTER_CONFIG_DIR", "IPYTHONDIR")
-_KERNEL_FOLDERS += ("MPLCONFIGDIR",)
 
 
 class NotebookError(MvlError):
@@ -225,7 +220,11 @@ class Job:
         try:
             self.copy.parent.mkdir(parents=True, exist_ok=True)
             self.record.unlink(missing_ok=True)
-            with heartbeat, self._kernel() as kernel, PeakMemory(kernel.provisioner.pid) as memory:
+            with (
+                heartbeat,
+                kernel_in(self.root / "notebooks", self.profile["profile"]) as kernel,
+                PeakMemory(kernel.provisioner.pid) as memory,
+            ):
                 outcome.memory = memory
                 papermill.execute_notebook(
                     notebook,
@@ -259,45 +258,6 @@ class Job:
         if heartbeat.line:
             message += f"\n  the cell begins: {heartbeat.line}"
         return f"{message}\n  its executed copy: {self.copy.relative_to(self.root)}"
-
-    @contextlib.contextmanager
-    def _kernel(self) -> Iterator:
-        """Start a kernel of this interpreter in notebooks/; end it with the block, at once."""
-        from jupyter_client.kernelspec import KernelSpecManager
-        from jupyter_client.manager import AsyncKernelManager
-        from jupyter_core.utils import run_sync
-
-        # With no folder to look into, jupyter_client falls back to ipykernel's specification,
-        # which starts the running interpreter. Other users of the machine can listen on the
-        # kernel's sockets, so they are encrypted where that is possible.
-        kernel = AsyncKernelManager(
-            kernel_name="python3",
-            kernel_spec_manager=KernelSpecManager(kernel_dirs=[]),
-            transport_encryption="auto",
-        )
-        clients, client = [], kernel.client
-        # nbclient leaves open the client of a kernel that it has not started.
-        kernel.client = lambda **options: clients.append(client(**options)) or clients[-1]
-        with tempfile.TemporaryDirectory() as folder:
-            environment = os.environ | {"MVL_PROFILE": self.profile["profile"]}
-            if not os.access(os.path.expanduser("~"), os.W_OK):
-                environment = dict.fromkeys(_KERNEL_FOLDERS, folder) | environment
-            if os.environ.get("MVL_DATA_ROOT"):  # relative to the user's folder
-                environment["MVL_DATA_ROOT"] = str(data_root().absolute())
-            try:
-                run_sync(kernel.start_kernel)(
-                    cwd=str(self.root / "notebooks"),
-                    env=environment,
-                    extra_arguments=["--HistoryManager.hist_file=:memory:"],
-                )
-            except OSError as error:
-                raise RuntimeError(error.strerror or error) from error
-            try:
-                yield kernel
-            finally:  # one that holds torch takes seconds to leave when it is asked
-                for opened in clients:
-                    opened.stop_channels()
-                run_sync(kernel.shutdown_kernel)(now=True)
 
 
 class _Heartbeat(threading.Thread):
