@@ -11,6 +11,7 @@ import runpy
 import signal
 import sys
 import tempfile
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning import LocalProvisioner
 from jupyter_core.utils import run_sync
+from tqdm import tqdm
 
 from mvl.data.task_folder import data_root
 
@@ -120,5 +122,7 @@ def _run(command, folder, environment):
     os.environ.clear()
     # ipykernel leaves when this parent, the server of forks, has ended.
     os.environ.update(environment, JPY_PARENT_PID=str(os.getppid()))
+    # tqdm's own lock takes a semaphore, which a kernel that is killed would not give back.
+    tqdm.set_lock(threading.RLock())
     module, *sys.argv[1:] = command[command.index("-m") + 1 :]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
