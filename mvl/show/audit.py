@@ -16,7 +16,6 @@ from mvl.config import PRESETS
 from mvl.errors import RunError
 from mvl.experiment.metrics import METRICS
 from mvl.files import REPOSITORY, with_section, write_text
-from mvl.show.charts import KINDS
 from mvl.show.figures import protocol_effects, save
 from mvl.show.sentences import count, span
 from mvl.show.tables import markdown
@@ -120,7 +119,7 @@ def refresh_audit(page: Path = PAGE, reference: Path = REFERENCE) -> None:
         MvlError: the page lacks a marker.
     """
     block = PRESETS["released"][0].language.source
-    save(effects_of(reference_table(reference), block=block), reference / PICTURE, KINDS)
+    save(effects_of(reference_table(reference), block=block), reference / PICTURE)
     write_text(page, with_section(page, BEGIN, END, audit_section(reference)))
 
 

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 #: The arms of the paper's claim, in the order that a difference takes them in.
 PAIR = ("pretrained", "none")
-#: The formats of the committed figures.
-KINDS = ("png", "pdf")
 _LORA = tuple(arm for arm in SUITES["adaptation"] if arm.startswith("lora"))
 
 
@@ -161,8 +159,8 @@ def draw_reference(folder: Path = REFERENCE, names: Iterable[str] = tuple(CHARTS
         for name in names:
             chart = CHARTS[name]
             for _, _, figure in drawn(source, chart):
-                figures.save(figure, folder / "figures" / f"{prefix}{_file(name, chart)}", KINDS)
+                figures.save(figure, folder / "figures" / f"{prefix}{_file(name, chart)}")
         table = mechanism_table(tables)
         if len(table):
             figure = figures.mechanism(defined(table)[0])
-            figures.save(figure, folder / "figures" / f"{prefix}mechanism", KINDS)
+            figures.save(figure, folder / "figures" / f"{prefix}mechanism")

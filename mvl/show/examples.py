@@ -14,7 +14,6 @@ from mvl.config import DataConfig
 from mvl.data.task_data import open_task
 from mvl.experiment.identity import read_identity, require_same
 from mvl.experiment.run import Run, load_predictor, read_cases
-from mvl.show.charts import KINDS
 from mvl.show.figures import View, best_median_worst, case_gallery, save
 from mvl.show.notebook import view_of, view_of_case
 from mvl.study import volumes
@@ -87,7 +86,7 @@ def draw_segmentations(folder: Path = REFERENCE) -> None:
     model = load_predictor(BEST)
     data = open_task(DataConfig(model.task.name), 0, progress=False)
     figure = _gallery(model, data, best_median_worst(cases))
-    save(figure, folder / "figures" / "segmentations", KINDS)
+    save(figure, folder / "figures" / "segmentations")
 
 
 def run_segmentations(folder: Path) -> Figure:

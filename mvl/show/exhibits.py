@@ -1,7 +1,7 @@
 """The paper's figures and tables, from a profile's runs and from the committed reference.
 
 An exhibit is drawn for each source that has enough of it and saved below results/<profile>/, as
-figures/NAME_SOURCE.{png,pdf,svg} and tables/NAME_SOURCE.{csv,md,tex}. Where a source has too
+figures/NAME_SOURCE.{png,pdf} and tables/NAME_SOURCE.{csv,md,tex}. Where a source has too
 little, or a part, a text says what is missing and what makes it.
 """
 

@@ -12,6 +12,7 @@ from mvl.data.tasks import TASKS
 from mvl.errors import RunError
 from mvl.experiment.metrics import METRICS
 from mvl.show import figures
+from mvl.show.figures.style import encoded
 from mvl.study.statistics import contrast, contrasts_table
 from mvl.study.suites import SUITES
 
@@ -153,8 +154,9 @@ def test_files_are_what_their_endings_say_whatever_the_users_settings(view, tmp_
     figures.save(figures.slices(replace(view, title="ä ‖x‖ fi"), REAL), tmp_path / "one")
     with plt.rc_context({"savefig.dpi": 50, "font.size": 20, "pdf.fonttype": 3}):
         figures.save(figures.slices(replace(view, title="ä ‖x‖ fi"), REAL), tmp_path / "two.png")
-    png, pdf, svg = ((tmp_path / f"one.{kind}").read_bytes() for kind in ("png", "pdf", "svg"))
-    assert [png, pdf, svg] == [(tmp_path / f"two.{k}").read_bytes() for k in ("png", "pdf", "svg")]
+    png, pdf = ((tmp_path / f"one.{kind}").read_bytes() for kind in ("png", "pdf"))
+    assert [png, pdf] == [(tmp_path / f"two.{kind}").read_bytes() for kind in ("png", "pdf")]
+    svg = encoded(figures.slices(replace(view, title="ä ‖x‖ fi"), REAL), "svg")
     # Type 42 is TrueType: letters stay letters, and the file brings their shapes along.
     assert pdf.startswith(b"%PDF") and b"/FontFile2" in pdf and b"/Subtype /Type3" not in pdf
     assert png.startswith(b"\x89PNG") and svg.startswith(b"<?xml") and b"<text" not in svg

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import io
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import ParamSpec
 
@@ -158,9 +158,9 @@ def encoded(figure: Figure, kind: str, dpi: int | None = None) -> bytes:
     return buffer.getvalue()
 
 
-def save(figure: Figure, path: str | Path, kinds: Iterable[str] = tuple(FORMATS)) -> None:
-    """Write a figure in some of `FORMATS`, each whole or not at all; `path` needs no ending."""
-    for kind in kinds:
+def save(figure: Figure, path: str | Path) -> None:
+    """Write a figure as PNG and PDF, each whole or not at all; `path` needs no ending."""
+    for kind in ("png", "pdf"):
         with written(Path(path).with_suffix(f".{kind}")) as temporary:
             temporary.write_bytes(encoded(figure, kind))
 
