@@ -37,7 +37,8 @@ print("status", main(["predict", image, "--run", run, "-o", f"{out}/label.nii.gz
 
 import nbformat
 from pathlib import Path
-from mvl.runner import execute
+from mvl.runner import execute, kernels
+kernels.PRELOADED.clear()  # the cell does not need MONAI, which takes seconds to load
 root = Path(out, "repository")
 for name in ("notebooks", "profiles"):
     (root / name).mkdir(parents=True)

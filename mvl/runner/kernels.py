@@ -26,7 +26,7 @@ from tqdm import tqdm
 from mvl.data.task_folder import data_root
 
 #: What is loaded before the fork. Loading starts no threads that a fork would lose.
-_PRELOADED = ["monai", "ipykernel.ipkernel", "pandas", "matplotlib.figure"]
+PRELOADED = ["monai", "ipykernel.ipkernel", "pandas", "matplotlib.figure"]
 #: Where a kernel keeps its files; below the home by default, which a container may not have.
 _FOLDERS = ("JUPYTER_RUNTIME_DIR", "JUPYTER_DATA_DIR", "JUPYTER_CONFIG_DIR", "IPYTHONDIR")
 _FOLDERS += ("MPLCONFIGDIR",)
@@ -91,7 +91,7 @@ class _Process:
 
     def __init__(self, command: list[str], folder: str, environment: dict[str, str]) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(_PRELOADED)
+        context.set_forkserver_preload(PRELOADED)
         self._process = context.Process(target=_run, args=(command, folder, environment))
         self._process.start()
         self.pid = self._process.pid

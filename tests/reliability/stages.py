@@ -17,7 +17,7 @@ from mvl.config import PRESETS, LanguageConfig, ModelConfig, TrainingConfig
 from mvl.data import download
 from mvl.errors import MvlError
 from mvl.files import REPOSITORY, read_json
-from mvl.runner import execute
+from mvl.runner import execute, kernels
 from mvl.study.suites import SUITES, Arm
 from tests.reliability import children
 
@@ -95,6 +95,7 @@ def _suite(folder, given):
 
 
 def _batch(folder, given):
+    kernels.PRELOADED.clear()  # no cell here needs MONAI, which takes seconds to load
     try:
         outcomes = execute.run("smoke", root=folder)
     except MvlError as error:  # `mvl run` would run the repository's own notebooks

@@ -125,7 +125,7 @@ def test_an_ordinary_day_pickles_nothing_asks_nothing_and_keeps_no_secret(given,
     processes, found = asked(log)
     assert processes > 1 and found == []
     written = [path for path in folder.rglob("*") if path.is_file()]
-    known = {".json", ".csv", ".safetensors", ".gz", ".md", ".png", ".pdf", ".svg", ".ipynb"}
+    known = {".json", ".csv", ".safetensors", ".gz", ".md", ".png", ".pdf", ".ipynb"}
     assert len(written) > 20 and known <= {path.suffix for path in written}
     assert_clean(done.output, written)
     note("secrets", what="addresses asked, and objects out of pickles", found="none")

@@ -83,6 +83,8 @@ class Repository:
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
     monkeypatch.setenv("MVL_DATA_ROOT", str(tmp_path / "data"))
+    # No cell here needs MONAI, which takes seconds to load.
+    monkeypatch.setattr("mvl.runner.kernels.PRELOADED", [])
     return Repository(tmp_path)
 
 

@@ -9,6 +9,8 @@ import sys
 
 _LOG = os.open(os.environ["MVL_WATCH"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 _OWN = ("127.0.0.1", "::1", "localhost")
+#: What multiprocessing hands through a pipe to the kernel that it forks; no file is read.
+_OWN += ("multiprocessing.process", "multiprocessing.context", "mvl.runner.kernels")
 
 
 def _audit(event, arguments):
