@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning import LocalProvisioner
@@ -122,6 +123,8 @@ def _run(command, folder, environment):
     os.environ.clear()
     # ipykernel leaves when this parent, the server of forks, has ended.
     os.environ.update(environment, JPY_PARENT_PID=str(os.getppid()))
+    # matplotlib reads MPLBACKEND when it is loaded, which was before ipykernel sets it.
+    matplotlib.rcParams["backend"] = "module://matplotlib_inline.backend_inline"
     # tqdm's own lock takes a semaphore, which a kernel that is killed would not give back.
     tqdm.set_lock(threading.RLock())
     module, *sys.argv[1:] = command[command.index("-m") + 1 :]

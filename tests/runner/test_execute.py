@@ -245,6 +245,14 @@ def test_a_kernel_is_this_interpreter_fresh_and_knows_its_parameters_profile_and
     assert first == second == [where.split(), ["2", "[16,", "16,", "16]", "own", "False"]]
 
 
+def test_a_figure_is_in_the_executed_copy(repository, monkeypatch):
+    monkeypatch.setattr("mvl.runner.kernels.PRELOADED", ["matplotlib.pyplot"])
+    repository.notebook("00_a", "import matplotlib.pyplot as plt", "plt.plot([1, 2])")
+    assert repository.run() == 0
+    outputs = repository.executed("00_a").cells[-1].outputs
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+
+
 def test_a_kernel_that_cannot_be_started_is_one_sentence(repository, monkeypatch, capsys):
     async def refuse(self, **given):
         raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
