@@ -48,7 +48,8 @@ def answer_section(reference: Path = REFERENCE) -> str:
         for row in found.head(1).to_dict("records"):
             size = f"{count(row['n_subjects'], 'subject')}, {count(row['n_seeds'], 'seed')}"
             values = {crossed.EFFECT: effect(row), "verdict": row["verdict"]}
-            rows.append({"question": question} | values | {"tested on": size})
+            values |= {"tested on": "first study: " * bool(second) + size}
+            rows.append({"question": question} | values)
     link = (REFERENCE / picture).relative_to(REPOSITORY).as_posix()
     table = markdown(pd.DataFrame(rows[: len(QUESTIONS)]), aligned=False)
     return "\n\n".join([answer, table, f"![{text}]({link})"])

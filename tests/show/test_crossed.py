@@ -78,7 +78,7 @@ def test_the_readme_answers_with_the_second_protocol_first(pages):
         answer, _, _, *rows, picture = filter(None, answer_section(pages / name).splitlines())
         assert "llama_claim.png" in picture and "5 bits and instruction-tuned" in answer
         assert len(rows) == 6 and all(f"| {size} trainings |" in row for row in rows[:4])
-        assert [row[:20] for row in rows[4:]] == ["| Hybrid attention al", "| Multi-scale fusion"]
+        assert [row[:20] for row in rows[4:]] == ["| Hybrid attention a", "| Multi-scale fusion"]
         verdicts = [row.split(" | ")[2] for row in rows[:4]]
         assert verdicts == ["none: synthetic data", *3 * [unused[name]]]
 
