@@ -1,15 +1,15 @@
-"""The README's answer: the contrasts that a reader wants to know first, as one short table."""
+"""The README's answer: a sentence, the contrasts that a reader wants to know first, a picture."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
 
 from mvl.files import REPOSITORY, with_section, write_text
-from mvl.show.results import IN_SHORT
-from mvl.show.sentences import count
+from mvl.show import crossed
+from mvl.show.results import IN_SHORT, PICTURE
+from mvl.show.sentences import count, effect
 from mvl.show.tables import markdown
 from mvl.study.reference import REFERENCE, read_table
 
@@ -18,33 +18,41 @@ BEGIN, END = "<!-- answer: begin, written by `mvl reference` -->", "<!-- answer:
 #: The first questions of the results' page, in a table that fits on the README's first screen.
 QUESTIONS = IN_SHORT[:6]
 
-
-def effect(row: Mapping) -> str:
-    """A contrast's 95 % interval as a clinician reads it, such as "a loss of 0.003 to 0.015"."""
-    low, high = row["ci_low"], row["ci_high"]
-    if low > 0:
-        return f"a gain of {low:.3f} to {high:.3f}"
-    if high < 0:
-        return f"a loss of {-high:.3f} to {-low:.3f}"
-    return f"between a loss of {-low:.3f} and a gain of {high:.3f}"
+#: Until the second protocol has results.
+_OPEN = (
+    "**Our answer so far: no gain was found, and the question is still open.** A second study is "
+    "under way."
+)
+_PICTURE_TEXT = "Difference in Dice between vit with the block and vit, one point per subject"
 
 
 def answer_section(reference: Path = REFERENCE) -> str:
-    """One row per question of `QUESTIONS` that the reference answers, as a Markdown table.
+    """The answer, a row for each of six questions at most, and the headline picture, as Markdown.
 
-    An arm with one seed has no row: its interval would not know how far two trainings differ.
+    The second protocol's rows come first. Where it has some, the first one's are of what the second
+    has not tested. An arm with one seed has no row: its interval would not know how far two
+    trainings differ.
     """
     contrasts = read_table(reference / "contrasts.csv")
     contrasts = contrasts.query("metric == 'dice' and structure == 'foreground' and n_seeds > 1")
-    rows = []
+    answer, rows, text, picture = _OPEN, [], _PICTURE_TEXT, PICTURE
+    if second := crossed.published(reference):
+        task = crossed.tasks_of(second)[-1]
+        answer = f"**Our answer so far.** {crossed.claim_sentence(second, task)} "
+        answer += crossed.block_sentence(second)
+        rows, text, picture = crossed.answer_rows(second), crossed.PICTURE_TEXT, crossed.PICTURE
     for question, *pair in QUESTIONS:
+        if second and pair[0] == "language":
+            continue
         found = contrasts[(contrasts[["suite", "arm_a", "arm_b"]] == pair).all(axis=1)]
         for row in found.head(1).to_dict("records"):
             size = f"{count(row['n_subjects'], 'subject')}, {count(row['n_seeds'], 'seed')}"
-            values = {"effect on Dice (95 % interval)": effect(row), "verdict": row["verdict"]}
-            values |= {"tested on": size}
+            values = {crossed.EFFECT: effect(row), "verdict": row["verdict"]}
+            values |= {"tested on": "first study: " * bool(second) + size}
             rows.append({"question": question} | values)
-    return markdown(pd.DataFrame(rows), aligned=False)
+    link = (REFERENCE / picture).relative_to(REPOSITORY).as_posix()
+    table = markdown(pd.DataFrame(rows[: len(QUESTIONS)]), aligned=False)
+    return "\n\n".join([answer, table, f"![{text}]({link})"])
 
 
 def refresh_readme(readme: Path = REPOSITORY / "README.md", reference: Path = REFERENCE) -> None:

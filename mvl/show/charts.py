@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mvl.show import figures
+from mvl.show import crossed, figures
 from mvl.show.sentences import span
 from mvl.show.ten_tasks import paper_by_arm, six
 from mvl.study.mechanism import defined
@@ -140,6 +140,7 @@ def _file(name, chart):
 _OTHERS = {
     "audit_effects": "What each step of the released code's protocol changes of the Dice that is "
     "reported.",
+    crossed.PICTURE.stem: f"{crossed.PICTURE_TEXT}.",
     "mechanism": "How well the norms that the language part writes tell the structure's patches "
     "from the others.",
     "segmentations": "Best, median and worst test case of the committed model, best.",
@@ -164,3 +165,5 @@ def draw_reference(folder: Path = REFERENCE, names: Iterable[str] = tuple(CHARTS
         if len(table):
             figure = figures.mechanism(defined(table)[0])
             figures.save(figure, folder / "figures" / f"{prefix}mechanism")
+    if second := crossed.published(folder):
+        figures.save(crossed.picture(second), folder / crossed.PICTURE)

@@ -13,7 +13,7 @@ import pandas as pd
 
 from mvl.errors import DataError
 from mvl.files import REPOSITORY, with_section, write_text
-from mvl.show import tables
+from mvl.show import crossed, tables
 from mvl.show.charts import draw_reference
 from mvl.show.examples import draw_segmentations
 from mvl.show.sentences import (
@@ -21,6 +21,7 @@ from mvl.show.sentences import (
     interval,
     p_value,
     sentence,
+    trained_on,
     verdict_in_words,
 )
 from mvl.study.reference import CONTRASTS, GPU, REFERENCE, read_table
@@ -64,15 +65,19 @@ def refresh_results(page: Path = PAGE, reference: Path = REFERENCE) -> None:
 
 
 def results_section(reference: Path = REFERENCE) -> str:
-    """The results as Markdown: the questions that the paper raises."""
+    """The results as Markdown: the second protocol's, then the first one's, by question."""
     cpu = _tables(reference)
     gpu = _tables(reference / GPU) if (reference / GPU).is_dir() else None
-    lines = [*_size(cpu, ""), "", *_in_short(cpu, gpu)]
+    lines = []
+    if second := crossed.published(reference):
+        lines = crossed.section(second, _link(REFERENCE / crossed.PICTURE))
+        lines += ["", "## First protocol", ""]
+    lines += [*_size(cpu, ""), "", *_in_short(cpu, gpu)]
     for suite in _with_comparisons(cpu):
         if suite in _PAGE_SUITES:
             lines += ["", f"### {QUESTIONS[suite]}", "", *_suite(suite, cpu)]
             if gpu and suite in _with_comparisons(gpu):
-                lines += ["", f"In comparisons of their own, {_machine(gpu['validation'])}:"]
+                lines += ["", f"In comparisons of their own, {trained_on(gpu['validation'])}:"]
                 lines += ["", *_suite(suite, gpu)]
         if suite == "language":
             picture = _link(REFERENCE / PICTURE)
@@ -115,16 +120,6 @@ def _tables(reference):
     return frames | {"tuning": pd.concat(map(read_table, tried), ignore_index=True)}
 
 
-def _machine(runs):
-    """On what a reference's runs were trained, in words."""
-    machines = runs[["device", "dtype", "torch"]].drop_duplicates()
-    return "trained on " + " and ".join(
-        ("a CPU" if row.device == "cpu" else f"a GPU ({row.device})")
-        + f" in {row.dtype}, PyTorch {row.torch}"
-        for row in machines.itertuples()
-    )
-
-
 def _size(frames, docs):
     """What the tables are about; `docs` leads to the folder docs."""
     summary, first = frames["summary"], frames["summary"].iloc[0]
@@ -135,7 +130,7 @@ def _size(frames, docs):
         f"{first['n_subjects']} subjects. Tables show the mean over seeds and subjects ± the "
         "standard deviation over subjects. Validation Dice is on the model's grid. A learning rate "
         "is the best of those that were tried with seed 0 (`tuning.csv`). "
-        f"{about * bool(blocks)}The runs of these tables were {_machine(frames['validation'])}.",
+        f"{about * bool(blocks)}The runs of these tables were {trained_on(frames['validation'])}.",
         "",
         "A comparison uses the seeds that both arms have. So it may differ from the difference of "
         f"two rows. [statistics]({docs}statistics.md#the-first-protocols-tables) explains "
@@ -204,7 +199,7 @@ def _in_short(cpu, gpu=None):
             f"`{row.arm}` {row.mean:.3f} ({count(row.n_seeds, 'seed')})"
             for row in dice.itertuples()
         ]
-        machine = _machine(frames["validation"])
+        machine = trained_on(frames["validation"])
         lines.append(f"- Means, the highest first, {machine}: {', '.join(means)}.")
     return ["In short, in Dice:", "", *lines]
 

@@ -42,6 +42,28 @@ def interval(row: Mapping, digits: int = 4) -> str:
     return f"{row['ci_low']:+.{digits}f} to {row['ci_high']:+.{digits}f}"
 
 
+def effect(row: Mapping) -> str:
+    """A contrast's 95 % interval as a clinician reads it, such as "a loss of 0.003 to 0.015"."""
+    low, high = row["ci_low"], row["ci_high"]
+    if np.isnan(low):
+        return NOTHING
+    if low > 0:
+        return f"a gain of {low:.3f} to {high:.3f}"
+    if high < 0:
+        return f"a loss of {-high:.3f} to {-low:.3f}"
+    return f"between a loss of {-low:.3f} and a gain of {high:.3f}"
+
+
+def trained_on(runs: pd.DataFrame) -> str:
+    """On what runs of a reference were trained; `runs` has device, dtype and torch."""
+    machines = runs[["device", "dtype", "torch"]].drop_duplicates()
+    return "trained on " + " and ".join(
+        ("a CPU" if row.device == "cpu" else f"a GPU ({row.device})")
+        + f" in {row.dtype}, PyTorch {row.torch}"
+        for row in machines.itertuples()
+    )
+
+
 def mean_and_spread(summary: pd.DataFrame, metric: str) -> str:
     """A metric's mean ± standard deviation over subjects, which one subject does not have.
 

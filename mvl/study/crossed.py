@@ -26,12 +26,13 @@ from mvl.errors import DataError
 from mvl.experiment.block_use import EDITS, block_use
 from mvl.experiment.metrics import METRICS
 from mvl.experiment.run import TRAINED, Run, collect, run_folder, test
-from mvl.files import write_table
+from mvl.files import read_table, write_table
 from mvl.study.inference import Contrast, contrasts_table
 from mvl.study.reference import REFERENCE, run_row
 from mvl.study.suites import suite_configs
 
 CROSSED = REFERENCE / "crossed"
+_TABLES = ("cases.csv.gz", "summary.csv", "contrasts.csv", "use.csv", "runs.csv")
 
 #: The tasks of the second protocol.
 STUDY_TASKS = ("Task04_Hippocampus", "CHAOS_AbdomenMR", "OpenKBP_HeadNeckCT")
@@ -45,6 +46,17 @@ CONTRASTS = tuple(
 CELL = ["suite", "arm", "fold", "repeat", "task"]
 _ABOUT = ["suite", "arm", "task", "structure", "block", "host", "fraction", "epochs"]
 _ABOUT += ["protocol_version", "synthetic"]
+
+
+def crossed_tables(folder: Path = CROSSED) -> dict[str, pd.DataFrame]:
+    """The tables of the module by name, such as "cases"; empty where nothing is published yet.
+
+    Raises:
+        MvlError: some are there, but not all, or one is unreadable.
+    """
+    if not folder.is_dir():
+        return {}
+    return {name.partition(".")[0]: read_table(folder / name) for name in _TABLES}
 
 
 def update_crossed(

@@ -1,7 +1,8 @@
 """Did I reproduce it? A user's finished runs against the committed reference.
 
 A run is compared with the reference's run of the same fingerprint: same configuration, same
-state of the task, same language block, same protocol. Five things are asked:
+state of the task, same language block, same protocol. The second protocol's runs are in
+`mvl.study.crossed`; there a seed is a fold of a repeat. Five things are asked:
 
     file      cases.csv is the file that the evaluation wrote (done.json has its SHA-256), and
               agrees with itself: Jaccard = Dice / (2 - Dice) in every row
@@ -26,22 +27,38 @@ One run says little; all seeds of two arms together say whether their difference
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from math import sqrt
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
+from mvl.data.splits import FOLDS
 from mvl.errors import RunError
 from mvl.experiment.identity import changed_since
 from mvl.experiment.metrics import METRICS
 from mvl.experiment.run import CASES, DONE, FAILED, read_cases
 from mvl.files import read_json, sha256_of
+from mvl.study import crossed
+from mvl.study.inference import mean_square
 from mvl.study.reference import CELL, CONTRASTS, MACHINE, REFERENCE, machine_of, read_table
 
 #: Of a mean where no arm of the reference has two seeds yet: shares, and millimetres.
 FALLBACK = {"": 0.02, "mm": 0.5}
+
+
+class Known(NamedTuple):
+    """Tables of the first protocol, or of one task of the second in the same columns."""
+
+    runs: pd.DataFrame
+    cases: pd.DataFrame
+    summary: pd.DataFrame
+    contrasts: pd.DataFrame
+    pairs: Sequence[tuple[str, str, str]]
+    task: str = ""  # of the second protocol
 
 
 def verify(place: Path, reference: Path = REFERENCE) -> pd.DataFrame:
@@ -54,30 +71,33 @@ def verify(place: Path, reference: Path = REFERENCE) -> pd.DataFrame:
     Returns:
         One row per check: run, suite, arm, seed, check (see the module, or "state" of a run that
         was not finished), agrees (True, False, or None where nothing can be compared) and detail.
-        A contrast has no run; its arm is "A minus B", its seed how many there are.
+        A contrast has no run; its arm is "A minus B", its seed how many there are. The suite names
+        the task, too, where the run is of the second protocol.
 
     Raises:
         RunError: there is no finished run, or no reference.
         MvlError: a file of a run is missing or damaged.
     """
-    names = ("validation.csv", "cases.csv.gz", "summary.csv", "contrasts.csv")
-    runs, cases, summary, contrasts = (read_table(Path(reference) / name) for name in names)
+    parts = [*_known(Path(reference))]
+    part_of = {name: part for part in parts for name in part.runs["fingerprint"]}
     finished, unfinished = _runs(Path(place))
-    checks = len(METRICS) * sum(folder.name in set(runs["fingerprint"]) for folder in finished)
+    checks = len(METRICS) * sum(folder.name in part_of for folder in finished)
     rows, user_cases, seen = [], {}, {}
 
-    def check(kind, agrees, detail, run="", suite="", arm="", seed=""):
+    def check(kind, agrees, detail, run="", suite="", arm="", seed="", task=""):
+        suite += f" ({task})" * bool(task)
         cell = {"run": run, "suite": suite, "arm": arm, "seed": seed}
         rows.append(cell | {"check": kind, "agrees": agrees, "detail": detail})
 
     for folder in finished:
         if change := changed_since(folder, seen):
             check("task", None, change, folder.name)
-        known = runs[runs["fingerprint"] == folder.name]
-        row = known.iloc[0] if len(known) else None
-        cell = {"run": folder.name} | (row[CELL].to_dict() if len(known) else {})
+        cell = {"run": folder.name}
+        if part := part_of.get(folder.name):
+            row = part.runs[part.runs["fingerprint"] == folder.name].iloc[0]
+            cell |= row[CELL].to_dict() | {"task": part.task}
         check("file", *_file(folder), **cell)
-        if row is None:
+        if not part:
             check("cases", None, "the reference has no such run", **cell)
             continue
         user_cases[folder.name] = table = read_cases(folder)
@@ -86,7 +106,7 @@ def verify(place: Path, reference: Path = REFERENCE) -> pd.DataFrame:
             key for key in MACHINE if str(machine[key]) != str(row[key]) or row[key] == "unknown"
         ]
         kind = "means" if differing else "cases"
-        theirs = cases[(cases[CELL] == row[CELL]).all(axis=1)]
+        theirs = part.cases[(part.cases[CELL] == row[CELL]).all(axis=1)]
         both = table.merge(
             theirs,
             on=["case", "structure"],
@@ -97,16 +117,48 @@ def verify(place: Path, reference: Path = REFERENCE) -> pd.DataFrame:
         if not (both["_merge"] == "both").all():
             outcome = False, "other cases than the reference's"
         elif differing:
-            outcome = _means(both, summary, checks, differing)
+            outcome = _means(both, part.summary, checks, differing)
         else:
             outcome = _exact(both)
         check(kind, *outcome, **cell)
-    for agrees, detail, cell in _contrasts(user_cases, runs, cases, summary, contrasts):
-        check("contrast", agrees, detail, **cell)
+    for part in parts:
+        for agrees, detail, cell in _contrasts(user_cases, part):
+            check("contrast", agrees, detail, **cell, task=part.task)
     for folder in unfinished:
         failed = folder / FAILED
         why = read_json(failed, "reason")["reason"] if failed.is_file() else "not finished"
         check("state", None, why, folder.name)
+    return pd.DataFrame(rows)
+
+
+def _known(reference: Path) -> Iterator[Known]:
+    """What a reference has of each protocol and, of the second, of each task."""
+    names = ("validation.csv", "cases.csv.gz", "summary.csv", "contrasts.csv")
+    yield Known(*(read_table(reference / name) for name in names), CONTRASTS)
+    tables = crossed.crossed_tables(reference / crossed.CROSSED.name)
+    for task in tables["runs"]["task"].unique() if tables else ():
+        runs, cases, contrasts = (
+            tables[name][tables[name]["task"] == task].rename(columns={"n_trainings": "n_seeds"})
+            for name in ("runs", "cases", "contrasts")
+        )
+        runs, cases = (t.assign(seed=t["repeat"] * FOLDS + t["fold"]) for t in (runs, cases))
+        pairs = [contrast[:3] for contrast in crossed.CONTRASTS]
+        yield Known(runs, cases, _spreads(cases), contrasts, pairs, task)
+
+
+def _spreads(cases):
+    """How far two trainings of a fold differ, by structure and metric, as `tolerance` takes it.
+
+    Folds have subjects of their own. So it is the variance of arms by folds (`mean_square`).
+    """
+    rows = []
+    for structure, group in cases.groupby("structure"):
+        by_subject = group.groupby(["suite", "arm", "fold", "subject"])[list(METRICS)].mean()
+        by_fold = by_subject.groupby(["suite", "arm", "fold"]).mean()
+        for metric in METRICS:
+            square, freedom = mean_square(by_fold[metric].unstack("fold").to_numpy())
+            about = {"task": "", "structure": structure, "metric": metric, "mean": 0.0}
+            rows.append(about | {"sd_seeds": sqrt(square), "n_seeds": freedom + 1})
     return pd.DataFrame(rows)
 
 
@@ -163,11 +215,12 @@ def _means(both, summary, checks, differing):
     )
 
 
-def _contrasts(user_cases, runs, cases, summary, contrasts):
+def _contrasts(user_cases, part):
     """(agrees, detail, cell) of each planned contrast that the user's runs have a common seed of.
 
-    `user_cases` is {fingerprint: cases of a run that the reference has}; the others are its tables.
+    `user_cases` is {fingerprint: cases of a run that the reference has}.
     """
+    runs, cases, summary, contrasts, pairs, _ = part
     ours, theirs = {}, {}  # (suite, arm, seed): mean Dice over subjects
     shown = cases[cases["structure"] == "foreground"]
     by_cell = shown.groupby([*CELL, "subject"])["dice"].mean().groupby(CELL).mean()
@@ -177,7 +230,7 @@ def _contrasts(user_cases, runs, cases, summary, contrasts):
         ours[cell] = shown.groupby("subject")["dice"].mean().mean()
         theirs[cell] = by_cell[cell]
     differences = {}
-    for suite, a, b in CONTRASTS:
+    for suite, a, b in pairs:
         seeds = [{n for s, name, n in ours if (s, name) == (suite, arm)} for arm in (a, b)]
         if common := set.intersection(*seeds):
             pair = tuple(

@@ -1,5 +1,6 @@
 """The second protocol's tables: whole repeats only, and means over all subjects."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import pytest
 from mvl.config import DataConfig, LanguageConfig, ModelConfig, TrainingConfig
 from mvl.data.phantom import make_phantom
 from mvl.experiment.metrics import METRICS
-from mvl.files import read_table
+from mvl.files import read_json, read_table, sha256_of, write_json, write_table
 from mvl.study import crossed
 from mvl.study.cells import fit_suite
+from mvl.study.reference import REFERENCE
 from mvl.study.suites import SUITES, Arm, suite_configs
+from mvl.study.verify import verify
 
 GRID = (16, 16, 16)
 PLAIN = ModelConfig(patch=(8, 8, 8), width=8, encoder_depth=1, decoder_depth=1, heads=2)
@@ -67,6 +70,58 @@ def test_a_repeat_is_published_whole_or_not_at_all(trained, tmp_path):
     means = read_table(tmp_path / "summary.csv").query("metric == 'dice'")
     means = means[means["structure"] == "foreground"].set_index("arm")["mean"]
     assert row["difference"] == pytest.approx(means["pretrained"] - means["none"])
+
+
+@pytest.fixture
+def again(trained, tmp_path):
+    """(a copy of the runs, a reference that has published them): all cells are tested."""
+    runs, root, cells = trained
+    fit_suite("llama", cells, runs, root, show=False)
+    reference = tmp_path / "reference"
+    shutil.copytree(REFERENCE, reference, ignore=shutil.ignore_patterns("best", "figures", "gpu"))
+    crossed.update_crossed(runs, root, folder=reference / "crossed")
+    return shutil.copytree(runs, tmp_path / "runs"), reference
+
+
+def change(folder, dice, machine=None):
+    """Add to a run's Dice, as another machine would have done if one is named."""
+    table = read_table(folder / "cases.csv")
+    table["dice"] = (table["dice"] + dice).clip(0, 1)
+    write_table(folder / "cases.csv", table.assign(jaccard=table["dice"] / (2 - table["dice"])))
+    done = read_json(folder / "done.json")
+    write_json(folder / "done.json", done | {"cases_sha256": sha256_of(folder / "cases.csv")})
+    environment = read_json(folder / "environment.json")
+    machine = machine or environment["cpu"]
+    write_json(folder / "environment.json", environment | {"cpu": machine})
+
+
+def test_a_cell_that_is_run_again_is_compared_with_the_published_one(again):
+    runs, reference = again
+    checks = verify(runs, reference)
+    assert checks["agrees"].all()
+    assert checks["check"].value_counts().to_dict() == {"file": 10, "cases": 10, "contrast": 1}
+    assert set(checks["suite"]) == {"llama (Task04_Hippocampus)"}
+    change(sorted(runs.iterdir())[0], 1e-6)
+    assert checks["agrees"].sum() - verify(runs, reference)["agrees"].sum() == 1
+
+
+def test_a_published_contrast_that_comes_back_reversed_is_not_reproduced(again):
+    runs, reference = again
+    path = reference / "crossed" / "runs.csv"
+    arms = read_table(path).set_index("fingerprint")["arm"]
+    # Published: 0.3 better in each fold. Run again: as trained, two models that learned nothing.
+    for name in ("cases.csv.gz", "contrasts.csv"):
+        table = read_table(path.with_name(name))
+        if name == "contrasts.csv":
+            table[["difference", "ci_low", "ci_high"]] += 0.3
+        else:
+            table.loc[table["arm"] == "pretrained", "dice"] += 0.3
+        write_table(path.with_name(name), table)
+    for folder in runs.iterdir():
+        change(folder, 0.3 * (arms[folder.name] == "none"), "another")
+    checks = verify(runs, reference).set_index("check")
+    assert not checks.loc["contrast", "agrees"]
+    assert "the sign is another" in checks.loc["contrast", "detail"]
 
 
 def test_a_mean_is_over_subjects_of_all_folds():

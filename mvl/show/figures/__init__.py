@@ -4,6 +4,7 @@ No model and no file is opened here.
 """
 # ruff: noqa: F401
 
+from mvl.show.figures.claim import claim_and_use
 from mvl.show.figures.comparisons import (
     arm_differences,
     best_median_worst,

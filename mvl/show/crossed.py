@@ -1,0 +1,227 @@
+"""The second protocol's results on pages, in the README and in notebook 04.
+
+Everything comes from the tables of `mvl.study.crossed`. There is a sentence about pre-training only
+where the trained model uses its block (`mvl.experiment.block_use`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from mvl.experiment.block_use import EDITS, USED
+from mvl.show import figures, tables
+from mvl.show.notebook import show
+from mvl.show.sentences import count, effect, no_verdict, trained_on
+from mvl.study.crossed import CONTRASTS, CROSSED, STUDY_TASKS, crossed_tables
+from mvl.study.inference import DECIDED, POOLED, claim
+from mvl.study.reference import REFERENCE
+from mvl.study.suites import SUITES
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Tables = Mapping[str, pd.DataFrame]
+
+SUITE, ARM = CONTRASTS[0].suite, CONTRASTS[0].arm_a
+
+#: The headline picture, below the reference's folder, and what it shows.
+PICTURE = Path("figures") / "llama_claim.png"
+PICTURE_TEXT = (
+    "Differences in Dice between the pre-trained block and its controls, and what deletion of the "
+    "block costs"
+)
+
+EFFECT = "effect on Dice (95 % interval)"
+
+#: What the pre-trained block is compared with, in words.
+_AGAINST = {
+    "none": "none",
+    "identity": "its mappers alone",
+    "shuffled": "shuffled weights",
+    "random": "random weights",
+}
+_BLOCKS = {
+    "package:smollm2-135m": "the last layer of SmolLM2-135M, a Llama-type model; its weights are "
+    "quantised to 5 bits and instruction-tuned",
+}
+_CLAIMS = {
+    "better": "Pre-training helps: the pre-trained block is better than none and than each control",
+    "worse": "Pre-training does not help: the pre-trained block is worse than none",
+    "equivalent": "Pre-training does not help: the pre-trained block is equivalent to none",
+    "not decided": "Whether pre-training helps is not decided: the pre-trained block is not shown "
+    "to be better than ",
+}
+
+
+def published(reference: Path = REFERENCE) -> dict[str, pd.DataFrame]:
+    """What the pages show of a reference's `crossed_tables`; empty where nothing is published.
+
+    Contrasts are those that decide. Trainings are called seeds, as `mvl.show.tables` knows them.
+    """
+    known = {
+        name: table[table["suite"] == SUITE].rename(columns={"n_trainings": "n_seeds"})
+        for name, table in crossed_tables(reference / CROSSED.name).items()
+    }
+    for name in ("cases", "summary", "contrasts") if known else ():
+        known[name] = known[name][known[name]["structure"] == DECIDED["structure"]]
+    if known:
+        known["contrasts"] = known["contrasts"].query("metric == 'dice'")
+    return known
+
+
+def tasks_of(published: Tables) -> list[str]:
+    """Its tasks in the study's order, and last `POOLED` where several are pooled."""
+    return [task for task in (*STUDY_TASKS, POOLED) if task in set(published["contrasts"]["task"])]
+
+
+def mean_use(use: pd.DataFrame) -> pd.DataFrame:
+    """Means over all subjects by (task, arm): `EDITS` and "cost", that of deletion.
+
+    `size`, `min` and `max` are the number of trainings and the range of their costs.
+    """
+    use = use.assign(cost=use["as trained"] - use["deleted"])
+    arms = [use["task"], use["arm"]]
+    sums = use[[*EDITS, "cost"]].mul(use["n_subjects"], axis=0).groupby(arms, sort=False).sum()
+    means = sums.div(use.groupby(arms, sort=False)["n_subjects"].sum(), axis=0)
+    return means.join(use.groupby(arms)["cost"].agg(["size", "min", "max"]))
+
+
+def _costs(published, task):
+    """What deletion costs in the models with the pre-trained block, by task."""
+    costs = mean_use(published["use"]).xs(ARM, level="arm")["cost"]
+    return costs if task == POOLED else costs[[task]]
+
+
+def claim_sentence(published: Tables, task: str) -> str:
+    """Whether the block is used in a task, or in the tasks of `POOLED`, and what follows of it."""
+    rows = _rows(published, task)
+    costs = _costs(published, task)
+    unused = costs[costs < USED]
+    about = unused if len(unused) else costs
+    values = ", ".join(f"{cost:.4f}" for cost in about)
+    text = f"Trained on {', '.join(about.index)}, the model "
+    if len(unused):
+        text += f"does not use the block: its deletion costs {values} in Dice, less than {USED:g}. "
+        return text + "So nothing is said about pre-training."
+    text += f"uses the block: its deletion costs {values} in Dice. "
+    if reasons := [reason for _, row in rows.iterrows() if (reason := no_verdict(row))]:
+        return f"{text}No verdict on pre-training: {reasons[0]}."
+    verdict = claim(rows)
+    text += _CLAIMS[verdict]
+    if verdict == "not decided":
+        *most, last = [_AGAINST[arm] for arm in rows["arm_b"][rows["verdict"] != "better"]]
+        text += f"{', '.join(most)} or {last}" if most else last
+    return f"{text} (against none {effect(rows.iloc[0])} in Dice)."
+
+
+def _rows(published, task):
+    return published["contrasts"].query("task == @task")
+
+
+def block_sentence(published: Tables) -> str:
+    """What the block is, and that nothing is said about another."""
+    block = published["contrasts"]["block"].iloc[0]
+    return f"The block is {_BLOCKS.get(block, f'`{block}`')}. Nothing here is about another block."
+
+
+def _comparisons(published, task):
+    """The contrasts of a task as texts, the effect first.
+
+    Where the block is not used, one pre-training and another are not compared.
+    """
+    rows = _rows(published, task)
+    shown = tables.comparisons(rows).rename(columns={"seeds": "trainings"})
+    shown[EFFECT] = [effect(row) for _, row in rows.iterrows()]
+    if (_costs(published, task) < USED).any():
+        control = (rows["arm_b"] != "none").to_numpy()
+        shown.loc[control, "verdict"] = "none: the block is not used"
+    return shown
+
+
+def answer_rows(published: Tables) -> list[dict[str, str]]:
+    """The README's rows, by column: of the pooled tasks where several are pooled."""
+    task, rows = tasks_of(published)[-1], []
+    size = count(len(_costs(published, task)), "task")
+    for shown, row in zip(
+        _comparisons(published, task).to_dict("records"),
+        _rows(published, task).itertuples(),
+        strict=True,
+    ):
+        tested = f"{count(row.n_subjects, 'subject')}, {count(row.n_seeds, 'training')}"
+        values = {"question": f"A pre-trained Llama-type block against {_AGAINST[row.arm_b]}"}
+        values |= {name: shown[name] for name in (EFFECT, "verdict")}
+        rows.append(values | {"tested on": f"{size}, {tested}"})
+    return rows
+
+
+def section(published: Tables, picture: str) -> list[str]:
+    """The second protocol's part of docs/results.md, in lines; `picture` links to `PICTURE`."""
+    tasks = tasks_of(published)
+    lines = [
+        "## Second protocol: does a Llama-type block help, and is it used?",
+        "",
+        f"{block_sentence(published)} Subjects are divided into five folds. A model tests the "
+        "subjects of one fold, of which it has seen none; so each arm tests each subject once. "
+        "Numbers are of the foreground, in native space. The runs were "
+        f"{trained_on(published['runs'])}. [protocol](protocol.md) says what the arms are, "
+        "[statistics](statistics.md) what an interval and a verdict mean. p is not adjusted, "
+        "since the claim needs all four comparisons.",
+        "",
+        f"![{PICTURE_TEXT}]({picture})",
+    ]
+    for task in tasks:
+        pooled = task == POOLED
+        lines += ["", f"### {'All tasks, each counts alike' if pooled else task}", ""]
+        lines += [f"**{claim_sentence(published, task)}**", ""]
+        parts = [] if pooled else [_arms(published, task)]
+        shown = _comparisons(published, task)
+        columns = ["comparison", EFFECT, "difference", "verdict", "p", "subjects", "trainings"]
+        shown = shown[[name for name in columns if name in shown]]
+        parts.append(tables.markdown(shown, code=("comparison",), aligned=False))
+        parts += [] if pooled else [_use(published, task)]
+        lines.append("\n\n".join(parts))
+    if missing := [f"`{task}`" for task in STUDY_TASKS if task not in tasks]:
+        lines += ["", f"Not run in the second protocol: {', '.join(missing)}."]
+    return lines
+
+
+def _arms(published, task):
+    """Mean ± standard deviation over subjects of each arm, as Markdown."""
+    summary = published["summary"].query("task == @task")
+    shown = tables.arms(summary, order=list(SUITES[SUITE])).rename(columns={"seeds": "trainings"})
+    return tables.markdown(shown, code=("arm",), aligned=False)
+
+
+def _use(published, task):
+    """Dice as trained and with the block's term replaced, as Markdown."""
+    used = mean_use(published["use"]).loc[task]
+    used = used.loc[[arm for arm in SUITES[SUITE] if arm in used.index]]
+    shown = pd.DataFrame({"arm": used.index, "trainings": used["size"].map(str)})
+    for edit in EDITS:
+        shown[edit] = used[edit].map("{:.3f}".format)
+    shown["cost of deletion"] = used["cost"].map("{:.4f}".format)
+    shown["in each training"] = [f"{row.min:.4f} to {row.max:.4f}" for row in used.itertuples()]
+    shown["used"] = ["yes" if cost >= USED else "no" for cost in used["cost"]]
+    text = f"Dice with the block's term replaced; used where deletion costs {USED:g}:"
+    return f"{text}\n\n{tables.markdown(shown, code=('arm',), aligned=False)}"
+
+
+def picture(published: Tables) -> Figure:
+    """The headline picture: the claim's comparisons, and the use of the block."""
+    rows = published["contrasts"]
+    place = {task: n for n, task in enumerate(STUDY_TASKS)} | {POOLED: -1}
+    rows = rows.sort_values("task", key=lambda names: names.map(place), kind="stable")
+    return figures.claim_and_use(published["cases"], rows, published["use"], USED)
+
+
+def second_protocol(reference: Path = REFERENCE) -> None:
+    """Show a notebook the picture and the claim of the committed tables, if there are any."""
+    if not (known := published(reference)):
+        show("No task of the second protocol is tested yet.")
+        return
+    sentences = [claim_sentence(known, task) for task in tasks_of(known)]
+    show(picture(known), "\n".join(f"- {text}" for text in sentences), block_sentence(known))
