@@ -20,13 +20,13 @@ QUESTIONS = IN_SHORT[:6]
 
 
 def effect(row: Mapping) -> str:
-    """A contrast's 95 % interval as a clinician reads it, such as "a loss of 0.003 to 0.015"."""
+    """A contrast's 95 % interval as a clinician reads it, such as "loss of 0.003 to 0.015"."""
     low, high = row["ci_low"], row["ci_high"]
     if low > 0:
-        return f"a gain of {low:.3f} to {high:.3f}"
+        return f"gain of {low:.3f} to {high:.3f}"
     if high < 0:
-        return f"a loss of {-high:.3f} to {-low:.3f}"
-    return f"between a loss of {-low:.3f} and a gain of {high:.3f}"
+        return f"loss of {-high:.3f} to {-low:.3f}"
+    return f"loss of {-low:.3f} to gain of {high:.3f}"
 
 
 def answer_section(reference: Path = REFERENCE) -> str:
