@@ -9,7 +9,7 @@ import pandas as pd
 from mvl.files import REPOSITORY, with_section, write_text
 from mvl.show import crossed
 from mvl.show.results import IN_SHORT, PICTURE
-from mvl.show.sentences import count, effect
+from mvl.show.sentences import count, estimate
 from mvl.show.tables import markdown
 from mvl.study.reference import REFERENCE, read_table
 
@@ -47,12 +47,12 @@ def answer_section(reference: Path = REFERENCE) -> str:
         found = contrasts[(contrasts[["suite", "arm_a", "arm_b"]] == pair).all(axis=1)]
         for row in found.head(1).to_dict("records"):
             size = f"{count(row['n_subjects'], 'subject')}, {count(row['n_seeds'], 'seed')}"
-            values = {crossed.EFFECT: effect(row), "verdict": row["verdict"]}
+            values = {crossed.EFFECT: estimate(row), "verdict": row["verdict"]}
             values |= {"tested on": "first study: " * bool(second) + size}
             rows.append({"question": question} | values)
     link = (REFERENCE / picture).relative_to(REPOSITORY).as_posix()
     table = markdown(pd.DataFrame(rows[: len(QUESTIONS)]), aligned=False)
-    return "\n\n".join([answer, table, f"![{text}]({link})"])
+    return "\n\n".join([answer, table, f'<img src="{link}" width="480" alt="{text}">'])
 
 
 def refresh_readme(readme: Path = REPOSITORY / "README.md", reference: Path = REFERENCE) -> None:

@@ -164,7 +164,7 @@ def audit_section(reference: Path = REFERENCE) -> str:
     if "released" not in trained:
         what = "The committed model's number, as the released code would read it, step by step"
     picture = "../" + (REFERENCE / PICTURE).relative_to(REPOSITORY).as_posix()
-    return "\n".join([*lines, "", f"![{what}]({picture})"])
+    return "\n".join([*lines, "", f'<img src="{picture}" width="480" alt="{what}">'])
 
 
 def _changes(rows):

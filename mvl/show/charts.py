@@ -28,8 +28,8 @@ _LORA = tuple(arm for arm in SUITES["adaptation"] if arm.startswith("lora"))
 class Chart:
     """A chart of a suite ("" for all), of some of its arms (None for all).
 
-    `draw` makes it of a `Source` with these rows, or gives None where something is lacking;
-    `fewest` is the number of arms that it needs.
+    `draw` makes it of a `Source` with these rows, or gives None where something is lacking.
+    Without `fewest` arms, or one of `needs`, it says nothing.
     """
 
     suite: str
@@ -37,6 +37,11 @@ class Chart:
     caption: str
     arms: tuple | None = None
     fewest: int = 2
+    needs: tuple = ()
+
+    def enough(self, arms: set[str]) -> bool:
+        """Whether a source with these arms has enough for it."""
+        return len(arms) >= self.fewest and arms >= {*self.needs}
 
 
 def _curves(source):
@@ -74,16 +79,18 @@ _BY_PART = "What each part of the paper's model adds to Dice, by test subject."
 #: Name -> `Chart`.
 CHARTS = {
     "differences": Chart("language", _differences, _BY_SUBJECT, PAIR),
-    "controls": Chart("language", _means, f"The block and its controls. {_BY_ARM}"),
+    "controls": Chart("language", _means, f"The block and its controls. {_BY_ARM}", fewest=3),
     "metrics": Chart("language", _metrics, "The same two models in the paper's metrics.", PAIR),
-    "curves": Chart("language", _curves, f"The block and its controls. {_BY_EPOCH}"),
-    "parts": Chart("fusion", _means, f"The paper's parts in all combinations. {_BY_ARM}"),
+    "curves": Chart(
+        "language", _curves, f"The block and its controls. {_BY_EPOCH}", needs=("pretrained",)
+    ),
+    "parts": Chart("fusion", _means, f"The paper's parts in all combinations. {_BY_ARM}", fewest=3),
     "part_effects": Chart("fusion", _parts, _BY_PART, fewest=8),
     "head": Chart("head", _means, f"With a convolutional head. {_BY_ARM}"),
     "lora": Chart("adaptation", _sizes, f"Ranks of LoRA. {_BY_SIZE}", _LORA),
     "adaptation": Chart("adaptation", _means, f"Ways to adapt the block. {_BY_ARM}"),
-    "few_shot": Chart("data", _curves, f"Shares of the training subjects. {_BY_EPOCH}"),
-    "few_shot_test": Chart("data", _means, f"Shares of the training subjects. {_BY_ARM}"),
+    "few_shot": Chart("data", _curves, f"Shares of the training subjects. {_BY_EPOCH}", fewest=3),
+    "few_shot_test": Chart("data", _means, f"Shares of the training subjects. {_BY_ARM}", fewest=3),
     "state_of_the_art": Chart("peers", _means, f"Other architectures. {_BY_ARM}"),
     "size": Chart("size", _means, f"ViTs as large as the one with the block. {_BY_ARM}"),
     "size_of_all": Chart("", _sizes, f"All models of all suites. {_BY_SIZE}"),
@@ -104,7 +111,7 @@ def drawn(source: Source, chart: Chart) -> Iterator[tuple[str, str, Figure]]:
     rows = part(source, chart)
     for task in sorted(rows.cases["task"].unique()):
         of_task = rows_of_tasks(rows, [task])
-        if of_task.cases["arm"].nunique() >= chart.fewest and (figure := chart.draw(of_task)):
+        if chart.enough(set(of_task.cases["arm"])) and (figure := chart.draw(of_task)):
             yield task, size(of_task), figure
 
 
@@ -143,7 +150,8 @@ _OTHERS = {
     crossed.PICTURE.stem: f"{crossed.PICTURE_TEXT}.",
     "mechanism": "How well the norms that the language part writes tell the structure's patches "
     "from the others.",
-    "segmentations": "Best, median and worst test case of the committed model, best.",
+    "segmentations": "Best, median and worst test case of the model that comes with the "
+    "repository.",
 }
 
 

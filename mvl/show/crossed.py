@@ -15,7 +15,7 @@ import pandas as pd
 from mvl.experiment.block_use import EDITS, USED
 from mvl.show import figures, tables
 from mvl.show.notebook import show
-from mvl.show.sentences import count, effect, no_verdict, trained_on
+from mvl.show.sentences import count, effect, estimate, no_verdict, trained_on
 from mvl.study.crossed import CONTRASTS, CROSSED, STUDY_TASKS, crossed_tables
 from mvl.study.inference import DECIDED, POOLED, claim
 from mvl.study.reference import REFERENCE
@@ -115,7 +115,7 @@ def claim_sentence(published: Tables, task: str) -> str:
     if verdict == "not decided":
         *most, last = [_AGAINST[arm] for arm in rows["arm_b"][rows["verdict"] != "better"]]
         text += f"{', '.join(most)} or {last}" if most else last
-    return f"{text} (against none {effect(rows.iloc[0])} in Dice)."
+    return f"{text} (against none, in Dice: {effect(rows.iloc[0])})."
 
 
 def _rows(published, task):
@@ -135,7 +135,7 @@ def _comparisons(published, task):
     """
     rows = _rows(published, task)
     shown = tables.comparisons(rows).rename(columns={"seeds": "trainings"})
-    shown[EFFECT] = [effect(row) for _, row in rows.iterrows()]
+    shown[EFFECT] = [estimate(row) for _, row in rows.iterrows()]
     if (_costs(published, task) < USED).any():
         control = (rows["arm_b"] != "none").to_numpy()
         shown.loc[control, "verdict"] = "none: the block is not used"
@@ -179,7 +179,7 @@ def section(published: Tables, picture: str) -> list[str]:
         lines += [f"**{claim_sentence(published, task)}**", ""]
         parts = [] if pooled else [_arms(published, task)]
         shown = _comparisons(published, task)
-        columns = ["comparison", EFFECT, "difference", "verdict", "p", "subjects", "trainings"]
+        columns = ["comparison", EFFECT, "verdict", "p", "subjects", "trainings"]
         shown = shown[[name for name in columns if name in shown]]
         parts.append(tables.markdown(shown, code=("comparison",), aligned=False))
         parts += [] if pooled else [_use(published, task)]

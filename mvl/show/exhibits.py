@@ -250,7 +250,7 @@ class Exhibits:
             return ""
         if count:
             text = f"Not there yet: {', '.join(missing)}."
-        elif len(present) < chart.fewest:
+        elif not chart.enough(present):
             text = f"Too little of it is there ({', '.join(sorted(present)) or 'nothing'})."
         else:
             text = "Its arms are there, but not their training curves, or no seed in common."

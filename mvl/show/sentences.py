@@ -43,15 +43,20 @@ def interval(row: Mapping, digits: int = 4) -> str:
 
 
 def effect(row: Mapping) -> str:
-    """A contrast's 95 % interval as a clinician reads it, such as "a loss of 0.003 to 0.015"."""
+    """A contrast's 95 % interval as a clinician reads it, such as "loss of 0.003 to 0.015"."""
     low, high = row["ci_low"], row["ci_high"]
     if np.isnan(low):
         return NOTHING
     if low > 0:
-        return f"a gain of {low:.3f} to {high:.3f}"
+        return f"gain of {low:.3f} to {high:.3f}"
     if high < 0:
-        return f"a loss of {-high:.3f} to {-low:.3f}"
-    return f"between a loss of {-low:.3f} and a gain of {high:.3f}"
+        return f"loss of {-high:.3f} to {-low:.3f}"
+    return f"loss of {-low:.3f} to gain of {high:.3f}"
+
+
+def estimate(row: Mapping) -> str:
+    """A contrast's estimate and `effect`, such as "-0.009 (loss of 0.003 to 0.015)"."""
+    return f"{row['difference']:+.3f} ({effect(row)})"
 
 
 def trained_on(runs: pd.DataFrame) -> str:
@@ -122,8 +127,8 @@ def verdict_in_words(row: Mapping) -> str:
         text = f"better but negligible, {a} beats {b} by less than {BOUND:g}"
     elif verdict == "worse but negligible":
         text = f"worse but negligible, {a} trails {b} by less than {BOUND:g}"
-    elif verdict == "undecided":
-        text = f"undecided between {a} and {b}"
+    elif verdict == "not decided":
+        text = f"not decided between {a} and {b}"
     elif verdict in ("better", "worse") and not COMPARED[row["metric"]].unit:
         least = min(abs(row["ci_low"]), abs(row["ci_high"]))
         amount = f"by at least {BOUND:g}" if least >= BOUND else f"maybe by less than {BOUND:g}"

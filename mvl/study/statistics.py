@@ -119,10 +119,10 @@ def verdict(metric: str, ci_low: float, ci_high: float, p: float, p_tost: float)
       equivalent;
     - "equivalent": p_tost < 0.05, that is, the 90 % interval lies within the bound;
     - "better" or "worse": p < 0.05 in favour or against, by nobody knows how much;
-    - "undecided": all else.
+    - "not decided": all else.
 
     p is adjusted where the contrast belongs to a family. A metric in mm has no bound that fits
-    every structure: it is "better", "worse" or "undecided". Where smaller is better (HD95), better
+    every structure: it is "better", "worse" or "not decided". Where smaller is better (HD95), better
     is the negative direction.
     """
     about = COMPARED[metric]
@@ -135,7 +135,7 @@ def verdict(metric: str, ci_low: float, ci_high: float, p: float, p_tost: float)
             return f"better by at least {BOUND:g}"
         if p_tost < ALPHA:
             return f"{side} but negligible" if side else "equivalent"
-    return side or "undecided"
+    return side or "not decided"
 
 
 def contrasts_table(

@@ -72,6 +72,8 @@ def test_a_page_fits_its_screen_and_asks_nobody(opened, screenshots, device, siz
     for image in page.locator("img").all():
         assert image.get_attribute("alt")
         assert image.evaluate("picture => picture.complete && picture.naturalWidth > 0")
+    for figure in page.locator("figure").all():
+        assert figure.evaluate("figure => getComputedStyle(figure).display") != "none"
     assert not page.complaints
     assert {url.partition(":")[0] for url in page.asked} <= {"file", "data"}
 

@@ -80,6 +80,12 @@ def test_every_arm_that_is_named_is_one():
         assert set(exhibit.arms or ()) <= set(SUITES.get(exhibit.suite, ()))
 
 
+@pytest.mark.parametrize("name", ["controls", "curves"])
+def test_controls_are_drawn_with_the_block_that_they_control(repository, shown, name):
+    book_of(repository([("language", "none"), ("language", "vit-mlp")])).figure(name)
+    assert len(shown) == 1 and "Too little of it is there (none, vit-mlp)." in shown[0]
+
+
 def test_a_figure_is_drawn_saved_and_captioned_with_its_size(repository, shown):
     root = repository()
     book_of(root).figure("parts")
@@ -124,7 +130,7 @@ def test_no_exhibit_needs_more_than_one_arm_of_anything(repository, shown, name)
 
 
 def test_curves_are_drawn_where_the_reference_keeps_them(repository, shown):
-    root = repository([("data", "vit-100"), ("data", "v1-100")])
+    root = repository([("data", arm) for arm in ("vit-100", "011-100", "v1-100")])
     book = book_of(root)
     book.figure("few_shot")
     assert "not their training curves" in shown[0]
@@ -140,9 +146,9 @@ def test_curves_are_drawn_where_the_reference_keeps_them(repository, shown):
     book_of(root).figure("few_shot")
     _, figure, missing = shown
     assert [text.get_text() for text in figure.legends[0].texts] == [
-        *("plain ViT", "version 1 (all parts)"),
+        *("plain ViT", "ViT + hybrid + fusion", "version 1 (all parts)"),
     ]
-    assert "Not there yet: vit-10, vit-30, 011-10, 011-30, 011-100, v1-10, v1-30." in missing
+    assert "Not there yet: vit-10, vit-30, 011-10, 011-30, v1-10, v1-30." in missing
 
 
 def test_tables_and_comparisons_hold_the_references_numbers(repository, shown):

@@ -295,17 +295,19 @@ def test_states_of_notebooks_are_told(two_arms):
 
 
 def test_the_site_has_the_reference_and_the_notebooks_and_asks_nobody(two_arms, drawn):
-    text = "> ## ⚠ Synthetic data\n> **SYNTHETIC**"
-    cell = new_code_cell("b", outputs=[new_output("display_data", {"text/markdown": text})])
-    two_arms.notebook("02_phantom", cell)
+    said = {"02_phantom": "> ## ⚠ Synthetic data", "03_table": "**SYNTHETIC DATA.**"}
+    for name, text in said.items():
+        output = new_output("display_data", {"text/markdown": text})
+        two_arms.notebook(name, new_code_cell("b", outputs=[output]))
     page = write_site({"paper": {}, "quick": {}}, two_arms.root)
     site = Report(page)
     check_pages(site)
-    assert set(site.html) == {"index.html", "00_first.html", "01_next.html", "02_phantom.html"}
+    phantoms = {"02_phantom.html", "03_table.html"}
+    assert set(site.html) == {"index.html", "00_first.html", "01_next.html"} | phantoms
     assert (page.parent / ".nojekyll").exists()
     assert {card["class"][1] for card in site.index.select(".card")} == {"reference"}
     assert "on a GPU" in site.text() and not site.index.select(".ribbon")
-    assert site.pages["02_phantom.html"].select(".ribbon")
+    assert {name for name, page in site.pages.items() if page.select(".ribbon")} == phantoms
 
 
 def test_a_notebooks_page_shows_what_the_notebook_shows(tmp_path):

@@ -61,9 +61,9 @@ def test_a_sentence_says_it_all():
         ({"verdict": "worse"}, "pretrained is worse than random, maybe by less than 0.01."),
         ({"verdict": "worse", "ci_low": -0.03, "ci_high": -0.01}, "than random, by at least 0.01."),
         ({"verdict": "worse", "metric": "hd95_mm"}, "pretrained is worse than random."),
-        ({"verdict": "undecided"}, "undecided between pretrained and random"),
+        ({"verdict": "not decided"}, "not decided between pretrained and random"),
         ({"verdict": "better", "ci_low": 0.004}, "better than random, maybe by less than 0.01."),
-        ({"ci_low": math.nan, "verdict": "undecided"}, "one subject gives none"),
+        ({"ci_low": math.nan, "verdict": "not decided"}, "one subject gives none"),
     ],
 )
 def test_what_a_sentence_has_to_say(changes, said):

@@ -189,7 +189,7 @@ def test_equal_arms_are_equivalent_and_one_seed_shows_no_equivalence():
     assert row["verdict"] == "equivalent"
     # Seeds may lie further apart than the bound; better or worse one seed may show.
     row = contrast(table({"a": np.full((1, 9), 0.8), "b": np.full((1, 9), 0.8)}), "a", "b")
-    assert (row["ci_low"], row["ci_high"], row["verdict"]) == (0, 0, "undecided")
+    assert (row["ci_low"], row["ci_high"], row["verdict"]) == (0, 0, "not decided")
     assert math.isnan(row["p_tost"])
     less = table({"a": np.full((1, 9), 0.805), "b": np.full((1, 9), 0.8)})
     assert contrast(less, "a", "b")["verdict"] == "better"
@@ -199,7 +199,7 @@ def test_one_subject_gives_no_interval():
     row = contrast(table({"a": [[0.9], [0.8]], "b": [[0.7], [0.7]]}), "a", "b")
     assert row["difference"] == pytest.approx(0.15)
     assert all(math.isnan(row[key]) for key in ("ci_low", "ci_high", "p", "p_tost"))
-    assert row["verdict"] == "undecided"
+    assert row["verdict"] == "not decided"
 
 
 def test_seeds_of_one_arm_alone_are_left_out():
@@ -247,19 +247,19 @@ def test_tables_that_cannot_be_compared_are_refused(words):
     ("metric", "ci_low", "ci_high", "p", "p_tost", "expected"),
     [
         ("dice", 0.012, 0.030, 0.001, 0.99, "better by at least 0.01"),
-        ("dice", 0.012, 0.030, 0.060, 0.99, "undecided"),  # not after adjustment
+        ("dice", 0.012, 0.030, 0.060, 0.99, "not decided"),  # not after adjustment
         ("dice", 0.004, 0.030, 0.010, 0.90, "better"),
         ("dice", 0.001, 0.007, 0.010, 0.001, "better but negligible"),
         ("dice", -0.003, 0.004, 0.700, 0.001, "equivalent"),
         ("dice", -0.007, -0.001, 0.010, 0.001, "worse but negligible"),
         ("dice", -0.007, -0.001, 0.060, 0.001, "equivalent"),  # not after adjustment
         ("dice", -0.030, -0.004, 0.010, 0.90, "worse"),
-        ("dice", -0.020, 0.030, 0.600, 0.40, "undecided"),
+        ("dice", -0.020, 0.030, 0.600, 0.40, "not decided"),
         ("nsd", 0.012, 0.030, 0.001, 0.99, "better by at least 0.01"),
         ("hd95_mm", -0.5, -0.2, 0.001, math.nan, "better"),
         ("hd95_mm", 0.2, 0.5, 0.001, math.nan, "worse"),
-        ("hd95_mm", -0.001, 0.001, 0.900, math.nan, "undecided"),
-        ("dice", math.nan, math.nan, math.nan, math.nan, "undecided"),
+        ("hd95_mm", -0.001, 0.001, 0.900, math.nan, "not decided"),
+        ("dice", math.nan, math.nan, math.nan, math.nan, "not decided"),
     ],
 )
 def test_verdicts(metric, ci_low, ci_high, p, p_tost, expected):

@@ -91,9 +91,7 @@ def paired_differences(cases: DataFrame, arm_a: str, arm_b: str, metric: str = "
     axes.set_xlabel("test subjects, by difference; on the right, seeds")
     axes.set_ylabel(f"difference in {measure.heading}")
     marks.headline(figure, f"{name_of_arm(arm_a)} minus {name_of_arm(arm_b)}", cases)
-    dots = [
-        marks.legend_dot(f"better: {name_of_arm(arm)}", colour_of(arm)) for arm in (arm_a, arm_b)
-    ]
+    dots = marks.legend_of_pair(arm_a, arm_b)
     seed = marks.legend_dot("one seed", BLACK, marker="_")
     marks.legend_below(figure, [*dots, seed, *axes.get_legend_handles_labels()[0]], 2)
     return figure
@@ -129,10 +127,11 @@ def arm_differences(cases: DataFrame, metric: str = "dice") -> Figure:
     The number after a name is the arm's own mean.
     """
     rows, first = compared(cases, metric), cases["arm"].iloc[0]
-    figure, axes = plt.subplots(figsize=(COLUMN, 0.17 * len(rows) + 1.25))
+    figure, axes = plt.subplots(figsize=(COLUMN, 0.17 * len(rows) + 1.4))
     axes.axvline(0, color=BLACK, linewidth=0.6)
+    handles = marks.legend_of_differences()
     if not METRICS[metric].unit:
-        axes.axvspan(-BOUND, BOUND, color=GREY, alpha=0.12, linewidth=0)
+        handles.append(marks.negligible_band(axes))
     for place, (arm, base, row) in enumerate(rows):
         if row is None:
             text = {"transform": axes.get_yaxis_transform(), "color": GREY, "va": "center"}
@@ -147,9 +146,9 @@ def arm_differences(cases: DataFrame, metric: str = "dice") -> Figure:
         against = f"{name_of_arm(without_share(first)[0])} with as many subjects"
     title = METRICS[metric].title
     axes.set_xlabel(f"difference in {METRICS[metric].heading}")
-    what = f"{title} of each arm, and its difference from\n{against}"
+    what = f"Difference in {title} from {against}\nAfter each name: its mean {title}"
     marks.headline(figure, what, cases)
-    marks.legend_below(figure, marks.legend_of_differences(), 2)
+    marks.legend_below(figure, handles, 2)
     return figure
 
 
@@ -192,7 +191,7 @@ def metric_differences(contrasts: DataFrame) -> Figure:
     arm_a, arm_b = first["arm_a"], first["arm_b"]
     ratio = [max(1, len(pure)), max(1, len(in_mm))]
     figure, axes = plt.subplots(
-        2, 1, figsize=(COLUMN, 0.17 * sum(ratio) + 1.6), height_ratios=[n + 0.6 for n in ratio]
+        2, 1, figsize=(COLUMN, 0.17 * sum(ratio) + 1.85), height_ratios=[n + 0.6 for n in ratio]
     )
     for axis, rows, unit in ((axes[0], pure, "no unit"), (axes[1], in_mm, "mm")):
         axis.axvline(0, color=BLACK, linewidth=0.6)
@@ -206,7 +205,7 @@ def metric_differences(contrasts: DataFrame) -> Figure:
         reach = np.nanmax(np.abs(rows[["difference", "ci_low", "ci_high"]].to_numpy()), initial=0)
         axis.set_xlim(-1.15 * reach or -1, 1.15 * reach or 1)
         axis.set_xlabel(f"difference ({unit})")
-    axes[0].axvspan(-BOUND, BOUND, color=GREY, alpha=0.12, linewidth=0)
+    band = marks.negligible_band(axes[0])
     axes[1].invert_xaxis()  # a smaller distance is better
     size = f"{marks.number_of(first['n_subjects'], 'test subject')}, "
     figure.suptitle(
@@ -216,6 +215,7 @@ def metric_differences(contrasts: DataFrame) -> Figure:
         x=0.01,
         ha="left",
     )
+    marks.legend_below(figure, [*marks.legend_of_pair(arm_a, arm_b), band], 2)
     return figure
 
 
@@ -288,7 +288,9 @@ def protocol_effects(effects: DataFrame, metric: str, about: str, synthetic: boo
         colour = _EFFECTS[row.kind][0]
         interval = row.low, row.difference, row.high
         marks.dot_and_interval(axes, place, interval, colour, lying=True)
-    marks.name_rows(axes, [f"{row.step}  {row.difference:+.3f}" for row in effects.itertuples()])
+    # Adding 0 makes a rounded -0.0 positive.
+    changes = [f"{round(x, 3) + 0:+.3f}".replace("-", "−") for x in effects["difference"]]
+    marks.name_rows(axes, [*map("  ".join, zip(effects["step"], changes, strict=True))])
     axes.set_xlabel(f"change of {METRICS[metric].title}")
     what = f"What the protocol changes of the reported {METRICS[metric].title}, 95 % interval"
     figure.suptitle(f"{what}\n{about}", x=0.01, ha="left")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from pandas import DataFrame
 
 from mvl.show.figures import marks
@@ -66,10 +66,11 @@ def size_against_dice(cases: DataFrame, runs: DataFrame) -> Figure:
             marks.difference_row(gains, place, differences, row, colour)
     marks.name_rows(sizes, [marks.with_mean(cases, arm, "dice") for arm, *_ in rows])
     gains.grid(axis="y", visible=False)
+    gains.xaxis.set_major_locator(MaxNLocator(6, steps=(1, 2, 5, 10)))
     sizes.set_xscale("log")
     sizes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     sizes.xaxis.set_major_formatter(_millions)
-    sizes.xaxis.set_minor_formatter(NullFormatter())
+    sizes.xaxis.set_minor_locator(NullLocator())
     sizes.set_xlabel("weights, log scale")
     first = cases["arm"].iloc[0]
     gains.set_xlabel(f"difference in Dice from {marks.with_mean(cases, first, 'dice')}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
@@ -132,14 +133,15 @@ def seed_curves(curves: DataFrame, cases: DataFrame) -> Figure:
     early, handles = [], {}
     for axis, share in zip(axes[0], shares, strict=True):
         panel = curves[curves["fraction"] == share]
-        for arm in dict.fromkeys(panel["arm"]):
+        for dashes, arm in zip(cycle(("-", "--", ":", "-.")), dict.fromkeys(panel["arm"])):
             rows, colour = panel[panel["arm"] == arm], colour_of(arm)
             by_seed = rows.pivot(index="epoch", columns="seed", values="validation_dice")
             axis.plot(by_seed.index + 1, by_seed, color=colour, linewidth=0.3, alpha=0.6)
             name = name_of_arm(without_share(arm)[0])  # the panel says the share
             whole = by_seed.dropna()
             mean = whole.mean(axis=1)
-            (handles[name],) = axis.plot(whole.index + 1, mean, color=colour, label=name)
+            look = {"color": colour, "linestyle": dashes, "label": name}
+            (handles[name],) = axis.plot(whole.index + 1, mean, **look)
             early.append(by_seed.min(axis=1).iloc[len(by_seed) // 10])
         axis.set(title=f"{share * 100:.0f} % of subjects", xlabel="epoch")
         axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))

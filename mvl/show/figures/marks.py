@@ -10,10 +10,12 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 from pandas import DataFrame, Series
 
-from mvl.show.figures.style import GREY, name_of_arm
-from mvl.study.statistics import contrast
+from mvl.show.figures.style import GREY, colour_of, name_of_arm
+from mvl.study.statistics import BOUND, contrast
 
 Interval = tuple[float, float, float]  # low, middle, high
 
@@ -78,6 +80,14 @@ def name_rows(axes: Axes, names: Sequence[str]) -> None:
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
+    # With more ticks their numbers would touch.
+    axes.xaxis.set_major_locator(MaxNLocator(4, steps=(1, 2, 2.5, 5, 10)))
+
+
+def negligible_band(axes: Axes) -> Patch:
+    """Shade the differences within ±`BOUND` along x; returns what a legend says of it."""
+    label = f"negligible within ±{BOUND:g}"
+    return axes.axvspan(-BOUND, BOUND, color=GREY, alpha=0.12, linewidth=0, label=label)
 
 
 def legend_below(figure: Figure, handles: Iterable[Artist], columns: int) -> None:
@@ -97,6 +107,11 @@ def legend_of_differences(seeds: str = "dot") -> list[Line2D]:
         legend_dot("mean and paired 95 % interval", linestyle="-"),
         legend_dot("one seed", **look),
     ]
+
+
+def legend_of_pair(*arms: str) -> list[Line2D]:
+    """What the colour of a difference says: which of two arms is better."""
+    return [legend_dot(f"better: {name_of_arm(arm)}", colour_of(arm)) for arm in arms]
 
 
 def headline(figure: Figure, what: str, cases: DataFrame, size: bool = True) -> None:
@@ -138,4 +153,4 @@ def size_text(cases: DataFrame) -> str:
 def with_mean(cases: DataFrame, arm: str, metric: str) -> str:
     """An arm's name with its mean over subjects and seeds."""
     rows = cases[cases["arm"] == arm].groupby(["seed", "subject"])[metric].mean()
-    return f"{name_of_arm(arm)}  {rows.groupby('seed').mean().mean():.3f}"
+    return f"{name_of_arm(arm)} ({rows.groupby('seed').mean().mean():.3f})"

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from mvl.data.tasks import Task
 
 TRUTH_COLOUR, PREDICTION_COLOUR = SKY, ORANGE
-#: What a mask is -> colour and width of its contour.
-_CONTOURS = {"truth": (TRUTH_COLOUR, 1.4), "prediction": (PREDICTION_COLOUR, 0.9)}
+#: What a mask is -> colour, width and dashes of its contour: without colours the dashes differ.
+_CONTOURS = {"truth": (TRUTH_COLOUR, 1.4, "-"), "prediction": (PREDICTION_COLOUR, 0.9, (0, (3, 1)))}
 #: Colours of a map on an image: they grow brighter evenly, and the truth's sky blue is not one
 #: of them. Percentiles of the whole map are the ends of its colours.
 _HEAT, _HEAT_ALPHA, _HEAT_RANGE = "inferno", 0.8, (1, 99)
@@ -155,8 +155,9 @@ class Oriented:
                     (np.arange(n) - 0.5) * self.spacing[axis]
                     for n, axis in zip(cut.T.shape, (plane.right, plane.up), strict=True)
                 )
-                colour, linewidth = _CONTOURS[name]
-                look = {"levels": [0.5], "colors": [colour], "linewidths": [linewidth]}
+                colour, linewidth, dashes = _CONTOURS[name]
+                look = {"colors": [colour], "linewidths": [linewidth], "linestyles": [dashes]}
+                look["levels"] = [0.5]
                 axes.contour(across, up, cut.astype(float), **look).set_label(name)
         axes.set(facecolor="black", aspect="equal")
         axes.set_xlim(x - frame[0] / 2, x + frame[0] / 2)
@@ -186,8 +187,10 @@ def case_gallery(views: Sequence[View], task: Task) -> Figure:
     # One frame for a column and one height for all, so that millimetres are comparable.
     widths = [max(v.size[plane.right] for v in volumes) for plane in PLANES]
     height = max(v.size[axis] for v in volumes for axis in (1, 2))
-    inches = min(2.2, (PAGE - 0.2) * height / sum(widths))  # of a slice's height
-    figsize = (max(COLUMN, inches * sum(widths) / height + 0.2), (inches + 0.2) * len(views) + 0.6)
+    # As wide as a page, or as a column where that would be higher than a page.
+    inches = [(width - 0.2) * height / sum(widths) for width in (PAGE, COLUMN)]
+    wide = inches[0] * len(views) <= 8
+    figsize = (PAGE if wide else COLUMN, (inches[not wide] + 0.2) * len(views) + 0.6)
     figure, axes = plt.subplots(len(views), 3, squeeze=False, width_ratios=widths, figsize=figsize)
     for row, volume in zip(axes, volumes, strict=True):
         for axis, plane, width in zip(row, PLANES, widths, strict=True):
@@ -354,8 +357,8 @@ def scale_bar(axes: Axes) -> None:
 def voxel_legend(figure: Figure, views: Sequence[View]) -> None:
     """Which contour is which and what the letters mean, above a figure."""
     handles = [
-        Line2D([], [], color=colour, linewidth=linewidth, label=name)
-        for name, (colour, linewidth) in _CONTOURS.items()
+        Line2D([], [], color=colour, linewidth=linewidth, linestyle=dashes, label=name)
+        for name, (colour, linewidth, dashes) in _CONTOURS.items()
         if any(getattr(view, name) is not None for view in views)
     ]
     wide = figure.get_figwidth() > COLUMN + 0.1

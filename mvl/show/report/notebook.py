@@ -78,8 +78,8 @@ def _page(notebook, name, links):
     cells = [c for c in notebook.cells if "papermill-error-cell-tag" not in tags[id(c)]]
     injected = any("injected-parameters" in tags[id(cell)] for cell in cells)
     texts = [_markdown_of(output) for cell in cells for output in cell.get("outputs", ())]
-    # `notebook.banner` says so at the top of every notebook that opens a volume.
-    page.synthetic = any("⚠ Synthetic data" in text for text in texts)
+    # `notebook.banner` says so, or a table's caption does.
+    page.synthetic = any(re.search("⚠ Synthetic data|SYNTHETIC DATA", text) for text in texts)
     if cells and cells[0].cell_type == "markdown":
         first, _, rest = cells[0].source.lstrip().partition("\n")
         if first.startswith("# "):  # it becomes the page's own heading
