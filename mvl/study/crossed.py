@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from mvl.config import ExperimentConfig, task_data
@@ -62,7 +63,7 @@ def crossed_tables(folder: Path = CROSSED) -> dict[str, pd.DataFrame]:
 def update_crossed(
     runs: Path, root=None, suites: Iterable[str] = ("llama",), folder: Path = CROSSED
 ) -> list[str]:
-    """Test and publish every whole repeat that is trained.
+    """Test and publish every whole repeat that is trained; other tasks' rows are kept.
 
     Args:
         runs: the folder of all runs.
@@ -72,7 +73,7 @@ def update_crossed(
     Returns:
         One line per suite and task: what was published, or what is not trained yet.
     """
-    tables, said = {"cases": [], "use": [], "runs": []}, []
+    tables, said, published = {"cases": [], "use": [], "runs": []}, [], set()
     for suite in suites:
         for task in STUDY_TASKS:
             try:
@@ -95,8 +96,15 @@ def update_crossed(
                 about |= {"fold": seed % FOLDS, "repeat": seed // FOLDS}
                 for name, table in _published(about, *cell).items():
                     tables[name].append(table)
+            published.add((suite, task))
             said.append(f"{suite}, {task}: {len(cells)} cells published")
     if tables["cases"]:
+        for name, table in crossed_tables(folder).items():
+            if name in tables:  # what was published elsewhere stays
+                fresh = [
+                    pair in published for pair in zip(table["suite"], table["task"], strict=True)
+                ]
+                tables[name].append(table[~np.array(fresh)])
         write_crossed({name: pd.concat(parts) for name, parts in tables.items() if parts}, folder)
     return said
 

@@ -122,8 +122,8 @@ def verdict(metric: str, ci_low: float, ci_high: float, p: float, p_tost: float)
     - "not decided": all else.
 
     p is adjusted where the contrast belongs to a family. A metric in mm has no bound that fits
-    every structure: it is "better", "worse" or "not decided". Where smaller is better (HD95), better
-    is the negative direction.
+    every structure: it is "better", "worse" or "not decided". Where smaller is better (HD95),
+    better is the negative direction.
     """
     about = COMPARED[metric]
     gain_low, gain_high = (ci_low, ci_high) if about.larger_is_better else (-ci_high, -ci_low)

@@ -71,6 +71,17 @@ def test_a_repeat_is_published_whole_or_not_at_all(trained, tmp_path):
     means = means[means["structure"] == "foreground"].set_index("arm")["mean"]
     assert row["difference"] == pytest.approx(means["pretrained"] - means["none"])
 
+    # A task that another machine has published keeps its rows; this one's are not doubled.
+    for name, table in crossed.crossed_tables(tmp_path).items():
+        elsewhere = table.assign(task="CHAOS_AbdomenMR")
+        path = tmp_path / (f"{name}.csv.gz" if name == "cases" else f"{name}.csv")
+        write_table(path, pd.concat([table, elsewhere]))
+    crossed.update_crossed(runs, root, folder=tmp_path)
+    for name in ("cases", "use", "runs", "summary"):
+        rows = crossed.crossed_tables(tmp_path)[name].groupby("task").size()
+        assert rows["CHAOS_AbdomenMR"] == rows["Task04_Hippocampus"] > 0
+    assert len(read_table(tmp_path / "cases.csv.gz")) == 2 * len(cases)
+
 
 @pytest.fixture
 def again(trained, tmp_path):

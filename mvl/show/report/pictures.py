@@ -19,7 +19,7 @@ from mvl.study.runs import UNREADABLE, ProfileRun, Source, in_words
 #: Charts of `CHARTS` that a report draws of runs; the others say the same of many models.
 _SHOWN = [name for name in CHARTS if name not in ("metrics", "lora", "size_of_all")]
 #: Committed figures that are not folded away.
-_FIRST = ("language_controls", "language_differences", "segmentations")
+_FIRST = ("llama_claim", "language_controls", "language_differences", "segmentations")
 
 
 @dataclass(frozen=True)
