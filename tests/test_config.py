@@ -33,7 +33,7 @@ def test_a_configuration_survives_json(name):
         ({"models": {}}, "unknown key models"),
         (
             {"model": {"language": {"layr": 1}}},
-            "unknown key language.layr; did you mean layer",
+            "key model.language.layr; did you mean layer",
         ),
         (
             {"model": {"language": {"layer": "last"}}},
