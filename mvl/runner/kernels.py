@@ -114,11 +114,15 @@ class _Process:
 
 def _run(command, folder, environment):
     """In the fork: become the leader of a group, and run `python -m module arguments`."""
+    import matplotlib
+
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(folder)
     os.environ.clear()
     # ipykernel leaves when this parent, the server of forks, has ended.
     os.environ.update(environment, JPY_PARENT_PID=str(os.getppid()))
+    # matplotlib was imported before there was a kernel, whose outputs are pictures by this.
+    matplotlib.rcParams["backend"] = "module://matplotlib_inline.backend_inline"
     module, *sys.argv[1:] = command[command.index("-m") + 1 :]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

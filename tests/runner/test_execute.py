@@ -266,6 +266,13 @@ def test_code_that_is_changed_meanwhile_makes_the_later_notebooks_run_again(repo
     assert repository.outcomes["01_b"].status == "unchanged"
 
 
+def test_a_figure_is_a_picture_in_the_executed_copy(repository):
+    repository.notebook("00_a", "import matplotlib.pyplot as plt\nplt.subplots()[0]")
+    assert repository.run() == 0
+    outputs = [out for cell in repository.executed("00_a").cells for out in cell.get("outputs", [])]
+    assert outputs and all("image/png" in out.data for out in outputs)
+
+
 def test_a_failing_cell_ends_the_run_and_is_named(repository, capsys):
     repository.notebook("00_a", repository.logs("'a'"))
     repository.notebook(
