@@ -205,7 +205,8 @@ class ModelConfig:
 
     def __post_init__(self):
         _require(
-            self.width % self.heads == 0, f"width {self.width} / heads {self.heads} is not whole"
+            self.width % self.heads == 0,
+            f"width {self.width} / heads {self.heads} is not whole; make width a multiple of heads",
         )
         odd = all(kernel % 2 for kernel in self.fusion_kernels)
         _require(odd, f"fusion_kernels {self.fusion_kernels}: each has to be odd")

@@ -2,8 +2,7 @@
 
 Everything that a user can mend (a file that is missing, a key that is misspelt, a machine
 without network) ends in an `MvlError` whose text says all: what is wrong, where,
-and what to do. The command line prints that text and nothing else; a notebook shows it as
-the last line of its traceback.
+and what to do. The command line and a notebook show that text and nothing else.
 """
 
 from collections.abc import Iterable
@@ -11,6 +10,10 @@ from collections.abc import Iterable
 
 class MvlError(Exception):
     """A fault that the user can mend; its message names the thing, the reason and the way out."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows of it."""
+        return [f"{type(self).__name__}: {self}"]
 
 
 class ConfigError(MvlError):

@@ -12,7 +12,7 @@ from typing import Annotated, Any, dataclass_transform
 import pydantic
 from pydantic import Field
 
-from mvl.errors import ConfigError
+from mvl.errors import ConfigError, did_you_mean
 
 #: Whole numbers that PyTorch can count to, some of them from 0 or from 1 on; and lengths of axes.
 Whole = Annotated[int, Field(gt=-(2**63), lt=2**63)]
@@ -25,6 +25,9 @@ NotNegative = Annotated[float, Field(ge=0)]
 #: How the tag of a kind begins that a union of configurations gives to pydantic.
 TAG = "kind "
 
+#: The fields of every strict dataclass, for what is misspelt.
+_FIELDS = set()
+
 
 @dataclass_transform(frozen_default=True)
 def strict(kind: type) -> type:
@@ -35,6 +38,7 @@ def strict(kind: type) -> type:
     """
     rules = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     kind = pydantic.dataclasses.dataclass(frozen=True, config=rules)(kind)
+    _FIELDS.update(kind.__dataclass_fields__)
     unguarded = kind.__init__
 
     @functools.wraps(unguarded)
@@ -107,14 +111,14 @@ def _faults_named(what: str) -> Iterator[None]:
     except pydantic.ValidationError as error:
         fault = error.errors(include_url=False)[0]
         parts = [str(part) for part in fault["loc"]]
-        path = ".".join(part for part in parts if not part.startswith(TAG)) or "root"
+        path = ".".join(part for part in parts if not part.startswith(TAG))
         if fault["type"] == "value_error":  # from a `__post_init__`
-            text = f"{what} {path}: {fault['ctx']['error']}"
+            text = f"{what} {path}".rstrip() + f": {fault['ctx']['error']}"
         elif fault["type"] == "unexpected_keyword_argument":
-            text = f"{what}: unknown key {path}"
+            text = f"{what}: unknown key {path}{did_you_mean(parts[-1], _FIELDS - {parts[-1]})}"
         elif fault["type"].startswith("missing"):
             text = f"{what} lacks {path}"
         else:
             reason = fault["msg"].replace("Input should", "must")
-            text = f"{what}: {path} {reason}, got {reprlib.repr(fault['input'])}"
+            text = f"{what}: {path or 'root'} {reason}, got {reprlib.repr(fault['input'])}"
         raise ConfigError(text) from error

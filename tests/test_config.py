@@ -31,7 +31,10 @@ def test_a_configuration_survives_json(name):
     ("values", "said"),
     [
         ({"models": {}}, "unknown key models"),
-        ({"model": {"language": {"layr": 1}}}, "unknown key model.language.layr"),
+        (
+            {"model": {"language": {"layr": 1}}},
+            "key model.language.layr; did you mean layer",
+        ),
         (
             {"model": {"language": {"layer": "last"}}},
             "model.language.layer must .*got 'last'",
@@ -69,7 +72,7 @@ def test_a_configuration_survives_json(name):
         ({"model": {"patch": [8, 0, 8]}}, "model.patch.1 must .*got 0"),
         ({"model": {"fusion_kernels": [2]}}, "model: fusion_kernels .*odd"),
         ({"model": {"fusion_kernels": [-1]}}, "model.fusion_kernels.0 must .*got -1"),
-        ({"model": {"width": 10}}, "model: width 10 / heads 4"),
+        ({"model": {"width": 10}}, "model: width 10 / heads 4 is .*multiple"),
         ({"model": {"architecture": "resnet"}}, "model.architecture must .*got 'resnet'"),
         ({"model": {"architecture": "unet", "depth": 2}}, "unknown key model.depth"),
         ({"seed": None}, "seed must .*got None"),
@@ -80,6 +83,13 @@ def test_a_configuration_survives_json(name):
 def test_what_is_wrong_is_named_by_its_path(values, said):
     with pytest.raises(ConfigError, match=said):
         ExperimentConfig.from_dict(values)
+
+
+def test_a_notebook_shows_a_wrong_field_as_one_sentence():
+    code = "from mvl.config import *; ModelConfig(widht=3)"
+    out = subprocess.run([sys.executable, "-m", "IPython", "-c", code], capture_output=True)
+    (line,) = out.stdout.decode().splitlines()
+    assert line == "ConfigError: configuration: unknown key widht; did you mean width?"
 
 
 def test_our_presets_share_one_training_but_for_a_rate_of_those_that_every_arm_gets():

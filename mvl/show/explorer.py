@@ -187,7 +187,7 @@ class Explorer:
         self._canvas.draw()
         # Laid out once: a redraw is then as fast as a slider. The legend is in the title's line.
         figure.set_layout_engine("none")
-        volumes.voxel_legend(figure, [volume.view])
+        volumes.voxel_legend(figure, [volume.view], "right")
         self._moving = [artist for plane in self._planes for artist in plane.moving]
         for artist in self._moving:
             artist.set_animated(True)
@@ -309,7 +309,7 @@ class Explorer:
         below = wrap | {"padding": f"0 0 0 {edges[0]:.2%}"}
         parts = [
             ipywidgets.HBox(bar, layout=wrap),
-            ipywidgets.Image(value=self.png(), layout={"width": "100%"}),
+            ipywidgets.Image(value=self.png(), layout={"width": "100%", "margin": "0"}),
             ipywidgets.HBox(sliders, layout=below),
             ipywidgets.HTML(_HELP),
         ]

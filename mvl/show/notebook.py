@@ -53,12 +53,17 @@ def live_curves(arm: str, epochs: int, synthetic: bool) -> Callable[[list], None
     """Curves that redraw themselves some 20 times in a training: `mvl.fit`'s `on_epoch`."""
     from IPython.display import display
 
-    handle = display(display_id=True)
+    handle = None  # what was trained before shows nothing
     every = max(1, epochs // 20)
 
     def redraw(rows):
-        if handle and (len(rows) % every == 0 or len(rows) == epochs):
-            handle.update(figures.curves({arm: rows}, synthetic))
+        nonlocal handle
+        if len(rows) % every == 0 or len(rows) == epochs:
+            figure = figures.curves({arm: rows}, synthetic)
+            if handle:
+                handle.update(figure)
+            else:
+                handle = display(figure, display_id=True)
 
     return redraw
 

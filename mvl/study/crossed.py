@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from mvl.config import ExperimentConfig, task_data
@@ -55,7 +54,7 @@ def crossed_tables(folder: Path = CROSSED) -> dict[str, pd.DataFrame]:
     Raises:
         MvlError: some are there, but not all, or one is unreadable.
     """
-    if not folder.is_dir():
+    if not (folder / _TABLES[0]).exists():
         return {}
     return {name.partition(".")[0]: read_table(folder / name) for name in _TABLES}
 
@@ -101,10 +100,8 @@ def update_crossed(
     if tables["cases"]:
         for name, table in crossed_tables(folder).items():
             if name in tables:  # what was published elsewhere stays
-                fresh = [
-                    pair in published for pair in zip(table["suite"], table["task"], strict=True)
-                ]
-                tables[name].append(table[~np.array(fresh)])
+                pairs = zip(table["suite"], table["task"], strict=True)
+                tables[name].append(table[[pair not in published for pair in pairs]])
         write_crossed({name: pd.concat(parts) for name, parts in tables.items() if parts}, folder)
     return said
 

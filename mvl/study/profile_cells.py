@@ -24,7 +24,7 @@ def train_arms(
     Args:
         parameters: the profile's, or a notebook's `globals()`.
         root: the folder that holds the task's folder.
-        arms: names; if None, those of a parameter such as `language_arms`.
+        arms: names; if None, those of a parameter such as `language_arms`, or all without one.
 
     Returns:
         The cells, and the table of their test cases, which is empty if no arm is chosen.
@@ -32,9 +32,9 @@ def train_arms(
     Raises:
         MvlError: as `run_suite`.
     """
-    arms = parameters[f"{suite}_arms"] if arms is None else arms
+    arms = parameters.get(f"{suite}_arms") if arms is None else arms
     configs = {}
-    if arms:
+    if arms is None or arms:
         data = data_of(parameters["task"], parameters)
         given = (parameters["seeds"], parameters["block"], parameters["epochs"], arms)
         configs = suite_configs(suite, data, *given, root=root)

@@ -316,7 +316,9 @@ def suite_configs(
         DataError: as `open_task`.
     """
     if suite not in SUITES:
-        raise ConfigError(f"no suite {suite!r}; there are {', '.join(SUITES)}")
+        new = (user_suites.FOLDER / f"{suite}.yaml").is_file()
+        remedy = "restart the kernel to read its file" if new else f"there are {', '.join(SUITES)}"
+        raise ConfigError(f"no suite {suite!r}; {remedy}")
     known = SUITES[suite]
     if unknown := [arm for arm in arms or () if arm not in known]:
         raise ConfigError(

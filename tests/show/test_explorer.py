@@ -85,6 +85,12 @@ def test_titles_and_charts_have_the_dice_of_the_slice_shown(view):
     assert "Dice 0.750" in texts(explorer)
 
 
+def test_the_legend_does_not_lie_on_the_title(view):
+    figure = module.Explorer(view)._figure
+    (legend,) = figure.legends
+    assert not legend.get_window_extent().overlaps(figure._suptitle.get_window_extent())
+
+
 def test_a_stored_orientation_changes_no_picture(view):
     # Axes of the file: down, left, to the front.
     affine = np.array([[0, -2.0, 0, 18], [0, 0, 1, 0], [-0.5, 0, 0, 7.5], [0, 0, 0, 1]])

@@ -4,6 +4,7 @@ import pytest
 
 from mvl.config import DataConfig, LanguageConfig, PeerConfig, preset
 from mvl.errors import ConfigError
+from mvl.study import user_suites
 from mvl.study.reference import CONTRASTS, FAMILY, PLANNED
 from mvl.study.suites import QUESTIONS, name_of, suite_configs
 from mvl.study.user_suites import configuration, read_suites
@@ -59,6 +60,13 @@ def test_a_wrong_field_of_an_arm_is_named(tmp_path):
     arm = read_suites(tmp_path)["mine"].arms["llama"]
     with pytest.raises(ConfigError, match="mine, arm llama.*model.language.layers_"):
         configuration(arm, "mine, arm llama")
+
+
+def test_a_file_that_is_newer_than_the_process_wants_a_new_one(tmp_path, monkeypatch):
+    (tmp_path / "mine.yaml").write_text(SUITE)
+    monkeypatch.setattr(user_suites, "FOLDER", tmp_path)
+    with pytest.raises(ConfigError, match="restart"):
+        suite_configs("mine", DataConfig(), [0])
 
 
 def test_the_example_is_a_suite_like_the_study_s():

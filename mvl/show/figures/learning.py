@@ -104,6 +104,7 @@ def curves(runs: dict[str, DataFrame], synthetic: bool) -> Figure:
     for arm, rows in runs.items():
         table, colour = DataFrame(rows), colour_of(arm)
         line = {"color": colour, "linestyle": "--" if colour in used else "-"}
+        line["marker"] = "" if len(table) > 1 else "."  # a line of one epoch is not seen
         used.add(colour)
         loss.plot(table["epoch"] + 1, table["train_loss"], label=name_of_arm(arm), **line)
         dice.plot(table["epoch"] + 1, table["validation_dice"], **line)
@@ -113,7 +114,7 @@ def curves(runs: dict[str, DataFrame], synthetic: bool) -> Figure:
     dice.set(title="Validation (dot: the epoch that is kept)", xlabel="epoch", ylabel="Dice")
     dice.set_ylim(0, 1)
     for axes in (loss, dice):
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     loss.legend()
     style.note_synthetic(figure, synthetic)
     return figure

@@ -36,7 +36,7 @@ COLUMN, PAGE = 88 / 25.4, 180 / 25.4
 _ARMS = {
     BLACK: ("none", "vit", "000"),
     BLUE: ("pretrained", "100", "lora-0"),
-    VERMILLION: ("random", "released", "001"),
+    VERMILLION: ("random", "released", "001", "changed"),  # a notebook's "Change this"
     ORANGE: ("shuffled", "v3", "010"),
     SKY: ("identity", "110"),
     GREEN: ("trainable", "v1", "111"),

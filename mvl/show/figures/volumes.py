@@ -354,7 +354,7 @@ def scale_bar(axes: Axes) -> None:
     axes.annotate(f"{length} mm", (x - length / 2, y), **offset, **look)
 
 
-def voxel_legend(figure: Figure, views: Sequence[View]) -> None:
+def voxel_legend(figure: Figure, views: Sequence[View], side: str = "left") -> None:
     """Which contour is which and what the letters mean, above a figure."""
     handles = [
         Line2D([], [], color=colour, linewidth=linewidth, linestyle=dashes, label=name)
@@ -364,7 +364,7 @@ def voxel_legend(figure: Figure, views: Sequence[View]) -> None:
     wide = figure.get_figwidth() > COLUMN + 0.1
     sides = _SIDES if wide else _SIDES.replace("; P", "\nP")
     handles.append(Line2D([], [], linestyle="", label=sides))
-    options = {"handlelength": 1.2, "columnspacing": 1, "loc": "outside upper left"}
+    options = {"handlelength": 1.2, "columnspacing": 1, "loc": f"outside upper {side}"}
     figure.legend(handles=handles, ncols=3, **options)
 
 
