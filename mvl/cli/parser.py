@@ -216,7 +216,7 @@ def _run_verbs(top):
         "image",
         type=Path,
         metavar="IMAGE|FOLDER",
-        help="a folder of images, or a task's, of which its imagesTs are segmented",
+        help="an image, a folder of images, or a task's, of which its imagesTs are segmented",
     )
     predict.add_argument(
         "--run", metavar="RUN", help=f"{_RUN}; or the folder of a saved model (default: our `best`)"

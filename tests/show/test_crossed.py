@@ -8,12 +8,12 @@ import pytest
 from mvl.show import crossed
 from mvl.show.answer import answer_section
 from mvl.show.results import results_section
-from mvl.show.sentences import effect
+from mvl.show.sentences import effect as in_words
 from mvl.study.inference import POOLED
 from mvl.study.reference import REFERENCE
 from tests.show.second import ARMS, CHAOS, HIPPOCAMPUS, write_second
 
-GAIN = "a gain of 0.001 to 0.009"
+GAIN = "gain of 0.001 to 0.009"
 
 
 def known(costs, verdicts, task=HIPPOCAMPUS):
@@ -95,7 +95,8 @@ def test_the_results_page_has_the_second_protocol_then_the_first_as_it_was(pages
     chaos = second.partition(f"### {CHAOS}")[2].partition("### ")[0]
     assert row in chaos and f"| {cost:.4f} |" in chaos
     compared = tables["contrasts"].query("arm_b == 'shuffled' and task == @CHAOS").iloc[0]
-    assert f"{effect(compared)} | {compared['difference']:+.4f} | none: synthetic" in chaos
+    effect = f"{compared['difference']:+.3f} ({in_words(compared)})"
+    assert f"{effect} | none: synthetic" in chaos
 
 
 def test_the_picture_has_each_difference_and_each_cost(pages):
