@@ -72,7 +72,7 @@ def test_a_file_that_is_newer_than_the_process_wants_a_new_one(tmp_path, monkeyp
 def test_the_example_is_a_suite_like_the_study_s():
     assert QUESTIONS["width"] and name_of("width", "vit") == ("presets", "vit")
     configs = suite_configs("width", DataConfig(), [0])
-    assert configs["wide", 0].model.width == 96 != configs["vit", 0].model.width
+    assert configs["narrow", 0].model.width == 48 != configs["vit", 0].model.width
     # It is compared, and does not change what the study planned.
-    assert ("width", "wide", "vit") in CONTRASTS and ("width", "wide", "vit") not in PLANNED
+    assert ("width", "narrow", "vit") in CONTRASTS and ("width", "narrow", "vit") not in PLANNED
     assert FAMILY == 75
