@@ -329,7 +329,7 @@ def fingerprint(config: ExperimentConfig, identity: dict) -> str:
 def derive_seed(*parts: str | int) -> int:
     """A 31-bit seed that depends on all `parts` and on nothing else.
 
-    Augmentation uses (seed, epoch, case); first weights use (seed, part's name). What a process
+    Augmentation uses (seed, epoch, case); initial weights use (seed, part's name). What a process
     has drawn before does not matter.
     """
     text = json.dumps(parts, separators=(",", ":"))

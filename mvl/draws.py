@@ -1,4 +1,4 @@
-"""Draw first weights from a seed of their own."""
+"""Draw initial weights from a seed of their own."""
 
 import contextlib
 from collections.abc import Iterator

@@ -114,7 +114,7 @@ class Architecture:
         return [config.sliding_window if sliding else None for sliding in slides]
 
     def initialise(self, layers: nn.ModuleList) -> None:
-        """Draw the family's own first weights, in place, from the global generator."""
+        """Draw the family's own initial weights, in place, from the global generator."""
         model = self._class(f"{self.family.name}PreTrainedModel")(self.config)
         layers.apply(model._init_weights)
 

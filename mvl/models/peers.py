@@ -107,9 +107,9 @@ def middle(whole: tuple[int, int, int], grid: tuple[int, int, int]) -> tuple[sli
 def build_peer(
     config: PeerConfig, channels: int, classes: int, grid: tuple[int, int, int], seed: int
 ) -> Peer:
-    """A comparison network with its first weights, a function of seed and architecture.
+    """A comparison network with its initial weights, a function of seed and architecture.
 
-    The arguments are those of `build_segmenter`; the grid may be any. A host's first weights are
+    The arguments are those of `build_segmenter`; the grid may be any. A host's initial weights are
     those of the network alone, and voxels' positions start at zero: so a language part that starts
     as the identity leaves the logits as they are.
 

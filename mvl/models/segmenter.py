@@ -113,7 +113,7 @@ class Description:
 def build_segmenter(
     config: ModelConfig, channels: int, classes: int, grid: tuple[int, int, int], seed: int
 ) -> MedVisionLlama:
-    """The model that a configuration describes, with its first weights, in float32 on the CPU.
+    """The model that a configuration describes, with its initial weights, in float32 on the CPU.
 
     Each part draws its weights from a generator of its own, seeded by (seed, part's name). So a
     part that two configurations share starts from the same weights in both, whatever other parts

@@ -170,11 +170,11 @@ def reference_of(folders: Iterable[Path]) -> Path:
 def held(reference: Path = REFERENCE) -> dict[str, str]:
     """Fingerprint -> on what the reference's run was trained: "CPU", "GPU" or "CPU, GPU"."""
     devices = {}
-    for device, folder in (("CPU", reference), ("GPU", reference / GPU)):
-        for runs in _before(folder / "validation.csv"):
-            for fingerprint in set(runs["fingerprint"]):
-                devices.setdefault(fingerprint, []).append(device)
-    return {fingerprint: ", ".join(names) for fingerprint, names in devices.items()}
+    for name in ("validation.csv", f"{GPU}/validation.csv", "crossed/runs.csv"):
+        for runs in _before(reference / name):
+            for fingerprint, device in zip(runs["fingerprint"], runs["device"], strict=True):
+                devices.setdefault(fingerprint, set()).add("CPU" if device == "cpu" else "GPU")
+    return {fingerprint: ", ".join(sorted(names)) for fingerprint, names in devices.items()}
 
 
 def measure_mechanism(

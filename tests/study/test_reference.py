@@ -13,6 +13,7 @@ from mvl.cli import main
 from mvl.config import PRESETS
 from mvl.errors import RunError
 from mvl.experiment.metrics import METRICS
+from mvl.files import write_table
 from mvl.study.reference import (
     BEST,
     GPU,
@@ -118,7 +119,12 @@ def test_every_arm_has_the_learning_rate_that_was_best_on_validation():
         assert SUITES[suite][arm].training.learning_rate == best["learning_rate"], (suite, arm)
 
 
-def test_what_is_held_says_on_what_it_was_trained():
+def test_what_is_held_says_on_what_it_was_trained(tmp_path):
+    crossed = pd.DataFrame(
+        {"fingerprint": ["a", "b", "a"], "device": ["cpu", "NVIDIA X", "NVIDIA X"]}
+    )
+    write_table(tmp_path / "crossed" / "runs.csv", crossed)
+    assert held(tmp_path) == {"a": "CPU, GPU", "b": "GPU"}
     places = held()
     runs = {
         name: set(read_table(folder / "validation.csv")["fingerprint"])
