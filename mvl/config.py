@@ -204,10 +204,8 @@ class ModelConfig:
     head_channels: Count = 8
 
     def __post_init__(self):
-        _require(
-            self.width % self.heads == 0,
-            f"width {self.width} / heads {self.heads} is not whole; make width a multiple of heads",
-        )
+        whole = f"width {self.width} is not a multiple of heads, {self.heads}"
+        _require(self.width % self.heads == 0, whole)
         odd = all(kernel % 2 for kernel in self.fusion_kernels)
         _require(odd, f"fusion_kernels {self.fusion_kernels}: each has to be odd")
 
