@@ -72,7 +72,7 @@ def test_a_configuration_survives_json(name):
         ({"model": {"patch": [8, 0, 8]}}, "model.patch.1 must .*got 0"),
         ({"model": {"fusion_kernels": [2]}}, "model: fusion_kernels .*odd"),
         ({"model": {"fusion_kernels": [-1]}}, "model.fusion_kernels.0 must .*got -1"),
-        ({"model": {"width": 10}}, "model: width 10 / heads 4 is .*multiple"),
+        ({"model": {"width": 10}}, "model: width 10 is not a multiple of heads, 4"),
         ({"model": {"architecture": "resnet"}}, "model.architecture must .*got 'resnet'"),
         ({"model": {"architecture": "unet", "depth": 2}}, "unknown key model.depth"),
         ({"seed": None}, "seed must .*got None"),
