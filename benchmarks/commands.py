@@ -1,7 +1,7 @@
 """How long run_all.sh takes in a fresh clone, and again with nothing changed.
 
     python benchmarks/commands.py                     # the profile smoke: minutes
-    python benchmarks/commands.py --profiles quick    # up to 20 minutes
+    python benchmarks/commands.py --profiles quick    # some 10 minutes
 
 The clone has what is committed, and no results. MVL_DATA_ROOT names the folder with MSD's tasks for
 quick; without it quick downloads Task04 in the time that is measured. The environment of this

@@ -74,7 +74,7 @@ TARGETS = {
     "metrics_hd95_largest_difference_mm": ("HD95, difference in mm", "at most", 1e-3),
     "commands_smoke_s": ("run_all.sh --profile smoke, seconds", "at most", 300),
     "commands_smoke_again_s": ("smoke with nothing changed, seconds", "at most", 30),
-    "commands_quick_s": ("run_all.sh, seconds", "at most", 1200),
+    "commands_quick_s": ("run_all.sh, seconds", "at most", 600),
     "commands_quick_again_s": ("run_all.sh with nothing changed, seconds", "at most", 30),
     "overhead_import_s": ("import mvl, seconds", "at most", 0.3),
     "overhead_help_s": ("mvl --help, seconds", "at most", 0.4),

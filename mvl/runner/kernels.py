@@ -117,7 +117,6 @@ class _Process:
 
 def _run(command, folder, environment):
     """In the fork: become the leader of a group, and run `python -m module arguments`."""
-
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(folder)

@@ -47,9 +47,9 @@ def answer_section(reference: Path = REFERENCE) -> str:
         found = contrasts[(contrasts[["suite", "arm_a", "arm_b"]] == pair).all(axis=1)]
         for row in found.head(1).to_dict("records"):
             size = f"{count(row['n_subjects'], 'subject')}, {count(row['n_seeds'], 'seed')}"
-            values = {crossed.EFFECT: estimate(row), "verdict": row["verdict"]}
-            if pair[0] == "language":  # the text below the table says why
-                values["verdict"] = "no valid test*"
+            # The text below the README's table says why.
+            verdict = "no valid test*" if pair[0] == "language" else row["verdict"]
+            values = {crossed.EFFECT: estimate(row), "verdict": verdict}
             values |= {"tested on": "first study: " * bool(second) + size}
             rows.append({"question": question} | values)
     link = (REFERENCE / picture).relative_to(REPOSITORY).as_posix()
