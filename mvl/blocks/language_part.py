@@ -32,7 +32,7 @@ class LanguagePart(nn.Module):
         d2: the mapper from L back to E.
         config: the `LanguageConfig`; `terms`, `scale`, `residual`, `skip` and `unit_norm` count.
         edit: what is done to h before it is added, (B, T, L) -> (B, T, L); None for nothing.
-            `study.mechanism` sets it to see whether a trained model uses the block.
+            `experiment.block_use` sets it to see whether a trained model uses the block.
     """
 
     def __init__(

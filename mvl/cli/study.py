@@ -128,7 +128,7 @@ def suite_use(options: Namespace) -> None:
 
     from mvl.data.task_data import open_task
     from mvl.errors import RunError
-    from mvl.experiment.block_use import EDITS, USED, block_use
+    from mvl.experiment.block_use import EDITS, USED, use_row
     from mvl.experiment.run import TRAINED, Run, run_folder
     from mvl.files import read_json, write_table
 
@@ -143,9 +143,7 @@ def suite_use(options: Namespace) -> None:
         row |= {"mapper_rate": config.training.mapper_rate, "epochs": config.training.epochs}
         row |= read_json(folder / TRAINED, "validation_dice", "best_epoch")
         if config.model.language:
-            used = block_use(Run.load(folder), data.side(options.side))
-            used = used[used["structure"] == used["structure"].iloc[0]]
-            row |= used.groupby("edit")["dice"].mean()[list(EDITS)].to_dict()
+            row |= use_row(Run.load(folder), data.side(options.side))
         rows.append(row)
     if not rows:
         raise RunError(f"no cell of suite {options.suite} is trained")

@@ -8,15 +8,20 @@ A model that uses the block loses Dice by each of them. A sentence on pre-traini
 where deletion costs at least `USED`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import pandas as pd
-import torch
 
 from mvl.config import derive_seed
-from mvl.data.task_folder import Case
-from mvl.experiment.evaluation import evaluate
-from mvl.experiment.inference import Predictor
+
+if TYPE_CHECKING:
+    import torch
+
+    from mvl.data.task_folder import Case
+    from mvl.experiment.inference import Predictor
 
 #: What is done to the block's term; the first row of each table is the model as it was trained.
 EDITS = ("as trained", "deleted", "mean", "permuted")
@@ -31,7 +36,7 @@ class _Mean:
         self.total, self.count = 0.0, 0
 
     def __call__(self, h: torch.Tensor) -> torch.Tensor:
-        self.total = self.total + h.sum((0, 1), dtype=torch.float64)
+        self.total = self.total + h.double().sum((0, 1))
         self.count += h.shape[0] * h.shape[1]
         return h
 
@@ -42,6 +47,8 @@ class _Mean:
 
 def _permuted() -> Callable:
     """Each token gets the term of another one of its volume, drawn for each volume."""
+    import torch
+
     generator = torch.Generator().manual_seed(derive_seed("permuted"))
 
     def edit(h: torch.Tensor) -> torch.Tensor:
@@ -57,6 +64,10 @@ def block_use(predictor: Predictor, cases: list[Case], show: bool = True) -> pd.
     The mean is taken over these cases. Returns one row per edit, case and structure, with the
     columns edit (of `EDITS`), subject, case, structure, dice.
     """
+    import torch
+
+    from mvl.experiment.evaluation import evaluate
+
     part, mean = predictor.model.language, _Mean()
     edits = zip(EDITS, (mean, torch.zeros_like, mean.everywhere, _permuted()), strict=True)
     tables = []
@@ -68,3 +79,11 @@ def block_use(predictor: Predictor, cases: list[Case], show: bool = True) -> pd.
         part.edit = None
     columns = ["edit", "subject", "case", "structure", "dice"]
     return pd.concat(tables, ignore_index=True)[columns]
+
+
+def use_row(predictor: Predictor, cases: list[Case], show: bool = True) -> dict[str, float]:
+    """`block_use` of the first structure: n_subjects, and by edit the mean Dice over subjects."""
+    used = block_use(predictor, cases, show)
+    used = used[used["structure"] == used["structure"].iloc[0]]
+    dice = used.groupby(["edit", "subject"])["dice"].mean().groupby("edit").mean()
+    return {"n_subjects": used["subject"].nunique()} | dice[list(EDITS)].to_dict()

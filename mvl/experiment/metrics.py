@@ -61,15 +61,8 @@ METRICS = {
     )
 }
 
-#: What `study.mechanism` measures of a case: no metric of a segmentation, but compared likewise.
-MECHANISM = {
-    metric.name: metric
-    for metric in (
-        Metric("auroc_update", "AUROC of the block's update"),
-        Metric("auroc_change", "AUROC of the stream's change"),
-        Metric("auroc_stream", "AUROC of the tokens' norm"),
-    )
-}
+#: What `study.stages` measures: no metric of a segmentation, but compared likewise.
+AUROC = Metric("auroc_stream", "AUROC of the tokens' norm")
 
 #: In `EMPTY_SIDES` the physical diagonal of the case's volume, in mm.
 DIAGONAL = "diagonal"

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 from mvl.show import crossed, figures
 from mvl.show.sentences import span
 from mvl.show.ten_tasks import paper_by_arm, six
-from mvl.study.mechanism import defined
-from mvl.study.reference import GPU, REFERENCE, mechanism_table
+from mvl.study.reference import GPU, REFERENCE
 from mvl.study.runs import Source, distinct, part_of, reference_source, rows_of_tasks, tasks_of
 from mvl.study.suites import SUITES
 from mvl.study.summary import by_part
@@ -148,8 +147,6 @@ _OTHERS = {
     "audit_effects": "What each step of the released code's protocol changes of the Dice that is "
     "reported.",
     crossed.PICTURE.stem: f"{crossed.PICTURE_TEXT}.",
-    "mechanism": "How well the norms that the language part writes tell the structure's patches "
-    "from the others.",
     "segmentations": "Best, median and worst test case of the model that comes with the "
     "repository.",
 }
@@ -169,9 +166,5 @@ def draw_reference(folder: Path = REFERENCE, names: Iterable[str] = tuple(CHARTS
             chart = CHARTS[name]
             for _, _, figure in drawn(source, chart):
                 figures.save(figure, folder / "figures" / f"{prefix}{_file(name, chart)}")
-        table = mechanism_table(tables)
-        if len(table):
-            figure = figures.mechanism(defined(table)[0])
-            figures.save(figure, folder / "figures" / f"{prefix}mechanism")
     if second := crossed.published(folder):
         figures.save(crossed.picture(second), folder / crossed.PICTURE)

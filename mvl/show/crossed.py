@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from mvl.experiment.block_use import EDITS, USED
+from mvl.experiment.block_use import USED
 from mvl.show import figures, tables
 from mvl.show.notebook import show
 from mvl.show.sentences import count, effect, estimate, no_verdict, trained_on
@@ -78,21 +78,9 @@ def tasks_of(published: Tables) -> list[str]:
     return [task for task in (*STUDY_TASKS, POOLED) if task in set(published["contrasts"]["task"])]
 
 
-def mean_use(use: pd.DataFrame) -> pd.DataFrame:
-    """Means over all subjects by (task, arm): `EDITS` and "cost", that of deletion.
-
-    `size`, `min` and `max` are the number of trainings and the range of their costs.
-    """
-    use = use.assign(cost=use["as trained"] - use["deleted"])
-    arms = [use["task"], use["arm"]]
-    sums = use[[*EDITS, "cost"]].mul(use["n_subjects"], axis=0).groupby(arms, sort=False).sum()
-    means = sums.div(use.groupby(arms, sort=False)["n_subjects"].sum(), axis=0)
-    return means.join(use.groupby(arms)["cost"].agg(["size", "min", "max"]))
-
-
 def _costs(published, task):
     """What deletion costs in the models with the pre-trained block, by task."""
-    costs = mean_use(published["use"]).xs(ARM, level="arm")["cost"]
+    costs = tables.mean_use(published["use"]).xs(ARM, level="arm")["cost"]
     return costs if task == POOLED else costs[[task]]
 
 
@@ -198,14 +186,8 @@ def _arms(published, task):
 
 def _use(published, task):
     """Dice as trained and with the block's term replaced, as Markdown."""
-    used = mean_use(published["use"]).loc[task]
-    used = used.loc[[arm for arm in SUITES[SUITE] if arm in used.index]]
-    shown = pd.DataFrame({"arm": used.index, "trainings": used["size"].map(str)})
-    for edit in EDITS:
-        shown[edit] = used[edit].map("{:.3f}".format)
-    shown["cost of deletion"] = used["cost"].map("{:.4f}".format)
-    shown["in each training"] = [f"{row.min:.4f} to {row.max:.4f}" for row in used.itertuples()]
-    shown["used"] = ["yes" if cost >= USED else "no" for cost in used["cost"]]
+    use = published["use"].query("task == @task")
+    shown = tables.block_use(use, order=list(SUITES[SUITE])).rename(columns={"seeds": "trainings"})
     text = f"Dice with the block's term replaced; used where deletion costs {USED:g}:"
     return f"{text}\n\n{tables.markdown(shown, code=('arm',), aligned=False)}"
 

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from mvl.experiment.block_use import USED
 from mvl.files import REPOSITORY, read_json
 from mvl.show import figures, tables
 from mvl.show.sentences import sentence
 from mvl.study import volumes
-from mvl.study.mechanism import MEASURES, SHOWN_STAGES, by_stage, defined
-from mvl.study.reference import CONTRASTS, GPU, REFERENCE, read_table, study_contrasts
+from mvl.study.reference import GPU, REFERENCE, read_table, study_contrasts
+from mvl.study.stages import SHOWN_STAGES, by_stage
 from mvl.study.statistics import contrasts_table
 from mvl.study.suites import SUITES
 from mvl.study.summary import summary_table
@@ -94,7 +95,7 @@ def activation_row(model, case, caption: str = "") -> dict[str, figures.View]:
     """A labelled `Case` with the norms of a model's tokens upon it.
 
     Maps are on the model's grid without its padding; in the corner of each is the AUROC of this
-    case (see `mvl.study.mechanism`). `caption` is the image's.
+    case (see `mvl.study.stages`). `caption` is the image's.
 
     Returns:
         A row of `figures.activation_maps`: the image, then the stages that the model has.
@@ -257,29 +258,16 @@ def costs(suite: str) -> pd.DataFrame | Markdown:
     return table
 
 
-# --- mechanism -----------------------------------------------------------------------------
+# --- the block -----------------------------------------------------------------------------
 
 
-def mechanism(table: pd.DataFrame) -> Markdown:
-    """Show the figure of what `mvl.study.mechanism` measured; a sentence per comparison.
-
-    `table` has rows of the suite `language`, from `profile.measure_tokens` or
-    `reference.mechanism_table`; it may be empty.
-    """
-    if table.empty:
-        return markdown("The mechanism is not measured here.")
-    kept, left_out = defined(table)
-    if kept.empty:
-        return markdown(
-            f"None of {len(left_out)} cases has patches of both kinds, at least half foreground "
-            "and less: the structure is too small for the patch."
-        )
-    show(figures.mechanism(table))
-    pairs = [pair for pair in CONTRASTS if pair[0] == "language"]
-    lines = _sentences(contrasts_table(kept, pairs, tuple(MEASURES)))
-    if left_out:
-        lines.append(f"- Left out, for want of patches of both kinds: {', '.join(left_out)}.")
-    return markdown("\n".join(lines))
+def block_use(use: pd.DataFrame) -> Markdown:
+    """What deletion of the block costs in the models of one task, from `mvl.measure_use`."""
+    if use.empty:
+        return markdown("No model with a block is trained here.")
+    shown = tables.block_use(use)
+    text = f"The test Dice with the block's term replaced. Used: deletion costs at least {USED:g}."
+    return markdown(f"{text}\n\n{tables.markdown(shown, code=('arm',))}")
 
 
 def activation_answer(table: pd.DataFrame) -> Markdown:
@@ -289,7 +277,7 @@ def activation_answer(table: pd.DataFrame) -> Markdown:
     decoder; then the means, since a difference does not say on which side of chance it is.
 
     Args:
-        table: of `stage_auroc`, from `profile.measure_tokens`, of the arms none and pretrained.
+        table: of `stage_auroc`, from `mvl.measure_stages`, of the arms none and pretrained.
     """
     rows = by_stage(table)
     if rows.empty:

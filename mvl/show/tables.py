@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 from markupsafe import Markup, escape
 
+from mvl.experiment.block_use import EDITS, USED
 from mvl.experiment.metrics import METRICS
 from mvl.files import write_table, write_text
 from mvl.show.sentences import NOTHING, interval, mean_and_spread, no_verdict, p_value
@@ -101,6 +102,30 @@ def comparisons(contrasts: pd.DataFrame) -> pd.DataFrame:
     columns += ["difference", "95 % interval", p, "verdict"]
     table = _without_alike(pd.DataFrame(rows, columns=columns))
     return table.drop(columns=p) if contrasts["p_holm"].isna().all() else table
+
+
+def mean_use(use: pd.DataFrame) -> pd.DataFrame:
+    """Means over all subjects by (task, arm) of rows of `use_row`, and "cost", that of deletion.
+
+    `size`, `min` and `max` are the number of trainings and the range of their costs.
+    """
+    use = use.assign(cost=use["as trained"] - use["deleted"])
+    arms = [use["task"], use["arm"]]
+    sums = use[[*EDITS, "cost"]].mul(use["n_subjects"], axis=0).groupby(arms, sort=False).sum()
+    means = sums.div(use.groupby(arms, sort=False)["n_subjects"].sum(), axis=0)
+    return means.join(use.groupby(arms)["cost"].agg(["size", "min", "max"]))
+
+
+def block_use(use: pd.DataFrame, order: Sequence[str] = ()) -> pd.DataFrame:
+    """One row of texts per arm of one task's `use`: Dice as trained and with the block replaced."""
+    used = mean_use(use).droplevel("task")
+    used = used.loc[[arm for arm in order if arm in used.index] or used.index]
+    shown = pd.DataFrame({"arm": used.index, "seeds": used["size"].map(str).to_numpy()})
+    for edit in EDITS:
+        shown[edit] = used[edit].map("{:.3f}".format).to_numpy()
+    shown["cost of deletion"] = used["cost"].map("{:.4f}".format).to_numpy()
+    shown["in each training"] = [f"{row.min:.4f} to {row.max:.4f}" for row in used.itertuples()]
+    return shown.assign(used=["yes" if cost >= USED else "no" for cost in used["cost"]])
 
 
 def _without_alike(table):

@@ -23,7 +23,7 @@ from mvl.config import ExperimentConfig, task_data
 from mvl.data.splits import FOLDS
 from mvl.data.task_data import TaskData, open_task
 from mvl.errors import DataError
-from mvl.experiment.block_use import EDITS, block_use
+from mvl.experiment.block_use import use_row
 from mvl.experiment.metrics import METRICS
 from mvl.experiment.run import TRAINED, Run, collect, run_folder, test
 from mvl.files import read_table, write_table
@@ -121,11 +121,8 @@ def _published(about: dict, folder: Path, data: TaskData, config: ExperimentConf
     cases = collect(folder, about["suite"], about["arm"]).drop(columns="seed")
     tables = {"cases": cases.assign(**about), "runs": pd.DataFrame([about | run_row(folder)])}
     if config.model.language:
-        used = block_use(Run.load(folder), data.side("test"), show=False)
-        used = used[used["structure"] == used["structure"].iloc[0]]
-        dice = used.groupby(["edit", "subject"])["dice"].mean().groupby("edit").mean()
-        row = about | {"n_subjects": used["subject"].nunique()} | dice[list(EDITS)].to_dict()
-        tables["use"] = pd.DataFrame([row])
+        used = use_row(Run.load(folder), data.side("test"), show=False)
+        tables["use"] = pd.DataFrame([about | used])
     return tables
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 
 from mvl.config import ExperimentConfig
 from mvl.data.task_data import open_task
+from mvl.experiment.block_use import use_row
 from mvl.experiment.run import Run, results_folder, run_folder
 from mvl.study.cells import run_suite
-from mvl.study.mechanism import beside_metrics
 from mvl.study.runs import data_of
+from mvl.study.stages import stage_auroc, with_metrics
 from mvl.study.suites import suite_configs
 
 
@@ -42,21 +42,29 @@ def train_arms(
     return configs, run_suite(suite, configs, runs, root)[0]
 
 
-def measure_tokens(
-    measure: Callable, configs: dict, cases: pd.DataFrame, parameters: dict, root: Path
-) -> pd.DataFrame:
-    """What `mechanism.patch_auroc` or `stage_auroc` finds in trained cells, beside their metrics.
-
-    Args:
-        measure: one of the two; `patch_auroc` needs arms with a language part.
-        configs, cases: from `train_arms`.
-        parameters, root: as there.
-    """
-    runs, tables = results_folder(parameters["profile"]) / "runs", []
+def _runs(configs, parameters, root):
+    """(arm, seed, trained run, its test cases) of cells from `train_arms`."""
+    runs = results_folder(parameters["profile"]) / "runs"
     for (arm, seed), config in configs.items():
         data = open_task(config.data, seed, root, progress=False)
-        run = Run.load(run_folder(config, data, runs))
+        yield arm, seed, Run.load(run_folder(config, data, runs)), data.side("test")
+
+
+def measure_stages(
+    configs: dict, cases: pd.DataFrame, parameters: dict, root: Path
+) -> pd.DataFrame:
+    """`stages.stage_auroc` of trained cells, with their metrics; arguments as of `train_arms`."""
+    tables = []
+    for arm, seed, run, tested in _runs(configs, parameters, root):
         rows = cases[(cases["arm"] == arm) & (cases["seed"] == seed)]
-        measured = measure(run.model, data.side("test"), run.preparation)
-        tables.append(beside_metrics(measured, rows))
+        tables.append(with_metrics(stage_auroc(run.model, tested, run.preparation), rows))
     return pd.concat(tables) if tables else pd.DataFrame()
+
+
+def measure_use(configs: dict, parameters: dict, root: Path) -> pd.DataFrame:
+    """`block_use.use_row` of the cells with a language part: one row per task, arm and seed."""
+    configs = {cell: config for cell, config in configs.items() if config.model.language}
+    return pd.DataFrame(
+        {"task": run.task.name, "arm": arm, "seed": seed} | use_row(run, tested)
+        for arm, seed, run, tested in _runs(configs, parameters, root)
+    )

@@ -6,7 +6,6 @@
     summary.csv       one row per suite, arm, task, structure and metric
     contrasts.csv     one row per compared pair
     validation.csv    one row per suite, arm and seed: its run, and what choices were made by
-    mechanism.csv.gz  one row per run with a language part and test case: what `mechanism` measures
     curves.csv.gz     one row per run and epoch: its training loss and validation Dice
     tuning.csv        one row per suite, arm and learning rate: from what the rate was chosen
     provenance.json   commits, versions, machine, times
@@ -29,14 +28,13 @@ import pandas as pd
 
 from mvl import files
 from mvl.config import LEARNING_RATES, PROTOCOL_VERSION, DataConfig
-from mvl.data.task_data import TaskData, open_task
+from mvl.data.task_data import open_task
 from mvl.errors import MvlError, RunError
 from mvl.experiment.metrics import METRICS
-from mvl.experiment.run import TRAINED, Run, collect, read_config, run_folder, test
+from mvl.experiment.run import TRAINED, Run, collect, run_folder, test
 from mvl.files import REPOSITORY, read_json, write_json, write_table
 from mvl.models.folder import save_model
 from mvl.study.cells import TUNING_COLUMNS, tuning_table
-from mvl.study.mechanism import patch_auroc
 from mvl.study.statistics import CONTRAST_COLUMNS, PRIMARY, contrasts_table
 from mvl.study.suites import (
     STUDY,
@@ -111,7 +109,6 @@ _NEEDED = {
     "validation.csv": ((*CELL, *_RUN), ("seed", "validation_dice", "seconds")),
     "curves.csv.gz": (("fingerprint",), _CURVES[1:]),
     "tuning.csv": (TUNING_COLUMNS, ()),
-    "mechanism.csv.gz": (("fingerprint", "subject", "case", "structure"), ()),
 }
 
 
@@ -177,42 +174,6 @@ def held(reference: Path = REFERENCE) -> dict[str, str]:
     return {fingerprint: ", ".join(sorted(names)) for fingerprint, names in devices.items()}
 
 
-def measure_mechanism(
-    suite: str, folder: Path, data: TaskData, reference: Path = REFERENCE
-) -> pd.DataFrame | None:
-    """What `mvl.study.mechanism` measures of a tested run, for `write_reference`.
-
-    Args:
-        suite: the run's; measured in `language` alone.
-        reference: a run that its mechanism.csv.gz has already is not measured again.
-
-    Returns:
-        One row per case, with the run's fingerprint; None where there is nothing to measure.
-    """
-    known = [table["fingerprint"] for table in _before(reference / "mechanism.csv.gz")]
-    if suite != "language" or any(folder.name in set(names) for names in known):
-        return None
-    if read_config(folder).model.language is None:
-        return None
-    run = Run.load(folder)
-    measured = patch_auroc(run.model, data.side("test"), run.preparation, show=False)
-    return measured.assign(fingerprint=folder.name)
-
-
-def mechanism_table(reference: Path = REFERENCE) -> pd.DataFrame:
-    """The reference's cases of the suite `language` with the measures of `mechanism` as columns.
-
-    Empty if nothing is measured.
-    """
-    if not (measured := _before(reference / "mechanism.csv.gz")):
-        return pd.DataFrame()
-    runs = read_table(reference / "validation.csv")
-    runs = runs.loc[runs["suite"] == "language", [*CELL, "fingerprint"]]
-    by_cell = measured[0].merge(runs, on="fingerprint").drop(columns="fingerprint")
-    cases = read_table(reference / "cases.csv.gz")
-    return cases.merge(by_cell, on=[*CELL, "subject", "case", "structure"])
-
-
 def curves_table(reference: Path = REFERENCE) -> pd.DataFrame:
     """The reference's training curves: suite, arm, seed, fraction (of the training subjects),
     epoch, train_loss, validation_dice; of those runs whose curves are kept."""
@@ -257,12 +218,10 @@ def update_references(
         tuned.append(tuning_table(suite, rates, runs, root))
     folders = {cell: folder for cell, (folder, _) in trained.items()}
     reference = reference_of(folders.values())
-    measured = [measure_mechanism(cell[0], *run, reference) for cell, run in trained.items()]
-    measured = [table for table in measured if table is not None]
-    write_reference(folders, expected, pd.concat(tuned), measured, reference)
+    write_reference(folders, expected, pd.concat(tuned), reference)
     for other in {REFERENCE, REFERENCE / GPU} - {reference}:
         if (other / "validation.csv").is_file():
-            write_reference({}, expected, pd.DataFrame(), reference=other)
+            write_reference({}, expected, pd.DataFrame(), other)
     return reference, len(set(folders.values()))
 
 
@@ -270,7 +229,6 @@ def write_reference(
     trained: dict[tuple[str, str, int], Path],
     expected: dict[tuple[str, str, int], str],
     tuned: pd.DataFrame,
-    measured: Sequence[pd.DataFrame] = (),
     reference: Path = REFERENCE,
 ) -> None:
     """Add finished runs to the tables of a reference.
@@ -280,7 +238,6 @@ def write_reference(
         expected: {(suite, arm, seed): fingerprint} of every cell that the suites have now; an
             older row with another fingerprint is dropped.
         tuned: table of `cells.tuning_table`, of any suites.
-        measured: tables of `measure_mechanism`.
 
     Raises:
         RunError: no row is left; or the runs differ in protocol version, device or number format.
@@ -292,10 +249,6 @@ def write_reference(
     write_table(reference / "validation.csv", runs)
     write_table(reference / "curves.csv.gz", _grown_curves(trained, runs, reference))
     write_table(reference / "tuning.csv", _grown_tuning(tuned, runs, reference))
-    if mechanism := [*_before(reference / "mechanism.csv.gz"), *measured]:
-        table = pd.concat(mechanism, ignore_index=True)
-        table = table[table["fingerprint"].isin(runs["fingerprint"])]
-        write_table(reference / "mechanism.csv.gz", table.sort_values(["fingerprint", "case"]))
     best = trained.get(("presets", "best", 0))
     if best and reference.name != GPU:
         _publish(best, cases, reference / BEST.name)

@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 
 from mvl.errors import RunError
-from mvl.experiment.metrics import MECHANISM, METRICS
+from mvl.experiment.metrics import AUROC, METRICS
 
 #: Whatever may be compared between arms.
-COMPARED = METRICS | MECHANISM
+COMPARED = METRICS | {AUROC.name: AUROC}
 
 #: Differences below this are negligible, in every metric without a unit (0.01 is one Dice point).
 BOUND = 0.01

@@ -17,8 +17,8 @@ from mvl.experiment.run import Predictor, Run, load_predictor
 from mvl.models.activations import activations, to_volume
 from mvl.models.parts import dataflow
 from mvl.models.segmenter import build_segmenter
-from mvl.study.mechanism import SHOWN_STAGES, image_voxels, stage_auroc
 from mvl.study.reference import BEST
+from mvl.study.stages import SHOWN_STAGES, image_voxels, stage_auroc
 from mvl.study.ten_tasks import settings_of
 
 

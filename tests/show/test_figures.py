@@ -328,62 +328,16 @@ def test_the_dataflow_names_each_part_with_its_weights():
     assert [box.get_linestyle() == "--" for box in boxes][:3] == [False, True, True]
 
 
-@pytest.fixture
-def aurocs(cases):
-    rng = np.random.default_rng(1)
-    table = pd.concat([cases, cases.assign(seed=1)], ignore_index=True)
-    for name, shift in (("auroc_update", 0.3), ("auroc_change", 0.0)):
-        table[name] = shift + 0.7 * rng.random(len(table))
-    return table
-
-
-def test_a_dot_of_the_mechanism_is_a_subject_and_the_line_is_chance(aurocs):
+def test_stages_are_in_the_order_of_the_data_and_arms_side_by_side(cases):
     # A subject's second case weighs as its first; seeds weigh alike.
-    second = aurocs[aurocs["subject"] == "s03"].assign(case="second", auroc_update=0.9)
-    table = pd.concat([aurocs, second], ignore_index=True)
-    figure = figures.mechanism(table)
-    for axes, name in zip(figure.axes, ("auroc_update", "auroc_change"), strict=True):
-        assert axes.lines[0].get_ydata() == [0.5, 0.5] and axes.get_ylim() == (0, 1)
-        assert [" ".join(name.split()) for name in ticks(axes)] == [
-            *("plain ViT", "ViT + pre-trained block"),
-        ]
-        for place, arm in enumerate(ARMS):
-            expected = table[table["arm"] == arm].groupby("subject")[name].mean()
-            dots = axes.collections[place].get_offsets()
-            assert np.allclose(dots[:, 1], np.sort(expected))
-            assert np.all(np.abs(dots[:, 0] - place) < 0.5)
-            low, high = axes.lines[1 + 3 * place].get_ydata()
-            assert low < expected.mean() < high
-            assert marked(axes)[figures.colour_of(arm)][1] == pytest.approx(expected.mean())
-    assert "12 test subjects, 2 seeds" in texts(figure) and "left out" not in texts(figure)
-    fewer = figures.mechanism(table[(table["arm"] == "none") | (table["seed"] == 1)])
-    assert "12 test subjects, 1 to 2 seeds" in texts(fewer)
-
-
-def test_the_mechanisms_interval_is_that_of_a_mean(aurocs):
-    """With one seed and many subjects, the t interval of the subjects' values."""
-    rows = aurocs[(aurocs["arm"] == "none") & (aurocs["seed"] == 0)]
-    interval = figures.mechanism(rows).axes[0].lines[1].get_ydata()
-    values = rows["auroc_update"]
-    expected = stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))
-    assert interval == pytest.approx(expected, abs=0.03)
-
-
-def test_the_mechanism_says_which_cases_it_leaves_out(aurocs):
-    # One run without a value is enough: the case leaves every arm and seed.
-    gap = (aurocs["case"] == "c05") & (aurocs["arm"] == "none") & (aurocs["seed"] == 0)
-    table = aurocs.assign(auroc_update=aurocs["auroc_update"].mask(gap))
-    figure = figures.mechanism(table)
-    assert "11 test subjects, 2 seeds" in texts(figure) and "1 of 12 cases" in texts(figure)
-    assert all(len(dots.get_offsets()) == 11 for axes in figure.axes for dots in axes.collections)
-    with pytest.raises(RunError, match="AUROC"):
-        figures.mechanism(table.assign(auroc_change=np.nan))
-
-
-def test_stages_are_in_the_order_of_the_data_and_arms_side_by_side(aurocs):
+    rng = np.random.default_rng(1)
+    both = pd.concat([cases, cases.assign(seed=1)], ignore_index=True)
+    both["auroc_stream"] = 0.3 + 0.7 * rng.random(len(both))
+    second = both[both["subject"] == "s03"].assign(case="second", auroc_stream=0.9)
+    both = pd.concat([both, second], ignore_index=True)
     stages = ["after the encoder", "after the block", "after the decoder"]
     table = pd.concat(
-        aurocs.assign(stage=stage, auroc_stream=aurocs["auroc_update"] - 0.1 * n)
+        both.assign(stage=stage, auroc_stream=both["auroc_stream"] - 0.1 * n)
         for n, stage in enumerate(stages)
     )
     table = table[(table["arm"] != "none") | (table["stage"] != stages[1])]
@@ -399,5 +353,15 @@ def test_stages_are_in_the_order_of_the_data_and_arms_side_by_side(aurocs):
         rows = table[(table["arm"] == arm) & (table["stage"] == stage)]
         expected = rows.groupby("subject")["auroc_stream"].mean().sort_values()
         assert np.allclose(dots.get_offsets()[:, 1], expected)
+    assert axes.lines[0].get_ydata() == [0.5, 0.5] and axes.get_ylim() == (0, 1)
     with pytest.raises(RunError, match="AUROC"):
         figures.stage_auroc(table.iloc[:0])
+
+
+def test_a_stages_interval_is_that_of_a_mean(cases):
+    """With one seed and many subjects, the t interval of the subjects' values."""
+    values = np.random.default_rng(1).random(12)
+    rows = cases[cases["arm"] == "none"].assign(stage="after the encoder", auroc_stream=values)
+    interval = figures.stage_auroc(rows).axes[0].lines[1].get_ydata()
+    expected = stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))
+    assert interval == pytest.approx(expected, abs=0.03)

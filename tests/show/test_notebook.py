@@ -16,8 +16,8 @@ from mvl.models.activations import activations
 from mvl.models.segmenter import build_segmenter
 from mvl.show import figures, notebook
 from mvl.show.sentences import sentence
-from mvl.study.mechanism import SHOWN_STAGES, stage_auroc
 from mvl.study.reference import GPU, REFERENCE, read_table
+from mvl.study.stages import SHOWN_STAGES, stage_auroc
 from mvl.study.suites import SUITES
 
 GRID = (24, 24, 24)

@@ -53,9 +53,7 @@ def test_tables_keep_the_contract(folder):
     pd.testing.assert_frame_equal(stored, again, check_dtype=False, rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "name", ["cases.csv.gz", "curves.csv.gz", "mechanism.csv.gz", "summary.csv", "contrasts.csv"]
-)
+@pytest.mark.parametrize("name", ["cases.csv.gz", "curves.csv.gz", "summary.csv", "contrasts.csv"])
 def test_a_damaged_table_is_named(tmp_path, name):
     whole = (REFERENCE / name).read_bytes()
     zipped = gzip.compress if name.endswith(".gz") else bytes

@@ -17,7 +17,7 @@ from mvl.show.figures.comparisons import (
 )
 from mvl.show.figures.costs import parameters, size_against_dice
 from mvl.show.figures.learning import curves, data_overview, seed_curves
-from mvl.show.figures.model_parts import attention_mix, dataflow, mechanism, stage_auroc
+from mvl.show.figures.model_parts import attention_mix, dataflow, stage_auroc
 from mvl.show.figures.style import (
     ARM_COLOURS,
     ATTRIBUTION,

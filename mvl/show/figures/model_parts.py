@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from textwrap import fill
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -107,43 +106,14 @@ def attention_mix(mixes: np.ndarray) -> Figure:
 
 
 @drawn
-def mechanism(table: DataFrame) -> Figure:
-    """How well the language part's norms tell foreground patches from the others, arm by arm.
-
-    A dot is a subject, averaged over its cases and the seeds; to its right is the mean with its
-    95 % interval, by the bootstrap of `study.statistics.contrast` against a constant. A case
-    without an AUROC is left out of every arm, and the figure says how many there are.
-
-    `table` are rows of one suite, task and structure as `study.mechanism.beside_metrics` gives
-    them. Raises RunError as `contrast` does, and where no case has an AUROC.
-    """
-    panels = {"auroc_update": "What the block writes", "auroc_change": "Change of the stream"}
-    undefined = table.loc[table[list(panels)].isna().any(axis=1), "case"].unique()
-    rows = table[~table["case"].isin(undefined)]
-    _require_aurocs(rows)
-    arms = list(rows["arm"].unique())
-    figure, axes = plt.subplots(1, 2, figsize=(PAGE, 2.6), sharey=True)
-    for axis, (measure, title) in zip(axes, panels.items(), strict=True):
-        _auroc_axes(axis, [fill(name_of_arm(arm), 11, break_on_hyphens=False) for arm in arms])
-        axis.set_title(title)
-        for place, arm in enumerate(arms):
-            _aurocs(axis, place, rows[rows["arm"] == arm], measure)
-    axes[0].set_ylabel("AUROC, foreground patches")
-    note = ""
-    if len(undefined):
-        cases = table["case"].nunique()
-        note = f"\n{len(undefined)} of {cases} cases left out: patches of one kind only"
-    marks.headline(figure, f"Does the language part act on the structure?{note}", rows)
-    marks.legend_below(figure, _auroc_handles(axes[0]), 4)
-    return figure
-
-
-@drawn
 def stage_auroc(table: DataFrame) -> Figure:
     """How well the norm of the tokens tells foreground patches from the others, stage by stage.
 
-    Dots, means, intervals and errors as in `mechanism`; each arm has one place at each stage.
-    `table` are rows of one suite, task and structure from `study.mechanism.by_stage`.
+    A dot is a subject, averaged over its cases and the seeds; to its right is the mean with its
+    95 % interval, by the bootstrap of `study.statistics.contrast` against a constant. Each arm has
+    one place at each stage. `table` are rows of one suite, task and structure from
+    `study.stages.by_stage`.
+    Raises RunError as `contrast` does, and where no case has an AUROC.
     """
     _require_aurocs(table)
     stages, arms = (list(dict.fromkeys(table[name])) for name in ("stage", "arm"))

@@ -1,4 +1,4 @@
-"""The mechanism's measures, against counts by hand and parts whose answer is known."""
+"""The AUROC of each stage, against counts by hand and parts whose answer is known."""
 
 from itertools import product
 
@@ -20,19 +20,15 @@ from mvl.experiment.run import Run, collect, fit
 from mvl.experiment.run import test as open_test_set
 from mvl.models.activations import activations, to_volume
 from mvl.models.peers import Peer
-from mvl.models.segmenter import MedVisionLlama, build_segmenter
+from mvl.models.segmenter import MedVisionLlama
 from mvl.models.tokens import LinearHead, PatchEmbed
-from mvl.study.mechanism import (
-    MEASURES,
+from mvl.study.stages import (
     auroc,
-    beside_metrics,
     by_stage,
-    defined,
     image_voxels,
-    patch_auroc,
     patch_truth,
     stage_auroc,
-    token_norms,
+    with_metrics,
 )
 
 #: A CT's window is a fixed scale, so that a voxel's value on the grid is known beforehand.
@@ -85,7 +81,7 @@ def write(folder, name, image, label):
 
 
 def measured(model, cases):
-    return patch_auroc(model, cases, Preparation(CT, DataConfig(grid=GRID)), show=False)
+    return stage_auroc(model, cases, Preparation(CT, DataConfig(grid=GRID)), show=False)
 
 
 def box(index, patch=PATCH):
@@ -104,7 +100,7 @@ def test_a_hosts_tokens_are_patches_of_the_padded_volume(tmp_path):
         label = np.zeros(grid)
         label[slice(*high), slice(*wide)] = 1
         case = write(tmp_path, f"{high}{wide}", image, label)
-        found.append(patch_auroc(model, [case], preparation, show=False).loc[0, "auroc_change"])
+        found.append(stage_auroc(model, [case], preparation, show=False).loc[0, "auroc_after"])
     # One that is not hot loses to one of five, and ties with four.
     assert found == pytest.approx([0.4, 0.4, 0.4, 0.4, 1.0, 0.4])
     volume = torch.from_numpy(image).float()[None, None]
@@ -131,7 +127,7 @@ def test_tokens_and_patches_stand_in_one_order(tmp_path):
 
     # The same place from what the model hands out, by row-major counting.
     volume = torch.from_numpy(image).float()[None, None] / 100
-    norms = token_norms(by_hand(passing()), volume)["auroc_update"]
+    norms = activations(by_hand(passing()), volume)["update"].norm(dim=-1)
     assert np.flatnonzero(norms[0]).tolist() == [1 * 12 + 2 * 2 + 0]
 
 
@@ -147,20 +143,18 @@ def graded(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("block", "d2", "residual", "update", "change"),
+    ("block", "d2", "residual", "update"),
     [
-        (nn.Identity(), nn.Identity(), True, 1, 1),  # as large as the foreground's share
-        (Scaled(-1.0, 2.0), nn.Identity(), False, 0, 0),  # larger in the background
-        (nn.Identity(), Scaled(0.0, 3.0), True, 0.5, 0.5),  # the same everywhere
-        # The block takes back what the residual adds: it writes, but the stream stays as it was.
-        (Scaled(-1.0), nn.Identity(), True, 1, 0.5),
-        (Scaled(0.0), nn.Identity(), True, 0.5, 1),  # nothing is written but the residual
+        (nn.Identity(), nn.Identity(), True, 1),  # as large as the foreground's share
+        (Scaled(-1.0, 2.0), nn.Identity(), False, 0),  # larger in the background
+        (nn.Identity(), Scaled(0.0, 3.0), True, 0.5),  # the same everywhere
+        (Scaled(0.0), nn.Identity(), True, 0.5),  # nothing is written but the residual
     ],
 )
-def test_parts_whose_answer_is_known(graded, block, d2, residual, update, change):
+def test_parts_whose_answer_is_known(graded, block, d2, residual, update):
     part = LanguagePart(nn.Identity(), block, d2, LanguageConfig(residual=residual))
     row = measured(by_hand(part), [graded]).iloc[0]
-    assert (row["auroc_update"], row["auroc_change"]) == (update, change)
+    assert row["auroc_update"] == update
     # Patches with 8, 9, 10, 11 or 12 of 16 voxels: 5 of each 13; with n % 13 over 24 patches
     # that is 8 to 12 (5 patches) and 21 to 23 (3 patches).
     assert (row["patches"], row["foreground_patches"]) == (24, 8)
@@ -195,8 +189,8 @@ def test_padding_takes_no_part(tmp_path):
     assert row["auroc_update"] == 0
     volume = Preparation(CT, DataConfig(grid=GRID)).load([case], progress=False)[0]
     foreground, counted = patch_truth(volume, PATCH, GRID)
-    norms = token_norms(by_hand(passing()), volume["image"].as_tensor()[None])["auroc_update"][0]
-    assert auroc(norms, foreground) == pytest.approx(8 / 20)
+    update = activations(by_hand(passing()), volume["image"].as_tensor()[None])["update"][0]
+    assert auroc(update.norm(dim=-1).numpy(), foreground) == pytest.approx(8 / 20)
     expected = np.ones(TOKENS, bool)
     expected[:, [0, 5]] = False
     assert np.array_equal(counted.reshape(TOKENS), expected)
@@ -243,84 +237,43 @@ def test_each_stage_has_the_auroc_of_its_own_norm(tmp_path, graded):
     ]
 
 
-def test_a_case_of_one_kind_is_counted_and_named(tmp_path, graded):
+def test_a_case_of_one_kind_has_no_value(tmp_path, graded):
     nothing = write(tmp_path, "nothing", np.ones(GRID), np.zeros(GRID))
     everything = write(tmp_path, "everything", np.ones(GRID), np.ones(GRID))
     table = measured(by_hand(passing()), [nothing, graded, everything])
     assert table["case"].tolist() == ["nothing", "graded", "everything"]
     assert table["foreground_patches"].tolist() == [0, 8, 24]
-    assert table[list(MEASURES)].isna().all(axis=1).tolist() == [True, False, True]
-    # What one run lacks leaves every run.
-    other = table.assign(arm="b").fillna({name: 0.5 for name in MEASURES})
-    kept, left_out = defined(pd.concat([table.assign(arm="a"), other]))
-    assert left_out == ["everything", "nothing"]
-    assert kept["case"].tolist() == ["graded", "graded"]
-    assert kept["arm"].tolist() == ["a", "b"]
+    assert table["auroc_update"].isna().tolist() == [True, False, True]
 
 
-def test_a_case_without_a_label_and_a_model_without_a_part_are_refused(tmp_path, graded):
-    with pytest.raises(RunError, match="no language part"):
-        measured(by_hand(None), [graded])
+def test_a_case_without_a_label_is_refused(graded):
     unlabelled = Case("graded", "graded", graded.image, None)
     with pytest.raises(DataError, match="graded has no label"):
         measured(by_hand(passing()), [unlabelled])
-    broken = by_hand(
-        LanguagePart(nn.Identity(), Scaled(float("inf")), nn.Identity(), LanguageConfig())
-    )
-    with pytest.raises(RunError, match="not finite"):
-        measured(broken, [graded])
-
-
-@pytest.mark.parametrize(
-    ("control", "position"),
-    [("pretrained", "before"), ("shuffled", "between"), ("identity", "between")],
-)
-def test_every_control_is_measured_by_its_own_forward_pass(tiny, control, position):
-    changes = {"language": LanguageConfig(control=control), "language_position": position}
-    config = tiny(model=changes).model
-    grid = (16, 24, 16)
-    model = build_segmenter(config, 1, 1, grid, seed=3).eval()
-    volume = torch.randn(2, 1, *grid, generator=torch.Generator().manual_seed(0))
-    found = token_norms(model, volume)
-    with torch.no_grad():
-        x, part = model.embed(volume), model.language
-        if position == "between":
-            x = model.encoder[1](model.encoder[0](x + model.position))
-        z = part.d1(x)
-        h = z if control == "identity" else part.block(z)
-        update, change = part.d2(h), part.d2(h + z)
-    assert found["auroc_update"].shape == (2, 12)
-    assert found["auroc_update"] == pytest.approx(update.norm(dim=-1).numpy(), rel=1e-4)
-    assert found["auroc_change"] == pytest.approx(change.norm(dim=-1).numpy(), rel=1e-3)
-    assert not any(module._forward_hooks for module in model.modules())
 
 
 @pytest.fixture(scope="module")
 def study(phantom, tmp_path_factory):
-    """The suite's table of two arms and two seeds, and one of its runs with its data."""
-    runs, tables = tmp_path_factory.mktemp("runs"), []
-    for control, seed in product(("pretrained", "identity"), (0, 1)):
-        config = ExperimentConfig.from_dict(
-            {
-                "data": {"grid": [16, 24, 16]},
-                "model": {"width": 16, "encoder_depth": 1, "decoder_depth": 1, "heads": 2}
-                | {"patch": [2, 2, 2], "language": {"control": control}},
-                "training": {"epochs": 1, "warmup_epochs": 0},
-                "seed": seed,
-            }
-        )
-        data = open_task(config.data, seed, phantom, progress=False)
-        folder = fit(config, data, runs, show=False)
-        open_test_set(folder, data, show=False)
-        run = Run.load(folder)
-        table = patch_auroc(run.model, data.side("test"), run.preparation, show=False)
-        tables.append(beside_metrics(table, collect(folder, "language", control)))
-    return pd.concat(tables, ignore_index=True), table, run, data, collect(folder, "x", "y")
+    """A run's table, the run, its data and its metrics."""
+    config = ExperimentConfig.from_dict(
+        {
+            "data": {"grid": [16, 24, 16]},
+            "model": {"width": 16, "encoder_depth": 1, "decoder_depth": 1, "heads": 2}
+            | {"patch": [2, 2, 2], "language": {}},
+            "training": {"epochs": 1, "warmup_epochs": 0},
+        }
+    )
+    data = open_task(config.data, 0, phantom, progress=False)
+    folder = fit(config, data, tmp_path_factory.mktemp("runs"), show=False)
+    open_test_set(folder, data, show=False)
+    run = Run.load(folder)
+    table = stage_auroc(run.model, data.side("test"), run.preparation, show=False)
+    return table, run, data, collect(folder, "x", "y")
 
 
 def test_a_runs_measures_are_those_of_its_model_and_labels(study):
     """Recounted from the files: labels by nibabel, patches by slicing, pairs one by one."""
-    _, table, run, data, _ = study
+    table, run, data, _ = study
     cases = data.side("test")
     assert table["case"].tolist() == [case.name for case in cases]
     assert table["subject"].tolist() == [case.subject for case in cases]
@@ -353,16 +306,16 @@ def test_a_runs_measures_are_those_of_its_model_and_labels(study):
         assert row.auroc_update == pytest.approx(share, abs=1.01 / (len(positive) * len(negative)))
 
 
-def test_measures_stand_beside_the_metrics_of_their_own_run_alone(study):
-    _, table, _, _, cases = study
+def test_a_table_joins_the_metrics_of_its_own_run_alone(study):
+    table, _, _, cases = study
     shuffled = table.sample(frac=1, random_state=0)
-    joined = beside_metrics(shuffled, cases)
+    joined = with_metrics(shuffled, cases)
     assert joined["case"].tolist() == cases["case"].tolist()
     assert joined["dice"].tolist() == cases["dice"].tolist()
-    by_case = table.set_index("case")["auroc_change"]
-    assert joined.set_index("case")["auroc_change"].to_dict() == by_case.to_dict()
+    by_case = table.set_index("case")["auroc_after"]
+    assert joined.set_index("case")["auroc_after"].to_dict() == by_case.to_dict()
     for mine, theirs in ((table[1:], cases), (table, cases[1:])):
         with pytest.raises(RunError, match="different cases"):
-            beside_metrics(mine, theirs)
+            with_metrics(mine, theirs)
     with pytest.raises(RunError, match="twice"):
-        beside_metrics(table, pd.concat([cases, cases]))
+        with_metrics(table, pd.concat([cases, cases]))

@@ -1,24 +1,16 @@
-"""Does the language part act on the right patches? "Information filtering", made falsifiable.
+"""How large are the tokens of foreground patches, stage by stage? One AUROC per case and stage.
 
-The paper says that the frozen language block sharpens activation on the relevant region. If so,
-what the language part does to a token should tell the tokens of foreground patches from the
-others. Two measures say how well it does in each case, by the area under the ROC curve:
+The paper says that the frozen language block sharpens activation on the relevant region. The
+area under the ROC curve says how well the norm of a token tells the patches of the structure from
+the others. 0.5 is chance; below it the norms are larger on the background.
 
-    auroc_update    of the norm of what the block writes, ||D2(block(D1(x)))||
-    auroc_change    of the norm of the stream's change across the whole part, ||part(x) - x||
-
-0.5 is chance. Below it the part acts more on the background: it tells the two apart as well as
-one that lies as far above, but it does not do what the paper says. The block's own output will not
-do for this: a BERT-type block ends in a LayerNorm, after which every token has about the same norm.
-
-A value above 0.5 is not yet evidence for language, since the encoder has already told the patches
-apart before the part sees them, and two linear maps pass that on: the controls (identity, random,
-shuffled) have the same path, and a claim about the pre-training has to beat them.
+A value above 0.5 is no evidence for language: an encoder without a block reaches it as well, and
+the trained model need not use what its block writes (`mvl.experiment.block_use` asks that).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,12 +30,6 @@ if TYPE_CHECKING:
     from mvl.data.preparation import Preparation
     from mvl.data.task_folder import Case
     from mvl.models.segmenter import MedVisionLlama
-
-#: Measure, a column of the table -> the norm that it is the AUROC of.
-MEASURES = {
-    "auroc_update": "what the block writes onto the stream, D2(block(D1(x)))",
-    "auroc_change": "the stream's change across the whole language part",
-}
 
 #: Stage of `models.activations.STAGES` -> its name in figures and sentences. What lies in the
 #: language model's space is left out: where a BERT-type block ends in its LayerNorm, every token
@@ -133,61 +119,6 @@ def patch_truth(
     return (share >= FOREGROUND_SHARE).numpy(), counted.numpy()
 
 
-def token_norms(model: MedVisionLlama | Peer, images: torch.Tensor) -> dict[str, np.ndarray]:
-    """The norms that the measures rank, float64 (B, T) of images (B, C, H, W, D), by measure.
-
-    The model is left in eval().
-
-    Raises:
-        RunError: the model has no language part, or a norm is not finite.
-    """
-    part = getattr(model, "language", None)
-    if part is None:
-        raise RunError("the model has no language part, so that there is nothing to measure")
-    change = []
-    hook = part.register_forward_hook(
-        lambda module, arguments, output: change.append(output - arguments[0])
-    )
-    try:
-        update = activations(model, images)["update"]
-    finally:
-        hook.remove()
-    norms = {}
-    for measure, tokens in zip(MEASURES, (update, change[0]), strict=True):
-        norms[measure] = _norms(tokens)
-        if not np.isfinite(norms[measure]).all():
-            raise RunError(f"{MEASURES[measure]}: the norm of a token is not finite")
-    return norms
-
-
-def _norms(tokens):
-    return tokens.double().norm(dim=-1).cpu().numpy()
-
-
-def patch_auroc(
-    model: MedVisionLlama | Peer,
-    cases: Sequence[Case],
-    preparation: Preparation,
-    batch_size: int = 4,
-    show: bool = True,
-) -> pd.DataFrame:
-    """Both measures of every labelled case, by one forward pass of a trained model.
-
-    Truth is taken on the model's grid, as are the tokens; foreground that was cropped away counts
-    for nothing.
-
-    Returns:
-        One row per case, in their order: subject, case, structure (always "foreground"), the
-        measures of `MEASURES`, patches (that count) and foreground_patches. A case whose patches
-        are all foreground or all background has NaN for both measures; see `defined`.
-
-    Raises:
-        RunError: as `token_norms`.
-        DataError: a case without a label.
-    """
-    return _aurocs(token_norms, model, cases, preparation, batch_size, show)
-
-
 def stage_auroc(
     model: MedVisionLlama | Peer,
     cases: Sequence[Case],
@@ -195,41 +126,41 @@ def stage_auroc(
     batch_size: int = 4,
     show: bool = True,
 ) -> pd.DataFrame:
-    """The AUROC of the norm of the tokens at each stage: where are they large on the structure?
+    """The AUROC of the norm of the tokens at each stage, by one forward pass of a trained model.
 
-    As `patch_auroc`, with a column "auroc_<stage>" for each of `SHOWN_STAGES` that the model has
-    in place of the measures; the model needs no language part.
+    Truth is taken on the model's grid, as are the tokens; foreground that was cropped away counts
+    for nothing. The model is left in eval().
+
+    Returns:
+        One row per case, in their order: subject, case, structure (always "foreground"),
+        "auroc_<stage>" for each of `SHOWN_STAGES` that the model has, patches (that count) and
+        foreground_patches. A case whose patches are all foreground or all background has NaN.
+
+    Raises:
+        DataError: a case without a label.
     """
-
-    def norms_of(model, images):
-        stages = activations(model, images)
-        return {f"auroc_{name}": _norms(stages[name]) for name in SHOWN_STAGES if name in stages}
-
-    return _aurocs(norms_of, model, cases, preparation, batch_size, show)
-
-
-def _aurocs(norms_of: Callable, model, cases, preparation, batch_size, show):
-    """One row per case: the AUROC of each of the norms that `norms_of(model, images)` gives."""
     device = next(model.parameters()).device
     volumes = preparation.load(cases, show)
     rows = []
     for start in track(range(0, len(cases), batch_size), "reading tokens", "batch", show):
         chosen = slice(start, start + batch_size)
         images = torch.stack([volume["image"].as_tensor() for volume in volumes[chosen]])
-        norms = norms_of(model, images.to(device))
+        stages = activations(model, images.to(device))
+        names = [name for name in SHOWN_STAGES if name in stages]
+        norms = {name: stages[name].double().norm(dim=-1).cpu().numpy() for name in names}  # (B, T)
         for i, (case, volume) in enumerate(zip(cases[chosen], volumes[chosen], strict=True)):
             layout = token_layout(model, tuple(volume["image"].shape[1:]))
             foreground, counted = patch_truth(volume, *layout)
-            rows.append(
-                {"subject": case.subject, "case": case.name, "structure": "foreground"}
-                | {n: auroc(norm[i][counted], foreground[counted]) for n, norm in norms.items()}
-                | {"patches": int(counted.sum()), "foreground_patches": int(foreground.sum())}
-            )
+            row = {"subject": case.subject, "case": case.name, "structure": "foreground"}
+            for name, norm in norms.items():
+                row[f"auroc_{name}"] = auroc(norm[i][counted], foreground[counted])
+            row |= {"patches": int(counted.sum()), "foreground_patches": int(foreground.sum())}
+            rows.append(row)
     return pd.DataFrame(rows)
 
 
-def beside_metrics(table: pd.DataFrame, cases: pd.DataFrame) -> pd.DataFrame:
-    """The rows of one run's `cases` about the foreground, with the columns of `patch_auroc` added.
+def with_metrics(table: pd.DataFrame, cases: pd.DataFrame) -> pd.DataFrame:
+    """The rows of one run's `cases` about the foreground, with the columns of `stage_auroc` added.
 
     Raises:
         RunError: the two are not about the same cases, or `cases` holds several runs.
@@ -249,7 +180,7 @@ def by_stage(table: pd.DataFrame) -> pd.DataFrame:
     """One row per case and stage of what `stage_auroc` measured.
 
     Args:
-        table: from `stage_auroc`, or rows of `beside_metrics` with its columns, of any runs. An
+        table: from `stage_auroc`, or rows of `with_metrics` with its columns, of any runs. An
             arm without a language part lacks some columns, or has NaN there.
 
     Returns:
@@ -261,13 +192,3 @@ def by_stage(table: pd.DataFrame) -> pd.DataFrame:
     rest = [column for column in table if column not in columns]
     long = table.melt(rest, present, "stage", "auroc_stream").dropna(subset="auroc_stream")
     return long.assign(stage=long["stage"].map(columns)).reset_index(drop=True)
-
-
-def defined(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """The rows of cases that have both measures in every run, and the names of the other cases.
-
-    Which these are depends on labels, grid and patch, not on the arm. A case without a value in
-    one run is left out of all, so that arms stay paired, as `statistics.contrast` asks.
-    """
-    missing = table.loc[table[list(MEASURES)].isna().any(axis=1), "case"]
-    return table[~table["case"].isin(missing)], sorted(set(missing))
