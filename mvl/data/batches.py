@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any, TypeVar
 
+import monai
 import numpy as np
 import torch
 from monai import transforms
 from monai.data import get_track_meta, set_track_meta
+from safetensors.torch import load_file, save_file
 
 from mvl.config import DataConfig, derive_seed
+from mvl.files import written
+from mvl.locks import acquired
 
 _Item = TypeVar("_Item")
 
@@ -94,6 +102,50 @@ def ahead(batches: Iterator[_Item]) -> Iterator[_Item]:
         while (batch := coming.result()) is not end:
             coming = thread.submit(next, batches, end)
             yield batch
+
+
+class BatchStore:
+    """Batches of epochs on disk, for trainings that draw the same ones, as cells of a fold do.
+
+    The first training that reaches an epoch draws it; the others wait and read. Trainings draw the
+    same if configuration, batch size, seed and the voxels of all cases are equal.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        volumes: list[dict[str, Any]],
+        config: DataConfig,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        """Take a folder below `root`; the other arguments are those of `training_batches`."""
+        versions = torch.__version__, monai.__version__
+        about = json.dumps([asdict(config), batch_size, seed, versions])
+        digest = hashlib.sha256(about.encode())
+        for volume in volumes:
+            digest.update(volume["name"].encode())
+            for key in ("image", "label"):
+                digest.update(np.ascontiguousarray(volume[key]))
+        self.folder = Path(root) / digest.hexdigest()[:16]
+
+    def epoch(
+        self, number: int, batches: Iterator[tuple[torch.Tensor, torch.Tensor]]
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield the stored batches of an epoch; without any, those of `batches`, and store them."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path, drawn = self.folder / f"{number}.safetensors", {}
+        with acquired(path.with_suffix(".lock"), wait=True):
+            if not path.exists():
+                for n, (images, labels) in enumerate(batches):
+                    drawn |= {f"{n} images": images, f"{n} labels": labels.to(torch.int16)}
+                    yield images, labels
+                with written(path) as temporary:
+                    save_file(drawn, temporary)
+                return
+        stored = load_file(path)
+        for n in range(len(stored) // 2):
+            yield stored[f"{n} images"], stored[f"{n} labels"].float()
 
 
 @contextlib.contextmanager

@@ -27,12 +27,12 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, gather_object
 
 from mvl.config import ExperimentConfig, derive_seed
-from mvl.data.batches import ahead, training_batches
+from mvl.data.batches import BatchStore, ahead, training_batches
 from mvl.errors import ConfigError, RunError, out_of_memory
 from mvl.experiment.files import CURVES, STATE, WEIGHTS
 from mvl.experiment.inference import decide, infer, whole_float32
 from mvl.experiment.metrics import dice_per_case
-from mvl.experiment.procedure import procedure_of
+from mvl.experiment.procedure import Procedure, procedure_of
 from mvl.experiment.state import restore_state, save_weights, write_state
 from mvl.files import write_table
 from mvl.machine import cores
@@ -175,7 +175,9 @@ class _Steps:
         optimiser = _optimiser(model, plan, self.on_gpu)
         self.network, self.optimiser = self.accelerator.prepare(model, optimiser)
         self.loss = procedure.loss(any((volume["label"] < 0).any() for volume in volumes))
-        self.augment = procedure.augmentation()
+        self.augment, self.store = procedure.augmentation(), None
+        if (root := os.environ.get("MVL_BATCHES")) and type(procedure) is Procedure:
+            self.store = BatchStore(root, volumes, config.data, plan.batch_size, config.seed)
 
     def epoch(self, number: int) -> float:
         """Train for an epoch; the mean loss over its cases."""
@@ -186,6 +188,8 @@ class _Steps:
         self.network.train()
         given = (self.volumes, self.config.data, plan.batch_size, seed, number, rank, count)
         batches = training_batches(*given, augment=self.augment)
+        if self.store and count == 1:
+            batches = self.store.epoch(number, batches)
         if self.on_gpu:
             batches = (tuple(part.pin_memory() for part in batch) for batch in batches)
         # Where the steps keep every processor at work, a thread for the next batch costs more

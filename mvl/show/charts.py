@@ -135,12 +135,13 @@ def described(path: Path) -> str:
     """What a file of `draw_reference` shows, in words."""
     name = path.stem.removeprefix(f"{GPU}_")
     where = "On a GPU. " if name != path.stem else ""
-    texts = {_file(key, chart): chart.caption for key, chart in CHARTS.items()}
+    texts = {file_name(key): chart.caption for key, chart in CHARTS.items()}
     return where + (texts | _OTHERS)[name]
 
 
-def _file(name, chart):
-    return f"{chart.suite or 'all'}_{name}"
+def file_name(name: str) -> str:
+    """The file of a chart of `CHARTS` in a reference's figures/, without its ending."""
+    return f"{CHARTS[name].suite or 'all'}_{name}"
 
 
 _OTHERS = {
@@ -163,8 +164,7 @@ def draw_reference(folder: Path = REFERENCE, names: Iterable[str] = tuple(CHARTS
             continue
         source = reference_source(tables)
         for name in names:
-            chart = CHARTS[name]
-            for _, _, figure in drawn(source, chart):
-                figures.save(figure, folder / "figures" / f"{prefix}{_file(name, chart)}")
+            for _, _, figure in drawn(source, CHARTS[name]):
+                figures.save(figure, folder / "figures" / f"{prefix}{file_name(name)}")
     if second := crossed.published(folder):
         figures.save(crossed.picture(second), folder / crossed.PICTURE)

@@ -1,8 +1,9 @@
 """The paper's figures and tables, from a profile's runs and from the committed reference.
 
-An exhibit is drawn for each source that has enough of it and saved below results/<profile>/, as
-figures/NAME_SOURCE.{png,pdf} and tables/NAME_SOURCE.{csv,md,tex}. Where a source has too
-little, or a part, a text says what is missing and what makes it.
+An exhibit is drawn for each of the profile's sources that has enough of it and saved below
+results/<profile>/, as figures/NAME_SOURCE.{png,pdf} and tables/NAME_SOURCE.{csv,md,tex}. The
+reference's figures are those in results/reference/figures. Where a source has too little, or a
+part, a text says what is missing and what makes it.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from mvl.errors import DataError, RunError
 from mvl.files import REPOSITORY
 from mvl.show import figures, tables
 from mvl.show import ten_tasks as of_ten
-from mvl.show.charts import CHARTS, PAIR, by_task, drawn, part, size
+from mvl.show.charts import CHARTS, PAIR, by_task, drawn, file_name, part, size
 from mvl.show.examples import Examples
-from mvl.show.notebook import activation_row, markdown, paper_numbers, show
+from mvl.show.notebook import activation_row, markdown, paper_numbers, picture, show
 from mvl.show.sentences import sentence
 from mvl.study import ten_tasks, volumes
 from mvl.study.runs import HEADLINE, own_runs, sources_of
@@ -49,7 +50,7 @@ class Exhibits:
 
     def __init__(self, parameters: dict, root: Path = REPOSITORY):
         self._parameters, self._profile = parameters, parameters["profile"]
-        self.folder = root / "results" / self._profile
+        self._root, self.folder = root, root / "results" / self._profile
         found, self._faults = sources_of(own_runs(parameters, root), root)
         own = [source for source in found if source.kind == "own"]
         names = ["own" + f"_{n}" * (n > 1) for n in range(1, len(own) + 1)]
@@ -73,17 +74,34 @@ class Exhibits:
         return markdown("\n".join([*lines, *(f"- {text}" for _, text in self._faults)]))
 
     def figure(self, name: str) -> None:
-        """Show and save a figure of `CHARTS` for every source, and say what is missing."""
-        chart = CHARTS[name]
+        """Show a figure of `CHARTS` for every source, and say what is missing.
+
+        The profile's is drawn and saved, the reference's shown as it is committed.
+        """
         for slug, source in self.sources.items():
-            count = 0
-            for task, behind, figure in drawn(source, chart):
-                file = f"{name}_{slug}" + f"_{task}" * (task != self._parameters["task"])
-                self._save(figure, file, f"**{source.label}**, {behind}. {chart.caption}")
-                count += 1
+            if source.kind == "reference":
+                count = self._committed(name, source)
+            else:
+                count = self._draw(name, slug, source)
             self._drawn.setdefault(name, {})[slug] = count
-            if missing := self._missing(source, chart, count):
+            if missing := self._missing(source, CHARTS[name], count):
                 show(missing)
+
+    def _committed(self, name, source):
+        path = self._root / "results" / "reference" / "figures" / f"{file_name(name)}.png"
+        if not path.is_file():
+            return 0
+        chart = CHARTS[name]
+        show(f"**{source.label}**, {size(part(source, chart))}. {chart.caption}", picture(path))
+        return 1
+
+    def _draw(self, name, slug, source):
+        count, chart = 0, CHARTS[name]
+        for task, behind, figure in drawn(source, chart):
+            file = f"{name}_{slug}" + f"_{task}" * (task != self._parameters["task"])
+            self._save(figure, file, f"**{source.label}**, {behind}. {chart.caption}")
+            count += 1
+        return count
 
     def table(self, name: str) -> None:
         """Show and save the table of a chart's arms for every source that has two of them."""

@@ -21,7 +21,7 @@ from mvl.study.suites import SUITES
 from mvl.study.summary import summary_table
 
 if TYPE_CHECKING:
-    from IPython.display import Markdown
+    from IPython.display import Image, Markdown
 
 
 def markdown(text: str) -> Markdown:
@@ -29,6 +29,14 @@ def markdown(text: str) -> Markdown:
     from IPython.display import Markdown
 
     return Markdown(text)
+
+
+def picture(path: Path) -> Image:
+    """A PNG of the repository that a notebook shows, a third of its size for print."""
+    from IPython.display import Image
+
+    content = path.read_bytes()
+    return Image(content, width=int.from_bytes(content[16:20], "big") // 3)
 
 
 def show(*things: object) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mvl.config import DataConfig
-from mvl.data.batches import ahead, training_batches
+from mvl.data.batches import BatchStore, ahead, training_batches
 from mvl.data.preparation import Preparation
 from mvl.data.tasks import TASKS
 from tests.data.test_preparation import ball, write
@@ -122,3 +122,37 @@ def test_the_thread_counts_subnormals_as_a_training_does():
     smallest = torch.tensor(1e-39)
     assert next(ahead(smallest * 1 for _ in range(1))) == 0
     assert smallest * 1 > 0
+
+
+@pytest.mark.parametrize("config", [WHOLE, CROPS])
+def test_a_stored_epoch_is_the_drawn_one(volumes, specks, config, tmp_path):
+    given = (volumes if config is WHOLE else specks), config, 2, 5
+    drawn = list(training_batches(*given, epoch=3))
+    first = list(BatchStore(tmp_path, *given).epoch(3, training_batches(*given, epoch=3)))
+    stored = list(BatchStore(tmp_path, *given).epoch(3, iter(())))
+    for other in (first, stored):
+        for mine, theirs in zip(drawn, other, strict=True):
+            assert all(map(torch.equal, mine, theirs))
+            assert [part.dtype for part in mine] == [part.dtype for part in theirs]
+
+
+def test_an_epoch_is_stored_whole_or_not_at_all(volumes, tmp_path):
+    given = volumes, WHOLE, 2, 5
+    store = BatchStore(tmp_path, *given)
+    begun = store.epoch(0, training_batches(*given, epoch=0))
+    next(begun)
+    begun.close()
+    assert not list(store.folder.glob("*.safetensors"))
+    assert len(list(store.epoch(0, training_batches(*given, epoch=0)))) == 3
+
+
+def test_what_draws_otherwise_is_stored_elsewhere(volumes, tmp_path):
+    image = volumes[0]["image"].clone()
+    image[0, 0, 0, 0] += 1
+    other = [volumes[0] | {"image": image}, *volumes[1:]]
+    given = [
+        *((volumes, WHOLE, 2, 5), (volumes, WHOLE, 2, 6), (volumes, WHOLE, 3, 5)),
+        *((volumes, replace(WHOLE, intensity=0.1), 2, 5), (volumes[1:], WHOLE, 2, 5)),
+        (other, WHOLE, 2, 5),
+    ]
+    assert len({BatchStore(tmp_path, *one).folder for one in given}) == len(given)

@@ -245,6 +245,17 @@ def test_a_thread_makes_batches_where_a_processor_is_spare_and_changes_no_byte(
     assert_equal_files(tmp_path / "alone", tmp_path / "beside")
 
 
+def test_stored_batches_change_no_byte(phantom, tiny, tmp_path, monkeypatch):
+    config = tiny(model={"dropout": 0.1})
+    train(build(config), *prepared(config, phantom), config, tmp_path / "drawn", show=False)
+    monkeypatch.setenv("MVL_BATCHES", str(tmp_path / "batches"))
+    train(build(config), *prepared(config, phantom), config, tmp_path / "stores", show=False)
+    monkeypatch.setattr(training, "training_batches", lambda *_, **__: iter(()))
+    train(build(config), *prepared(config, phantom), config, tmp_path / "reads", show=False)
+    assert_equal_files(tmp_path / "drawn", tmp_path / "stores")
+    assert_equal_files(tmp_path / "drawn", tmp_path / "reads")
+
+
 def scalars(folder):
     """{(name, epoch from 1): value}, as TensorBoard reads them; no epoch is there twice."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
