@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from mvl.blocks.extraction import block_reference
-from mvl.blocks.hub import Absent, download
+from mvl.blocks.hub import download
 from mvl.config import DataConfig, ExperimentConfig, LanguageConfig, ModelConfig
 from mvl.data.domain import TrainingDomain
 from mvl.data.tasks import Task
@@ -179,11 +179,8 @@ def _located(source, name, revision) -> Path:
         return Path(source) / name
     try:
         return download(str(source), name, revision)
-    except Absent:
-        fault = f"{source} on the hub has no {name}, so it is not a model of mvl"
     except BlockError as error:
-        fault = f"there is no folder {source}, and {error}"
-    raise RunError(fault)
+        raise RunError(f"there is no folder {source}, and {error}") from None
 
 
 def _description(stored, source) -> Description:

@@ -20,7 +20,7 @@ from mvl.data import download
 from mvl.experiment.run import Run
 from mvl.models.folder import save_model
 from mvl.study.reference import BEST
-from tests.blocks.fake_hub import COMMIT, Server
+from tests.blocks.fake_hub import COMMIT, Server, constants
 from tests.blocks.test_checkpoints import claim, file_of
 from tests.data import test_checks as volumes
 from tests.data.test_download import DESCRIPTION, EVIL, archive
@@ -204,8 +204,8 @@ add("A language model's block", "block extract path:BLOCK -o HERE/out", {
     "a size that is not the shape's": (
         "model.safetensors", "is damaged", put(W, file_of({"a": claim(0, 16, [1 << 60])}))),
     "other tensors": ("no tensor's name", put(W, OTHER)),
-    "pickled weights": ("pickle", put("block/pytorch_model.bin", b"cos\nsystem\n")),
-    "an index that leads out": ("'../a.bin'", put(INDEX, b'{"weight_map": {"a": "../a.bin"}}')),
+    "pickled weights": ("Pickled", put("block/pytorch_model.bin", b"cos\nsystem\n")),
+    "an index of others": ("no tensor's name", put(INDEX, b'{"weight_map": {"a": "a.bin"}}')),
     "weights without permission": (DENIED, both(put(W, OTHER), forbidden(W))),
     "no config.json": ("there is no config.json in", gone(B)),
     "a config.json of 100 GB": ("config.json is too large", both(put(W, b""), grown(B))),
@@ -288,8 +288,11 @@ def published(content, folder, given):
 def answering(status, body, headers, folder, given):
     """A hub that gives one answer to everything."""
     server = Server(lambda handler: handler.reply(status, headers, body))
-    places = {"MVL_CACHE": str(folder / "cache"), "HF_HUB_CACHE": str(folder / "hub")}
-    with mock.patch.dict(os.environ, places | {"HF_ENDPOINT": server.address}):
+    values = constants(server.address, folder / "hub")
+    with (
+        mock.patch.dict(os.environ, {"MVL_CACHE": str(folder / "cache")}),
+        mock.patch.multiple("huggingface_hub.constants", **values),
+    ):
         yield
     server.close()
 
@@ -306,10 +309,10 @@ add("An archive", FETCH, {"another MD5": ("has MD5", partial(published, None))})
 NAMED = {"X-Repo-Commit": COMMIT, "ETag": '"a"'}
 HUGE, SHORT = NAMED | {"Content-Length": 100 << 30}, NAMED | {"Content-Length": 99}
 add("A hub", "block show hub:owner/name", {
-    "a model without config.json": ("no config.json", partial(answering, 404, b"", {})),
-    "a revision without commit": ("is not a hub", partial(answering, 200, b"", {})),
-    "a config.json of 100 GB": ("is not a hub", partial(answering, 200, b"", HUGE)),
-    "a config.json that breaks off": ("cannot be reached", partial(answering, 200, b"{", SHORT)),
+    "a model without config.json": ("hub:owner/name at http", partial(answering, 404, b"", {})),
+    "a revision without commit": ("hub:owner/name at http", partial(answering, 200, b"", {})),
+    "a config.json of 100 GB": ("hub:owner/name at http", partial(answering, 200, b"", HUGE)),
+    "a config.json that breaks off": ("owner/name at http", partial(answering, 200, b"{", SHORT)),
     "a config.json that is not JSON": (NO_JSON, partial(answering, 200, b"{", NAMED)),
 })
 # fmt: on
