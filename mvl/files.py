@@ -106,11 +106,10 @@ def read_bytes(path: Path | str) -> bytes:
 
 def _each_once(pairs):
     """A JSON object; of a key that is there twice Python would keep the last value silently."""
-    value = dict(pairs)
-    for key, _ in pairs if len(value) < len(pairs) else ():
-        if sum(key == other for other, _ in pairs) > 1:
-            raise ValueError(f"{key!r} is there twice in one object; keep one of them")
-    return value
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) < len(keys):
+        raise ValueError(f"{max(keys, key=keys.count)!r} is there twice in one object; keep one")
+    return dict(pairs)
 
 
 def read_json(path: Path | str, *keys: str, kind: type[MvlError] = MvlError) -> Any:
