@@ -10,7 +10,6 @@ import io
 import json
 import os
 import shutil
-import stat
 import tempfile
 import zlib
 from collections.abc import Collection, Iterator
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).resolve().parents[1]
 #: How the names of folders begin in which something is being made.
 _UNFINISHED = ".mvl-writing-"
-#: No JSON file and no table of ours or of a data set comes near this size.
-_LIMIT = 64 << 20
 
 
 @contextlib.contextmanager
@@ -101,36 +98,18 @@ def write_json(path: Path | str, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
-def refuse_endless(path: Path | str) -> None:
-    """An `MvlError` for a pipe or a device, of which reading might never end."""
-    mode = os.stat(path).st_mode
-    if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
-        raise MvlError(f"{path} is not a regular file")
-
-
-def read_small(path: Path | str) -> bytes:
-    """All bytes of a file that is neither endless nor large; unpacked where its name ends in .gz.
-
-    Raises:
-        MvlError: it is one of the two.
-        OSError, EOFError, zlib.error: it cannot be read.
-    """
-    refuse_endless(path)
-    most = min(_LIMIT, 1040 * os.path.getsize(path))  # deflate packs no more tightly
+def read_bytes(path: Path | str) -> bytes:
+    """All bytes of a file, unpacked where its name ends in .gz."""
     with (gzip.open if str(path).endswith(".gz") else open)(path, "rb") as file:
-        content = file.read(most + 1)
-    if len(content) > _LIMIT:
-        raise MvlError(f"{path} is too large to be what it should: more than {_LIMIT:,} bytes")
-    return content
+        return file.read()
 
 
 def _each_once(pairs):
     """A JSON object; of a key that is there twice Python would keep the last value silently."""
-    value = dict(pairs)
-    for key, _ in pairs if len(value) < len(pairs) else ():
-        if sum(key == other for other, _ in pairs) > 1:
-            raise ValueError(f"{key!r} is there twice in one object; keep one of them")
-    return value
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) < len(keys):
+        raise ValueError(f"{max(keys, key=keys.count)!r} is there twice in one object; keep one")
+    return dict(pairs)
 
 
 def read_json(path: Path | str, *keys: str, kind: type[MvlError] = MvlError) -> Any:
@@ -140,7 +119,7 @@ def read_json(path: Path | str, *keys: str, kind: type[MvlError] = MvlError) -> 
     """
     try:
         # Editors on Windows begin a file with a byte order mark.
-        text = read_small(path).decode("utf-8-sig")
+        text = read_bytes(path).decode("utf-8-sig")
         value = json.loads(text, object_pairs_hook=_each_once)
     except FileNotFoundError as error:
         raise kind(f"{path} does not exist") from error
@@ -148,8 +127,6 @@ def read_json(path: Path | str, *keys: str, kind: type[MvlError] = MvlError) -> 
         raise kind(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise kind(f"{path} is not readable JSON: {error}") from error
-    except MvlError as error:
-        raise kind(str(error)) from error
     for key in keys:
         if not isinstance(value, dict) or key not in value:
             raise kind(f"{path} lacks {key!r}: it is damaged, or of another version")
@@ -187,7 +164,7 @@ def read_table(
 
     options = {"dtype": dict.fromkeys(_TEXTS, str), "na_values": [""], "keep_default_na": False}
     try:
-        table = pd.read_csv(io.BytesIO(read_small(path)), **options)
+        table = pd.read_csv(io.BytesIO(read_bytes(path)), **options)
     except FileNotFoundError as error:
         raise MvlError(f"{path} does not exist") from error
     except (OSError, EOFError, ValueError, zlib.error) as error:

@@ -31,51 +31,26 @@ def test_a_configuration_survives_json(name):
     ("values", "said"),
     [
         ({"models": {}}, "unknown key models"),
-        (
-            {"model": {"language": {"layr": 1}}},
-            "key model.language.layr; did you mean layer",
-        ),
-        (
-            {"model": {"language": {"layer": "last"}}},
-            "model.language.layer must .*got 'last'",
-        ),
+        ({"model": {"language": {"layr": 1}}}, "key model.language.layr; did you mean layer"),
+        ({"model": {"language": {"layer": "last"}}}, "model.language.layer must .*got 'last'"),
         ({"model": {"width": True}}, "model.width must .*integer, got True"),
-        ({"model": {"width": 64.5}}, "model.width must .*integer, got 64.5"),
-        (
-            {"model": {"attention": "sparse"}},
-            "model.attention must .*'hybrid', got 'sparse'",
-        ),
+        ({"model": {"attention": "sparse"}}, "model.attention must .*'hybrid', got 'sparse'"),
         ({"data": {"grid": [8, 8]}}, "lacks data.grid.2"),
         ({"data": {"grid": [8, 8, 0]}}, "data.grid.2 must .*, got 0"),
-        ({"data": {"grid": [8, 8, 2**31]}}, "data.grid.2 must .*, got 2147483648"),
-        ({"data": {"grid": 8}}, "data.grid must .*got 8"),
         ({"data": {"fraction": 0}}, "data.fraction must .*got 0"),
-        ({"data": {"fraction": 1.5}}, "data.fraction must .*got 1.5"),
         ({"data": {"flips": 1}}, "data.flips.*got 1"),
         ({"data": {"fit": "crop"}}, "data: fit crop with spacing_mm None"),
         ({"data": {"spacing_mm": [1, 1, 1]}}, "data: fit pad with spacing_mm"),
-        ({"data": {"fit": "crop", "spacing_mm": [1, 1, 0]}}, "data.spacing_mm.2 must .*got 0"),
         ({"training": {"epochs": 0}}, "training.epochs must .*got 0"),
-        ({"training": {"learning_rate": 0}}, "training.learning_rate must .*got 0"),
-        ({"training": {"learning_rate": 10**400}}, "training.learning_rate must .*finite"),
         ({"training": {"weight_decay": float("nan")}}, "training.weight_decay must .*finite"),
-        ({"data": {"rotation_degrees": float("inf")}}, "data.rotation_degrees must .*finite"),
-        ({"seed": 10**400}, "seed must"),
-        ({"training": {"warmup_epochs": -1}}, "training.warmup_epochs must .*got -1"),
-        ({"model": {"width": 0}}, "model.width must .*got 0"),
-        ({"model": {"language": {"lora_rank": -1}}}, "model.language.lora_rank must .*got -1"),
-        ({"model": {"language": {"scale": 0}}}, "model.language.scale must .*got 0"),
         (
             {"model": {"language": {"control": "trainable", "dtype": "bfloat16"}}},
             "model.language: a trainable block wants dtype float32",
         ),
-        ({"model": {"patch": [8, 0, 8]}}, "model.patch.1 must .*got 0"),
         ({"model": {"fusion_kernels": [2]}}, "model: fusion_kernels .*odd"),
-        ({"model": {"fusion_kernels": [-1]}}, "model.fusion_kernels.0 must .*got -1"),
         ({"model": {"width": 10}}, "model: width 10 is not a multiple of heads, 4"),
         ({"model": {"architecture": "resnet"}}, "model.architecture must .*got 'resnet'"),
         ({"model": {"architecture": "unet", "depth": 2}}, "unknown key model.depth"),
-        ({"seed": None}, "seed must .*got None"),
         ({"model": []}, r"model must .*got \[\]"),
         ([], "root must"),
     ],
@@ -133,21 +108,11 @@ def test_a_later_field_is_written_only_where_it_is_used():
     crops = replace(plain, data=DataConfig(fit="crop", spacing_mm=(1, 1, 2.5), channels="first"))
     values = json.loads(json.dumps(crops.to_dict()))
     assert values["data"]["spacing_mm"] == [1, 1, 2.5] and values["data"]["channels"] == "first"
-    again = ExperimentConfig.from_dict(values)
-    assert again == crops and fingerprint(again, {"voxels": {}, "block": None}) == fingerprint(
-        crops, {"voxels": {}, "block": None}
-    )
-    assert (
-        len({fingerprint(config, {"voxels": {}, "block": None}) for config in (plain, crops)}) == 2
-    )
+    assert ExperimentConfig.from_dict(values) == crops
 
 
-@pytest.mark.parametrize("given", ["Own/", "Own//", "Own"])
-def test_a_task_that_a_shell_completed_has_its_plain_name(given):
-    assert DataConfig(task=given) == DataConfig(task="Own")
-
-
-def test_a_task_that_is_a_path_is_refused_with_the_words_that_work():
+def test_a_task_that_a_shell_completed_has_its_plain_name_and_a_path_is_refused():
+    assert DataConfig(task="Own/") == DataConfig(task="Own")
     with pytest.raises(ConfigError, match="name the task Own, .*--root /data"):
         DataConfig(task="/data/Own/")
 

@@ -68,10 +68,3 @@ def test_names_in_a_table_come_as_they_were_written(tmp_path):
     table = read_table(path, ("subject", "case"), ("dice",))
     assert table["subject"].tolist() == subjects and table["case"].tolist() == cases
     assert table.groupby("subject")["dice"].mean().to_dict() == {"01": 0.5, "1": 0.25, "NA": 1.0}
-
-
-@pytest.mark.parametrize("reader", [read_table, read_json])
-def test_a_pipe_is_not_waited_for(tmp_path, reader):
-    os.mkfifo(tmp_path / "table.csv")
-    with pytest.raises(MvlError, match="table.csv is not a regular file"):
-        reader(tmp_path / "table.csv")

@@ -9,23 +9,13 @@ from pathlib import Path
 
 import torch
 
-from mvl.blocks.checkpoints import (
-    CONFIG,
-    INDEX,
-    WEIGHTS,
-    Checkpoint,
-    FolderCheckpoint,
-    hash_tensors,
-)
+from mvl.blocks.checkpoints import CONFIG, INDEX, WEIGHTS, Checkpoint, FolderCheckpoint
 from mvl.blocks.families import Architecture
 from mvl.blocks.sources import RECORD, open_checkpoint, path_of
 from mvl.config import LanguageConfig
 from mvl.errors import BlockError
-from mvl.files import read_json, write_json, write_tensors
+from mvl.files import read_json, write_json, write_tensors, writing
 from mvl.locks import acquired
-
-#: The number formats in which a block may be held.
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def open_block(config: LanguageConfig) -> tuple[Checkpoint, Architecture]:
@@ -67,25 +57,22 @@ def read_block(
 
 def _tensors(checkpoint, architecture, dtype):
     names = architecture.tensor_names(checkpoint)
-    tensors = checkpoint.read(names.values(), DTYPES[dtype])
+    tensors = checkpoint.read(names.values(), getattr(torch, dtype))
     return {parameter: tensors[name] for parameter, name in names.items()}
 
 
 def _copied(checkpoint, architecture, dtype, folder, source):
     """As `_tensors`, through a folder that is filled first where it is empty."""
     if not (folder / WEIGHTS).is_file():
-        names = architecture.tensor_names(checkpoint)
-        try:
+        names = architecture.tensor_names(checkpoint).values()
+        with writing(folder, kind=BlockError):
             folder.mkdir(parents=True, exist_ok=True)
-            # Two processes that want one block share the work. A broken transfer goes on.
-            with open(folder / "partial", "a+b") as partial, acquired(partial.name, wait=True):
+            # Two processes that want one block share the work.
+            with acquired(folder / ".lock", wait=True):
                 if not (folder / WEIGHTS).is_file():
-                    tensors = checkpoint.read(names.values(), DTYPES[dtype], partial)
+                    tensors = checkpoint.read(names, getattr(torch, dtype))
                     write_json(folder / CONFIG, checkpoint.config)
                     write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
-                Path(partial.name).unlink(missing_ok=True)
-        except OSError as error:
-            raise BlockError(f"cannot write {folder}: {error.strerror or error}") from error
     tensors = _tensors(FolderCheckpoint(f"path:{folder}", folder), architecture, dtype)
     record = {
         "source": source,
@@ -105,6 +92,15 @@ def _copied(checkpoint, architecture, dtype, folder, source):
     return tensors
 
 
+def hash_tensors(tensors: dict[str, torch.Tensor]) -> str:
+    """SHA-256 (hex) of named tensors: name, type, shape and bytes of each, sorted by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 def extract_block(config: LanguageConfig, folder: Path | str) -> str:
     """Copy a block into a folder that is itself a "path:" source, for a machine without network.
 
@@ -113,7 +109,7 @@ def extract_block(config: LanguageConfig, folder: Path | str) -> str:
 
     Args:
         config: source, layer, layers and dtype count.
-        folder: made if missing; an interrupted copy goes on where it stopped.
+        folder: made if missing.
 
     Returns:
         The block's SHA-256, as in `block_reference`.

@@ -128,23 +128,20 @@ class Architecture:
         return sum(p.numel() for p in self.skeleton.parameters())
 
     def tensor_names(self, checkpoint: Checkpoint) -> dict[str, str]:
-        """{parameter of `build()`: the checkpoint's tensor of the same shape}.
+        """{parameter of `build()`: the checkpoint's tensor}.
 
         Raises:
-            BlockError: the layer is not there, lacks a tensor, has one that is not understood, or
-                has one of another shape than config.json says.
+            BlockError: the layer is not there, lacks a tensor, or has one that is not understood.
         """
         names, tensors = checkpoint.names(), {}
         for layer, index in enumerate(self.indices):
             stems = [f"{prefix}.{index}." for prefix in self.family.prefixes]
             stem = next((s for s in stems if any(n.startswith(s) for n in names)), None)
             if stem is None:
-                starts = [rf"{re.escape(prefix)}\.(\d+)\." for prefix in self.family.prefixes]
-                found = [re.match(start, name) for start in starts for name in names]
-                there = ", ".join(sorted({match[1] for match in found if match})) or "none"
+                numbers = {m[1] for n in names if (m := re.search(r"\.(\d+)\.", n))}
                 raise BlockError(
                     f"{self.source}: no tensor's name starts with {stems[0]}; it holds layer "
-                    f"{there}, counted from 0 in the whole model"
+                    f"{', '.join(sorted(numbers)) or 'none'}, counted from 0 in the whole model"
                 )
             parts = {}
             for name in names:
@@ -162,12 +159,4 @@ class Architecture:
                     f"{foreign or 'nothing'} that its config.json does not explain"
                 )
             tensors |= {f"{layer}.{part}": parts[part] for part in expected}
-        entries = checkpoint.entries(tensors.values())
-        for parameter, value in self.skeleton.named_parameters():
-            name = tensors[parameter]
-            if entries[name].shape != tuple(value.shape):
-                raise BlockError(
-                    f"{self.source}: {name} has shape {entries[name].shape}, but config.json says "
-                    f"{tuple(value.shape)}"
-                )
         return tensors

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mvl.blocks.checkpoints import Checkpoint
-from mvl.blocks.extraction import DTYPES, draws_weights, read_block
+from mvl.blocks.extraction import draws_weights, read_block
 from mvl.blocks.families import Architecture
 from mvl.config import LanguageConfig
 from mvl.draws import drawn_by
@@ -25,7 +25,7 @@ class FrozenBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.layers = layers
-        self.causal, self.dtype = config.causal, DTYPES[config.dtype]
+        self.causal, self.dtype = config.causal, getattr(torch, config.dtype)
         self.windows = architecture.windows()
         self.takes_rotation = architecture.family.rotary
         self.head_width = architecture.head_width()
@@ -91,7 +91,7 @@ def weighted_layers(
     checkpoint: Checkpoint, architecture: Architecture, config: LanguageConfig, seed: int
 ) -> nn.ModuleList:
     """The layers with the weights of the control, in the block's number format."""
-    dtype, layers = DTYPES[config.dtype], architecture.skeleton
+    dtype, layers = getattr(torch, config.dtype), architecture.skeleton
     if torch.get_default_device().type == "meta":
         return layers.to(dtype)
     if draws_weights(config):

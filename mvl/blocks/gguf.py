@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 
@@ -52,11 +51,7 @@ class GgufCheckpoint(Checkpoint):
         if not kept.is_file():
             write_json(kept, self._configuration(source))
         super().__init__(source, read_json(kept), revision, cache)
-
-    @property
-    def origin(self) -> str:
-        """What the tensors are of, wherever the file lies."""
-        return f"gguf:{self.revision}"
+        self.origin = f"gguf:{revision}"  # wherever the file lies
 
     @cached_property
     def _reader(self):
@@ -104,18 +99,17 @@ class GgufCheckpoint(Checkpoint):
 
     def entries(self, names: Iterable[str]) -> dict[str, Entry]:
         """{name: `Entry`} of the named tensors, in bytes as they are stored."""
-        chosen = {name: self._tensors[name] for name in names}
-        return {
-            name: Entry(self.path.name, t.tensor_type.name, tuple(t.shape[::-1]), int(t.n_bytes))
-            for name, t in chosen.items()
-        }
+        entries = {}
+        for name in names:
+            tensor = self._tensors[name]
+            shape, size = tuple(tensor.shape[::-1]), int(tensor.n_bytes)
+            entries[name] = Entry(self.path.name, tensor.tensor_type.name, shape, size)
+        return entries
 
     def model_bytes(self) -> int:
         return self.path.stat().st_size
 
-    def read(
-        self, names: Iterable[str], dtype: torch.dtype, partial: BinaryIO | None = None
-    ) -> dict[str, torch.Tensor]:
+    def read(self, names: Iterable[str], dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """{name: tensor}, dequantised, in transformers' order of weights."""
         from gguf import dequantize
         from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor

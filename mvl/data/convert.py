@@ -18,7 +18,7 @@ from mvl.data.nifti import read_label, read_volume
 from mvl.data.task_folder import data_root, description_of
 from mvl.data.tasks import CONVERTED
 from mvl.errors import DataError
-from mvl.files import read_small, read_table, staging, write_json, writing
+from mvl.files import read_bytes, read_table, staging, write_json, writing
 from mvl.progress import track
 
 
@@ -157,7 +157,7 @@ def _read_sparse(path, contour=False):
 def _read_edges(path):
     """Edges of a voxel in mm, along the axes of the array."""
     try:
-        edges = [float(word) for word in read_small(path).split()]
+        edges = [float(word) for word in read_bytes(path).split()]
         if len(edges) != 3 or not all(0 < edge < 100 for edge in edges):
             raise ValueError(f"{edges} are not three edges in mm")
     except (OSError, ValueError) as error:

@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mvl.data.tasks import CONVERTED, TASKS, Task, read_description, read_task
-from mvl.errors import DataError, MvlError, did_you_mean
-from mvl.files import REPOSITORY, read_json, read_small
+from mvl.errors import DataError, did_you_mean
+from mvl.files import REPOSITORY, read_bytes, read_json
 
 #: The repository's folder for downloads and phantoms.
 REPOSITORY_DATA = REPOSITORY / "data"
@@ -316,11 +316,11 @@ def _inside(folder, relative, source):
 def _read_subjects(path, cases):
     """{case: subject} from subjects.csv, or None if the file does not exist."""
     try:
-        text = read_small(path).decode("utf-8-sig")
+        text = read_bytes(path).decode("utf-8-sig")
         rows = list(csv.DictReader(io.StringIO(text, newline="")))
     except FileNotFoundError:
         return None
-    except (MvlError, OSError, ValueError, csv.Error) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"{path} is not a readable table: {error}") from error
     subjects = {}
     for row in rows:

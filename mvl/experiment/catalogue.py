@@ -10,7 +10,7 @@ from mvl.config import PRESETS, ExperimentConfig
 from mvl.errors import MvlError, RunError, did_you_mean
 from mvl.experiment.files import CASES, CONFIG, DONE, NAME, TRAINED
 from mvl.experiment.run import read_cases
-from mvl.files import REPOSITORY, read_json, read_small
+from mvl.files import REPOSITORY, read_bytes, read_json
 
 #: Digits of a fingerprint that people are shown.
 DIGITS = 8
@@ -42,7 +42,7 @@ def _progress(folder):
 def run_name(folder: Path) -> str:
     """The name that a person gave a run; "" without one."""
     try:
-        return read_small(folder / NAME).decode(errors="replace").strip()
+        return read_bytes(folder / NAME).decode(errors="replace").strip()
     except FileNotFoundError:
         return ""
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mvl.blocks.checkpoints import hash_tensors
+from mvl.blocks.extraction import hash_tensors
 from mvl.data.judgement import judge, judge_volumes
 from mvl.data.nifti import read_header, read_label, read_volume, write_segmentation
 from mvl.data.task_folder import Case, case_name, require_output

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from mvl.errors import RunError
-from mvl.files import refuse_endless, write_tensors
+from mvl.files import write_tensors
 from mvl.models.folder import load_trained_state, trained_state
 
 
@@ -98,7 +98,6 @@ def _laid_out(moment, weight):
 
 def _read_tensors(path, remedy):
     try:
-        refuse_endless(path)
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
     except (OSError, SafetensorError) as error:

@@ -56,9 +56,8 @@ class FakeHub:
     def __init__(self, folder):
         self.folder = folder
         self.status, self.code = None, None
-        self.ranges, self.commit, self.etag = True, COMMIT, "etag"
-        self.cut = None  # bytes of a body after which the connection drops
-        self.limit = None  # bytes of the store after which no connection comes about
+        self.ranges = True
+        self.flaky, self.broken = False, set()  # the first answer to each range is half of it
         self.store, self.hub = Server(self._store), Server(self._hub)
 
     def close(self):
@@ -76,7 +75,7 @@ class FakeHub:
         if not asked or asked[1] not in ("main", "v1.0", COMMIT, "refs%2Fpr%2F3"):
             return handler.reply(404, {"X-Error-Code": "RevisionNotFound"})
         path = self.folder / asked[2]
-        headers = {"X-Repo-Commit": self.commit, "ETag": f'"{self.etag}-{path.name}"'}
+        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{path.name}"'}
         if not path.is_file():
             return handler.reply(404, headers | {"X-Error-Code": "EntryNotFound"})
         if path.suffix == ".safetensors":
@@ -87,9 +86,6 @@ class FakeHub:
         return handler.reply(200, headers, path.read_bytes())
 
     def _store(self, handler):
-        if self.limit is not None and self.store.sent > self.limit:
-            handler.close_connection = True
-            return
         body = (self.folder / handler.path[1:].split("?")[0]).read_bytes()
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", handler.headers["Range"] or "")
         if not asked or not self.ranges:
@@ -99,18 +95,30 @@ class FakeHub:
             "Content-Range": f"bytes {start}-{stop - 1}/{len(body)}",
             "Content-Length": stop - start,
         }
-        if self.cut is not None and stop - start > self.cut:
-            stop = start + self.cut
+        if start >= len(body):
+            return handler.reply(416, {})
+        if self.flaky and (handler.path, start) not in self.broken:
+            self.broken.add((handler.path, start))
+            stop = (start + stop) // 2
         return handler.reply(206, headers, body[start:stop])
+
+
+def constants(address, cache):
+    """What huggingface_hub makes of HF_ENDPOINT and HF_HUB_CACHE when it is imported."""
+    return {
+        "ENDPOINT": address,
+        "HUGGINGFACE_CO_URL_TEMPLATE": address + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_CACHE": str(cache),
+    }
 
 
 def served(folder, tmp_path, monkeypatch):
     """Yield a `FakeHub` of a folder that mvl and huggingface_hub take for the hub."""
     hub = FakeHub(folder)
-    monkeypatch.setenv("HF_ENDPOINT", hub.hub.address)
+    for name, value in constants(hub.hub.address, tmp_path / "hf").items():
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setenv("MVL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hf"))
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # between attempts
     yield hub
     hub.close()

@@ -1,10 +1,12 @@
 """References, sizes and copies of blocks."""
 
+import hashlib
+
 import pytest
 import torch
 from safetensors import safe_open
 
-from mvl.blocks.extraction import block_reference, block_sizes, extract_block
+from mvl.blocks.extraction import block_reference, block_sizes, extract_block, hash_tensors
 from mvl.blocks.language_part import build_language
 from mvl.blocks.sources import open_checkpoint
 from mvl.config import LanguageConfig
@@ -75,3 +77,11 @@ def test_extracted_block_is_a_source_of_its_own(models, tmp_path):
     ):
         with pytest.raises(BlockError, match=match):
             extract_block(wrong, place)
+
+
+def test_hash_is_over_names_types_shapes_and_bytes():
+    tensors = {"b": torch.tensor([[1.0, 2.0]]), "a": torch.tensor([3.0]).to(torch.bfloat16)}
+    by_hand = hashlib.sha256(
+        b"a torch.bfloat16 (1,)\n\x40\x40" + b"b torch.float32 (1, 2)\n\0\0\x80\x3f\0\0\0\x40"
+    )
+    assert hash_tensors(tensors) == by_hand.hexdigest()

@@ -11,7 +11,6 @@ from mvl.blocks.sources import open_checkpoint
 from mvl.config import LanguageConfig
 from mvl.errors import BlockError
 from tests.blocks.fake_hub import COMMIT, TOKEN, served
-from tests.blocks.test_checkpoints import claim, file_of
 
 #: Bytes of one layer of `sharded`, in float32: 4 x 96 x 96 + 3 x 96 x 200 + 2 x 96 weights.
 BLOCK_BYTES = 4 * (4 * 96 * 96 + 3 * 96 * 200 + 2 * 96)
@@ -56,29 +55,26 @@ def test_the_same_block_for_as_many_bytes(hub, sharded, local, tmp_path):
     assert kept == {
         f"layer1-1-{dtype}/{name}"
         for dtype in ("float32", "bfloat16")
-        for name in ("config.json", "model.safetensors", "block.json")
+        for name in (".lock", "config.json", "model.safetensors", "block.json")
     }
 
 
-def test_a_cached_block_of_a_named_commit_needs_no_network(hub, local, tmp_path, monkeypatch):
+def test_a_cached_block_of_a_named_commit_needs_no_network(hub, local, monkeypatch):
     pinned = LanguageConfig(source=f"hub:owner/name@{COMMIT}", layer=1)
     assert block_reference(pinned)["sha256"] == local["float32"]
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "empty"))
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    hub.status = 503
     asked = len(hub.hub.requests)
     assert block_reference(pinned)["sha256"] == local["float32"]
     assert len(hub.hub.requests) == asked
-    with pytest.raises(BlockError, match=f"127.0.0.1 cannot be reached.*cache.*@{COMMIT}"):
-        block_reference(HUB)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(BlockError, match="HF_HUB_OFFLINE"):
-        block_reference(HUB)
+    with pytest.raises(BlockError, match="unset the .HF_HUB_OFFLINE"):
+        block_reference(LanguageConfig(source="hub:owner/other"))
 
 
 def test_a_pull_requests_revision(hub):
     source = "hub:owner/name@refs/pr/3"
     assert block_reference(LanguageConfig(source=source, layer=1))["revision"] == COMMIT
-    with pytest.raises(BlockError, match="no such model or revision"):
+    with pytest.raises(BlockError, match="Revision Not Found"):
         open_checkpoint("hub:owner/name@refs/pr/4")
 
 
@@ -89,74 +85,18 @@ def test_sizes_are_told_without_weights(hub, sharded):
     assert hub.sent < headers_of(sharded[0])
 
 
-def _alone(hub, tmp_path, weights):
-    """Make the hub's model one of a single file."""
-    config = (hub.folder / "config.json").read_bytes()
-    hub.folder = tmp_path / "alone"
-    hub.folder.mkdir()
-    (hub.folder / "config.json").write_bytes(config)
-    (hub.folder / "model.safetensors").write_bytes(weights)
-    return open_checkpoint("hub:owner/name")
-
-
-def test_a_server_that_ignores_ranges_is_noticed_at_once(hub, tmp_path):
+def test_a_server_that_ignores_ranges_is_told(hub):
     hub.ranges = False
-    checkpoint = _alone(hub, tmp_path, bytes(64 << 20))  # no socket buffer swallows that
-    with pytest.raises(BlockError, match="ignores byte ranges"):
-        checkpoint.names()
-    assert hub.store.sent < 32 << 20
-
-
-@pytest.mark.parametrize(
-    "header",
-    [
-        {"a": claim(-8, 0), "b": claim(0, 16, (4,))},
-        {"a": claim(0, 16)},
-        {"a": {"dtype": "F32", "shape": [4]}},
-        [],
-        b"[" * 100_000,
-    ],
-)
-def test_lying_headers(hub, tmp_path, header):
-    checkpoint = _alone(hub, tmp_path, file_of(header))
-    with pytest.raises(BlockError, match="damaged|quantised"):
-        checkpoint.read(["a"], torch.float32)
-
-
-def test_a_header_without_end(hub, tmp_path):
-    with pytest.raises(BlockError, match="damaged"):
-        _alone(hub, tmp_path, file_of(b"", length=2**63)).names()
-
-
-def test_a_broken_connection_goes_on_where_it_stopped(hub, sharded, local):
-    hub.cut = 50_000
-    assert block_reference(HUB)["sha256"] == local["float32"]
-    assert len(hub.store.requests) > BLOCK_BYTES / hub.cut
-    assert hub.sent <= 1.05 * BLOCK_BYTES + headers_of(sharded[0])
-
-
-def test_a_broken_run_goes_on_where_it_stopped(hub, sharded, local, tmp_path):
-    """The connection dies for good on the way; the next run asks for the rest alone."""
-    hub.cut, hub.limit = 60_000, BLOCK_BYTES / 2
-    with pytest.raises(BlockError, match="broke 5 times.*goes on there"):
+    with pytest.raises(BlockError, match="does not send ranges"):
         build_language(HUB, 8, seed=0)
-    assert BLOCK_BYTES / 2 < hub.sent < BLOCK_BYTES
-    assert len(list(tmp_path.rglob("partial"))) == 1
-    hub.cut = hub.limit = None
+
+
+def test_a_broken_connection_costs_a_piece(hub, sharded, local, monkeypatch):
+    monkeypatch.setattr("mvl.blocks.hub.PIECE", 20_000)
+    hub.flaky = True
     assert block_reference(HUB)["sha256"] == local["float32"]
-    # Headers are read again.
-    assert hub.sent <= 1.05 * BLOCK_BYTES + 2 * headers_of(sharded[0])
-    assert not list(tmp_path.rglob("partial"))
-
-
-@pytest.mark.parametrize("what", ["etag", "commit"])
-def test_a_file_that_changes_on_the_way_is_noticed(hub, tmp_path, what):
-    checkpoint = open_checkpoint("hub:owner/name")
-    names = [n for n in checkpoint.names() if n.startswith("model.layers.1.")]
-    checkpoint.entries(names)
-    setattr(hub, what, "f" * 40)
-    with pytest.raises(BlockError, match="changed"), open(tmp_path / "partial", "a+b") as partial:
-        checkpoint.read(names, torch.float32, partial)
+    assert len(hub.broken) > BLOCK_BYTES / 20_000
+    assert hub.sent <= 1.5 * (1.05 * BLOCK_BYTES + headers_of(sharded[0]))
 
 
 def test_a_damaged_cache_is_noticed(hub, tmp_path):
@@ -172,25 +112,27 @@ def test_a_damaged_cache_is_noticed(hub, tmp_path):
 @pytest.mark.parametrize(
     ("status", "code", "match"),
     [
-        (401, "GatedRepo", "https://huggingface.co/owner/name, then log in"),
-        (403, "GatedRepo", "accept its licence"),
-        (403, None, "set HF_TOKEN"),
-        (404, "RepoNotFound", "no such model"),
-        (503, None, "answered 503"),
+        (401, "GatedRepo", "GatedRepoError.*owner/name"),
+        (404, "RepoNotFound", "Repository Not Found"),
+        (503, None, "503 Service Unavailable"),
     ],
 )
-@pytest.mark.parametrize("late", [False, True])
-def test_refusals_are_one_sentence_without_the_token(hub, caplog, late, status, code, match):
-    """At the first request, and between configuration and weights."""
-    if late:
-        checkpoint = open_checkpoint("hub:owner/name")
+def test_refusals_are_one_sentence_without_the_token(hub, caplog, status, code, match):
     hub.status, hub.code = status, code
     with caplog.at_level("DEBUG"), pytest.raises(BlockError, match=match) as caught:
-        checkpoint.names() if late else build_language(HUB, 8, seed=0)
+        build_language(HUB, 8, seed=0)
     assert "\n" not in str(caught.value)
-    assert hub.hub.requests[0][1]["authorization"] == f"Bearer {TOKEN}"
-    assert caught.value.__suppress_context__ or caught.value.__context__ is None
+    assert hub.hub.requests[-1][1]["authorization"] == f"Bearer {TOKEN}"
+    assert caught.value.__suppress_context__
     assert TOKEN not in str(caught.value) + caplog.text
+
+
+def test_no_signature_is_told(hub):
+    checkpoint = open_checkpoint("hub:owner/name")
+    file = next(iter(checkpoint.names().values()))
+    with pytest.raises(BlockError, match="416.*/model-") as caught:
+        checkpoint._bytes(file, 1 << 40, 2 << 40)
+    assert "Signature" not in str(caught.value)
 
 
 def test_the_token_goes_to_the_hub_alone(hub, tmp_path, capfd, caplog):
@@ -204,7 +146,7 @@ def test_the_token_goes_to_the_hub_alone(hub, tmp_path, capfd, caplog):
 
 
 @pytest.fixture
-def downloaded(hub, sharded, tmp_path, monkeypatch):
+def downloaded(hub, sharded, tmp_path):
     """Hugging Face's cache as `hf download owner/name` leaves it, and no way to the hub."""
     model = tmp_path / "hf" / "models--owner--name"
     snapshot = model / "snapshots" / COMMIT
@@ -215,7 +157,7 @@ def downloaded(hub, sharded, tmp_path, monkeypatch):
         blob = hashlib.sha256(path.read_bytes()).hexdigest()
         (model / "blobs" / blob).write_bytes(path.read_bytes())
         (snapshot / path.name).symlink_to(f"../../blobs/{blob}")
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    hub.status = 503
     return snapshot
 
 
@@ -229,14 +171,7 @@ def test_what_hf_download_left_needs_no_network(downloaded, local, monkeypatch, 
     assert reference["revision"] == COMMIT and reference["sha256"] == local["float32"]
 
 
-def test_a_partial_copy_of_another_version_starts_again(hub, local, tmp_path):
-    folder = tmp_path / "cache" / "blocks" / f"owner--name@{COMMIT}" / "layer1-1-float32"
-    folder.mkdir(parents=True)
-    (folder / "partial").write_bytes(b"of another version " * 1000)
-    assert block_reference(HUB)["sha256"] == local["float32"]
-
-
 def test_half_a_download_does_not_pass_for_the_model(downloaded):
     next(downloaded.glob("*.safetensors")).unlink()
-    with pytest.raises(BlockError, match="cannot be reached"):
+    with pytest.raises(BlockError, match="503"):
         block_reference(HUB)

@@ -13,13 +13,12 @@ from mvl.errors import BlockError
 @pytest.mark.parametrize(
     ("source", "match"),
     [
-        ("path:/nowhere/at/all", "no such folder"),
-        (f"path:{__file__}", "is a file"),
+        ("path:/nowhere/at/all", "no config.json in /nowhere/at/all"),
         ("gguf:/nowhere.gguf", "no such file"),
         ("package:other", "known are all-minilm-l6-v2"),
-        ("random:/nowhere.json", "no such config.json"),
+        ("random:/nowhere.json", "/nowhere.json does not exist"),
         ("random:{", "not readable JSON"),
-        ("hub:../etc", "OWNER/NAME"),
+        ("hub:../etc", "Repo id must"),
         ("minilm", "is not understood"),
         ("path:", "is not understood"),
     ],

@@ -8,7 +8,6 @@ from monai.networks import nets
 
 from mvl.config import DataConfig, ExperimentConfig, PeerConfig, TrainingConfig
 from mvl.data.task_data import open_task
-from mvl.errors import ConfigError
 from mvl.experiment.run import Run, fit
 from mvl.experiment.run import test as open_test_set
 from mvl.experiment.state import load_weights, save_weights
@@ -117,21 +116,6 @@ def test_weights_are_a_function_of_the_seed_and_a_file_holds_each_once(name, tmp
     assert all(torch.equal(one[key], tensor) for key, tensor in other.state_dict().items())
     saved = trained_state(model)
     assert {id(t) for t in one.values()} == {id(t) for key, t in one.items() if key in saved}
-
-
-@pytest.mark.parametrize(
-    ("model", "match"),
-    [
-        ({"architecture": "resnet"}, "model.architecture must be .*'unet'"),
-        ({"architecture": "unet", "depth": 3}, "model.depth"),
-        (None, "model must be"),
-    ],
-)
-def test_a_configuration_with_a_peer_is_read_back_or_refused(model, match):
-    config = ExperimentConfig(model=PeerConfig("segresnet"))
-    assert ExperimentConfig.from_dict(config.to_dict()) == config
-    with pytest.raises(ConfigError, match=match):
-        ExperimentConfig.from_dict({"model": model})
 
 
 @pytest.mark.parametrize(

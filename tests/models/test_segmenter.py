@@ -40,13 +40,6 @@ def test_shared_parts_start_from_the_same_weights():
         assert all(torch.equal(one[name], other[name]) for name in shared)
 
 
-def test_the_fusion_block_changes_nothing_before_training():
-    volume = torch.randn(1, 1, *GRID)
-    plain = build_segmenter(SMALL, 1, 1, GRID, seed=0)
-    fused = build_segmenter(replace(SMALL, fusion=True), 1, 1, GRID, seed=0)
-    assert torch.equal(plain(volume), fused(volume))
-
-
 def test_the_released_order_maps_tokens_without_position():
     config = replace(SMALL, language=BLOCK, language_position="before")
     model = build_segmenter(config, 1, 1, GRID, seed=0)

@@ -6,6 +6,7 @@ threads, which PyTorch does not survive.
 
 import contextlib
 import ctypes
+import importlib
 import multiprocessing
 import os
 import re
@@ -64,6 +65,7 @@ def run(function, *arguments, log, environment=None, kill=300):
 
 
 def _child(pipe, function, arguments, log, environment):
+    import huggingface_hub.constants
     import torch
 
     # Semaphores (of tqdm) are then nameless, and go with a process that is killed.
@@ -73,6 +75,7 @@ def _child(pipe, function, arguments, log, environment):
     for stream in (sys.stdout, sys.stderr):
         os.dup2(output, stream.fileno())
     os.environ.update(environment)
+    importlib.reload(huggingface_hub.constants)  # it reads the environment once
     torch.set_num_threads(1)
     pipe.send("about to start")
     pipe.send(function(*arguments))

@@ -211,9 +211,7 @@ def half_files(folder, whole):
     for path in sorted(results.rglob("*")):
         name = path.relative_to(results)
         hidden = any(part.startswith(".") for part in name.parts)
-        # A block's copy grows as "partial" and is renamed when it is whole.
-        final = path.is_file() and not hidden and name.name != "partial"
-        if final and not _is_whole(path, whole.get(str(name))):
+        if path.is_file() and not hidden and not _is_whole(path, whole.get(str(name))):
             half.append(str(name))
     return half
 
