@@ -120,12 +120,15 @@ class FolderCheckpoint(Checkpoint):
             return self._headers[file]
         self._check(file)
         length = int.from_bytes(self._bytes(file, 0, 8), "little")
-        header, entries = json.loads(self._bytes(file, 8, 8 + length)), {}
-        header.pop("__metadata__", None)
-        for name, claim in header.items():
-            start, stop = claim["data_offsets"]
-            place = stop - start, 8 + length + start
-            entries[name] = Entry(file, claim["dtype"], tuple(claim["shape"]), *place)
+        entries = {}
+        try:
+            for name, claim in json.loads(self._bytes(file, 8, 8 + length)).items():
+                if name != "__metadata__":
+                    start, stop = claim["data_offsets"]
+                    place = stop - start, 8 + length + start
+                    entries[name] = Entry(file, claim["dtype"], tuple(claim["shape"]), *place)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise BlockError(f"{self.source}: {file} has a damaged header: {error}") from error
         self._headers[file] = entries
         return entries
 

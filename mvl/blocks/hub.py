@@ -76,20 +76,34 @@ class HubCheckpoint(FolderCheckpoint):
         return download(self.repository, name, self.commit)
 
     def _check(self, file: str) -> None:
-        """The whole file would be needed."""
+        """Ask for one byte: without ranges the answer is the whole file, which is not read."""
+        from huggingface_hub.utils import hf_raise_for_status, http_stream_backoff
+
+        with _in_words(self.source):
+            url, options = self._request(file, 0, 1)
+            with http_stream_backoff("GET", url, **options) as response:
+                hf_raise_for_status(response)
+                ranges = response.status_code == 206
+        if not ranges:
+            raise BlockError(f"{self.source}: the server of {file} does not send ranges of it")
 
     def _bytes(self, file: str, start: int, stop: int) -> bytearray:
-        from huggingface_hub import hf_hub_url
-        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
+        from huggingface_hub.utils import hf_raise_for_status, http_backoff
 
-        content, headers = bytearray(), build_hf_headers() | {"Accept-Encoding": "identity"}
+        content = bytearray()
         while (first := start + len(content)) < stop:
-            headers["Range"] = f"bytes={first}-{min(first + PIECE, stop) - 1}"
+            url, options = self._request(file, first, min(first + PIECE, stop))
             with _in_words(self.source):
-                url = hf_hub_url(self.repository, file, revision=self.commit)
-                response = http_backoff("GET", url, headers=headers)
+                response = http_backoff("GET", url, **options)
                 hf_raise_for_status(response)
-            if response.status_code != 206:
-                raise BlockError(f"{self.source}: the server of {file} does not send ranges of it")
             content += response.content
         return content
+
+    def _request(self, file: str, start: int, stop: int) -> tuple[str, dict]:
+        """Address and headers of a range."""
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.utils import build_hf_headers
+
+        url = hf_hub_url(self.repository, file, revision=self.commit)
+        headers = {"Accept-Encoding": "identity", "Range": f"bytes={start}-{stop - 1}"}
+        return url, {"headers": build_hf_headers() | headers}

@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,15 @@ from mvl.blocks.gguf import GgufCheckpoint
 from mvl.blocks.hub import open_hub
 from mvl.errors import BlockError, did_you_mean
 from mvl.files import read_object, sha256_of
+
+#: Files of other layouts -> what to name in their place.
+_LAYOUTS = {
+    "adapter_config.json": "name the model that it adapts, or merge both with peft",
+    "params.json": "name the same model in Hugging Face's layout (a config.json, safetensors)",
+    "*.gguf": "name the file itself, as gguf:FILE",
+    "modules.json": "name the folder of its transformer, such as 0_Transformer in it",
+    "**/*.onnx": "name the model that it was exported from, with safetensors",
+}
 
 #: Next to a block that was copied out: where it came from, and which layers it has.
 RECORD = "block.json"
@@ -89,11 +99,15 @@ def open_checkpoint(source: str) -> Checkpoint:
         raise BlockError(
             f"language source {source!r} is not understood; it is package:NAME, path:FOLDER, "
             f"gguf:FILE, hub:OWNER/NAME[@REVISION] or random:CONFIG"
-            f"{did_you_mean(source, [f'package:{name}' for name in PACKAGES])}"
+            f"{_meant(source)}"
         )
     if kind == "package":
         return _open_package(source, name)
     if kind == "path":
+        if path.is_file():
+            remedy = f"gguf:{name}" if path.suffix == ".gguf" else "the model's folder"
+            raise BlockError(f"{source} is a file; name {remedy}")
+        _refuse_other_layouts(source, path)
         record = read_object(path / RECORD, BlockError) if (path / RECORD).is_file() else {}
         return FolderCheckpoint(source, path, record.get("revision"))
     if kind == "hub":
@@ -114,6 +128,27 @@ def path_of(source: str) -> Path | None:
     """The folder of a "path:" source; None of any other."""
     kind, _, name = source.partition(":")
     return Path(os.path.expanduser(name)) if kind == "path" else None
+
+
+def _refuse_other_layouts(source: str, folder: Path) -> None:
+    """Say what to name in place of a folder whose files are not transformers' with safetensors."""
+    if (folder / CONFIG).is_file() and any(folder.glob("*.safetensors")):
+        return
+    for pattern, remedy in _LAYOUTS.items():
+        if any(folder.glob(pattern)):
+            raise BlockError(f"{source} has another layout ({pattern}): {remedy}")
+
+
+def _meant(source: str) -> str:
+    """What a source without its kind may be."""
+    path = Path(os.path.expanduser(source))
+    if path.is_dir():
+        return f"; did you mean path:{source}?"
+    if path.suffix == ".gguf":
+        return f"; did you mean gguf:{source}?"
+    if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", source):
+        return f"; did you mean hub:{source}?"
+    return did_you_mean(source, [f"package:{name}" for name in PACKAGES])
 
 
 def _open_package(source: str, name: str) -> Checkpoint:

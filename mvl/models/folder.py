@@ -92,7 +92,8 @@ def save_model(
         domain: what images the model takes, such as a `Run` has it.
 
     Raises:
-        RunError: the model was put together by hand, or its adapters were merged.
+        RunError: the model was put together by hand, or its adapters were merged; or `task` and
+            `data` do not fit it.
         BlockError: the language block cannot be found or trusted.
     """
     about = model.description
@@ -105,6 +106,11 @@ def save_model(
                 "the model was changed since it was built; save it before adapters merge"
             )
     task, data, domain = task or about.task, data or about.data, domain or about.domain
+    if data and tuple(data.grid) != about.grid:
+        raise RunError(f"the model has the grid {about.grid}, the data {data.grid}")
+    seen = (data or DataConfig()).channels_of(task.channels) if task else ()
+    if task and len(seen) != about.channels:
+        raise RunError(f"the model has {about.channels} channels, {task.name} {seen}")
     config, block = about.config, None
     if config.language:
         block = block_reference(config.language)

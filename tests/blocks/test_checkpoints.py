@@ -90,10 +90,16 @@ def test_numbers_that_are_not_plain_are_refused(opened, dtype):
     [
         ({"config.json": '{"a": 1}', "pytorch_model.bin": "cos"}, "Pickled.*refs.pr.N"),
         ({}, "no config.json"),
+        ({"params.json": "{}", "consolidated.00.pth": ""}, "Hugging Face's layout"),
+        ({"config.json": '{"a": 1}', "m.gguf": "GGUF"}, "gguf:FILE"),
+        ({"adapter_config.json": "{}", "adapter_model.safetensors": ""}, "peft"),
+        ({"config.json": '{"a": 1}', "onnx/model.onnx": ""}, "exported"),
+        ({"modules.json": "[]", "0_Transformer/config.json": "{}"}, "0_Transformer"),
     ],
 )
 def test_another_layout_is_refused(tmp_path, files, match):
     for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     with pytest.raises(BlockError, match=match):
         open_checkpoint(f"path:{tmp_path}").names()

@@ -216,6 +216,13 @@ def test_what_cannot_be_rebuilt_is_not_saved(tmp_path):
     merge_adapters(model.language)
     with pytest.raises(RunError, match="changed"):
         save_model(model, tmp_path)
+    model = trained(small("vit"))
+    for task, data, match in [
+        (None, DataConfig(grid=(16, 16, 16)), "grid"),
+        (TASKS["Task01_BrainTumour"], None, "channels"),
+    ]:
+        with pytest.raises(RunError, match=match):
+            save_model(model, tmp_path, task, data)
     model.description = None
     with pytest.raises(RunError, match="build_segmenter"):
         save_model(model, tmp_path)
