@@ -97,8 +97,8 @@ def _pooled_dice(overlap, predicted, labelled):
     return 2 * overlap / np.maximum(1, predicted + labelled)
 
 
-#: What the study reports, then what is reported after each measurement switch, the earlier ones
-#: on: switch -> metric -> a function of a table's columns.
+#: Of the study, then of each measurement switch with the earlier ones on:
+#: switch -> metric -> a function of a table's columns.
 READINGS = {
     "ours": {"dice": _subject_mean("dice"), "nsd": _subject_mean("nsd")},
     "resized-grid": {"dice": _subject_mean("resized_dice"), "nsd": _subject_mean("resized_nsd")},

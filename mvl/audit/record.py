@@ -30,12 +30,8 @@ def write_audit(
 ) -> pd.DataFrame:
     """Add finished trainings to the audit's tables, and read what is not read; audit.csv's table.
 
-    As the reference, the audit grows by the runs that are there and keeps the others' rows, as
+    As the reference, the audit grows by the runs that are in `runs` and keeps the others' rows, as
     long as the arm would still be trained just so. A run that is trained and not tested is tested.
-
-    Args:
-        runs: the folder of all runs.
-        reference: the folder to write to.
     """
     known = []
     for name in (CASES, READ):
@@ -50,8 +46,8 @@ def write_audit(
         if trained:
             test(folder, task_data, kind=kind)
             dice = read_json(folder / TRAINED)["validation_dice"]
-            facts = {"validation_dice": dice, "fingerprint": folder.name}
-            tables.append(collect(folder, "audit", arm).assign(**facts))
+            table = collect(folder, "audit", arm)
+            tables.append(table.assign(validation_dice=dice, fingerprint=folder.name))
         else:
             tables.append(_known(known[0], arm, folder.name))
         if arm == "released":
