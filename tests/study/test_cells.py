@@ -17,12 +17,12 @@ from mvl.study.suites import SUITES, Arm, suite_configs
 
 def test_shards_divide_the_cells():
     cells = {(arm, seed): None for arm in "abc" for seed in range(3)}
-    parts = [shard(cells, index, 4) for index in (1, 2, 3, 4)]
+    parts = [shard(cells, f"{index}/4") for index in (1, 2, 3, 4)]
     assert [len(part) for part in parts] == [3, 2, 2, 2]
     assert sorted(key for part in parts for key in part) == sorted(cells)
-    for index in (0, 5):
-        with pytest.raises(ConfigError, match=f"shard {index}/4"):
-            shard(cells, index, 4)
+    for wrong in ("0/4", "5/4", "1", "a/b", "1/0"):
+        with pytest.raises(ConfigError, match=f"--shard {wrong}"):
+            shard(cells, wrong)
 
 
 @pytest.fixture
