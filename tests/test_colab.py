@@ -76,14 +76,9 @@ class Colab:
     def run(self, *options):
         """(what the cell left, the calls of git and pip)."""
         self.log.write_text("")
-        done = subprocess.run(
-            [sys.executable, "-c", RUN_CELL, *options],
-            cwd=self.home,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        command = [sys.executable, "-c", RUN_CELL, *options]
+        more = {"capture_output": True, "text": True, "check": True}
+        done = subprocess.run(command, cwd=self.home, env=self.environment, **more)
         left = json.loads(done.stdout.rpartition("LEFT ")[2])
         return left, self.log.read_text().splitlines()
 

@@ -34,17 +34,12 @@ LIMITS = {
 }
 
 
-def tiered(variants, ordinary):
-    """Each (stage, variant); those that are not `ordinary` in the slow tier."""
-    pairs = [(name, variant) for name in LIMITS for variant in variants]
-    return [pytest.param(*p, marks=() if p in ordinary else pytest.mark.slow) for p in pairs]
-
-
-#: A share of the disk that a stage wants, or None for files that cannot grow, as with a quota.
-FULL = tiered(
-    (None, 0, 0.2, 0.5, 0.9),
-    [*((name, None) for name in LIMITS if name not in ("suite", "batch")), ("training", 0.5)],
-)
+def tiered(variants):
+    """Each (stage, variant); in the slow tier, but for the first variant of the quick stages."""
+    for name in LIMITS:
+        for variant in variants:
+            slow = variant != variants[0] or name in ("synthesis", "suite", "batch")
+            yield pytest.param(name, variant, marks=[pytest.mark.slow] * slow)
 
 
 def starved(name, folder, given, share, whole):
@@ -79,7 +74,8 @@ def starved(name, folder, given, share, whole):
     return ends
 
 
-@pytest.mark.parametrize(("name", "share"), FULL)
+# A share of the disk that a stage wants, or None for files that cannot grow, as with a quota.
+@pytest.mark.parametrize(("name", "share"), tiered((None, 0, 0.2, 0.5, 0.9)))
 def test_a_full_disk_is_a_sentence_and_does_no_harm(
     name, share, given, undisturbed, tmp_path, note
 ):
@@ -115,13 +111,7 @@ def where_nothing_may_be_written(name, folder, given, finished):
     return STAGES[name](folder, given)
 
 
-LOCKED = tiered(
-    (False, True),
-    [("training", True), *((n, False) for n in ("download", "caching", "training", "evaluation"))],
-)
-
-
-@pytest.mark.parametrize(("name", "finished"), LOCKED)
+@pytest.mark.parametrize(("name", "finished"), tiered((False, True)))
 def test_results_that_may_not_be_written_are_a_sentence(name, finished, given, tmp_path, note):
     """What is finished is used."""
     if finished and name in ("suite", "batch"):

@@ -97,7 +97,7 @@ def test_a_nifti_file_is_read_or_refused(tmp_path, kind, data, keep, packed, cut
             assert voxels.shape == read_header(path).shape == header.shape
             assert voxels.nbytes < 1 << 20
     if not edits and not cut:
-        np.testing.assert_array_equal(read_volume(path)[0].ravel("F"), np.arange(np.prod(_SHAPE)))
+        assert read_volume(path)[0].ravel("F").tolist() == [*range(np.prod(_SHAPE))]
 
 
 _TEXT = st.text(max_size=4)
