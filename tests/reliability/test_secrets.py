@@ -18,38 +18,6 @@ from mvl.models.folder import load_model, save_model
 from mvl.show import figures
 from tests.reliability import children, stages
 
-#: Modules and functions that pickle.
-PICKLING = ("pickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")
-PICKLING += ("torch.save", "torch.load", "pandas.read_pickle")
-
-
-def pickling(*arguments, **options):
-    """What ruff finds that pickles."""
-    table = ", ".join(f'"{name}" = {{msg = "pickles"}}' for name in PICKLING)
-    rules = ["--config", f"lint.flake8-tidy-imports.banned-api = {{{table}}}"]
-    rules += ["--isolated", "--no-cache", "--select", "TID251", "--output-format", "concise"]
-    command = [sys.executable, "-m", "ruff", "check", *rules, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, **options)
-    assert not done.stderr, done.stderr
-    return [line for line in done.stdout.splitlines() if "pickles" in line]
-
-
-def test_no_source_pickles(note):
-    folders = ("mvl", "scripts", "benchmarks", "notebooks")
-    assert pickling(*folders, cwd=REPOSITORY) == []
-    count = sum(1 for f in folders for p in (REPOSITORY / f).rglob("*") if p.suffix[:3] == ".py")
-    note("secrets", what=f"pickle in {count} modules and scripts, and in notebooks", found="none")
-
-
-@pytest.mark.parametrize(
-    "code",
-    ["import pickle", "from joblib import dump", "import torch as t\nt.save(1, 'x')",
-     "from torch import load as l", "import pandas as pd\npd.read_pickle('x')"],
-)  # fmt: skip
-def test_a_source_that_pickles_would_be_found(code):
-    assert pickling("-", input=code)
-
-
 SECRET = "sesame-4711"
 NAMES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "GITHUB_TOKEN", "AWS_SECRET_ACCESS_KEY")
 TOKENS = dict.fromkeys(NAMES, SECRET)

@@ -42,7 +42,7 @@ def trio(tiny, monkeypatch):
 def test_a_failed_cell_is_reported_and_the_others_go_on(trio, phantom, tmp_path, monkeypatch):
     cases, failures = run_suite("trio", trio, tmp_path, phantom, show=False)
     assert set(cases["arm"]) == {"plain", "hybrid"} and not cases.isna().any(axis=None)
-    assert list(failures) == [("hopeless", 0)] and "the loss became" in failures["hopeless", 0]
+    assert list(failures) == [("hopeless", 0)]
 
     table = status(trio, tmp_path, phantom).set_index("arm")
     assert table["state"].to_dict() == {"plain": "done", "hopeless": "failed", "hybrid": "done"}
@@ -113,12 +113,10 @@ def test_status_tells_open_running_stopped_and_trained(trio, phantom, tmp_path):
     # Another seed of a trained arm takes as long a step as the first one did.
     again = {**trio, ("plain", 1): replace(config, seed=1)}
     cells = status(again, tmp_path, phantom).set_index(["arm", "seed"])
-    spent, left = cells["seconds"]["plain", 0], cells["seconds_left"]["plain", 1]
-    sizes = [
-        len(open_task(config.data, seed, phantom, progress=False).split.train) for seed in (0, 1)
-    ]
-    before, now = (-(-size // config.training.batch_size) for size in sizes)
-    assert left == pytest.approx(spent * now / before)
+    sides = [open_task(config.data, seed, phantom, progress=False).split for seed in (0, 1)]
+    before, now = (-(-len(side.train) // config.training.batch_size) for side in sides)
+    expected = cells["seconds"]["plain", 0] * now / before
+    assert cells["seconds_left"]["plain", 1] == pytest.approx(expected)
 
 
 def test_tuning_tries_every_rate_and_opens_no_test_case(trio, phantom, tmp_path):
