@@ -140,10 +140,10 @@ def start(name, folder, given, function=None, kill=300):
     if not folder.exists():
         folder.mkdir()
         prepare(name, folder, given)
-    variables = {"MVL_CACHE": "results/cache", "MVL_DATA_ROOT": "data", "IPYTHONDIR": "ipython"}
-    variables |= {"HF_HUB_CACHE": "hub", "JUPYTER_RUNTIME_DIR": "runtime"}
-    environment = {key: str(folder / path) for key, path in variables.items()}
-    environment |= {"HF_ENDPOINT": given.hub, "PYTHONPATH": str(REPOSITORY)}
+    places = ("MVL_DATA_ROOT", "IPYTHONDIR", "HF_HUB_CACHE", "JUPYTER_RUNTIME_DIR")
+    environment = {key: str(folder / key) for key in places}
+    environment |= {"MVL_CACHE": str(folder / "results/cache"), "HF_ENDPOINT": given.hub}
+    environment["PYTHONPATH"] = str(REPOSITORY)
     arguments = (function or call, name, folder, given)
     return children.run(*arguments, log=folder / "log", environment=environment, kill=kill)
 
