@@ -25,8 +25,8 @@ def read_cases(predictor: Predictor, cases: list[Case], show: bool = True) -> pd
 
     Columns: subject, case; `dice` and `nsd` in native space; with the prefix "resized_" on `GRID`,
     spacing and tolerance one voxel; with "linear_" there, against linearly interpolated labels; for
-    these the voxels in `predicted`, `labelled` and `overlap`, and the counts of `surface_hits` of a
-    case by itself and, with the prefix "batch_", of a case among its neighbours.
+    these the voxels in `predicted`, `labelled` and `overlap`, and `surface_hits` of a case by
+    itself and, with the prefix "batch_", among its neighbours.
     """
     model, preparation = predictor.model.eval(), predictor.preparation
     rows, volumes = [], preparation.load(cases, show)

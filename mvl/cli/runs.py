@@ -18,17 +18,9 @@ from mvl.data.task_data import TaskData, open_task
 from mvl.data.task_folder import require_output
 from mvl.data.tasks import Task
 from mvl.errors import RunError
+from mvl.experiment import catalogue
 from mvl.experiment import run as experiments
-from mvl.experiment.catalogue import (
-    all_runs,
-    find_run,
-    label,
-    mean_dice,
-    preset_of,
-    results_root,
-    run_name,
-    runs_table,
-)
+from mvl.experiment.catalogue import find_run, label
 from mvl.experiment.files import CASES, ENVIRONMENT, FAILED, SPLIT, TASK, TRAINED
 from mvl.experiment.identity import facts_changed
 from mvl.experiment.metrics import METRICS
@@ -88,7 +80,7 @@ def described(config: ExperimentConfig, data: TaskData, folder: Path) -> str:
     task, grid = data.task, config.data.grid
     shape = (len(config.data.channels_of(task.channels)), classes_of(task, config.data))
     trained, frozen = (n / 1e6 for n in count_parameters(config.model, grid, *shape))
-    preset, changes = preset_of(config.to_dict()["model"])
+    preset, changes = catalogue.preset_of(config.to_dict()["model"])
     if changes:
         preset += f", changed: {', '.join(f'{name}={value}' for name, value in changes.items())}"
     sides = [f"{len(getattr(data.split, s))} {s}" for s in ("train", "validation", "test")]
@@ -97,7 +89,7 @@ def described(config: ExperimentConfig, data: TaskData, folder: Path) -> str:
     if (folder / ENVIRONMENT).is_file():
         device = read_json(folder / ENVIRONMENT, "device")["device"]
     lines = {
-        "name": run_name(folder),
+        "name": catalogue.run_name(folder),
         "model": preset,
         "language block": _block(config.model.language),
         "weights": f"{trained:.2f} million trained, {frozen:.2f} million frozen",
@@ -111,7 +103,7 @@ def described(config: ExperimentConfig, data: TaskData, folder: Path) -> str:
 
 
 def _block(language):
-    if language is None:
+    if not language:
         return "none"
     _, block = open_block(language)
     first, last = block.indices[0], block.indices[-1]
@@ -120,9 +112,9 @@ def _block(language):
 
 
 def runs_list(options: Namespace) -> None:
-    table = runs_table(all_runs())
+    table = catalogue.runs_table(catalogue.all_runs())
     if table.empty:
-        print(f"no run below {results_root()}; 'mvl train' makes one")
+        print(f"no run below {catalogue.results_root()}; 'mvl train' makes one")
         return
     table = table.rename(columns={"validation": "Dice, validation", "test": "Dice, test"})
     formats = {"epochs": "{:.0f}".format}
@@ -146,7 +138,9 @@ def runs_show(options: Namespace) -> None:
         f"{trained['validation_dice']:.3f}, epoch {trained['best_epoch'] + 1}"
     )
     if (folder / CASES).exists():
-        print(f"{'test':16}mean Dice {mean_dice(folder):.3f} (mvl runs compare {run} OTHER)")
+        print(
+            f"{'test':16}mean Dice {catalogue.mean_dice(folder):.3f} (mvl runs compare {run} OTHER)"
+        )
     else:
         print(f"{'test':16}not opened yet (mvl evaluate {run})")
 

@@ -169,10 +169,8 @@ def data_options(options: Namespace) -> dict:
 def data_config(options: Namespace) -> DataConfig:
     """The task's `DataConfig`, with what the options say otherwise."""
     values = data_options(options)
-    for name in ("grid", "spacing_mm"):
-        if name in values:
-            values[name] = tuple(values[name])
-    return replace(task_data(options.task), **values)
+    lists = {name: tuple(values[name]) for name in ("grid", "spacing_mm") if name in values}
+    return replace(task_data(options.task), **values | lists)
 
 
 def _read(path):

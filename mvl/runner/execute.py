@@ -42,23 +42,15 @@ def run(
     force: bool = False,
     root: Path | str = REPOSITORY,
 ) -> dict[str, Outcome]:
-    """Execute the notebooks of a repository and print how it goes.
+    """Execute the notebooks of a repository and print how it goes; {name: `Outcome`}, in order.
 
     Executed copies are written to results/<profile>/notebooks, also of a notebook that fails,
-    and a notebook that is unchanged since its copy ended well is skipped. The first failure
-    ends the run: later notebooks build on what earlier ones leave.
-
-    Args:
-        only: the number or the name of the one notebook to run.
-        start: of the notebook to begin with; not both.
-        force: run notebooks that are unchanged, too.
-
-    Returns:
-        {name of a chosen notebook: `Outcome`}, in order.
+    and a notebook that is unchanged since its copy ended well is skipped, but with `force`. The
+    first failure ends the run: later notebooks build on what earlier ones leave. `only` and
+    `start` are the number or the name of the one notebook, or of the first of several.
 
     Raises:
-        MvlError: nothing could be started: no such profile or notebook, or another run is
-            writing the same results.
+        MvlError: no such profile or notebook, or another run is writing the same results.
     """
     root = Path(root).resolve()
     parameters = load_profile(profile, root)
@@ -118,10 +110,7 @@ def _chosen(root, only, start):
 
 
 class Job:
-    """One notebook with the parameters of one profile.
-
-    Its executed copy is the file `copy`; `record` has hashes of what it was made of.
-    """
+    """A notebook, a profile, the executed `copy`, and the `record` of what it was made of."""
 
     def __init__(self, source: Path, profile: dict[str, Any], root: Path) -> None:
         self.source, self.profile, self.root = source, profile, root
@@ -241,9 +230,9 @@ class Job:
             reason = f"{error.ename}: {error.evalue}".strip(": ")
             raise self._failure(begun, notebook, reason) from error
         except DeadKernelError as error:
-            reason = "its kernel died (killed from outside, or out of memory); it held "
-            reason += f"{outcome.memory.bytes / GIB:.1f} GiB at most, "
-            reason += f"of {memory_limit() / GIB:.1f} GiB here"
+            held, limit = outcome.memory.bytes / GIB, memory_limit() / GIB
+            reason = "its kernel died (killed from outside, or out of memory); "
+            reason += f"it held {held:.1f} GiB at most, of {limit:.1f} GiB here"
             raise self._failure(begun, notebook, reason) from error
         except RuntimeError as error:  # from nbclient, where a kernel never answers
             raise NotebookError(f"{self.name}: the kernel did not start: {error}") from error

@@ -82,14 +82,10 @@ def fit_at_once(
 def fit_cell(
     config: ExperimentConfig, runs: str, root: str, on_bad_case: str, track: bool, patience: float
 ) -> tuple[str | None, str | None]:
-    """Train one experiment with one thread: what a task does.
+    """Train one experiment with one thread: (the run folder, None), or (None, why not).
 
-    Args:
-        patience: seconds to wait for a run that another process is training.
-
-    Returns:
-        (the run folder, None), or (None, why not): a fault that the user can mend is a value, since
-        to try again would not mend it.
+    A fault that the user can mend is a value, since to try again would not mend it. `patience` is
+    how many seconds to wait for a run that another process is training.
     """
     torch.set_num_threads(1)
     try:

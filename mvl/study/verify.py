@@ -22,7 +22,6 @@ Training amplifies the last bit, so a run on another kind of machine is another 
 seed would be: of all the means together, draws that differ as seeds do leave their tolerances once
 in 370 times at most (three standard deviations, if one knew them), and so do all the contrasts.
 A difference that is zero in truth changes its sign by more than its interval in some 3 % of draws.
-One run says little; all seeds of two arms together say whether their difference came out again.
 """
 
 from __future__ import annotations
@@ -64,9 +63,7 @@ class Known(NamedTuple):
 def verify(place: Path, reference: Path = REFERENCE) -> pd.DataFrame:
     """Compare finished runs with the reference.
 
-    Args:
-        place: a run folder, or a folder with runs in it (results/<profile>, or its runs/).
-        reference: the folder of the reference.
+    `place` is a run folder, or a folder with runs in it (results/<profile>, or its runs/).
 
     Returns:
         One row per check: run, suite, arm, seed, check (see the module, or "state" of a run that
