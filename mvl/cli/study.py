@@ -9,20 +9,19 @@ import pandas as pd
 from mvl import audit
 from mvl.cli.train import data_config
 from mvl.config import LEARNING_RATES, DataConfig, task_data
-from mvl.data.task_data import open_task
 from mvl.data.task_folder import find_task
 from mvl.data.tasks import read_task
 from mvl.errors import ConfigError, DataError, RunError
 from mvl.experiment.block_use import EDITS, USED, use_row
 from mvl.experiment.catalogue import find_run, results_root
-from mvl.experiment.run import TRAINED, Run, collect, results_folder, run_folder
+from mvl.experiment.run import TRAINED, Run, collect, results_folder
 from mvl.files import REPOSITORY, read_json, write_table
 from mvl.show.answer import refresh_readme
 from mvl.show.audit import refresh_audit, sentences
 from mvl.show.results import refresh_results, write_pages
 from mvl.show.sentences import conclusion, count, name_of_check, sentence
 from mvl.study import reference as references
-from mvl.study.cells import fit_suite, run_suite, shard, status, tuning_table
+from mvl.study.cells import fit_suite, run_suite, shard, status, trained_cells, tuning_table
 from mvl.study.crossed import update_crossed
 from mvl.study.parallel import fit_at_once
 from mvl.study.suites import QUESTIONS, SUITES, suite_configs
@@ -120,12 +119,8 @@ def _print_from_one(table):
 def suite_use(options: Namespace) -> None:
     configs, where = _rated_cells(options)
     rows = []
-    for (arm, seed), config in configs.items():
-        data = open_task(config.data, seed, options.root, options.on_bad_case)
-        folder = run_folder(config, data, where["runs"])
-        if not (folder / TRAINED).exists():
-            continue
-        row = {"arm": arm, "seed": seed, "fingerprint": folder.name}
+    for arm, seed, data, folder in trained_cells(configs, **where):
+        config, row = configs[arm, seed], {"arm": arm, "seed": seed, "fingerprint": folder.name}
         row |= {"mapper_rate": config.training.mapper_rate, "epochs": config.training.epochs}
         row |= read_json(folder / TRAINED, "validation_dice", "best_epoch")
         if config.model.language:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 
 from mvl.config import ExperimentConfig
-from mvl.data.task_data import open_task
+from mvl.data.task_data import TaskData, open_task
 from mvl.errors import ConfigError, MvlError, in_words
 from mvl.experiment.files import CURVES, DONE, FAILED, TRAINED
 from mvl.experiment.run import collect, fit, run_folder, runs_of_other_data, test
@@ -162,6 +163,17 @@ def status(configs: Cells, runs: Path, root=None, on_bad_case: str = "fail") -> 
     return table
 
 
+def trained_cells(
+    configs: Cells, runs: Path, root=None, on_bad_case: str = "fail"
+) -> Iterator[tuple[str, int, TaskData, Path]]:
+    """(arm, seed, data, run folder) of the cells that are trained."""
+    for (arm, seed), config in configs.items():
+        data = open_task(config.data, seed, root, on_bad_case, progress=False)
+        folder = run_folder(config, data, runs)
+        if (folder / TRAINED).exists():
+            yield arm, seed, data, folder
+
+
 #: The first six name a training.
 TUNING_COLUMNS = (
     *("suite", "arm", "seed", "grid", "learning_rate", "mapper_rate"),
@@ -177,15 +189,10 @@ def tuning_table(
     The cells are of `suite_configs` with `rates`; the test set plays no part.
     """
     rows = []
-    for (arm, seed), config in configs.items():
-        data = open_task(config.data, seed, root, on_bad_case, progress=False)
-        folder = run_folder(config, data, runs)
-        if (folder / TRAINED).exists():
-            trained = read_json(folder / TRAINED, "validation_dice", "best_epoch")
-            grid = "x".join(map(str, config.data.grid))
-            plan = config.training
-            rows.append(
-                (suite, arm.partition("@")[0], seed, grid, plan.learning_rate, plan.mapper_rate)
-                + (trained["validation_dice"], trained["best_epoch"], plan.epochs, folder.name)
-            )
+    for arm, seed, _, folder in trained_cells(configs, runs, root, on_bad_case):
+        config, plan = configs[arm, seed], configs[arm, seed].training
+        trained = read_json(folder / TRAINED, "validation_dice", "best_epoch")
+        row = (suite, arm.partition("@")[0], seed, "x".join(map(str, config.data.grid)))
+        row += (plan.learning_rate, plan.mapper_rate, trained["validation_dice"])
+        rows.append((*row, trained["best_epoch"], plan.epochs, folder.name))
     return pd.DataFrame(rows, columns=TUNING_COLUMNS)
