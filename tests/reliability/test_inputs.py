@@ -161,9 +161,12 @@ add("A case's files", "data check TASK", {
     **{name: ("b  ", *of_data(name)) for name in COSTLY},
     "no permission": ("b  ", "unreadable (Permission denied)", forbidden(IMAGE)),
 })
-PREDICTED = ("NaN voxels", "two channels", "5D", "huge sizes", *COSTLY[1:])
+PREDICTED = {
+    "NaN voxels": "NaN", "two channels": "2 channels", "5D": "5D", "huge sizes": "cannot hold",
+    "a flipped byte": "gzip", "a named pipe": "regular file", "bomb": "bomb",
+}
 add("An image to segment", "predict IMAGE --run RUN -o OUT", {
-    **{name: ("b.nii.gz", of_data(name)[1]) for name in PREDICTED},
+    **{name: ("b.nii.gz", word, of_data(name)[1]) for name, word in PREDICTED.items()},
     "no permission": ("b.nii.gz", DENIED, forbidden(IMAGE)),
 })
 add("A task's description", "data check TASK", {
