@@ -17,10 +17,6 @@ from mvl.progress import Progress
 from mvl.runner.kernels import kernel_in
 from mvl.study.profiles import load_profile
 
-#: What of mvl/ no notebook can reach: the command line, and the report of a run. Any other file
-#: of the package may decide what a notebook shows.
-UNREACHED = ("__main__.py", "cli", "show/report")
-
 
 class NotebookError(MvlError):
     """A notebook that did not run to its end; the message names notebook, cell and error."""
@@ -135,11 +131,9 @@ class Job:
         files = [self.source, self.root / "profiles" / f"{self.profile['profile']}.yaml"]
         for folder in ("mvl", "benchmarks", "results/reference"):
             files += (path for path in (self.root / folder).rglob("*") if path.is_file())
-        unreached = {self.root / "mvl" / name for name in UNREACHED}
         digest = hashlib.sha256()
         for path in sorted(files):
-            temporary = path.name.startswith(".") or path.parent.name == "__pycache__"
-            if not temporary and unreached.isdisjoint((path, *path.parents)):
+            if not path.name.startswith(".") and path.parent.name != "__pycache__":
                 digest.update(f"{path.relative_to(self.root)}\0".encode())
                 digest.update(hashlib.sha256(path.read_bytes()).digest())
         return digest.hexdigest()

@@ -1,6 +1,5 @@
 """The execute runner on tiny notebooks, in a repository made for each test."""
 
-import ast
 import errno
 import fcntl
 import os
@@ -13,7 +12,6 @@ import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-import mvl
 from mvl.errors import ConfigError, RunError
 from mvl.files import REPOSITORY, write_json
 from mvl.runner import execute
@@ -103,7 +101,6 @@ def test_each_thing_that_a_result_depends_on_makes_it_run_again(repository, tmp_
     label = dataset.parent / "labelsTr" / "a.nii.gz"
     label.parent.mkdir(parents=True)
     (repository.root / "benchmarks").mkdir()
-    (repository.root / "mvl" / "show" / "report").mkdir(parents=True)
     assert repository.run() == 0
 
     def job():
@@ -130,8 +127,6 @@ def test_each_thing_that_a_result_depends_on_makes_it_run_again(repository, tmp_
     own = PROFILE.replace("package:all-minilm-l6-v2", f"path:{weights.parent}")
     assert changes(repository.write, "profiles/smoke.yaml", own)
     assert changes(Path.write_text, weights, "weights")
-    # The report and the command line come after, whatever a notebook shows.
-    assert not changes(repository.write, "mvl/show/report/page.py", "x = 2\n")
     assert not changes(repository.write, "profiles/quick.yaml", "")
     assert not changes(repository.write, "mvl/.code.py.swp", "x = 3\n")
 
@@ -141,37 +136,6 @@ def test_each_thing_that_a_result_depends_on_makes_it_run_again(repository, tmp_
     job().copy.unlink()
     assert repository.run() == 0
     assert repository.logged() == ["ran", "ran"]
-
-
-def test_what_is_not_watched_is_out_of_every_notebooks_reach():
-    def imported(tree):
-        """Names of modules of ours that a module's or a notebook's source may import."""
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Import):
-                yield from (alias.name for alias in node.names)
-            elif isinstance(node, ast.ImportFrom):
-                yield node.module
-                yield from (f"{node.module}.{alias.name}" for alias in node.names)
-            elif isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "mvl":
-                yield f"mvl.{mvl._HOME.get(node.attr, node.attr)}"
-
-    todo, reached = [], set()
-    for path in (REPOSITORY / "notebooks").glob("*.ipynb"):
-        cells = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
-        todo += [cell.source for cell in cells if "google.colab" not in cell.source]
-    while todo:
-        for name in imported(ast.parse(todo.pop())):
-            for path in (
-                REPOSITORY / (name.replace(".", "/") + ".py"),
-                REPOSITORY / name.replace(".", "/") / "__init__.py",
-            ):
-                if name.startswith("mvl") and path.is_file() and path not in reached:
-                    reached.add(path)
-                    todo.append(path.read_text())
-    assert REPOSITORY / "mvl/experiment/training.py" in reached
-    unreached = {REPOSITORY / "mvl" / name for name in execute.UNREACHED}
-    assert all(path.exists() for path in unreached)
-    assert all(unreached.isdisjoint((path, *path.parents)) for path in reached)
 
 
 def test_a_notebook_of_many_tasks_depends_on_all_their_files_and_no_other_does(
