@@ -3,9 +3,9 @@
 Each task trains one experiment with one thread: numbers depend on the number of threads, and
 those of a cluster are those of one machine of the same kind with OMP_NUM_THREADS=1.
 
-Ray (https://docs.ray.io) decides where and when, and starts the tasks of a lost worker again.
-Every node needs this package, and sees the data, the language block and the folder of runs under
-the same paths: then a task that is started again goes on from its last epoch.
+Ray (https://docs.ray.io) starts the tasks of a lost worker again. Every node needs this package,
+and sees the data, the language block and the folder of runs under the same paths: then a task that
+is started again goes on from its last epoch.
 """
 
 from __future__ import annotations
@@ -56,7 +56,6 @@ def fit_at_once(
             has GPUs: "ray" for the one that RAY_ADDRESS names or that runs here, otherwise one
             that is started for the time of the call; "HOST:PORT" from one of a cluster's nodes;
             "ray://HOST:PORT" from elsewhere.
-        show: print a line for each cell that ends.
 
     Returns:
         {(arm, seed): run folder} of the trained cells, and the failures, in the order of `configs`.
