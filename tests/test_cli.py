@@ -1,14 +1,11 @@
 """The command as a user meets it."""
 
 import gzip
-import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import nibabel
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -82,25 +79,6 @@ def test_an_output_that_cannot_be_is_refused_before_any_work(tmp_path, capsys, o
     error = capsys.readouterr().err
     assert output in error and said in error and len(error.splitlines()) == 1
     assert (tmp_path / "image.nii").read_text().startswith("no image")
-
-
-def test_from_a_phantom_to_a_segmentation(tmp_path, capsys):
-    root, runs = tmp_path / "data", tmp_path / "runs"
-    task = "Task04_Hippocampus"
-    there = ["--root", str(root)]
-    assert main(["data", "phantom", task, *there, "--cases", "14", "--scale", "0.4"]) == 0
-    assert main(["data", "check", task, *there]) == 0
-    assert "14 cases of 7 subjects" in capsys.readouterr().out
-    options = ["--runs", str(runs), "--epochs", "1", "--grid", "16", "24", "16"]
-    assert main(["train", "--task", task, *there, *options]) == 0
-    run = capsys.readouterr().out.strip().splitlines()[-1]
-    assert main(["evaluate", run, *there]) == 0
-    assert "hd95_mm" in capsys.readouterr().out
-    image = next((root / task / "imagesTr").glob("*.nii.gz"))
-    target = tmp_path / "out.nii.gz"
-    assert main(["predict", str(image), "--run", run, "-o", str(target)]) == 0
-    assert nibabel.load(target).shape == nibabel.load(image).shape
-    assert np.allclose(nibabel.load(target).affine, nibabel.load(image).affine)
 
 
 def test_what_evaluate_prints_are_means_over_subjects(phantom, monkeypatch, capsys):
@@ -204,23 +182,3 @@ def test_a_folder_of_images_becomes_a_submission(tmp_path, capsys):
     (tmp_path / "nothing").mkdir()
     assert main(["predict", str(tmp_path / "nothing"), "-o", str(plain)]) == 1
     assert "no image" in capsys.readouterr().err
-
-
-def test_crops_labels_and_channels_are_asked_for_by_options(tmp_path, capsys):
-    root, runs = tmp_path / "data", tmp_path / "runs"
-    make_phantom("Task05_Prostate", root, cases=7, scale=0.12, progress=False)
-    command = ["train", "--task", "Task05_Prostate", "--root", str(root), "--runs", str(runs)]
-    command += ["--epochs", "1", "--target", "labels", "--channels", "first"]
-    command += ["--flips", "left-right"]
-    command += ["--grid", "16", "16", "8", "--fit", "crop", "--spacing", "1.2", "1.2", "4"]
-    assert main(command) == 0
-    run = capsys.readouterr().out.strip().splitlines()[-1]
-    config = json.loads(Path(run, "config.json").read_text())["config"]["data"]
-    assert config["spacing_mm"] == [1.2, 1.2, 4.0] and config["channels"] == "first"
-    assert config["flips"] == "left-right"
-    assert main(["evaluate", run, "--root", str(root)]) == 0
-    out = capsys.readouterr().out
-    assert "PZ" in out and "TZ" in out and "foreground" in out
-    test = root / "Task05_Prostate" / "imagesTs"
-    assert main(["predict", str(test), "--run", run, "-o", str(tmp_path / "out")]) == 0
-    assert len(list((tmp_path / "out").iterdir())) == 2

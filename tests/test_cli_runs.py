@@ -8,6 +8,7 @@ from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
+import nibabel
 import pandas as pd
 import pytest
 
@@ -78,7 +79,8 @@ def test_a_run_is_found_by_name_and_by_first_digits(results, phantom, capsys):
         find_run("fir5t")
     image = next((phantom / "Task04_Hippocampus" / "imagesTr").glob("*.nii.gz"))
     assert main(["predict", str(image), "--run", "net", "-o", "out.nii.gz", "--anyway"]) == 0
-    assert Path("out.nii.gz").is_file()
+    given, made = nibabel.load(image), nibabel.load("out.nii.gz")
+    assert made.shape == given.shape and (made.affine == given.affine).all()
     again = ["train", "--root", str(phantom), "--name", "net"]
     assert main(again) == 1
     assert "--name net" in capsys.readouterr().err
@@ -129,6 +131,13 @@ def test_a_preset_may_be_any_architecture_of_the_field():
     assert {name: config_of("--preset", name).model for name in PRESETS} == {
         name: model for name, (model, _) in PRESETS.items()
     }
+
+
+def test_crops_labels_channels_and_flips_are_options():
+    words = "--grid 16 16 8 --fit crop --spacing 1.2 1.2 4 --target labels --channels first"
+    data = config_of("--task", "Task05_Prostate", *words.split(), "--flips", "left-right").data
+    assert (data.grid, data.fit, data.spacing_mm) == ((16, 16, 8), "crop", (1.2, 1.2, 4.0))
+    assert (data.target, data.channels, data.flips) == ("labels", "first", "left-right")
 
 
 def test_set_counts_more_than_options_and_they_more_than_a_file(tmp_path):
