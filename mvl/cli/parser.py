@@ -211,14 +211,7 @@ def _suite_verbs(suite):
     seeds = "language --seeds 0 1 2"
     examples = (f"{seeds} --jobs 2", "presets --task MyTask --arms vit v1")
     run = _verb(suite, "run", "study.suite_run", text, *examples)
-    run.add_argument("--fit-only", action="store_true", help="leave the test set closed")
-    text = "train the i-th of n parts, for job arrays; tests nothing (default: all)"
-    run.add_argument("--shard", metavar="I/N", help=text)
-    text = "train N cells at once, a thread each (default: 1)"
-    run.add_argument("--jobs", type=int, metavar="N", help=text)
-    text = "train on Ray: ray (here), HOST:PORT or ray://HOST:PORT (default: no cluster)"
-    run.add_argument("--on", metavar="CLUSTER", help=text)
-    _track_option(run)
+    _training_options(run)
     text = "train every arm with each learning rate, on validation"
     tune = _verb(suite, "tune", "study.suite_tune", text, "language --arms none")
     text = "do trained cells use their block? Dice without it"
@@ -239,7 +232,6 @@ def _suite_verbs(suite):
     for verb in (run, tune, use, status, table):
         verb.add_argument("suite", metavar="NAME", help="a suite, of 'mvl suite list'")
         _cell_options(verb)
-        _grid_options(verb)
 
 
 def _maintainers_verbs(top):
@@ -250,14 +242,27 @@ def _maintainers_verbs(top):
     audit = _group(top, "audit", "the released code's protocol: list, run, status, table")
     _verb(audit, "list", "study.audit_list", "what the released code does, and what we do")
     text = "train and test the arms that are not done yet"
-    run = _verb(audit, "run", "study.audit_run", text, "--seeds 0 1 2")
-    run.add_argument("--fit-only", action="store_true", help="leave the test set closed")
+    run = _verb(audit, "run", "study.suite_run", text, "--seeds 0 1 2")
+    _training_options(run)
     text = "what is done, running, failed; time left"
-    status = _verb(audit, "status", "study.audit_status", text, "--seeds 0 1 2")
+    status = _verb(audit, "status", "study.suite_status", text, "--seeds 0 1 2")
     for verb in (run, status):
+        verb.set_defaults(suite="audit")
         _cell_options(verb)
     text = "add what is trained to the reference and the README (for maintainers)"
     _results_options(_verb(audit, "table", "study.audit_table", text))
+
+
+def _training_options(parser):
+    """How the cells of a suite or of the audit are trained."""
+    parser.add_argument("--fit-only", action="store_true", help="leave the test set closed")
+    text = "train the i-th of n parts, for job arrays; tests nothing (default: all)"
+    parser.add_argument("--shard", metavar="I/N", help=text)
+    text = "train N cells at once, a thread each (default: 1)"
+    parser.add_argument("--jobs", type=int, metavar="N", help=text)
+    text = "train on Ray: ray (here), HOST:PORT or ray://HOST:PORT (default: no cluster)"
+    parser.add_argument("--on", metavar="CLUSTER", help=text)
+    _track_option(parser)
 
 
 def _cell_options(parser):
@@ -272,6 +277,7 @@ def _cell_options(parser):
     parser.add_argument("--epochs", type=int, metavar="N", help="budget (default: the suite's own)")
     _bad_case_option(parser)
     _results_options(parser)
+    _grid_options(parser)
 
 
 def _results_options(parser):

@@ -8,7 +8,7 @@ import pandas as pd
 
 from mvl import audit
 from mvl.cli.train import data_config
-from mvl.config import LEARNING_RATES, DataConfig, task_data
+from mvl.config import LEARNING_RATES, DataConfig
 from mvl.data.task_folder import find_task
 from mvl.data.tasks import read_task
 from mvl.errors import ConfigError, DataError, RunError
@@ -39,11 +39,13 @@ def _results(options):
 
 
 def _suite_cells(options, **rates):
-    """(cells of the suite, what the functions of `study.cells` take of them)."""
-    where = _where(options)
-    given = (options.seeds, options.block, options.epochs, options.arms)
-    more = rates | {"root": options.root, "on_bad_case": options.on_bad_case}
-    configs = suite_configs(options.suite, data_config(options), *given, **more)
+    """(cells of the suite, or of the audit; what the functions of `study.cells` take of them)."""
+    data, where = data_config(options), {"root": options.root, "on_bad_case": options.on_bad_case}
+    given = (data, options.seeds, options.block, options.epochs, options.arms)
+    if options.suite == "audit":
+        configs = audit.audit_configs(*given)
+    else:
+        configs = suite_configs(options.suite, *given, **rates, **where)
     if not configs:
         raise ConfigError(f"no arm of {options.suite} that was named can be made with this block")
     if options.block and not any(config.model.language for config in configs.values()):
@@ -51,12 +53,7 @@ def _suite_cells(options, **rates):
             f"--block {options.block}: no arm here has a language block, so that it would not be "
             "used; 'mvl suite list' names the arms"
         )
-    return configs, where
-
-
-def _where(options):
-    runs = _results(options) / "runs"
-    return {"runs": runs, "root": options.root, "on_bad_case": options.on_bad_case}
+    return configs, {"runs": _results(options) / "runs"} | where
 
 
 def suite_run(options: Namespace) -> int:
@@ -141,17 +138,13 @@ def suite_status(options: Namespace) -> None:
     configs, where = _suite_cells(options)
     table = status(configs, **where)
     table["reference"] = table["folder"].map(references.held()).fillna("-")
-    _print_status(table)
-    known = (table["reference"] != "-").sum()
-    print(f"results/reference has {known} of these {len(table)} cells, trained as its column says")
-
-
-def _print_status(table):
     print(table.to_string(index=False, float_format="%.0f", na_rep="?"))
     counts = table["state"].value_counts()
     left = table["seconds_left"].sum(skipna=False) / 3600
     hours = "unknown, since nothing is trained yet" if left != left else f"{left:.1f} h"
     print(f"{', '.join(f'{n} {state}' for state, n in counts.items())}; one after another: {hours}")
+    known = (table["reference"] != "-").sum()
+    print(f"results/reference has {known} of these {len(table)} cells, trained as its column says")
 
 
 def suite_table(options: Namespace) -> None:
@@ -220,27 +213,6 @@ def audit_list(options: Namespace) -> None:
     for switch in audit.SWITCHES.values():
         print(f"{switch.name} ({switch.kind}): {switch.released}")
         print(f"    here: {switch.study}\n    it changes: {switch.changes}")
-
-
-def _audit_cells(options):
-    given = (options.seeds, options.block, options.epochs, options.arms)
-    return audit.audit_configs(task_data(options.task), *given), _where(options)
-
-
-def audit_run(options: Namespace) -> int:
-    configs, where = _audit_cells(options)
-    if options.fit_only:
-        trained, failures = fit_suite("audit", configs, **where)
-        _print_validation(trained)
-    else:
-        cases, failures = run_suite("audit", configs, **where)
-        print(cases.groupby(["arm", "seed"], sort=False)[["dice", "nsd", "hd95_mm"]].mean())
-    return _report(failures)
-
-
-def audit_status(options: Namespace) -> None:
-    configs, where = _audit_cells(options)
-    _print_status(status(configs, **where))
 
 
 def audit_table(options: Namespace) -> None:
