@@ -59,13 +59,8 @@ class AuditedConfig(ExperimentConfig):
     audit: AuditConfig = field(default=AuditConfig(), metadata={"later": True})
 
     def __post_init__(self):
-        audit, copied = self.audit, self.audit.rotated or self.audit.copies
-        if audit != AuditConfig() and self.data.target != "foreground":
+        if self.audit != AuditConfig() and self.data.target != "foreground":
             raise ValueError("the audit knows the foreground alone")
-        if audit.linear_labels and self.data.fit != "resize":
-            raise ValueError("linear_labels wants fit 'resize'")
-        if (audit.planes or audit.splines) and not copied:
-            raise ValueError("planes and splines are about rotated copies: rotated, or copies")
 
 
 def hard_dice_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

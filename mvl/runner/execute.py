@@ -18,10 +18,6 @@ from mvl.runner.kernels import kernel_in
 from mvl.study.profiles import load_profile
 
 
-class NotebookError(MvlError):
-    """A notebook that did not run to its end; the message names notebook, cell and error."""
-
-
 @dataclass
 class Outcome:
     """What became of a notebook: "ok", "unchanged", "failed" or "not run", in which time."""
@@ -65,7 +61,7 @@ def run(
             try:
                 job.execute(outcome)
                 outcome.status = "ok"
-            except NotebookError as error:
+            except RunError as error:
                 outcome.status, failure = "failed", error
             outcome.seconds = time.monotonic() - started
             print(f"{job.name}: {outcome.status}, {outcome.seconds:.0f} s", flush=True)
@@ -174,7 +170,7 @@ class Job:
         try:
             notebook = nbformat.read(self.source, as_version=4)
         except Exception as error:  # nbformat has no common class for what a broken file raises
-            raise NotebookError(f"{self.source} is not a readable notebook: {error}") from error
+            raise RunError(f"{self.source} is not a readable notebook: {error}") from error
         # papermill asks for it, and the kernel is ours whatever the file says.
         spec = {"name": "python3", "display_name": "Python 3", "language": "python"}
         notebook.metadata["kernelspec"] = spec
@@ -184,7 +180,7 @@ class Job:
         """Run the notebook in its own kernel and print how it goes; `outcome` gets its memory.
 
         Raises:
-            NotebookError: the notebook cannot be read, a cell failed, or the kernel died.
+            RunError: the notebook cannot be read, a cell failed, or the kernel died.
         """
         import papermill
         from nbclient.exceptions import DeadKernelError
@@ -229,17 +225,17 @@ class Job:
             reason += f"it held {held:.1f} GiB at most, of {limit:.1f} GiB here"
             raise self._failure(begun, notebook, reason) from error
         except RuntimeError as error:  # from nbclient, where a kernel never answers
-            raise NotebookError(f"{self.name}: the kernel did not start: {error}") from error
+            raise RunError(f"{self.name}: the kernel did not start: {error}") from error
         except OSError as error:
             reason = error.strerror or error
-            raise NotebookError(f"{self.name}: cannot write {self.copy}: {reason}") from error
+            raise RunError(f"{self.name}: cannot write {self.copy}: {reason}") from error
         # The inputs as they are now: the notebook itself may have downloaded or made them.
         write_json(self.record, self.made_of())
 
     def _failure(self, begun, notebook, reason):
         lines = [line.strip() for line in begun[-1].source.splitlines()]
         code = next((line for line in lines if line and not line.startswith("#")), "")
-        return NotebookError(
+        return RunError(
             f"{self.name}: cell {len(begun)} of {len(notebook.cells)} failed: {reason}\n"
             f"  the cell begins: {code}\n  its executed copy: {self.copy.relative_to(self.root)}"
         )
