@@ -1,6 +1,7 @@
 """A suite's cells: trained, tested, counted, tuned; and what is done about one that fails."""
 
 from dataclasses import replace
+from pkgutil import resolve_name
 
 import pandas as pd
 import pytest
@@ -8,7 +9,6 @@ import pytest
 from mvl.config import LEARNING_RATES
 from mvl.data.task_data import open_task
 from mvl.errors import ConfigError, MvlError, RunError
-from mvl.experiment import run as experiments
 from mvl.experiment.run import run_folder
 from mvl.locks import locked
 from mvl.study.cells import fit_suite, run_suite, shard, status, tuning_table
@@ -57,40 +57,30 @@ def test_a_failed_cell_is_reported_and_the_others_go_on(trio, phantom, tmp_path,
     assert not failures
 
 
-def test_a_defect_in_one_cell_is_reported_with_its_place_and_the_others_go_on(
-    trio, phantom, tmp_path, monkeypatch, capsys
+@pytest.mark.parametrize(
+    ("place", "error", "reason"),
+    [
+        ("mvl.experiment.run.train", KeyError("a defect"), "KeyError: 'a defect'"),
+        ("mvl.study.cells.test", RunError("a broken test set"), "a broken test set"),
+    ],
+)
+def test_a_cell_that_raises_is_reported_and_the_others_go_on(
+    trio, phantom, tmp_path, monkeypatch, capsys, place, error, reason
 ):
-    train = experiments.train
+    whole, calls = resolve_name(place), []
 
-    def broken(model, volumes, validation, config, *rest):
-        if config.model.attention == "hybrid":
-            raise KeyError("a defect")
-        return train(model, volumes, validation, config, *rest)
+    def broken(*arguments):
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise error
+        return whole(*arguments)
 
-    monkeypatch.setattr(experiments, "train", broken)
+    monkeypatch.setattr(place, broken)
     good = {key: config for key, config in trio.items() if key[0] != "hopeless"}
-    cases, failures = run_suite("trio", dict(reversed(good.items())), tmp_path, phantom, show=False)
-    assert set(cases["arm"]) == {"plain"} and failures == {("hybrid", 0): "KeyError: 'a defect'"}
-    assert "in broken" in capsys.readouterr().err
-    table = status(trio, tmp_path, phantom).set_index("arm")
-    assert table["state"]["hybrid"] == "failed" and table["reason"]["hybrid"].startswith("KeyError")
-
-
-def test_a_cell_whose_test_cases_cannot_be_read_is_reported_and_the_others_go_on(
-    trio, phantom, tmp_path, monkeypatch
-):
-
-    def broken(folder, data, *rest):
-        if not (tmp_path / "first").exists():
-            (tmp_path / "first").mkdir()
-            raise RunError("the test set is broken")
-        experiments.test(folder, data, *rest)
-
-    monkeypatch.setattr("mvl.study.cells.test", broken)
-    good = {key: config for key, config in trio.items() if key[0] != "hopeless"}
-    cases, failures = run_suite("trio", good, tmp_path / "runs", phantom, show=False)
-    assert set(cases["arm"]) == {"hybrid"}
-    assert failures == {("plain", 0): "the test set is broken"}
+    cases, failures = run_suite("trio", good, tmp_path, phantom, show=False)
+    assert set(cases["arm"]) == {"hybrid"} and failures == {("plain", 0): reason}
+    # A defect of the code is shown with its place.
+    assert ("in broken" in capsys.readouterr().err) == isinstance(error, KeyError)
 
 
 def test_status_tells_open_running_stopped_and_trained(trio, phantom, tmp_path):
