@@ -33,14 +33,8 @@ SHARD_BYTES = 5_000_000_000
 PIECE = 1 << 24
 #: Standard deviation of the random weights.
 SPREAD = 0.02
-TINY = {
-    "model_type": "llama",
-    "hidden_size": 8,
-    "intermediate_size": 8,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 1,
-    "vocab_size": 8,
-}
+TINY = {"model_type": "llama", "hidden_size": 8, "intermediate_size": 8, "vocab_size": 8}
+TINY |= {"num_hidden_layers": 1, "num_attention_heads": 1}
 
 
 def main():

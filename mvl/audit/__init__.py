@@ -1,16 +1,8 @@
-"""What each thing that the released code does differently is worth: the audit.
+"""What each thing that the released code does differently is worth: the audit (docs/audit.md).
 
-`SWITCHES` says what the code does and what that can change; here it is measured, on the study's
-data and in comparison with the study:
-
-    split        who is on which side; counted over draws, nothing is trained
-    training     a training with one thing done as the released code does it, or all (`ARMS`)
-    measurement  one trained model, whose test cases are read as the released code reads them; each
-                 reading goes on from the one before it, since most of them need it
-
-`released` trains as that code does, `masks` measures as it does.
-A training's cells are experiments like any other: `mvl.study.cells` runs, resumes and counts
-them. `results/reference/` holds
+`SWITCHES` lists these things; `released` trains as that code does, `masks` measures as it does. A
+training's cells are experiments like any other: `mvl.study.cells` runs, resumes and counts them.
+`results/reference/` holds
 
     audit_cases.csv.gz      one row per arm, seed and test case: metrics in native space
     audit_readings.csv.gz   one row per model, seed and test case: every reading of it
@@ -18,7 +10,6 @@ them. `results/reference/` holds
 
 A row about a training compares two arms, subject by subject, with the interval of
 `mvl.study.statistics.contrast`; one about a reading resamples the subjects and reads again.
-`mvl.show.audit` has the words and figures.
 """
 
 from mvl.audit.readings import READINGS, described, measurement_rows, read_cases

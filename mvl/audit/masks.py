@@ -12,9 +12,7 @@ GRID = (128, 128, 128)
 def resize_mask(mask: np.ndarray, grid: tuple[int, int, int], linear: bool) -> np.ndarray:
     """Resize a mask (H, W, D) of booleans as MONAI resizes its image.
 
-    Args:
-        linear: interpolate linearly and count whatever is above zero, as the released code does.
-            False takes the nearest voxel.
+    With `linear`, whatever is above zero counts, as in the released code; else the nearest voxel.
     """
     values = torch.from_numpy(np.ascontiguousarray(mask, np.float32))[None, None]
     mode = "trilinear" if linear else "nearest-exact"
@@ -24,12 +22,10 @@ def resize_mask(mask: np.ndarray, grid: tuple[int, int, int], linear: bool) -> n
 def surface_hits(
     predictions: np.ndarray, truths: np.ndarray, batch_index: bool = True
 ) -> dict[str, np.ndarray]:
-    """Surface voxels within one voxel of the other surface, case by case.
+    """Surface voxels within one voxel of the other surface, by case of (B, H, W, D) booleans.
 
-    Args:
-        predictions, truths: (B, H, W, D) booleans.
-        batch_index: count the case's place in the batch as a fourth coordinate, so that the same
-            voxel of two neighbouring cases lies at distance 1.
+    With `batch_index` the case's place in the batch is a fourth coordinate: the same voxel of two
+    neighbouring cases lies at distance 1.
 
     Returns:
         (B,) integers: `near_predicted`, `surface_predicted`, `near_labelled`, `surface_labelled`.

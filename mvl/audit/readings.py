@@ -25,8 +25,8 @@ def read_cases(predictor: Predictor, cases: list[Case], show: bool = True) -> pd
 
     Columns: subject, case; `dice` and `nsd` in native space; with the prefix "resized_" on `GRID`,
     spacing and tolerance one voxel; with "linear_" there, against linearly interpolated labels; for
-    these the voxels in `predicted`, `labelled` and `overlap`, and the counts of `surface_hits` of a
-    case by itself and, with the prefix "batch_", of a case among its neighbours.
+    these the voxels in `predicted`, `labelled` and `overlap`, and `surface_hits` of a case by
+    itself and, with the prefix "batch_", among its neighbours.
     """
     model, preparation = predictor.model.eval(), predictor.preparation
     rows, volumes = [], preparation.load(cases, show)
@@ -97,8 +97,8 @@ def _pooled_dice(overlap, predicted, labelled):
     return 2 * overlap / np.maximum(1, predicted + labelled)
 
 
-#: What the study reports, then what is reported after each measurement switch, the earlier ones
-#: on: switch -> metric -> a function of a table's columns.
+#: Of the study, then of each measurement switch with the earlier ones on:
+#: switch -> metric -> a function of a table's columns.
 READINGS = {
     "ours": {"dice": _subject_mean("dice"), "nsd": _subject_mean("nsd")},
     "resized-grid": {"dice": _subject_mean("resized_dice"), "nsd": _subject_mean("resized_nsd")},

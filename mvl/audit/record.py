@@ -30,18 +30,11 @@ def write_audit(
 ) -> pd.DataFrame:
     """Add finished trainings to the audit's tables, and read what is not read; audit.csv's table.
 
-    As the reference, the audit grows by the runs that are there and keeps the others' rows, as
+    As the reference, the audit grows by the runs that are in `runs` and keeps the others' rows, as
     long as the arm would still be trained just so. A run that is trained and not tested is tested.
-
-    Args:
-        runs: the folder of all runs.
-        reference: the folder to write to.
     """
-    known = []
-    for name in (CASES, READ):
-        path = reference / name
-        columns = ("arm", "fingerprint")
-        known.append(read_table(path, columns) if path.is_file() else pd.DataFrame(columns=columns))
+    columns = ("arm", "fingerprint")
+    known = [_table(reference / name, columns) for name in (CASES, READ)]
     tables, read = [known[0].iloc[:0]], [known[1].iloc[:0]]
     for (arm, seed), config in audit_configs(data, seeds, epochs=epochs).items():
         task_data = open_task(config.data, seed, root, progress=False)
@@ -50,8 +43,8 @@ def write_audit(
         if trained:
             test(folder, task_data, kind=kind)
             dice = read_json(folder / TRAINED)["validation_dice"]
-            facts = {"validation_dice": dice, "fingerprint": folder.name}
-            tables.append(collect(folder, "audit", arm).assign(**facts))
+            table = collect(folder, "audit", arm)
+            tables.append(table.assign(validation_dice=dice, fingerprint=folder.name))
         else:
             tables.append(_known(known[0], arm, folder.name))
         if arm == "released":
@@ -93,5 +86,8 @@ def _read(table, arm, seed, fingerprint, predictor, data):
 
 def reference_table(reference: Path = REFERENCE) -> pd.DataFrame:
     """The committed audit.csv; empty where there is none."""
-    path = reference / TABLE
-    return read_table(path, COLUMNS) if path.is_file() else pd.DataFrame(columns=COLUMNS)
+    return _table(reference / TABLE, COLUMNS)
+
+
+def _table(path, columns):
+    return read_table(path, columns) if path.is_file() else pd.DataFrame(columns=columns)

@@ -59,19 +59,14 @@ class AuditedConfig(ExperimentConfig):
     audit: AuditConfig = field(default=AuditConfig(), metadata={"later": True})
 
     def __post_init__(self):
-        audit, copied = self.audit, self.audit.rotated or self.audit.copies
-        if audit != AuditConfig() and self.data.target != "foreground":
+        if self.audit != AuditConfig() and self.data.target != "foreground":
             raise ValueError("the audit knows the foreground alone")
-        if audit.linear_labels and self.data.fit != "resize":
-            raise ValueError("linear_labels wants fit 'resize'")
-        if (audit.planes or audit.splines) and not copied:
-            raise ValueError("planes and splines are about rotated copies: rotated, or copies")
 
 
 def hard_dice_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """One minus the Dice of the prediction, thresholded at one half; a batch's voxels pooled.
 
-    A threshold is flat wherever it is not a step, so that nothing flows back through it.
+    No gradient flows back through the threshold.
     """
     mask, labels = (logits > 0).float(), labels.float()
     return 1 - 2 * (mask * labels).sum() / (mask.sum() + labels.sum()).clamp(min=1)
@@ -84,10 +79,7 @@ def released_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def loss_gradients(logits: torch.Tensor, labels: torch.Tensor) -> pd.DataFrame:
-    """What each half of a loss tells the network; one row per term.
-
-    Columns: term, value, differentiable and largest_gradient (absolute, over the voxels).
-    """
+    """One row per term of a loss: value, differentiable, largest_gradient (absolute)."""
     terms = {
         "cross-entropy": lambda z: F.binary_cross_entropy_with_logits(z, labels.float()),
         "Dice of probabilities": lambda z: DiceLoss(sigmoid=True)(z, labels),
@@ -110,11 +102,8 @@ def rotate_copy(
 
     Both get the same pair of axes, (1, 2): the image turns in the plane of its first two axes of
     space, the label, which has no channels, in the plane of its last two. Both are interpolated by
-    cubic splines, and the label is cut at one half.
-
-    Args:
-        planes: False turns the label in the image's plane.
-        splines: False takes the label's nearest voxel.
+    cubic splines, and the label is cut at one half. Without `planes` the label turns in the image's
+    plane, without `splines` it gets its nearest voxels.
     """
     axes, order = (1, 2) if planes else (0, 1), 3 if splines else 0
     image, label = (np.asarray(array, np.float32) for array in (image, label))
@@ -152,12 +141,10 @@ class CopyAugmentation:
         self.study = augmentation(config)
 
     def set_random_state(self, seed: int) -> None:
-        """Seed everything that is drawn."""
         self.study.set_random_state(seed)
         self.random = np.random.default_rng(seed)
 
     def __call__(self, volume: dict) -> dict:
-        """The volume with a new "image" (C, H, W, D) and "label" (1, H, W, D)."""
         copy, image, label = volume.get("copy"), volume["image"], volume["label"]
         if copy is None and self.random.integers(len(COPIES)):
             return self.study(volume)
@@ -218,17 +205,14 @@ class ReleasedProcedure(Procedure):
         return volumes
 
     def loss(self, ignoring: bool) -> Callable:
-        """The released loss, where the Dice is the thresholded one."""
         return released_loss if self.config.audit.dice == "hard" else super().loss(ignoring)
 
     def augmentation(self) -> Callable:
-        """Copies, where they are asked for."""
         if self.config.audit.copies or self.config.audit.rotated:
             return CopyAugmentation(self.config.data, self.config.audit)
         return super().augmentation()
 
     def score(self, row: Any) -> Any:
-        """As `Procedure.score`, by what selects the epoch."""
         if self.config.audit.select == "last":
             return row["epoch"]
         return -row["train_loss"] if self.config.audit.select == "loss" else super().score(row)

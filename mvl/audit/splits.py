@@ -71,21 +71,16 @@ def sibling_split(split: Split, cases: dict[str, Case], seed: int) -> Split:
     return replace(split, train=tuple(sorted([*kept, *moved])), test=test)
 
 
-def on_both_sides(table: pd.DataFrame, side: str, others: Iterable[str]) -> dict[str, int]:
-    """`cases` and `subjects` of a side of a `released_split`, and, `_shared`, of others as well."""
+def shared_subjects(table: pd.DataFrame, side: str, others: Iterable[str]) -> float:
+    """The share of a side's subjects that are on other sides of a `released_split`, too."""
     here, there = table[table["side"] == side], table[table["side"].isin(others)]
-    counts = {}
-    for column in ("case", "subject"):
-        names = set(here[column])
-        counts |= {f"{column}s": len(names), f"{column}s_shared": len(names & set(there[column]))}
-    return counts
+    return here["subject"].drop_duplicates().isin(there["subject"]).mean()
 
 
 def split_rows(cases: list[Case], task: Task) -> pd.DataFrame:
     """Rows of audit.csv: which share of subjects is on both sides of the released code's split.
 
-    The study's share is 0, which is checked before every training. The interval is the range over
-    `DRAWS` draws.
+    The study's share is 0, which is checked before every training.
     """
     draws = [released_split(cases, seed) for seed in range(DRAWS)]
     subjects, rows = len({case.subject for case in cases}), []
@@ -93,8 +88,7 @@ def split_rows(cases: list[Case], task: Task) -> pd.DataFrame:
         ("siblings", "test", ("train", "validation"), "test subjects in training or validation"),
         ("shared-subjects", "validation", ("train",), "validation subjects in training"),
     ):
-        counts = [on_both_sides(draw, side, others) for draw in draws]
-        shares = [count["subjects_shared"] / count["subjects"] for count in counts]
+        shares = [shared_subjects(draw, side, others) for draw in draws]
         mean, interval = np.mean(shares), f"range of {DRAWS} draws"
         row = (switch, "split", "", "", f"share of {metric}", 0.0, mean, mean, min(shares))
         row += (max(shares), interval, subjects, len(cases), 0)

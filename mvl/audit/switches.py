@@ -8,12 +8,10 @@ import pandas as pd
 
 
 class Switch(NamedTuple):
-    """One thing that the released code does differently; a row of switches.csv."""
+    """What the released code does, what the study does, and what the difference can change."""
 
     name: str
-    #: "split", "training" or "measurement".
-    kind: str
-    #: What the released code does, what the study does, and what the difference can change.
+    kind: str  # "split", "training" or "measurement"
     released: str
     study: str
     changes: str

@@ -104,11 +104,10 @@ def audit_configs(
     epochs: int | None = None,
     arms: Iterable[str] | None = None,
 ) -> dict[tuple[str, int], ExperimentConfig]:
-    """The audit's trainings by (arm, seed), as `mvl.study.cells.fit_suite` and `status` take them.
+    """The audit's trainings by (arm, seed), as `mvl.study.cells` takes them.
 
-    Args:
-        block, epochs: in place of the study's `LanguageConfig.source` and budget.
-        arms: some of `ARMS`, else a `ConfigError`; all if None.
+    Raises:
+        ConfigError: one of `arms` is not in `ARMS`.
     """
     if unknown := [arm for arm in arms or () if arm not in ARMS]:
         raise ConfigError(f"the audit has no arm {unknown[0]!r}; its arms are {', '.join(ARMS)}")
@@ -130,11 +129,7 @@ def training_rows(cases: pd.DataFrame, task_cases: int) -> pd.DataFrame:
 
     They include, as the switch `validation`, how far the validation Dice of the arms with copies
     and of `ours` lies from the test Dice of the same models, and `unseeded`. There is no row for an
-    arm without the one with which it is compared.
-
-    Args:
-        cases: the table of audit_cases.csv.gz.
-        task_cases: how many cases the task has.
+    arm without the one with which it is compared. `cases` is the table of audit_cases.csv.gz.
     """
     rows, arms = [], set(cases["arm"])
     for arm, change in ARMS.items():
@@ -172,16 +167,15 @@ def _unseeded_rows(cases, size):
     for _ in range(DRAWS):
         both = generator.choice(seeds, 2, replace=len(seeds) < 2)
         pairs.append([of_seed[seed].loc[generator.choice(names, size)] for seed in both])
-    sizes = {"n_subjects": cases["subject"].nunique(), "n_cases": len(names)}
+    sizes = {"n_subjects": cases["subject"].nunique(), "n_cases": len(names), "n_seeds": len(seeds)}
     for metric in ("dice", "nsd"):
         mean = _mean(cases, metric, "seed")
         differences = [_mean(one, metric) - _mean(other, metric) for one, other in pairs]
         change = np.mean(differences)
         row = {"switch": "unseeded", "kind": "measurement", "arm": "ours", "against": "ours"}
         row |= {"metric": metric, "before": mean, "after": mean + change, "difference": change}
-        row |= {"low": min(differences), "high": max(differences), "n_seeds": len(seeds)}
-        row |= {"interval": f"range of {DRAWS} draws", **sizes}
-        rows.append(row | dict(cases.iloc[0][FACTS]))
+        row |= {"low": min(differences), "high": max(differences), **sizes}
+        rows.append(row | {"interval": f"range of {DRAWS} draws"} | dict(cases.iloc[0][FACTS]))
     return rows
 
 

@@ -1,8 +1,9 @@
-"""The `mvl` command: each verb reads its arguments and calls one function of the package.
+"""The `mvl` command: each verb is a function of a module of this room, which reads its options.
 
 Nothing heavy is imported before a verb needs it, so that `mvl --help` answers at once.
 """
 
+import importlib
 import io
 import os
 import re
@@ -35,8 +36,9 @@ def _status(arguments):
     options = make_parser().parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # the name of a file need not be text
+    module, _, verb = options.call.partition(".")
     try:
-        return options.call(options) or 0
+        return getattr(importlib.import_module(f"mvl.cli.{module}"), verb)(options) or 0
     except MvlError as error:
         return _fault(_by_option(str(error), options))
     except BrokenPipeError:
@@ -53,7 +55,7 @@ def _status(arguments):
 
 
 def _by_option(text, options):
-    """A fault with a field of the configuration, told by the option that set the field."""
+    """A fault with the option's name in place of the field of the configuration that it set."""
 
     def told(match):
         name = {"spacing_mm": "spacing"}.get(match[1], match[1])

@@ -4,31 +4,48 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
+import pandas as pd
+
+from mvl import audit
 from mvl.cli.train import data_config
+from mvl.config import LEARNING_RATES, DataConfig
+from mvl.data.task_folder import find_task
+from mvl.data.tasks import read_task
+from mvl.errors import ConfigError, DataError, RunError
+from mvl.experiment.block_use import EDITS, USED, use_row
+from mvl.experiment.catalogue import find_run, results_root
+from mvl.experiment.run import TRAINED, Run, collect, results_folder
+from mvl.files import REPOSITORY, read_json, write_table
+from mvl.show.answer import refresh_readme
+from mvl.show.audit import refresh_audit, sentences
+from mvl.show.results import refresh_results, write_pages
+from mvl.show.sentences import conclusion, count, name_of_check, sentence
+from mvl.study import reference as references
+from mvl.study.cells import fit_suite, run_suite, shard, status, trained_cells, tuning_table
+from mvl.study.crossed import update_crossed
+from mvl.study.parallel import fit_at_once
+from mvl.study.suites import QUESTIONS, SUITES, suite_configs
+from mvl.study.summary import summary_table
+from mvl.study.verify import verify as verified
 
 
 def suite_list(options: Namespace) -> None:
-    from mvl.study.suites import QUESTIONS, SUITES
-
     for name, arms in SUITES.items():
         print(f"{name}: {QUESTIONS[name]}\n    {', '.join(arms)}")
 
 
 def _results(options):
-    from mvl.experiment.catalogue import results_root
-
     return options.results or results_root() / "study"
 
 
-def _suite_cells(options, **more):
-    """(cells of the suite, what the functions of `suites` take of them)."""
-    from mvl.errors import ConfigError
-    from mvl.study.suites import suite_configs
-
-    data = data_config(options)
-    given = (options.block, options.epochs, options.arms)
-    more |= {"root": options.root, "on_bad_case": options.on_bad_case}
-    configs = suite_configs(options.suite, data, options.seeds, *given, **more)
+def _suite_cells(options, **rates):
+    """(cells of the suite, or of the audit; what the functions of `study.cells` take of them)."""
+    data, where = data_config(options), {"root": options.root, "on_bad_case": options.on_bad_case}
+    given = (data, options.seeds, options.block, options.epochs, options.arms)
+    if options.suite == "audit":
+        configs = audit.audit_configs(*given)
+    else:
+        configs = suite_configs(options.suite, *given, **rates, **where)
     if not configs:
         raise ConfigError(f"no arm of {options.suite} that was named can be made with this block")
     if options.block and not any(config.model.language for config in configs.values()):
@@ -36,58 +53,36 @@ def _suite_cells(options, **more):
             f"--block {options.block}: no arm here has a language block, so that it would not be "
             "used; 'mvl suite list' names the arms"
         )
-    return configs, _where(options)
-
-
-def _where(options):
-    return {
-        "runs": _results(options) / "runs",
-        "root": options.root,
-        "on_bad_case": options.on_bad_case,
-    }
+    return configs, {"runs": _results(options) / "runs"} | where
 
 
 def suite_run(options: Namespace) -> int:
-    from mvl.files import write_table
-    from mvl.study.cells import fit_suite, run_suite, shard
-    from mvl.study.summary import summary_table
-
     configs, where = _suite_cells(options)
     more, failures = where | {"track": options.track}, {}
     if options.shard:
-        configs = shard(configs, *_shard_of(options.shard))
+        configs = shard(configs, options.shard)
     if options.on or options.jobs is not None:
-        from mvl.study.parallel import fit_at_once
-
         jobs = 1 if options.jobs is None else options.jobs
         trained, failures = fit_at_once(configs, jobs=jobs, on=options.on, **more)
         configs = {key: configs[key] for key in trained}  # what follows finds them trained
     if options.fit_only or options.shard:
         trained, failed = fit_suite(options.suite, configs, **more)
-        failures |= failed
         _print_validation(trained)
-    elif configs:
+    else:
         cases, failed = run_suite(options.suite, configs, **more)
-        failures |= failed
-        write_table(_results(options) / "suites" / f"{options.suite}.csv", cases)
-        print(summary_table(cases).to_string(float_format="%.4f"))
-    return _report(failures)
+        if len(cases):
+            _write(options, options.suite, cases)
+            print(summary_table(cases).to_string(float_format="%.4f"))
+    return _report(failures | failed)
 
 
-def _shard_of(text):
-    from mvl.errors import ConfigError
-
-    index, _, count = text.partition("/")
-    if not (index.isdecimal() and count.isdecimal()):
-        raise ConfigError(f"--shard {text}: expected I/N, such as 1/4")
-    return int(index), int(count)
+def _write(options, name, table):
+    write_table(_results(options) / "suites" / f"{name}.csv", table)
 
 
 def _print_validation(trained):
-    from mvl.files import read_json
-
     for (arm, seed), (folder, _) in trained.items():
-        score = read_json(folder / "trained.json")["validation_dice"]
+        score = read_json(folder / TRAINED)["validation_dice"]
         print(f"{arm}, seed {seed}: validation Dice {score:.4f}")
 
 
@@ -99,20 +94,15 @@ def _report(failures):
 
 def _rated_cells(options):
     """`_suite_cells` with each of the learning rates that are tried."""
-    from mvl.config import LEARNING_RATES
-
     rates = options.rates or LEARNING_RATES
     return _suite_cells(options, rates=rates, mapper_rates=options.mapper_rates)
 
 
 def suite_tune(options: Namespace) -> int:
-    from mvl.files import write_table
-    from mvl.study.cells import fit_suite, tuning_table
-
     configs, where = _rated_cells(options)
     _, failures = fit_suite(options.suite, configs, **where)
     table = tuning_table(options.suite, configs, **where)
-    write_table(_results(options) / "suites" / f"{options.suite}-tuning.csv", table)
+    _write(options, f"{options.suite}-tuning", table)
     _print_from_one(table)
     return _report(failures)
 
@@ -124,22 +114,10 @@ def _print_from_one(table):
 
 
 def suite_use(options: Namespace) -> None:
-    import pandas as pd
-
-    from mvl.data.task_data import open_task
-    from mvl.errors import RunError
-    from mvl.experiment.block_use import EDITS, USED, use_row
-    from mvl.experiment.run import TRAINED, Run, run_folder
-    from mvl.files import read_json, write_table
-
     configs, where = _rated_cells(options)
     rows = []
-    for (arm, seed), config in configs.items():
-        data = open_task(config.data, seed, options.root, options.on_bad_case)
-        folder = run_folder(config, data, where["runs"])
-        if not (folder / TRAINED).exists():
-            continue
-        row = {"arm": arm, "seed": seed, "fingerprint": folder.name}
+    for arm, seed, data, folder in trained_cells(configs, **where):
+        config, row = configs[arm, seed], {"arm": arm, "seed": seed, "fingerprint": folder.name}
         row |= {"mapper_rate": config.training.mapper_rate, "epochs": config.training.epochs}
         row |= read_json(folder / TRAINED, "validation_dice", "best_epoch")
         if config.model.language:
@@ -152,70 +130,49 @@ def suite_use(options: Namespace) -> None:
     table = pd.DataFrame(rows).reindex(columns=columns)
     cost = table["as trained"] - table["deleted"]
     table["used"] = (cost >= USED).where(cost.notna())
-    write_table(_results(options) / "suites" / f"{options.suite}-use.csv", table)
+    _write(options, f"{options.suite}-use", table)
     _print_from_one(table)
 
 
 def suite_status(options: Namespace) -> None:
-    from mvl.study.cells import status
-    from mvl.study.reference import held
-
     configs, where = _suite_cells(options)
     table = status(configs, **where)
-    table["reference"] = table["folder"].map(held()).fillna("-")
-    _print_status(table)
-    known = (table["reference"] != "-").sum()
-    print(f"results/reference has {known} of these {len(table)} cells, trained as its column says")
-
-
-def _print_status(table):
+    table["reference"] = table["folder"].map(references.held()).fillna("-")
     print(table.to_string(index=False, float_format="%.0f", na_rep="?"))
     counts = table["state"].value_counts()
     left = table["seconds_left"].sum(skipna=False) / 3600
     hours = "unknown, since nothing is trained yet" if left != left else f"{left:.1f} h"
     print(f"{', '.join(f'{n} {state}' for state, n in counts.items())}; one after another: {hours}")
+    known = (table["reference"] != "-").sum()
+    print(f"results/reference has {known} of these {len(table)} cells, trained as its column says")
 
 
 def suite_table(options: Namespace) -> None:
-    import pandas as pd
-
-    from mvl.errors import RunError
-    from mvl.experiment.run import collect
-    from mvl.show.sentences import sentence
-    from mvl.study.cells import status
-    from mvl.study.reference import study_contrasts
-    from mvl.study.summary import summary_table
-
     configs, where = _suite_cells(options)
     cells = status(configs, **where)
-    done = cells[cells["state"] == "done"]
-    for cell in cells[(cells["state"] != "done") & (cells["reason"] != "")].itertuples():
+    done = cells["state"] == "done"
+    for cell in cells[~done & (cells["reason"] != "")].itertuples():
         print(f"{cell.state}: {cell.arm}, seed {cell.seed}: {cell.reason}", file=sys.stderr)
-    if done.empty:
+    if not done.any():
         raise RunError(f"no cell of suite {options.suite} is done; 'mvl suite run' runs it")
     tables = [
-        collect(where["runs"] / cell.folder, options.suite, cell.arm) for cell in done.itertuples()
+        collect(where["runs"] / cell.folder, options.suite, cell.arm)
+        for cell in cells[done].itertuples()
     ]
     cases = pd.concat(tables, ignore_index=True)
     print(summary_table(cases).to_string(index=False, float_format="%.4f"))
-    contrasts = study_contrasts(cases, options.suite)
+    contrasts = references.study_contrasts(cases, options.suite)
     for _, row in contrasts[contrasts["metric"] == "dice"].iterrows():
         print(f"\n- {sentence(row)}")
 
 
 def verify(options: Namespace) -> int:
-    from mvl.experiment.catalogue import find_run
-    from mvl.experiment.run import results_folder
-    from mvl.files import REPOSITORY
-    from mvl.show.sentences import conclusion, count, name_of_check
-    from mvl.study.verify import verify
-
     folder = Path(options.run)
     if (REPOSITORY / "profiles" / f"{options.run}.yaml").is_file():
         folder = results_folder(options.run)
     elif not folder.is_dir():
         folder = find_run(options.run)
-    checks = verify(folder)
+    checks = verified(folder)
     agrees, text = conclusion(checks)
     print(text)
     words = {True: "agrees", False: "DIFFERS", None: "-"}
@@ -235,11 +192,6 @@ def verify(options: Namespace) -> int:
 
 def _studys_data(options):
     """The study's `DataConfig`, where the volumes here are real."""
-    from mvl.config import DataConfig
-    from mvl.data.task_folder import find_task
-    from mvl.data.tasks import read_task
-    from mvl.errors import DataError
-
     data = DataConfig()
     if read_task(find_task(data.task, options.root)).synthetic:
         raise DataError(f"{data.task} is synthetic here: the reference is of real volumes")
@@ -247,62 +199,23 @@ def _studys_data(options):
 
 
 def reference(options: Namespace) -> None:
-    from mvl.show.answer import refresh_readme
-    from mvl.show.results import refresh_results, write_pages
-    from mvl.study.crossed import update_crossed
-    from mvl.study.reference import GPU, REFERENCE, update_references
-
     data, runs = _studys_data(options), _results(options) / "runs"
     print("\n".join(update_crossed(runs, options.root)))
-    folder, count = update_references(data, runs, options.root, options.suites)
-    for written in (REFERENCE, REFERENCE / GPU):
+    folder, number = references.update_references(data, runs, options.root, options.suites)
+    for written in (references.REFERENCE, references.REFERENCE / references.GPU):
         write_pages(written)
     refresh_results()
     refresh_readme()
-    print(f"{folder} holds the {count} finished runs of {runs}")
+    print(f"{folder} holds the {number} finished runs of {runs}")
 
 
 def audit_list(options: Namespace) -> None:
-    from mvl.audit import SWITCHES
-
-    for switch in SWITCHES.values():
+    for switch in audit.SWITCHES.values():
         print(f"{switch.name} ({switch.kind}): {switch.released}")
         print(f"    here: {switch.study}\n    it changes: {switch.changes}")
 
 
-def _audit_cells(options):
-    from mvl.audit import audit_configs
-    from mvl.config import task_data
-
-    given = (options.seeds, options.block, options.epochs, options.arms)
-    configs = audit_configs(task_data(options.task), *given)
-    return configs, _where(options)
-
-
-def audit_run(options: Namespace) -> int:
-    from mvl.study.cells import fit_suite, run_suite
-
-    configs, where = _audit_cells(options)
-    if options.fit_only:
-        trained, failures = fit_suite("audit", configs, **where)
-        _print_validation(trained)
-    else:
-        cases, failures = run_suite("audit", configs, **where)
-        print(cases.groupby(["arm", "seed"], sort=False)[["dice", "nsd", "hd95_mm"]].mean())
-    return _report(failures)
-
-
-def audit_status(options: Namespace) -> None:
-    from mvl.study.cells import status
-
-    configs, where = _audit_cells(options)
-    _print_status(status(configs, **where))
-
-
 def audit_table(options: Namespace) -> None:
-    from mvl.audit import write_audit
-    from mvl.show.audit import refresh_audit, sentences
-
-    table = write_audit(_studys_data(options), _results(options) / "runs", options.root)
+    table = audit.write_audit(_studys_data(options), _results(options) / "runs", options.root)
     refresh_audit()
     print("\n".join(sentences(table)))

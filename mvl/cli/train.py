@@ -5,30 +5,25 @@ import json
 import os
 import re
 from argparse import Namespace
-from typing import TYPE_CHECKING, get_args
+from dataclasses import replace
+from typing import get_args
 
+from mvl.cli.parser import TASK
+from mvl.config import PRESETS, DataConfig, ExperimentConfig, PeerConfig, task_data
 from mvl.errors import ConfigError, did_you_mean
-
-if TYPE_CHECKING:
-    from mvl.config import DataConfig, ExperimentConfig
+from mvl.strict import merged, read_yaml
 
 #: With fewer optimiser steps a person is warned.
 FEW_STEPS = 1000
-
-
-def architectures() -> tuple[str, ...]:
-    """The comparison networks that `--preset` takes besides the presets."""
-    from mvl.config import PeerConfig
-
-    return get_args(PeerConfig.__dataclass_fields__["architecture"].type)
+#: The comparison networks, which `--preset` takes, too.
+ARCHITECTURES = get_args(PeerConfig.__dataclass_fields__["architecture"].type)
 
 
 def train(options: Namespace) -> None:
-    from dataclasses import replace
-
     _use_device(options.device)
     config = configuration(options)
 
+    # After the options' own faults: these take seconds to import.
     from mvl.cli.runs import described
     from mvl.cli.verbs import print_assumptions
     from mvl.data.task_data import open_task
@@ -48,7 +43,7 @@ def train(options: Namespace) -> None:
         config = replace(config, training=replace(config.training, epochs=epochs))
     folder = run_folder(config, data, runs)
     _require_free(options.name, folder)
-    main = processes().is_main_process
+    main = processes().is_main_process  # one of several that train together says what is done
     if main:
         if options.name:
             write_text(folder / NAME, options.name + "\n")
@@ -62,16 +57,12 @@ def train(options: Namespace) -> None:
                 f"learned their task yet; --steps {FEW_STEPS} trains longer."
             )
     fit(config, data, runs, track=options.track)
-    if not main:
-        return  # one of several that train together says it
-    trained, run = read_json(folder / TRAINED), label(folder)
-    best = f"epoch {trained['best_epoch'] + 1} of {config.training.epochs}"
-    print(f"validation Dice {trained['validation_dice']:.3f}, {best}")
-    print(
-        f"next:\n    mvl evaluate {run}\n    mvl predict IMAGE --run {run} -o OUT.nii.gz\n"
-        f"    mvl runs show {run}"
-    )
-    print(folder)
+    if main:
+        trained, run = read_json(folder / TRAINED), label(folder)
+        best = f"epoch {trained['best_epoch'] + 1} of {config.training.epochs}"
+        print(f"validation Dice {trained['validation_dice']:.3f}, {best}")
+        print(f"next:\n    mvl evaluate {run}\n    mvl predict IMAGE --run {run} -o OUT.nii.gz")
+        print(f"    mvl runs show {run}\n{folder}")
 
 
 def _require_free(name, folder):
@@ -100,7 +91,7 @@ def _use_device(name):
         raise ConfigError(f"--device {name}: PyTorch finds no such GPU; without it the CPU trains")
 
 
-def configuration(options: Namespace) -> "ExperimentConfig":
+def configuration(options: Namespace) -> ExperimentConfig:
     """The experiment that the options of `mvl train` describe.
 
     Preset and task come first, then --config, the other options, and --set.
@@ -109,25 +100,24 @@ def configuration(options: Namespace) -> "ExperimentConfig":
         ConfigError: a field that does not exist, or a value that it does not take.
         DataError: the file of --splits is none.
     """
-    from dataclasses import replace
-
-    from mvl.cli.options import TASK
-    from mvl.config import ExperimentConfig, task_data
-    from mvl.strict import merged
-
     given = _read(options.config) if options.config else {}
-    task = options.task or given.get("data", {}).get("task", TASK)
+    stored = given.get("data")
+    task = options.task or (stored.get("task") if isinstance(stored, dict) else None) or TASK
     model, training = _preset(options.preset or "vit")
     values = ExperimentConfig(task_data(str(task)), model, training).to_dict()
     values = merged(values, given)
-    told = ("epochs", "batch_size", "learning_rate")
-    told = {name: getattr(options, name) for name in told if getattr(options, name) is not None}
-    values = merged(values, {"data": data_options(options), "training": told})
+    plan = {name: getattr(options, name) for name in ("epochs", "batch_size", "learning_rate")}
+    plan = {name: value for name, value in plan.items() if value is not None}
+    values = merged(values, {"data": data_options(options), "training": plan})
     if options.seed is not None:
         values["seed"] = options.seed
     if options.block:
         if not values["model"].get("language"):
-            raise ConfigError(_no_block(options))
+            have = [name for name, (model, _) in PRESETS.items() if model.language]
+            raise ConfigError(
+                f"--block {options.block}: the preset {options.preset or 'vit'} has no language "
+                f"block, so that it would not be used; presets with one are {', '.join(have)}"
+            )
         kind, _, name = options.block.partition(":")
         if kind in ("path", "gguf"):  # a run is used from other folders, too
             name = os.path.abspath(os.path.expanduser(name))
@@ -141,27 +131,14 @@ def configuration(options: Namespace) -> "ExperimentConfig":
 
 
 def _preset(name):
-    from mvl.config import PRESETS
-
     if name in PRESETS:
         return PRESETS[name]
-    if name in architectures():
+    if name in ARCHITECTURES:
         from mvl.study.suites import SUITES
 
         return SUITES["peers"][name].model, SUITES["peers"][name].training
-    known = [*PRESETS, *architectures()]
+    known = [*PRESETS, *ARCHITECTURES]
     raise ConfigError(f"--preset {name}: there are {', '.join(known)}{did_you_mean(name, known)}")
-
-
-def _no_block(options):
-    from mvl.config import PRESETS
-
-    have = [name for name, (model, _) in PRESETS.items() if model.language]
-    preset = f"--preset {options.preset}" if options.preset else "the default preset, vit,"
-    return (
-        f"--block {options.block}: {preset} has no language block, so that it would not be used; "
-        f"presets with one are {', '.join(have)}"
-    )
 
 
 def data_options(options: Namespace) -> dict:
@@ -189,27 +166,20 @@ def data_options(options: Namespace) -> dict:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def data_config(options: Namespace) -> "DataConfig":
+def data_config(options: Namespace) -> DataConfig:
     """The task's `DataConfig`, with what the options say otherwise."""
-    from dataclasses import replace
-
-    from mvl.config import task_data
-
     values = data_options(options)
-    for name in ("grid", "spacing_mm"):
-        if name in values:
-            values[name] = tuple(values[name])
-    return replace(task_data(options.task), **values)
+    lists = {name: tuple(values[name]) for name in ("grid", "spacing_mm") if name in values}
+    return replace(task_data(options.task), **values | lists)
 
 
 def _read(path):
     """A configuration, or part of one, of a YAML or JSON file."""
-    from mvl.strict import read_yaml
-
     values = read_yaml(path)
     if isinstance(values, dict) and "fingerprint" in values:  # a run's config.json
         values = values.get("config")
-    _require_known(values, f"--config {path}")
+    if not isinstance(values, dict):
+        raise ConfigError(f"--config {path}: expected fields of a configuration")
     return values
 
 
@@ -222,42 +192,4 @@ def _setting(text):
         value = json.loads(value)
     for part in reversed(path.split(".")):
         value = {part: value}
-    _require_known(value, f"--set {text}")
     return value
-
-
-def _require_known(values, what):
-    """Raise a ConfigError for a field that there is not, which names those that are near."""
-    from mvl.config import DataConfig, LanguageConfig, ModelConfig, PeerConfig, TrainingConfig
-
-    parts = {"data": (DataConfig,), "model": (ModelConfig, PeerConfig)}
-    parts |= {"model.language": (LanguageConfig,), "training": (TrainingConfig,)}
-    known = {f"{part}.{name}" for part in parts for kind in parts[part] for name in _fields(kind)}
-    known |= {"seed", *parts}
-    if not isinstance(values, dict):
-        raise ConfigError(f"{what}: expected fields of a configuration")
-    todo = [(name, value) for name, value in values.items()]
-    while todo:
-        path, value = todo.pop(0)
-        if path not in known:
-            raise ConfigError(f"{what}: there is no field {path}{_nearest(path, known)}")
-        if path in parts:
-            if isinstance(value, dict):
-                todo += [(f"{path}.{name}", inner) for name, inner in value.items()]
-            elif path != "model.language" or value is not None:
-                raise ConfigError(f"{what}: {path} is a group of fields, such as {path}.NAME")
-
-
-def _nearest(path, known):
-    """The fields whose own name, without their group's, is nearest to that of `path`."""
-    from difflib import get_close_matches
-
-    near = get_close_matches(
-        path.rpartition(".")[2], {name.rpartition(".")[2] for name in known}, 1
-    )
-    names = sorted(name for name in known if name.rpartition(".")[2] in near)
-    return f"; did you mean {' or '.join(names)}?" if names else ""
-
-
-def _fields(kind):
-    return kind.__dataclass_fields__

@@ -1,4 +1,4 @@
-"""The verbs of one run: notebooks, testing, predicting; and of data and blocks."""
+"""The verbs of notebooks, data and blocks; each imports what it needs, which is little for some."""
 
 import sys
 from argparse import Namespace
@@ -6,18 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mvl.errors import MvlError
+from mvl.files import REPOSITORY
 
 if TYPE_CHECKING:
     from mvl.data.tasks import Task
 
 
 def run(options: Namespace) -> int:
-    from mvl.files import REPOSITORY
     from mvl.runner import execute
-
-    for name in ("only", "start"):
-        if (number := getattr(options, name)) and number.isdecimal():
-            setattr(options, name, number.zfill(2))
     from mvl.runner.profiles import default_profile
 
     if not options.profile:
@@ -36,7 +32,6 @@ def run(options: Namespace) -> int:
 
 
 def report(options: Namespace) -> None:
-    from mvl.files import REPOSITORY
     from mvl.runner.execute import outdated
     from mvl.show.report import write_folder_report, write_report, write_site
     from mvl.study.profiles import load_profile
@@ -57,63 +52,6 @@ def print_assumptions(task: "Task") -> None:
     """Print what the task's folder does not say, and is assumed of it."""
     for assumption in task.assumptions:
         print(f"assumed: {assumption}")
-
-
-def evaluate(options: Namespace) -> None:
-    from mvl.audit.released import AuditedConfig
-    from mvl.data.task_data import open_task
-    from mvl.experiment.catalogue import find_run
-    from mvl.experiment.metrics import METRICS
-    from mvl.experiment.run import HEALTHY, read_config, test
-    from mvl.files import read_table
-    from mvl.show.sentences import count
-
-    folder = find_run(options.run)
-    config = read_config(folder, AuditedConfig)
-    data = open_task(config.data, config.seed, options.root, options.on_bad_case)
-    cases = test(folder, data, kind=AuditedConfig)
-    print_assumptions(data.task)
-    subjects = cases.groupby(["structure", "subject"], sort=False)[list(METRICS)].mean()
-    print(f"means over {count(cases['subject'].nunique(), 'test subject')}")
-    means = subjects.groupby("structure", sort=False).mean()
-    print(means.T.to_string(float_format="%.3f"))
-    if (folder / HEALTHY).exists():
-        healthy = read_table(folder / HEALTHY, ("subject", "case", "structure"))
-        print("healthy test cases, in which nothing should be found")
-        print(healthy.to_string(index=False, float_format="%.3f"))
-
-
-def predict(options: Namespace) -> int:
-    from mvl.data.task_folder import require_output
-
-    several = options.image.is_dir()
-    if not several:
-        require_output(options.output, options.image)  # before what takes seconds to load
-    from mvl.audit.released import AuditedConfig
-    from mvl.experiment.catalogue import find_run
-    from mvl.experiment.identity import facts_changed
-    from mvl.experiment.prediction import predict_file, predict_folder
-    from mvl.experiment.run import load_predictor
-
-    if options.run is None:
-        from mvl.study.reference import BEST
-
-        options.run = BEST
-        print("with this replication's own model `best`, trained on MSD's Task04_Hippocampus")
-    folder = find_run(options.run)
-    predictor = load_predictor(folder, AuditedConfig)
-    if changed := facts_changed(folder, predictor.task):
-        name = predictor.task.name
-        print(f"with the model's description of {name}, which has changed since: {changed}")
-    if not several:
-        predict_file(options.image, options.output, predictor, options.anyway)
-        print(options.output)
-        return 0
-    written, failures = predict_folder(options.image, options.output, predictor, options.anyway)
-    print(written)
-    for reason in failures.values():
-        print(f"failed: {reason}", file=sys.stderr)
-    return 1 if failures else 0
 
 
 def check(options: Namespace) -> None:

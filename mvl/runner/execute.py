@@ -1,33 +1,21 @@
 """The notebooks, executed in order by papermill, skipped when unchanged; each in its own kernel."""
 
-import contextlib
 import hashlib
 import logging
 import sys
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from mvl.data.task_folder import data_root
 from mvl.errors import ConfigError, MvlError, RunError
 from mvl.files import REPOSITORY, read_json, write_json
 from mvl.locks import locked
 from mvl.machine import GIB, PeakMemory, memory_limit
-from mvl.progress import INTERVAL_S
+from mvl.progress import Progress
 from mvl.runner.kernels import kernel_in
 from mvl.study.profiles import load_profile
-
-#: What of mvl/ no notebook can reach: the command line, and the report of a run. Any other file
-#: of the package may decide what a notebook shows.
-UNREACHED = ("__main__.py", "cli", "show/report")
-
-
-class NotebookError(MvlError):
-    """A notebook that did not run to its end; the message names notebook, cell and error."""
 
 
 @dataclass
@@ -46,23 +34,15 @@ def run(
     force: bool = False,
     root: Path | str = REPOSITORY,
 ) -> dict[str, Outcome]:
-    """Execute the notebooks of a repository and print how it goes.
+    """Execute the notebooks of a repository and print how it goes; {name: `Outcome`}, in order.
 
     Executed copies are written to results/<profile>/notebooks, also of a notebook that fails,
-    and a notebook that is unchanged since its copy ended well is skipped. The first failure
-    ends the run: later notebooks build on what earlier ones leave.
-
-    Args:
-        only: the number, such as "03", or the name of the one notebook to run.
-        start: the number or name of the notebook to begin with.
-        force: run notebooks that are unchanged, too.
-
-    Returns:
-        {name of a chosen notebook: `Outcome`}, in order.
+    and a notebook that is unchanged since its copy ended well is skipped, but with `force`. The
+    first failure ends the run: later notebooks build on what earlier ones leave. `only` and
+    `start` are the number or the name of the one notebook, or of the first of several.
 
     Raises:
-        MvlError: nothing could be started: no such profile or notebook, or another run is
-            writing the same results.
+        MvlError: no such profile or notebook, or another run is writing the same results.
     """
     root = Path(root).resolve()
     parameters = load_profile(profile, root)
@@ -76,13 +56,15 @@ def run(
             if not force and job.is_done():
                 outcome.status = "unchanged"
                 continue
+            print(f"{job.name} ...", flush=True)
             started = time.monotonic()
             try:
                 job.execute(outcome)
                 outcome.status = "ok"
-            except NotebookError as error:
+            except RunError as error:
                 outcome.status, failure = "failed", error
             outcome.seconds = time.monotonic() - started
+            print(f"{job.name}: {outcome.status}, {outcome.seconds:.0f} s", flush=True)
             if failure:
                 break
     _print_summary(outcomes)
@@ -110,24 +92,17 @@ def _notebooks(root):
 
 def _chosen(root, only, start):
     """Paths of the notebooks to run, in order."""
-    if only and start:
-        raise ConfigError("give one notebook or the first one of several, not both")
     paths, name = _notebooks(root), only or start
     if not paths:
         raise RunError(f"{root / 'notebooks'} holds no notebook such as 00_start_here.ipynb")
     for index, path in enumerate(paths):
-        if not name or name in (path.name, path.stem, path.stem[:2]):
+        if not name or name.zfill(2) in (path.stem, path.stem[:2]):
             return [path] if only else paths[index:]
     raise ConfigError(f"no notebook {name!r}; there are: {', '.join(path.stem for path in paths)}")
 
 
 class Job:
-    """One notebook with the parameters of one profile.
-
-    Attributes:
-        copy: the path of its executed copy.
-        record: the path of the hashes of what a copy that ended well was made of.
-    """
+    """A notebook, a profile, the executed `copy`, and the `record` of what it was made of."""
 
     def __init__(self, source: Path, profile: dict[str, Any], root: Path) -> None:
         self.source, self.profile, self.root = source, profile, root
@@ -152,11 +127,9 @@ class Job:
         files = [self.source, self.root / "profiles" / f"{self.profile['profile']}.yaml"]
         for folder in ("mvl", "benchmarks", "results/reference"):
             files += (path for path in (self.root / folder).rglob("*") if path.is_file())
-        unreached = {self.root / "mvl" / name for name in UNREACHED}
         digest = hashlib.sha256()
         for path in sorted(files):
-            temporary = path.name.startswith(".") or path.parent.name == "__pycache__"
-            if not temporary and unreached.isdisjoint((path, *path.parents)):
+            if not path.name.startswith(".") and path.parent.name != "__pycache__":
                 digest.update(f"{path.relative_to(self.root)}\0".encode())
                 digest.update(hashlib.sha256(path.read_bytes()).digest())
         return digest.hexdigest()
@@ -197,7 +170,7 @@ class Job:
         try:
             notebook = nbformat.read(self.source, as_version=4)
         except Exception as error:  # nbformat has no common class for what a broken file raises
-            raise NotebookError(f"{self.source} is not a readable notebook: {error}") from error
+            raise RunError(f"{self.source} is not a readable notebook: {error}") from error
         # papermill asks for it, and the kernel is ours whatever the file says.
         spec = {"name": "python3", "display_name": "Python 3", "language": "python"}
         notebook.metadata["kernelspec"] = spec
@@ -207,7 +180,7 @@ class Job:
         """Run the notebook in its own kernel and print how it goes; `outcome` gets its memory.
 
         Raises:
-            NotebookError: the notebook cannot be read, a cell failed, or the kernel died.
+            RunError: the notebook cannot be read, a cell failed, or the kernel died.
         """
         import papermill
         from nbclient.exceptions import DeadKernelError
@@ -216,12 +189,18 @@ class Job:
         # papermill logs what is reported below.
         logging.getLogger("papermill").setLevel(logging.CRITICAL)
         notebook, declared = self._read(), self._declared()
-        heartbeat = _Heartbeat(self.name, len(notebook.cells))
+        begun = []
+
+        def begin(cell, cell_index):
+            if "injected-parameters" not in cell.metadata.get("tags", ()):  # papermill's own cell
+                begun.append(cell)
+                progress.step()
+
         try:
             self.copy.parent.mkdir(parents=True, exist_ok=True)
             self.record.unlink(missing_ok=True)
             with (
-                heartbeat,
+                Progress(self.name, len(notebook.cells), "cell") as progress,
                 kernel_in(self.root / "notebooks", self.profile["profile"]) as kernel,
                 PeakMemory(kernel.provisioner.pid) as memory,
             ):
@@ -235,74 +214,31 @@ class Job:
                     language="python",
                     km=kernel,
                     progress_bar=False,
-                    on_cell_start=heartbeat.cell_started,
+                    on_cell_start=begin,
                 )
         except PapermillExecutionError as error:
             reason = f"{error.ename}: {error.evalue}".strip(": ")
-            raise NotebookError(self._failure(heartbeat, reason)) from error
+            raise self._failure(begun, notebook, reason) from error
         except DeadKernelError as error:
-            reason = "its kernel died (killed from outside, or out of memory); it held "
-            reason += f"{outcome.memory.bytes / GIB:.1f} GiB at most, "
-            reason += f"of {memory_limit() / GIB:.1f} GiB here"
-            raise NotebookError(self._failure(heartbeat, reason)) from error
+            held, limit = outcome.memory.bytes / GIB, memory_limit() / GIB
+            reason = "its kernel died (killed from outside, or out of memory); "
+            reason += f"it held {held:.1f} GiB at most, of {limit:.1f} GiB here"
+            raise self._failure(begun, notebook, reason) from error
         except RuntimeError as error:  # from nbclient, where a kernel never answers
-            raise NotebookError(f"{self.name}: the kernel did not start: {error}") from error
+            raise RunError(f"{self.name}: the kernel did not start: {error}") from error
         except OSError as error:
             reason = error.strerror or error
-            raise NotebookError(f"{self.name}: cannot write {self.copy}: {reason}") from error
+            raise RunError(f"{self.name}: cannot write {self.copy}: {reason}") from error
         # The inputs as they are now: the notebook itself may have downloaded or made them.
         write_json(self.record, self.made_of())
 
-    def _failure(self, heartbeat, reason):
-        message = f"{self.name}: cell {heartbeat.cell} of {heartbeat.cells} failed: {reason}"
-        if heartbeat.line:
-            message += f"\n  the cell begins: {heartbeat.line}"
-        return f"{message}\n  its executed copy: {self.copy.relative_to(self.root)}"
-
-
-class _Heartbeat(threading.Thread):
-    """Prints where a notebook is: one live line on a terminal, else a plain line at intervals."""
-
-    def __init__(self, name, cells):
-        super().__init__(daemon=True)
-        self.title, self.cells = name, cells
-        #: Number of the running cell in the source, from 1; and its first line of code.
-        self.cell, self.line = 0, ""
-        self.live = sys.stdout.isatty()
-        self.started, self.ended = time.monotonic(), threading.Event()
-
-    def cell_started(self, cell, cell_index):
-        """nbclient's hook; the cell that papermill adds counts as a part of the one before."""
-        if "injected-parameters" not in cell.metadata.get("tags", ()):
-            self.cell += 1
-            lines = [line.strip() for line in cell.source.splitlines()]
-            self.line = next((line for line in lines if line and not line.startswith("#")), "")
-
-    def __enter__(self):
-        if not self.live:
-            self._print(f"{self.cells} cells")
-        self.start()
-        return self
-
-    def __exit__(self, kind, *_):
-        self.ended.set()
-        self.join()
-        word = "failed" if kind else "ok"
-        if kind and issubclass(kind, KeyboardInterrupt):
-            word = "interrupted"
-        self._print(f"{word}, {self._elapsed()}", "\n")
-
-    def run(self):
-        while not self.ended.wait(1 if self.live else INTERVAL_S):
-            with contextlib.suppress(BrokenPipeError):  # the main thread will meet it, too
-                self._print(f"cell {self.cell} of {self.cells}, {self._elapsed()} elapsed")
-
-    def _elapsed(self):
-        return tqdm.format_interval(time.monotonic() - self.started)
-
-    def _print(self, text, end=None):
-        start, end = ("\r\x1b[K", end or "") if self.live else ("", "\n")
-        print(f"{start}{self.title}: {text}", end=end, flush=True)
+    def _failure(self, begun, notebook, reason):
+        lines = [line.strip() for line in begun[-1].source.splitlines()]
+        code = next((line for line in lines if line and not line.startswith("#")), "")
+        return RunError(
+            f"{self.name}: cell {len(begun)} of {len(notebook.cells)} failed: {reason}\n"
+            f"  the cell begins: {code}\n  its executed copy: {self.copy.relative_to(self.root)}"
+        )
 
 
 def _print_summary(outcomes):

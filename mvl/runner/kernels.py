@@ -40,9 +40,8 @@ def kernel_in(folder: Path, profile: str) -> Iterator[AsyncKernelManager]:
     Raises:
         RuntimeError: the kernel cannot be started.
     """
-    # With no folder to look into, jupyter_client falls back to ipykernel's specification,
-    # which starts the running interpreter. Other users of the machine can listen on the
-    # kernel's sockets, so they are encrypted where that is possible.
+    # With no folder to look into, jupyter_client falls back to ipykernel's specification, which
+    # starts the running interpreter. Other users of the machine could listen on the sockets.
     kernel = AsyncKernelManager(
         kernel_name="python3",
         kernel_spec_manager=KernelSpecManager(kernel_dirs=[]),
@@ -80,39 +79,31 @@ class _Forked(LocalProvisioner):
     """Starts a kernel's command in a fork, where jupyter_client starts a new interpreter."""
 
     async def launch_kernel(self, cmd: list[str], **options: Any) -> dict[str, Any]:
-        self.process = _Process(cmd, options["cwd"], options["env"])
+        _FORKS.set_forkserver_preload(PRELOADED)
+        self.process = _Process(target=_run, args=(cmd, options["cwd"], options["env"]))
+        self.process.start()
         self.pid = self.pgid = self.process.pid
         return self.connection_info
 
 
-class _Process:
+_FORKS = multiprocessing.get_context("forkserver")
+
+
+class _Process(_FORKS.Process):
     """A forked process with those methods of `subprocess.Popen` that a provisioner calls."""
 
     stdin = stdout = stderr = None
 
-    def __init__(self, command: list[str], folder: str, environment: dict[str, str]) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOADED)
-        self._process = context.Process(target=_run, args=(command, folder, environment))
-        self._process.start()
-        self.pid = self._process.pid
-
     def poll(self) -> int | None:
-        return self._process.exitcode
+        return self.exitcode
 
     def wait(self) -> int | None:
-        self._process.join()
-        return self._process.exitcode
+        self.join()
+        return self.exitcode
 
     def send_signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):  # it has ended
             os.kill(self.pid, number)
-
-    def kill(self) -> None:
-        self._process.kill()
-
-    def terminate(self) -> None:
-        self._process.terminate()
 
 
 def _run(command, folder, environment):

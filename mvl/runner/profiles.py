@@ -15,11 +15,7 @@ ENOUGH_MEMORY = 3 * GIB
 
 
 def default_profile() -> tuple[str, str]:
-    """The profile where nobody names one, and why, as a phrase.
-
-    It is the one that the environment variable MVL_PROFILE names, else "smoke" where memory is
-    scarce, else "quick", for which the phrase is empty.
-    """
+    """The profile where nobody names one, and why, as a phrase; of "quick" it is empty."""
     if named := os.environ.get("MVL_PROFILE"):
         return named, "MVL_PROFILE names it"
     limit = memory_limit()
@@ -31,12 +27,9 @@ def default_profile() -> tuple[str, str]:
 def choose_profile(namespace: dict[str, Any]) -> None:
     """Give a notebook that a person has opened the parameters of the profile that fits.
 
-    On Binder, the notebooks run with the smoke profile by this. A parameter that is not the
-    committed one was chosen by somebody, and stays; the others follow the profile. Where
-    `profile` itself was chosen, nothing changes. What changes is shown.
-
-    Args:
-        namespace: the notebook's `globals()`, after its parameters; changed in place.
+    On Binder, the notebooks run with the smoke profile by this. In `namespace`, the notebook's
+    `globals()`, a parameter that is not the committed one was chosen by somebody, and stays; the
+    others follow the profile. Where `profile` itself was chosen, nothing changes.
 
     Raises:
         ConfigError: MVL_PROFILE names no profile.

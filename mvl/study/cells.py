@@ -6,24 +6,18 @@ case is opened before training is over for every cell that was asked for.
 
 from __future__ import annotations
 
+import re
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 
 from mvl.config import ExperimentConfig
-from mvl.data.task_data import open_task
+from mvl.data.task_data import TaskData, open_task
 from mvl.errors import ConfigError, MvlError, in_words
-from mvl.experiment.run import (
-    DONE,
-    FAILED,
-    TRAINED,
-    collect,
-    fit,
-    run_folder,
-    runs_of_other_data,
-    test,
-)
+from mvl.experiment.files import CURVES, DONE, FAILED, TRAINED
+from mvl.experiment.run import collect, fit, run_folder, runs_of_other_data, test
 from mvl.experiment.training import processes
 from mvl.files import read_json, read_table
 from mvl.locks import is_locked
@@ -115,14 +109,16 @@ def _report(suite, arm, seed, error):
     return in_words(error)
 
 
-def shard(configs: Cells, index: int, count: int) -> Cells:
-    """The cells of one of `count` jobs: every count-th, from `index` (1 to count) on.
+def shard(configs: Cells, part: str) -> Cells:
+    """The cells of one job of several: "2/4" is every fourth cell, from the second on.
 
     Raises:
-        ConfigError: an index out of range.
+        ConfigError: `part` is not I/N, or I is not from 1 to N.
     """
+    match = re.fullmatch(r"(\d+)/(\d+)", part)
+    index, count = map(int, match.groups()) if match else (0, 0)
     if not 1 <= index <= count:
-        raise ConfigError(f"shard {index}/{count}: the first number goes from 1 to the second")
+        raise ConfigError(f"--shard {part}: expected I/N with I from 1 to N, such as 1/4")
     return dict(list(configs.items())[index - 1 :: count])
 
 
@@ -139,9 +135,8 @@ def status(configs: Cells, runs: Path, root=None, on_bad_case: str = "fail") -> 
     for (arm, seed), config in configs.items():
         data = open_task(config.data, seed, root, on_bad_case, progress=False)
         folder = run_folder(config, data, runs)
-        epoch, spent, reason = 0, 0.0, ""
-        if (folder / "curves.csv").exists():
-            epoch = len(read_table(folder / "curves.csv"))
+        curves, spent, reason = folder / CURVES, 0.0, ""
+        epoch = len(read_table(curves)) if curves.exists() else 0
         if (folder / TRAINED).exists():
             state = "done" if (folder / DONE).exists() else "trained"
             spent = read_json(folder / TRAINED, "seconds")["seconds"]
@@ -154,24 +149,29 @@ def status(configs: Cells, runs: Path, root=None, on_bad_case: str = "fail") -> 
             stale = runs_of_other_data(config, data, runs)
             reason = "; ".join(f"{other.name} is not used: {why}" for other, why in stale)
         steps.append(steps_per_epoch(config, data))
-        cell = {
-            "arm": arm,
-            "seed": seed,
-            "fold": config.data.fold_of(seed),
-            "state": state,
-            "epoch": epoch,
-        }
-        cell |= {"epochs": config.training.epochs, "seconds": spent}
-        rows.append(cell | {"reason": reason, "folder": folder.name})
-    table, steps = pd.DataFrame(rows), pd.Series(steps)
+        row = {"arm": arm, "seed": seed, "fold": config.data.fold_of(seed), "state": state}
+        row |= {"epoch": epoch, "epochs": config.training.epochs, "seconds": spent}
+        rows.append(row | {"reason": reason, "folder": folder.name})
+    table = pd.DataFrame(rows)
     finished = table["state"].isin(["done", "trained"])
-    known = table.assign(steps=table["epoch"] * steps)[finished][["arm", "seconds", "steps"]]
-    of_arm, of_all = known.groupby("arm").sum(), known[["seconds", "steps"]].sum()
+    known = table.assign(steps=table["epoch"] * steps)[finished]
+    of_arm, of_all = known.groupby("arm")[["seconds", "steps"]].sum(), known["steps"].sum()
     pace = table["arm"].map(of_arm["seconds"] / of_arm["steps"])
-    pace = pace.fillna(of_all["seconds"] / of_all["steps"] if finished.any() else float("nan"))
+    pace = pace.fillna(known["seconds"].sum() / of_all if of_all else float("nan"))
     left = (table["epochs"] - table["epoch"]) * steps * pace
     table.insert(7, "seconds_left", left.where(~finished, 0))
     return table
+
+
+def trained_cells(
+    configs: Cells, runs: Path, root=None, on_bad_case: str = "fail"
+) -> Iterator[tuple[str, int, TaskData, Path]]:
+    """(arm, seed, data, run folder) of the cells that are trained."""
+    for (arm, seed), config in configs.items():
+        data = open_task(config.data, seed, root, on_bad_case, progress=False)
+        folder = run_folder(config, data, runs)
+        if (folder / TRAINED).exists():
+            yield arm, seed, data, folder
 
 
 #: The first six name a training.
@@ -189,15 +189,10 @@ def tuning_table(
     The cells are of `suite_configs` with `rates`; the test set plays no part.
     """
     rows = []
-    for (arm, seed), config in configs.items():
-        data = open_task(config.data, seed, root, on_bad_case, progress=False)
-        folder = run_folder(config, data, runs)
-        if (folder / TRAINED).exists():
-            trained = read_json(folder / TRAINED, "validation_dice", "best_epoch")
-            grid = "x".join(map(str, config.data.grid))
-            plan = config.training
-            rows.append(
-                (suite, arm.partition("@")[0], seed, grid, plan.learning_rate, plan.mapper_rate)
-                + (trained["validation_dice"], trained["best_epoch"], plan.epochs, folder.name)
-            )
+    for arm, seed, _, folder in trained_cells(configs, runs, root, on_bad_case):
+        config, plan = configs[arm, seed], configs[arm, seed].training
+        trained = read_json(folder / TRAINED, "validation_dice", "best_epoch")
+        row = (suite, arm.partition("@")[0], seed, "x".join(map(str, config.data.grid)))
+        row += (plan.learning_rate, plan.mapper_rate, trained["validation_dice"])
+        rows.append((*row, trained["best_epoch"], plan.epochs, folder.name))
     return pd.DataFrame(rows, columns=TUNING_COLUMNS)

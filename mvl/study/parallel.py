@@ -3,9 +3,9 @@
 Each task trains one experiment with one thread: numbers depend on the number of threads, and
 those of a cluster are those of one machine of the same kind with OMP_NUM_THREADS=1.
 
-Ray (https://docs.ray.io) decides where and when, and starts the tasks of a lost worker again.
-Every node needs this package, and sees the data, the language block and the folder of runs under
-the same paths: then a task that is started again goes on from its last epoch.
+Ray (https://docs.ray.io) starts the tasks of a lost worker again. Every node needs this package,
+and sees the data, the language block and the folder of runs under the same paths: then a task that
+is started again goes on from its last epoch.
 """
 
 from __future__ import annotations
@@ -56,7 +56,6 @@ def fit_at_once(
             has GPUs: "ray" for the one that RAY_ADDRESS names or that runs here, otherwise one
             that is started for the time of the call; "HOST:PORT" from one of a cluster's nodes;
             "ray://HOST:PORT" from elsewhere.
-        show: print a line for each cell that ends.
 
     Returns:
         {(arm, seed): run folder} of the trained cells, and the failures, in the order of `configs`.
@@ -68,30 +67,24 @@ def fit_at_once(
         raise ConfigError(f"--jobs {jobs} is below 1")
     settings = (os.path.abspath(runs), os.path.abspath(data_root(root)), on_bad_case, track)
     tasks = {key: (config, *settings, PATIENCE_S if on else 0) for key, config in configs.items()}
-    trained, failures = {}, {}
+    ended = {}
     for key, folder, failure in _on_ray(tasks, on) if on else _in_processes(tasks, jobs):
-        if failure is None:
-            trained[key] = Path(folder)
-        else:
-            failures[key] = failure
+        ended[key] = folder, failure
         if show:
-            outcome = "trained" if failure is None else f"failed: {failure}"
-            left = len(configs) - len(trained) - len(failures)
+            outcome = f"failed: {failure}" if failure else "trained"
+            left = len(configs) - len(ended)
             print(f"arm {key[0]}, seed {key[1]} {outcome}; {left} left", flush=True)
-    return tuple({key: part[key] for key in configs if key in part} for part in (trained, failures))
+    trained = {key: Path(ended[key][0]) for key in configs if not ended[key][1]}
+    return trained, {key: ended[key][1] for key in configs if ended[key][1]}
 
 
 def fit_cell(
     config: ExperimentConfig, runs: str, root: str, on_bad_case: str, track: bool, patience: float
 ) -> tuple[str | None, str | None]:
-    """Train one experiment with one thread: what a task does.
+    """Train one experiment with one thread: (the run folder, None), or (None, why not).
 
-    Args:
-        patience: seconds to wait for a run that another process is training.
-
-    Returns:
-        (the run folder, None), or (None, why not): a fault that the user can mend is a value, since
-        to try again would not mend it.
+    A fault that the user can mend is a value, since to try again would not mend it. `patience` is
+    how many seconds to wait for a run that another process is training.
     """
     torch.set_num_threads(1)
     try:
@@ -112,14 +105,12 @@ def _in_processes(tasks: dict, jobs: int) -> Iterator[tuple]:
         pending = {pool.submit(fit_cell, *task): key for key, task in tasks.items()}
         try:
             for ended in as_completed(pending):
-                try:
-                    outcome = ended.result()
-                except BrokenExecutor:
+                error = ended.exception()
+                if isinstance(error, BrokenExecutor):
                     why = "a process was killed, perhaps for its memory; run the command again"
-                    outcome = None, why
-                except Exception as error:  # a defect of one cell is no reason to lose the others
-                    outcome = None, in_words(error)
-                yield pending[ended], *outcome
+                elif error:  # a defect of one cell is no reason to lose the others
+                    why = in_words(error)
+                yield pending[ended], *((None, why) if error else ended.result())
         except BaseException:  # such as Ctrl-C: what has not begun shall not begin
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -131,9 +122,7 @@ def _on_ray(tasks: dict, on: str) -> Iterator[tuple]:
     try:
         import ray
     except ImportError as error:
-        raise ConfigError(
-            'a cluster needs Ray, which is missing here: pip install "mvl[cluster]"'
-        ) from error
+        raise ConfigError('a cluster needs Ray: pip install "mvl[cluster]"') from error
     try:
         ray.init(address)
     except ConnectionError as error:

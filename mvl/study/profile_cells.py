@@ -7,10 +7,9 @@ from pathlib import Path
 import pandas as pd
 
 from mvl.config import ExperimentConfig
-from mvl.data.task_data import open_task
 from mvl.experiment.block_use import use_row
-from mvl.experiment.run import Run, results_folder, run_folder
-from mvl.study.cells import run_suite
+from mvl.experiment.run import Run, results_folder
+from mvl.study.cells import run_suite, trained_cells
 from mvl.study.runs import data_of
 from mvl.study.stages import stage_auroc, with_metrics
 from mvl.study.suites import suite_configs
@@ -23,14 +22,10 @@ def train_arms(
 
     Args:
         parameters: the profile's, or a notebook's `globals()`.
-        root: the folder that holds the task's folder.
         arms: names; if None, those of a parameter such as `language_arms`, or all without one.
 
     Returns:
         The cells, and the table of their test cases, which is empty if no arm is chosen.
-
-    Raises:
-        MvlError: as `run_suite`.
     """
     arms = parameters.get(f"{suite}_arms") if arms is None else arms
     configs = {}
@@ -45,9 +40,8 @@ def train_arms(
 def _runs(configs, parameters, root):
     """(arm, seed, trained run, its test cases) of cells from `train_arms`."""
     runs = results_folder(parameters["profile"]) / "runs"
-    for (arm, seed), config in configs.items():
-        data = open_task(config.data, seed, root, progress=False)
-        yield arm, seed, Run.load(run_folder(config, data, runs)), data.side("test")
+    for arm, seed, data, folder in trained_cells(configs, runs, root):
+        yield arm, seed, Run.load(folder), data.side("test")
 
 
 def measure_stages(

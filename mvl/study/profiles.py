@@ -44,11 +44,7 @@ class Profile:
 
 
 def load_profile(name: str, root: Path | str = REPOSITORY) -> dict[str, Any]:
-    """The parameters of a profile, with the keys of `Profile`.
-
-    Args:
-        name: "smoke", "quick", "gpu" or "paper": a file of profiles/ without its ending.
-        root: the repository.
+    """The parameters of a profile, a file of the repository's profiles/, with `Profile`'s keys.
 
     Raises:
         ConfigError: there is no such profile, or its file has a missing or unknown key, or a value

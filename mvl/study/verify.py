@@ -22,7 +22,6 @@ Training amplifies the last bit, so a run on another kind of machine is another 
 seed would be: of all the means together, draws that differ as seeds do leave their tolerances once
 in 370 times at most (three standard deviations, if one knew them), and so do all the contrasts.
 A difference that is zero in truth changes its sign by more than its interval in some 3 % of draws.
-One run says little; all seeds of two arms together say whether their difference came out again.
 """
 
 from __future__ import annotations
@@ -64,9 +63,7 @@ class Known(NamedTuple):
 def verify(place: Path, reference: Path = REFERENCE) -> pd.DataFrame:
     """Compare finished runs with the reference.
 
-    Args:
-        place: a run folder, or a folder with runs in it (results/<profile>, or its runs/).
-        reference: the folder of the reference.
+    `place` is a run folder, or a folder with runs in it (results/<profile>, or its runs/).
 
     Returns:
         One row per check: run, suite, arm, seed, check (see the module, or "state" of a run that
@@ -105,22 +102,16 @@ def verify(place: Path, reference: Path = REFERENCE) -> pd.DataFrame:
         differing = [
             key for key in MACHINE if str(machine[key]) != str(row[key]) or row[key] == "unknown"
         ]
-        kind = "means" if differing else "cases"
         theirs = part.cases[(part.cases[CELL] == row[CELL]).all(axis=1)]
-        both = table.merge(
-            theirs,
-            on=["case", "structure"],
-            suffixes=("", "_reference"),
-            how="outer",
-            indicator=True,
-        )
+        keys, suffixes = ["case", "structure"], ("", "_reference")
+        both = table.merge(theirs, "outer", keys, suffixes=suffixes, indicator=True)
         if not (both["_merge"] == "both").all():
             outcome = False, "other cases than the reference's"
         elif differing:
             outcome = _means(both, part.summary, checks, differing)
         else:
             outcome = _exact(both)
-        check(kind, *outcome, **cell)
+        check("means" if differing else "cases", *outcome, **cell)
     for part in parts:
         for agrees, detail, cell in _contrasts(user_cases, part):
             check("contrast", agrees, detail, **cell, task=part.task)
@@ -168,9 +159,7 @@ def _runs(place):
     folders = [folder for folder in candidates if (folder / "config.json").is_file()]
     finished = [folder for folder in folders if (folder / DONE).is_file()]
     if not finished:
-        raise RunError(
-            f"{place} holds no finished run; './run_all.sh' or 'mvl suite run' makes some"
-        )
+        raise RunError(f"{place} holds no finished run; 'mvl suite run' makes some")
     return finished, [folder for folder in folders if folder not in finished]
 
 
@@ -181,8 +170,7 @@ def _file(folder):
     dice, jaccard = cases["dice"], cases["jaccard"]
     wrong = np.flatnonzero(~np.isclose(jaccard, dice / (2 - dice), rtol=0, atol=1e-6))
     if stored != sha256_of(folder / CASES):
-        why = "cases.csv was changed after the evaluation: its SHA-256 is not that of done.json"
-        return False, why
+        return False, "cases.csv was changed after the evaluation: its SHA-256 is not done.json's"
     if len(wrong):
         return False, f"case {cases['case'].iloc[wrong[0]]}: Dice and Jaccard contradict each other"
     return True, "as the evaluation wrote it"
@@ -190,28 +178,23 @@ def _file(folder):
 
 def _exact(both):
     for metric in METRICS:
-        reference = f"{metric}_reference"
-        wrong = both[both[metric] != both[reference]]
+        wrong = both[both[metric] != both[f"{metric}_reference"]]
         if len(wrong):
             row = wrong.iloc[0]
-            return False, (
-                f"{metric} of {row['case']} is {row[metric]:.9g}, the reference's "
-                f"{row[reference]:.9g}; {len(wrong)} of {len(both)} rows differ"
-            )
+            values = f"{row[metric]:.9g}, the reference's {row[f'{metric}_reference']:.9g}"
+            rows = f"{len(wrong)} of {len(both)} rows differ"
+            return False, f"{metric} of {row['case']} is {values}; {rows}"
     return True, f"{len(both)} rows x {len(METRICS)} metrics, equal to the last digit"
 
 
 def _means(both, summary, checks, differing):
-    apart = {}
-    for metric in METRICS:
-        difference = both[metric].mean() - both[f"{metric}_reference"].mean()
-        limit = tolerance(summary, metric, checks)
-        apart[metric] = (abs(difference) / limit, difference, limit)
-    worst = max(apart, key=lambda metric: apart[metric][0])
-    share, difference, limit = apart[worst]
-    return bool(share <= 1), (
-        f"another {', '.join(differing)}; Dice differs by {apart['dice'][1]:+.4f} (tolerance "
-        f"{apart['dice'][2]:.4f}), furthest off is {worst}: {difference:+.4f} of {limit:.4f}"
+    apart = {m: both[m].mean() - both[f"{m}_reference"].mean() for m in METRICS}
+    limits = {metric: tolerance(summary, metric, checks) for metric in METRICS}
+    worst = max(METRICS, key=lambda metric: abs(apart[metric]) / limits[metric])
+    return bool(abs(apart[worst]) <= limits[worst]), (
+        f"another {', '.join(differing)}; Dice differs by {apart['dice']:+.4f} (tolerance "
+        f"{limits['dice']:.4f}), furthest off is {worst}: {apart[worst]:+.4f} of "
+        f"{limits[worst]:.4f}"
     )
 
 

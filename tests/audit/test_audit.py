@@ -28,14 +28,11 @@ from mvl.data.preparation import Preparation
 from mvl.data.task_data import open_task
 from mvl.data.task_folder import Case
 from mvl.data.tasks import TASKS
-from mvl.errors import ConfigError, RunError
+from mvl.errors import ConfigError
 from mvl.experiment.evaluation import evaluate
 from mvl.experiment.inference import Predictor
 from mvl.models.segmenter import build_segmenter
-from mvl.show.audit import (
-    effects,
-    effects_of,
-)
+from mvl.show.audit import effects, effects_of
 from mvl.study.cells import run_suite
 from mvl.study.reference import REFERENCE, read_table
 from mvl.study.statistics import contrast
@@ -95,9 +92,6 @@ def test_every_training_switch_is_an_arm_that_changes_one_thing():
 def test_all_at_once_is_the_released_preset_and_every_departure():
     config = audit_configs(DATA, [0], epochs=60)["released", 0]
     model, plan = PRESETS["released"]
-    assert f"rate of {plan.learning_rate:g}," in SWITCHES["optimiser"].released
-    assert f"at {PRESETS['vit'][1].learning_rate:g} " in SWITCHES["optimiser"].study
-    assert f"of {model.dropout:g} " in SWITCHES["dropout"].released
     assert config.model == model
     assert replace(config.training, epochs=60) == replace(plan, epochs=60)
     assert (config.data.fit, config.data.intensities) == ("resize", "min-max")
@@ -118,7 +112,7 @@ def test_copies_get_as_many_steps():
 
 
 def test_an_unknown_arm_is_told():
-    with pytest.raises(ConfigError, match="no arm 'nonsense'.*hard-dice"):
+    with pytest.raises(ConfigError, match="hard-dice"):
         audit_configs(DATA, [0], arms=["nonsense"])
 
 
@@ -177,28 +171,19 @@ def test_every_reading_by_hand():
     assert dice["after"]["one-case"] == pytest.approx(np.mean([0.8, 0.6, 0.5, 0.5, 0.4]))
     nsd = rows.xs("nsd", level="metric")["after"]
     assert nsd["dilation"] == pytest.approx(0.6) and nsd["batch-index"] == pytest.approx(0.7)
-    chain = ["resized-grid", "linear-truth", "dilation", "batch-index", "batch-means", "one-case"]
-    after = rows.xs("nsd", level="metric")["after"]
-    before = rows.xs("nsd", level="metric")["before"]
-    for name, following in zip(chain, chain[1:], strict=False):
-        assert before[following] == after[name]
+    # Each reading goes on from the one before it.
+    assert rows.xs("nsd", level="metric")["before"].tolist()[1:] == nsd.tolist()[:-1]
 
 
-@pytest.fixture(scope="module")
-def many():
-    """Thirty subjects of one case, whose Dice varies, and more so on the resized grid."""
+def test_the_intervals_are_about_those_of_the_studys_bootstrap():
+    """Of thirty subjects of one case, whose Dice varies, and more so on the resized grid."""
     generator = np.random.default_rng(0)
     table = pd.concat([by_hand().iloc[:1]] * 30, ignore_index=True)
     table["subject"] = table["case"] = [f"s{n:02d}" for n in range(30)]
     table["dice"] = table["linear_dice"] = generator.normal(0.8, 0.03, 30)
     table["resized_dice"] = table["dice"] + generator.normal(0.02, 0.05, 30)
-    rows = measurement_rows(table, draws=1000)
-    return table, rows[rows["metric"] == "dice"].set_index("switch")
-
-
-def test_the_intervals_are_about_those_of_the_studys_bootstrap(many):
-    table, rows = many
-    row = rows.loc["resized-grid"]
+    rows = measurement_rows(table, draws=1000).query("metric == 'dice'")
+    row = rows.set_index("switch").loc["resized-grid"]
     sides = [table.assign(arm="a", dice=table["resized_dice"]), table.assign(arm="b")]
     found = contrast(pd.concat(sides), "a", "b")
     width = found["ci_high"] - found["ci_low"]
@@ -290,12 +275,12 @@ def test_an_effect_is_the_rows_difference_from_zero(audited):
     rows = table.query("arm == 'released' and metric == 'dice'").set_index("switch")
     for step, row in (("all at once", "released"), ("batch-means",) * 2, ("validation",) * 2):
         assert steps["difference"][step] == pytest.approx(rows["difference"][row])
-    axes = effects_of(table).axes[0]
-    dots = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "o"]
+    lines = effects_of(table).axes[0].lines
+    dots = [line.get_xdata()[0] for line in lines if line.get_marker() == "o"]
     assert dots == pytest.approx([*steps["difference"]])
 
 
-def test_what_is_no_longer_at_hand_is_kept_and_what_has_changed_is_not(audited, tmp_path):
+def test_runs_that_are_gone_are_kept_and_those_that_have_changed_are_not(audited, tmp_path):
     reference, (data, _, root, _, seeds, epochs), table = audited
     folder = tmp_path / "reference"
     shutil.copytree(reference, folder)
@@ -307,22 +292,15 @@ def test_what_is_no_longer_at_hand_is_kept_and_what_has_changed_is_not(audited, 
 
 def test_the_committed_table_is_made_of_the_committed_rows():
     table = reference_table()
-    cases = read_table(REFERENCE / "audit_cases.csv.gz")
-    again = training_rows(cases, task_cases=207)
-    own = ("validation", "unseeded")
-    stored = table[table["kind"].eq("training") | table["switch"].isin(own)]
-    assert len(again) == len(stored)
-    for column in ("before", "after", "difference", "low", "high"):
-        assert stored[column].to_numpy() == pytest.approx(again[column].to_numpy(float))
-    readings = read_table(REFERENCE / "audit_readings.csv.gz")
-    again = measurement_rows(readings, draws=10)
-    stored = table[table["kind"].eq("measurement") & ~table["switch"].isin(own)]
-    assert len(again) == len(stored) > 0
-    for column in ("before", "after", "difference"):
-        assert stored[column].to_numpy() == pytest.approx(again[column].to_numpy(float))
+    trained = table["kind"].eq("training") | table["switch"].isin(("validation", "unseeded"))
+    read = table["kind"].eq("measurement") & ~trained
+    cases = training_rows(read_table(REFERENCE / "audit_cases.csv.gz"), task_cases=207)
+    readings = measurement_rows(read_table(REFERENCE / "audit_readings.csv.gz"), draws=10)
+    means = ["before", "after", "difference"]
+    for stored, again, columns in (
+        (table[trained], cases, [*means, "low", "high"]),
+        (table[read], readings, means),  # fewer draws: other intervals
+    ):
+        assert len(again) == len(stored) > 0
+        assert stored[columns].to_numpy() == pytest.approx(again[columns].to_numpy(float))
     assert not table["synthetic"].any() and list(table.columns) == list(audit.COLUMNS)
-
-
-def test_without_a_model_there_is_no_effect():
-    with pytest.raises(RunError, match="mvl audit table"):
-        effects(reference_table().iloc[:0])

@@ -18,13 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
-    [
-        *("pytest", "tests.reliability.stages", "mvl.audit", "mvl.blocks.extraction"),
-        # The commands import these where they are called; each child would do so again.
-        *("mvl.data.checks", "mvl.data.phantom", "mvl.experiment.run", "mvl.study.cells"),
-    ]
-)
+_CONTEXT.set_forkserver_preload(["pytest", "tests.reliability.stages"])
 
 
 class Ended(NamedTuple):
@@ -40,10 +34,7 @@ class Ended(NamedTuple):
 def run(function, *arguments, log, environment=None, kill=300):
     """Call a function of a module in a child with a session of its own and one thread.
 
-    Args:
-        log: the file that gets what the child prints.
-        environment: variables to set.
-        kill: seconds after which its process group is killed (SIGKILL).
+    The file `log` gets what the child prints; after `kill` seconds its group is killed (SIGKILL).
     """
     ours, theirs = _CONTEXT.Pipe()
     given = (theirs, function, arguments, str(log), environment or {})

@@ -12,6 +12,8 @@ from unittest import mock
 
 from safetensors import safe_open
 
+import mvl.cli.runs
+import mvl.cli.study  # the commands import both: here, before children fork and tests are timed
 from mvl import cli
 from mvl.config import PRESETS, LanguageConfig, ModelConfig, TrainingConfig
 from mvl.data import download
@@ -58,40 +60,17 @@ def train(root, runs, *more, preset="tiny"):
 
 
 class Given(NamedTuple):
-    """What the stages start from: a data root with a small task, the folder of a trained run of
-    the preset tiny, (address, MD5) of a task's archive, and the address of a hub with the model
-    owner/name."""
+    """What the stages start from."""
 
-    phantom: Path
-    trained: Path
-    archive: tuple[str, str]
-    hub: str
+    phantom: Path  # a data root with a small task
+    trained: Path  # the folder of a trained run of the preset tiny
+    archive: tuple[str, str]  # address and MD5 of a task's archive
+    hub: str  # address of a hub with the model owner/name
 
 
 def _download(folder, given):
     with mock.patch.object(download, "_published", lambda task: given.archive):
         return mvl("data", "download", TASK, "--root", folder / "results")
-
-
-def _cache(folder, given):
-    return mvl("block", "extract", "hub:owner/name", "-o", folder / "results" / "block")
-
-
-def _synthesise(folder, given):
-    small = ("--cases", "3", "--scale", "0.3")
-    return mvl("data", "phantom", TASK, "--root", folder / "results", *small)
-
-
-def _train(folder, given):
-    return train(given.phantom, folder / "results")
-
-
-def _evaluate(folder, given):
-    return mvl("evaluate", folder / "results" / given.trained.name, "--root", given.phantom)
-
-
-def _suite(folder, given):
-    return mvl("suite", "run", "tiny", "--results", folder / "results", "--root", given.phantom)
 
 
 def _batch(folder, given):
@@ -104,15 +83,27 @@ def _batch(folder, given):
     return int(any(outcome.status == "failed" for outcome in outcomes.values()))
 
 
+def _train(folder, given):
+    return train(given.phantom, folder / "results")
+
+
 #: {name: its command, a function of (folder, `Given`) -> exit status}
 STAGES = {
     "download": _download,
-    "caching": _cache,
-    "synthesis": _synthesise,
+    "caching": lambda folder, given: mvl(
+        "block", "extract", "hub:owner/name", "-o", folder / "results" / "block"
+    ),
+    "synthesis": lambda folder, given: mvl(
+        *("data", "phantom", TASK, "--root", folder / "results", "--cases", "3", "--scale", "0.3")
+    ),
     "training": _train,
     "checkpointing": _train,
-    "evaluation": _evaluate,
-    "suite": _suite,
+    "evaluation": lambda folder, given: mvl(
+        "evaluate", folder / "results" / given.trained.name, "--root", given.phantom
+    ),
+    "suite": lambda folder, given: mvl(
+        "suite", "run", "tiny", "--results", folder / "results", "--root", given.phantom
+    ),
     "batch": _batch,
 }
 
@@ -133,10 +124,9 @@ def write_notebooks(folder):
     for part in ("notebooks", "profiles", "mvl"):
         (folder / part).mkdir()
     shutil.copy(REPOSITORY / "profiles" / "smoke.yaml", folder / "profiles")
-    begin = "from mvl.files import read_json, write_json\n"
     for name, source in {
-        "00_a": begin + "write_json('../results/smoke/a.json', {'n': 1})",
-        "01_b": begin + "print(read_json('../results/smoke/a.json')['n'] + 1)",
+        "00_a": "from mvl import files; files.write_json('../results/smoke/a.json', {'n': 1})",
+        "01_b": "from mvl import files; print(files.read_json('../results/smoke/a.json')['n'] + 1)",
     }.items():
         cells = [new_code_cell(source, id="cell")]  # identifiers are random where none is given
         nbformat.write(new_notebook(cells=cells), folder / "notebooks" / f"{name}.ipynb")
@@ -150,10 +140,10 @@ def start(name, folder, given, function=None, kill=300):
     if not folder.exists():
         folder.mkdir()
         prepare(name, folder, given)
-    variables = {"MVL_CACHE": "results/cache", "MVL_DATA_ROOT": "data", "IPYTHONDIR": "ipython"}
-    variables |= {"HF_HUB_CACHE": "hub", "JUPYTER_RUNTIME_DIR": "runtime"}
-    environment = {key: str(folder / path) for key, path in variables.items()}
-    environment |= {"HF_ENDPOINT": given.hub, "PYTHONPATH": str(REPOSITORY)}
+    places = ("MVL_DATA_ROOT", "IPYTHONDIR", "HF_HUB_CACHE", "JUPYTER_RUNTIME_DIR")
+    environment = {key: str(folder / key) for key in places}
+    environment |= {"MVL_CACHE": str(folder / "results/cache"), "HF_ENDPOINT": given.hub}
+    environment["PYTHONPATH"] = str(REPOSITORY)
     arguments = (function or call, name, folder, given)
     return children.run(*arguments, log=folder / "log", environment=environment, kill=kill)
 
@@ -207,11 +197,11 @@ def size_of(folder):
 def half_files(folder, whole):
     """Files of a killed stage with a final name that are not whole; `whole` is the `outcome` of an
     undisturbed one."""
-    results, half = folder / "results", []
-    for path in sorted(results.rglob("*")):
-        name = path.relative_to(results)
+    half = []
+    for path in (path for path in (folder / "results").rglob("*") if path.is_file()):
+        name = path.relative_to(folder / "results")
         hidden = any(part.startswith(".") for part in name.parts)
-        if path.is_file() and not hidden and not _is_whole(path, whole.get(str(name))):
+        if not hidden and not _is_whole(path, whole.get(str(name))):
             half.append(str(name))
     return half
 

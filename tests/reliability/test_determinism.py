@@ -45,12 +45,10 @@ sys.exit(mvl("suite", "run", "tiny", "--results", folder / "results", "--root", 
 @pytest.mark.slow
 def test_another_hash_seed_leaves_the_same_bytes(given, tmp_path, note):
     """Neither a suite nor the figures of a report depend on the order of a set."""
-    processes = []
     for seed in ("1", "2"):
         command = [sys.executable, "-c", SUITE_AND_REPORT, given.phantom, tmp_path / seed]
         environment = os.environ | {"PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"}
-        processes.append(subprocess.Popen(command, env=environment, cwd=REPOSITORY))
-    assert [process.wait() for process in processes] == [0, 0]
+        subprocess.run(command, env=environment, cwd=REPOSITORY, check=True)
     one, two = (outcome(tmp_path / seed) for seed in ("1", "2"))
     assert any(b"<svg" in one[name] for name in one if name.endswith(".html"))
     assert {name for name in one | two if one.get(name) != two.get(name)} == set()

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import re
-import resource
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -22,84 +21,57 @@ from tests.reliability import children
 from tests.reliability.conftest import last_line
 from tests.reliability.stages import STAGES, half_files, outcome, prepare, size_of, start
 
-#: The stages that write, and the bytes that none of their files may exceed: some fit, some do not.
-LIMITS = {
-    "download": 1_000_000,
-    "caching": 1_000_000,
-    "synthesis": 1_000,
-    "training": 100_000,
-    "evaluation": 300,
-    "suite": 100_000,
-    "batch": 300,
-}
-
-
-def tiered(variants, ordinary):
-    """Each (stage, variant); those that are not `ordinary` in the slow tier."""
-    pairs = [(name, variant) for name in LIMITS for variant in variants]
-    return [pytest.param(*p, marks=() if p in ordinary else pytest.mark.slow) for p in pairs]
-
-
-#: A share of the disk that a stage wants, or None for files that cannot grow, as with a quota.
-FULL = tiered(
-    (None, 0, 0.2, 0.5, 0.9),
-    [*((name, None) for name in LIMITS if name not in ("suite", "batch")), ("training", 0.5)],
-)
+SLOW = pytest.mark.slow
+#: All stages, the slower ones in the slow tier; "checkpointing" is "training" again.
+QUICK = ("download", "caching", "training", "evaluation")
+NAMES = [pytest.param(n, marks=[SLOW] * (n not in QUICK)) for n in STAGES if n != "checkpointing"]
 
 
 def starved(name, folder, given, share, whole):
-    """A stage that fails, and again with room; what it left after each is copied away.
+    """A stage on a disk with room for a share of what it writes, and again with room for all.
+
+    What it left after each is copied away.
 
     Returns:
         (exit status, what was printed) of both, or the reason why nothing can be mounted.
     """
     results, ends = folder / "results", []
-    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
-    if share is None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (LIMITS[name], most))
-    else:
-        results.mkdir()
-        try:
-            children.mount(results, 1 << 30)
-        except OSError as error:
-            return str(error)
-        prepare(name, folder, given)
-        room = max(1, int(share * (whole - size_of(results))))
-        children.resize(results, shutil.disk_usage(results).used + room)
+    results.mkdir()
+    try:
+        children.mount(results, 1 << 30)
+    except OSError as error:
+        return str(error)
+    prepare(name, folder, given)
+    room = max(1, int(share * (whole - size_of(results))))
+    children.resize(results, shutil.disk_usage(results).used + room)
     for copy in ("starved", "after"):
-        printed = io.StringIO()  # a log might be what cannot grow
+        printed = io.StringIO()
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
             status = STAGES[name](folder, given)
         ends.append((status, printed.getvalue()))
-        if share is None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
-        else:
-            children.resize(results, 1 << 30)
+        children.resize(results, 1 << 30)
         shutil.copytree(results, folder / copy / "results")
     return ends
 
 
-@pytest.mark.parametrize(("name", "share"), FULL)
+@pytest.mark.parametrize("share", [0.5, *(pytest.param(s, marks=SLOW) for s in (0, 0.2, 0.9))])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_full_disk_is_a_sentence_and_does_no_harm(
     name, share, given, undisturbed, tmp_path, note
 ):
     folder, whole = tmp_path / "stage", undisturbed(name)
-    if share is not None:
-        folder.mkdir()
+    folder.mkdir()
     done = start(name, folder, given, partial(starved, share=share, whole=whole.bytes))
     if isinstance(done.value, str):
         pytest.skip(f"nothing can be mounted here: {done.value}")
     assert done.status == 0, done.output
     (first, sentence), (second, after) = done.value
-    reason = "File too large" if share is None else "No space left on device"
     assert first == 1 and "Traceback" not in sentence, sentence
-    assert reason in sentence.splitlines()[-1]
+    assert "No space left on device" in sentence.splitlines()[-1]
     assert second == 0, after
     assert not half_files(folder / "starved", whole.outcome)
     assert outcome(folder / "after") == whole.outcome
-    fault = f"room for {share:.0%} of its files" if share else "room for a page of 4 kB"
-    if share is None:
-        fault = f"no file above {LIMITS[name]:,} bytes"
+    fault = f"room for {share:.0%} of its files"
     note("disk", stage=name, fault=fault, said=last_line(sentence))
 
 
@@ -115,22 +87,10 @@ def where_nothing_may_be_written(name, folder, given, finished):
     return STAGES[name](folder, given)
 
 
-LOCKED = tiered(
-    (False, True),
-    [("training", True), *((n, False) for n in ("download", "caching", "training", "evaluation"))],
-)
-
-
-@pytest.mark.parametrize(("name", "finished"), LOCKED)
-def test_results_that_may_not_be_written_are_a_sentence(name, finished, given, tmp_path, note):
-    """What is finished is used."""
-    if finished and name in ("suite", "batch"):
-        pytest.skip("they write what they have found, each time")
+@pytest.mark.parametrize("name", NAMES)
+def test_results_that_may_not_be_written_are_a_sentence(name, given, tmp_path, note):
     folder, before = tmp_path / "stage", tmp_path / "before"
-    done = start(name, folder, given, partial(where_nothing_may_be_written, finished=finished))
-    if finished:
-        assert done.value == 0, done.output
-        return
+    done = start(name, folder, given, partial(where_nothing_may_be_written, finished=False))
     assert done.value == 1 and "Traceback" not in done.output, done.output
     sentence = done.output.strip().splitlines()[-1]
     assert "Permission denied" in sentence and str(folder / "results") in sentence
@@ -138,6 +98,12 @@ def test_results_that_may_not_be_written_are_a_sentence(name, finished, given, t
     prepare(name, before, given)
     assert outcome(folder) == outcome(before)
     note("disk", stage=name, fault="no permission to write", said=last_line(done.output))
+
+
+def test_what_is_finished_is_used_where_nothing_may_be_written(given, tmp_path):
+    function = partial(where_nothing_may_be_written, finished=True)
+    done = start("training", tmp_path / "stage", given, function)
+    assert done.value == 0, done.output
 
 
 def in_little_memory(root, folder, room):
