@@ -233,7 +233,8 @@ class Job:
         write_json(self.record, self.made_of())
 
     def _failure(self, begun, notebook, reason):
-        lines = [line.strip() for line in begun[-1].source.splitlines()]
+        source = begun[-1].source if begun else ""  # a kernel may die before its first cell
+        lines = [line.strip() for line in source.splitlines()]
         code = next((line for line in lines if line and not line.startswith("#")), "")
         return RunError(
             f"{self.name}: cell {len(begun)} of {len(notebook.cells)} failed: {reason}\n"
