@@ -13,9 +13,10 @@ import io
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import ipywidgets as iw
 import numpy as np
+from IPython import get_ipython
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -28,9 +29,6 @@ from mvl.errors import DataError
 from mvl.show.figures import volumes
 from mvl.show.figures.style import BLACK, GREY, YELLOW, styled
 from mvl.show.figures.volumes import PLANES, TRUTH_COLOUR, Oriented, View
-
-if TYPE_CHECKING:
-    from ipywidgets import VBox
 
 #: Which way the slices count, along each axis in RAS+.
 _ORDER = ("left to right", "back to front", "bottom to top")
@@ -200,31 +198,27 @@ class Explorer:
         self._still = self._canvas.copy_from_bbox(figure.bbox)
 
     def _draw_slices(self):
+        volume, state = self._volume, self.state
+        middle = {p.across: (state[p.name] + 0.5) * volume.spacing[p.across] for p in PLANES}  # mm
+        look = {"color": YELLOW, "linewidth": 0.8, "alpha": 0.7, "zorder": 1.5}
         for plane, frame, axes in zip(PLANES, self._frames, self._slices, strict=True):
             for artist in (*axes.images, *axes.collections, *axes.lines, *axes.texts):
                 artist.remove()
-            self._draw_slice(axes, plane, frame)
+            index = state[plane.name]
+            volume.draw(axes, plane, index, frame)
+            axes.images[0].set_clim(*state["window"])  # a heat map above it has a scale of its own
+            for contour in axes.collections:
+                contour.set_visible(state[contour.get_label()])
+            if state["crosshair"]:
+                axes.axvline(middle[plane.right], **look)
+                axes.axhline(middle[plane.up], **look)
+            title = f"{plane.name} {index}"
+            if self._dice:
+                dice = self._dice[plane.across][index]
+                title += ", both empty" if np.isnan(dice) else f", Dice {dice:.2f}"
+            axes.set_title(title)
         volumes.scale_bar(self._slices[0])
-        volumes.in_corner(self._slices[0], self._volume.view.caption)
-
-    def _draw_slice(self, axes, plane, frame):
-        index, state = self.state[plane.name], self.state
-        self._volume.draw(axes, plane, index, frame)
-        axes.images[0].set_clim(*state["window"])  # a heat map above it has a scale of its own
-        for contour in axes.collections:
-            contour.set_visible(state[contour.get_label()])
-        if state["crosshair"]:
-            middle = {
-                p.across: (state[p.name] + 0.5) * self._volume.spacing[p.across] for p in PLANES
-            }
-            look = {"color": YELLOW, "linewidth": 0.8, "alpha": 0.7, "zorder": 1.5}
-            axes.axvline(middle[plane.right], **look)
-            axes.axhline(middle[plane.up], **look)
-        title = f"{plane.name} {index}"
-        if self._dice:
-            dice = self._dice[plane.across][index]
-            title += ", both empty" if np.isnan(dice) else f", Dice {dice:.2f}"
-        axes.set_title(title)
+        volumes.in_corner(self._slices[0], volume.view.caption)
 
     def _draw_chart(self, axes, plane, area):
         """Draw Dice by slice on the area of truth: where it is small, few voxels decide.
@@ -306,10 +300,8 @@ class Explorer:
         return bundle
 
     @functools.cached_property
-    def widget(self) -> VBox:
+    def widget(self) -> iw.VBox:
         """Controls and picture, an ipywidgets `VBox` that is made when first asked for."""
-        import ipywidgets as iw
-
         for plane in PLANES:
             self._controls[plane.name] = iw.IntSlider(
                 max=self._last[plane.name],
@@ -355,7 +347,5 @@ def _is_attended():
 
     Such a front end lets a kernel ask for input; what executes notebooks by itself does not.
     """
-    from IPython import get_ipython
-
     kernel = getattr(get_ipython(), "kernel", None)
     return bool(kernel) and kernel.get_parent("shell").get("content", {}).get("allow_stdin", True)

@@ -2,7 +2,7 @@ r"""Frames of numbers become frames of texts, and these become Markdown, LaTeX a
 
 `arms` is the one table of arms, `comparisons` the one table of contrasts. The CSV holds the numbers
 with nine significant digits; the others hold what a reader sees, such as "0.828 ± 0.038". The
-LaTeX needs \usepackage{booktabs}.
+LaTeX needs \usepackage[T1]{fontenc} and \usepackage{booktabs}.
 """
 
 from __future__ import annotations
@@ -171,39 +171,16 @@ def markdown(shown: pd.DataFrame, code: Collection[str] = (), aligned: bool = Tr
 def latex(shown: pd.DataFrame, caption: str, label: str) -> str:
     """A frame of texts as a LaTeX table with the rules of booktabs."""
     right = of_numbers(shown)
-    return (
-        shown.astype(str)
-        .map(_latex_text)
-        .rename(columns=_latex_text)
-        .style.hide(axis="index")
-        .to_latex(
-            column_format="".join("r" if name in right else "l" for name in shown),
-            hrules=True,
-            position_float="centering",
-            caption=_latex_text(caption),
-            label=label,
-        )
+    # A sign, but no hyphen, becomes a minus.
+    styled = shown.astype(str).map(lambda text: re.sub(r"(?<!\S)-(?=\d)", "−", text)).style
+    styled = styled.format(escape="latex").format_index(escape="latex", axis="columns")
+    return styled.hide(axis="index").to_latex(
+        column_format="".join("r" if name in right else "l" for name in shown),
+        hrules=True,
+        position_float="centering",
+        caption=re.sub(r"([&%$#_{}])", r"\\\1", caption),
+        label=label,
     )
-
-
-#: What LaTeX would take for markup, or does not have in its text fonts.
-_LATEX = str.maketrans(
-    {
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        **{character: f"\\{character}" for character in "&%$#_{}"},
-        **{character: f"${character}$" for character in "<>|"},
-        "±": r"$\pm$",
-        "×": r"$\times$",
-        "–": "--",
-    }
-)
-
-
-def _latex_text(text):
-    # A sign, but no hyphen, becomes LaTeX's minus or plus.
-    return re.sub(r"(?<!\S)([-+])(?=\d)", r"$\1$", text.translate(_LATEX))
 
 
 _ONE = r"[-+−<]? ?\d[\d.,]*(e[-+]?\d+)?( ?%)?"
