@@ -82,6 +82,12 @@ def test_every_arm_that_is_named_is_one():
         assert set(exhibit.arms or ()) <= set(SUITES.get(exhibit.suite, ()))
 
 
+@pytest.mark.parametrize("name", ["controls", "curves"])
+def test_controls_are_drawn_with_the_block_that_they_control(repository, shown, name):
+    book_of(repository([("language", "none"), ("language", "vit-mlp")])).figure(name)
+    assert len(shown) == 1 and "Too little of it is there (none, vit-mlp)." in shown[0]
+
+
 def test_a_committed_figure_is_shown_with_its_size_and_not_drawn_again(repository, shown):
     root = repository(drawn=["parts"])
     book_of(root).figure("parts")
