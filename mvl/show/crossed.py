@@ -166,7 +166,8 @@ def section(published: Tables, picture: str) -> list[str]:
         if task == POOLED:
             lines.append(compared)
             continue
-        summary, use = (published[name].query("task == @task") for name in ("summary", "use"))
+        summary = published["summary"].query("task == @task")
+        use = published["use"].query("task == @task")
         lines += [_markdown(tables.arms(summary, order=order), "arm"), "", compared, ""]
         lines += [f"Dice with the block's term replaced; used where deletion costs {USED:g}:", ""]
         lines.append(_markdown(tables.block_use(use, order=order), "arm"))

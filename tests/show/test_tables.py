@@ -52,6 +52,7 @@ TYPESET = {
     r"\textasciitilde ": "~",
     r"\textasciicircum ": "^",
     r"\space ": " ",
+    "−": "-",
 }
 
 

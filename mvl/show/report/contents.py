@@ -61,12 +61,12 @@ def notebooks_of(profile: str, outdated: dict[str, str], root: Path) -> list[Not
     Args:
         outdated: {name: why the copy is not of now}.
     """
-    notebooks = []
-    for path in sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb")):
+    notebooks, paths = [], sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    for path in paths:
         copy = root / "results" / profile / "notebooks" / path.name
         state, reason, page = "ran", "", None
         try:
-            page = read_page(copy) if copy.is_file() else None
+            page = read_page(copy, [path.stem for path in paths]) if copy.is_file() else None
         except MvlError as error:
             state, reason = "failed", in_words(error, root)
         if not copy.is_file():

@@ -7,6 +7,7 @@ would let through pictures from anywhere and styles, so that the allow-list is h
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,7 +28,8 @@ _TAGS = {
 _LINK = re.compile(r"(https?|mailto):|\d\d_\w+\.html$")
 _IMAGE = re.compile(r"data:image/(png|jpeg|svg\+xml);base64,[A-Za-z0-9+/\n]+=*\n?")
 #: The forms of an output that are shown, the first that it has; none needs a script.
-_FORMS = ["image/png", "image/jpeg", "text/markdown", "text/html", "text/latex", "text/plain"]
+_FORMS = ["image/png", "image/jpeg", "image/svg+xml"]
+_FORMS += ["text/markdown", "text/html", "text/latex", "text/plain"]
 
 
 @dataclass
@@ -51,10 +53,10 @@ class Page:
     synthetic: bool = False
 
 
-def read_page(path: Path) -> Page:
+def read_page(path: Path, names: Iterable[str] = ()) -> Page:
     """Read an executed notebook, as papermill leaves it, and make everything in it safe to show.
 
-    Links to other notebooks lead to their pages; a link to any other file is only text.
+    Links to the notebooks of `names` lead to their pages; a link to any other file is only text.
 
     Raises:
         MvlError: the file is not a readable notebook.
@@ -62,12 +64,12 @@ def read_page(path: Path) -> Page:
     import nbformat
 
     try:
-        return _page(nbformat.read(path, as_version=4), path.stem)
+        return _page(nbformat.read(path, as_version=4), path.stem, names)
     except Exception as error:  # nbformat has no common class for what a broken file raises
         raise MvlError(f"{path.name} is no readable notebook: {error}") from error
 
 
-def _page(notebook, name):
+def _page(notebook, name, names):
     page = Page(name)
     tagged = [(cell, cell.metadata.get("tags", ())) for cell in notebook.cells]
     tagged = [(cell, tags) for cell, tags in tagged if "papermill-error-cell-tag" not in tags]
@@ -93,17 +95,18 @@ def _page(notebook, name):
             said = str(output.get("data", {}).get("text/markdown", ""))
             page.synthetic |= bool(re.search("⚠ Synthetic data|SYNTHETIC DATA", said))
         if not (injected and "parameters" in tags):
-            notebook.cells.append(_bare(cell))
+            notebook.cells.append(_bare(cell, names))
     notebook.metadata = {}
     page.content = Markup(_exporter().from_notebook_node(notebook)[0])
     return page
 
 
-def _bare(cell):
-    """A cell of whose metadata nbconvert sees no addresses, sizes or frames."""
+def _bare(cell, names):
+    """A cell with links to pages, and without metadata: addresses, sizes, frames of outputs."""
     cell.metadata = {}
     if cell.cell_type == "markdown":
-        cell.source = re.sub(r"\]\((\d\d_\w+)\.ipynb\)", r"](\1.html)", cell.source)
+        for name in names:
+            cell.source = cell.source.replace(f"]({name}.ipynb)", f"]({name}.html)")
     if "outputs" in cell:
         # What a cell showed and took back leaves an output without content.
         cell.outputs = [output for output in cell.outputs if output.get("data", True)]
