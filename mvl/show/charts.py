@@ -49,14 +49,6 @@ def _curves(source):
     return figures.seed_curves(source.curves, source.cases)
 
 
-def _metrics(source):
-    return figures.metric_differences(six(source.cases, ("language", *PAIR)))
-
-
-def _differences(source):
-    return figures.paired_differences(source.cases, *PAIR)
-
-
 def _means(source):
     return figures.arm_differences(source.cases)
 
@@ -65,26 +57,35 @@ def _sizes(source):
     return figures.size_against_dice(source.cases, source.runs)
 
 
-def _parts(source):
-    return figures.part_effects(source.cases) if by_part(source.cases) else None
-
-
 _BY_ARM = "Difference in Dice of each arm from the first one, on the test subjects."
 _BY_EPOCH = "Dice on the validation subjects while the arms train."
 _BY_SIZE = "Weights of each model, and its difference in Dice from the first one."
-_BY_SUBJECT = "Difference in Dice of each test subject, with the pre-trained block and without."
-_BY_PART = "What each part of the paper's model adds to Dice, by test subject."
 
 #: Name -> `Chart`.
 CHARTS = {
-    "differences": Chart("language", _differences, _BY_SUBJECT, PAIR),
+    "differences": Chart(
+        "language",
+        lambda source: figures.paired_differences(source.cases, *PAIR),
+        "Difference in Dice of each test subject, with the pre-trained block and without.",
+        PAIR,
+    ),
     "controls": Chart("language", _means, f"The block and its controls. {_BY_ARM}", fewest=3),
-    "metrics": Chart("language", _metrics, "The same two models in the paper's metrics.", PAIR),
+    "metrics": Chart(
+        "language",
+        lambda source: figures.metric_differences(six(source.cases, ("language", *PAIR))),
+        "The same two models in the paper's metrics.",
+        PAIR,
+    ),
     "curves": Chart(
         "language", _curves, f"The block and its controls. {_BY_EPOCH}", needs=("pretrained",)
     ),
     "parts": Chart("fusion", _means, f"The paper's parts in all combinations. {_BY_ARM}", fewest=3),
-    "part_effects": Chart("fusion", _parts, _BY_PART, fewest=8),
+    "part_effects": Chart(
+        "fusion",
+        lambda source: figures.part_effects(source.cases) if by_part(source.cases) else None,
+        "What each part of the paper's model adds to Dice, by test subject.",
+        fewest=8,
+    ),
     "head": Chart("head", _means, f"With a convolutional head. {_BY_ARM}"),
     "lora": Chart("adaptation", _sizes, f"Ranks of LoRA. {_BY_SIZE}", _LORA),
     "adaptation": Chart("adaptation", _means, f"Ways to adapt the block. {_BY_ARM}"),

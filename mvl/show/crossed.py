@@ -86,7 +86,7 @@ def _costs(published, task):
 
 def claim_sentence(published: Tables, task: str) -> str:
     """Whether the block is used in a task, or in the tasks of `POOLED`, and what follows of it."""
-    rows = _rows(published, task)
+    rows = published["contrasts"].query("task == @task")
     costs = _costs(published, task)
     unused = costs[costs < USED]
     about = unused if len(unused) else costs
@@ -106,10 +106,6 @@ def claim_sentence(published: Tables, task: str) -> str:
     return f"{text} (against none, in Dice: {effect(rows.iloc[0])})."
 
 
-def _rows(published, task):
-    return published["contrasts"].query("task == @task")
-
-
 def block_sentence(published: Tables) -> str:
     """What the block is, and that nothing is said about another."""
     block = published["contrasts"]["block"].iloc[0]
@@ -117,11 +113,11 @@ def block_sentence(published: Tables) -> str:
 
 
 def _comparisons(published, task):
-    """The contrasts of a task as texts, the effect first.
+    """The contrasts of a task as texts.
 
     Where the block is not used, one pre-training and another are not compared.
     """
-    rows = _rows(published, task)
+    rows = published["contrasts"].query("task == @task")
     shown = tables.comparisons(rows).rename(columns={"seeds": "trainings"})
     shown[EFFECT] = [estimate(row) for _, row in rows.iterrows()]
     if (_costs(published, task) < USED).any():
@@ -132,18 +128,17 @@ def _comparisons(published, task):
 
 def answer_rows(published: Tables) -> list[dict[str, str]]:
     """The README's rows, by column: of the pooled tasks where several are pooled."""
-    task, rows = tasks_of(published)[-1], []
-    size = count(len(_costs(published, task)), "task")
-    for shown, row in zip(
-        _comparisons(published, task).to_dict("records"),
-        _rows(published, task).itertuples(),
-        strict=True,
-    ):
-        tested = f"{count(row.n_subjects, 'subject')}, {count(row.n_seeds, 'training')}"
-        values = {"question": f"A pre-trained Llama-type block against {_AGAINST[row.arm_b]}"}
-        values |= {name: shown[name] for name in (EFFECT, "verdict")}
-        rows.append(values | {"tested on": f"{size}, {tested}"})
-    return rows
+    task = tasks_of(published)[-1]
+    rows = published["contrasts"].query("task == @task")
+    shown, size = _comparisons(published, task), count(len(_costs(published, task)), "task")
+    shown["question"] = [
+        f"A pre-trained Llama-type block against {_AGAINST[arm]}" for arm in rows["arm_b"]
+    ]
+    shown["tested on"] = [
+        f"{size}, {count(row.n_subjects, 'subject')}, {count(row.n_seeds, 'training')}"
+        for row in rows.itertuples()
+    ]
+    return shown[["question", EFFECT, "verdict", "tested on"]].to_dict("records")
 
 
 def section(published: Tables, picture: str) -> list[str]:
@@ -161,35 +156,29 @@ def section(published: Tables, picture: str) -> list[str]:
         "",
         f"![{PICTURE_TEXT}]({picture})",
     ]
+    order = list(SUITES[SUITE])
     for task in tasks:
-        pooled = task == POOLED
-        lines += ["", f"### {'All tasks, each counts alike' if pooled else task}", ""]
+        lines += ["", f"### {'All tasks, each counts alike' if task == POOLED else task}", ""]
         lines += [f"**{claim_sentence(published, task)}**", ""]
-        parts = [] if pooled else [_arms(published, task)]
         shown = _comparisons(published, task)
         columns = ["comparison", EFFECT, "verdict", "p", "subjects", "trainings"]
-        shown = shown[[name for name in columns if name in shown]]
-        parts.append(tables.markdown(shown, code=("comparison",), aligned=False))
-        parts += [] if pooled else [_use(published, task)]
-        lines.append("\n\n".join(parts))
+        compared = _markdown(shown[[name for name in columns if name in shown]], "comparison")
+        if task == POOLED:
+            lines.append(compared)
+            continue
+        summary = published["summary"].query("task == @task")
+        use = published["use"].query("task == @task")
+        lines += [_markdown(tables.arms(summary, order=order), "arm"), "", compared, ""]
+        lines += [f"Dice with the block's term replaced; used where deletion costs {USED:g}:", ""]
+        lines.append(_markdown(tables.block_use(use, order=order), "arm"))
     if missing := [f"`{task}`" for task in STUDY_TASKS if task not in tasks]:
         lines += ["", f"Not run in the second protocol: {', '.join(missing)}."]
     return lines
 
 
-def _arms(published, task):
-    """Mean ± standard deviation over subjects of each arm, as Markdown."""
-    summary = published["summary"].query("task == @task")
-    shown = tables.arms(summary, order=list(SUITES[SUITE])).rename(columns={"seeds": "trainings"})
-    return tables.markdown(shown, code=("arm",), aligned=False)
-
-
-def _use(published, task):
-    """Dice as trained and with the block's term replaced, as Markdown."""
-    use = published["use"].query("task == @task")
-    shown = tables.block_use(use, order=list(SUITES[SUITE])).rename(columns={"seeds": "trainings"})
-    text = f"Dice with the block's term replaced; used where deletion costs {USED:g}:"
-    return f"{text}\n\n{tables.markdown(shown, code=('arm',), aligned=False)}"
+def _markdown(shown, code):
+    shown = shown.rename(columns={"seeds": "trainings"})
+    return tables.markdown(shown, code=(code,), aligned=False)
 
 
 def picture(published: Tables) -> Figure:

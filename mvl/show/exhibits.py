@@ -9,9 +9,9 @@ part, a text says what is missing and what makes it.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
+from IPython.display import Markdown
 
 from mvl.data.tasks import TASKS
 from mvl.errors import DataError, RunError
@@ -25,9 +25,6 @@ from mvl.show.sentences import sentence
 from mvl.study import ten_tasks, volumes
 from mvl.study.runs import HEADLINE, own_runs, sources_of
 from mvl.study.suites import SUITES
-
-if TYPE_CHECKING:
-    from IPython.display import Markdown
 
 #: Suite -> the notebook that trains those of its arms that a profile names in `SUITE_arms`.
 _NOTEBOOKS = {"language": "04", "fusion": "05", "adaptation": "06", "data": "07", "peers": "09"}
@@ -78,38 +75,31 @@ class Exhibits:
 
         The profile's is drawn and saved, the reference's shown as it is committed.
         """
-        for slug, source in self.sources.items():
-            if source.kind == "reference":
-                count = self._committed(name, source)
-            else:
-                count = self._draw(name, slug, source)
-            self._drawn.setdefault(name, {})[slug] = count
-            if missing := self._missing(source, CHARTS[name], count):
-                show(missing)
-
-    def _committed(self, name, source):
-        path = self._root / "results" / "reference" / "figures" / f"{file_name(name)}.png"
-        if not path.is_file():
-            return 0
         chart = CHARTS[name]
-        show(f"**{source.label}**, {size(part(source, chart))}. {chart.caption}", picture(path))
-        return 1
-
-    def _draw(self, name, slug, source):
-        count, chart = 0, CHARTS[name]
-        for task, behind, figure in drawn(source, chart):
-            file = f"{name}_{slug}" + f"_{task}" * (task != self._parameters["task"])
-            self._save(figure, file, f"**{source.label}**, {behind}. {chart.caption}")
-            count += 1
-        return count
+        for slug, source in self.sources.items():
+            count = 0
+            if source.kind != "reference":
+                for task, behind, figure in drawn(source, chart):
+                    file = f"{name}_{slug}" + f"_{task}" * (task != self._parameters["task"])
+                    self._save(figure, file, f"**{source.label}**, {behind}. {chart.caption}")
+                    count += 1
+            else:
+                folder = self._root / "results" / "reference" / "figures"
+                path = folder / f"{file_name(name)}.png"
+                if path.is_file():
+                    count, behind = 1, size(part(source, chart))
+                    show(f"**{source.label}**, {behind}. {chart.caption}", picture(path))
+            self._drawn.setdefault(name, {})[slug] = count
+            if missing := self._missing(source, chart, count):
+                show(missing)
 
     def table(self, name: str) -> None:
         """Show and save the table of a chart's arms for every source that has two of them."""
         for slug, source in self.sources.items():
             rows = part(source, CHARTS[name]).summary
             if rows["arm"].nunique() > 1:
-                what = "mean ± standard deviation"
-                self._write(f"{name}_{slug}", source, rows, tables.arms(rows), what)
+                caption = _caption(source, rows, "mean ± standard deviation")
+                self._tabulate(f"{name}_{slug}", rows, tables.arms(rows), caption)
 
     def ten_tasks(self) -> None:
         """Show and save the table of ten tasks, one of all sources, and a figure per source.
@@ -134,8 +124,7 @@ class Exhibits:
                 "and say nothing about patients."
             )
         shown = of_ten.table(self.sources.values())
-        tables.write(self.folder / "tables" / "ten_tasks", rows, shown, caption)
-        show(f"**{caption}**", shown.style.hide(axis="index"))
+        self._tabulate("ten_tasks", rows, shown, caption)
         for slug, own in parts.items():
             self._drawn.setdefault("ten_tasks", {})[slug] = len(own.summary)
             if len(own.summary):
@@ -155,8 +144,8 @@ class Exhibits:
             pairs = [rows for rows in pairs if len(rows)]
             if pairs:
                 rows = pd.concat(pairs, ignore_index=True)
-                what = "the paper's six metrics, paired by subject"
-                self._write(f"comparisons_{slug}", source, rows, tables.comparisons(rows), what)
+                caption = _caption(source, rows, "the paper's six metrics, paired by subject")
+                self._tabulate(f"comparisons_{slug}", rows, tables.comparisons(rows), caption)
                 show("\n".join(f"- {of_ten.counted(rows)}" for rows in pairs))
 
     def paper(
@@ -164,8 +153,8 @@ class Exhibits:
     ) -> pd.DataFrame:
         """Save and return the paper's numbers that belong to an exhibit (see `paper_numbers`)."""
         numbers = paper_numbers(models, metric, task)
-        caption = "The paper's own numbers, from mvl/paper.csv."
         path = self.folder / "tables" / f"paper_{name}"
+        caption = "The paper's own numbers, from mvl/paper.csv."
         tables.write(path, numbers, numbers.astype(str), caption)
         return numbers
 
@@ -252,10 +241,7 @@ class Exhibits:
         figures.save(figure, self.folder / "figures" / name)
         show(caption, figure)
 
-    def _write(self, name, source, rows, shown, what):
-        synthetic = "SYNTHETIC DATA. " if rows["synthetic"].any() else ""
-        names = ", ".join(dict.fromkeys(rows["task"]))
-        caption = f"{synthetic}{source.label}: {names}, {rows['structure'].iloc[0]}, {what}."
+    def _tabulate(self, name, rows, shown, caption):
         tables.write(self.folder / "tables" / name, rows, shown, caption)
         show(f"**{caption}**", shown.style.hide(axis="index"))
 
@@ -283,6 +269,12 @@ class Exhibits:
                 f"arms that `{suite}_arms` in profiles/{self._profile}.yaml names."
             )
         return f"`mvl suite run {suite or 'NAME'}` trains it for the study."
+
+
+def _caption(source, rows, what):
+    synthetic = "SYNTHETIC DATA. " if rows["synthetic"].any() else ""
+    names = ", ".join(dict.fromkeys(rows["task"]))
+    return f"{synthetic}{source.label}: {names}, {rows['structure'].iloc[0]}, {what}."
 
 
 def _labelled(source, contrasts):

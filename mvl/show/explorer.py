@@ -13,10 +13,10 @@ import io
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import matplotlib.pyplot as plt
+import ipywidgets as iw
 import numpy as np
+from IPython import get_ipython
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -27,21 +27,16 @@ from mvl.data.task_folder import Case, case_name
 from mvl.data.tasks import Task, read_task
 from mvl.errors import DataError
 from mvl.show.figures import volumes
-from mvl.show.figures.style import BLACK, GREY, STYLE, VERMILLION, YELLOW
-from mvl.show.figures.volumes import PLANES, PREDICTION_COLOUR, TRUTH_COLOUR, Oriented, View
-
-if TYPE_CHECKING:
-    from ipywidgets import VBox
+from mvl.show.figures.style import BLACK, GREY, YELLOW, styled
+from mvl.show.figures.volumes import PLANES, TRUTH_COLOUR, Oriented, View
 
 #: Which way the slices count, along each axis in RAS+.
 _ORDER = ("left to right", "back to front", "bottom to top")
-#: What is drawn or not, and the colour that it has in the picture.
-_TOGGLED = {"truth": TRUTH_COLOUR, "prediction": PREDICTION_COLOUR, "crosshair": YELLOW}
-_TOOLTIPS = {"auto": "all but 1 % of the voxels", "task": "the task's, in Hounsfield units"}
+#: What is drawn or not.
+_TOGGLED = ("truth", "prediction", "crosshair")
 _HELP = (
-    '<span style="font-size: 85%; opacity: 0.75; line-height: 1.4">'
     "Click a slider, or Tab to it: <b>←</b> <b>→</b> go slice by slice, <b>Page Up</b> and "
-    "<b>Page Down</b> by several, <b>Home</b> and <b>End</b> to the ends.</span>"
+    "<b>Page Down</b> by several, <b>Home</b> and <b>End</b> to the ends."
 )
 
 
@@ -99,10 +94,13 @@ def dice_per_slice(prediction: np.ndarray, truth: np.ndarray, axis: int) -> np.n
 
     0 where one side is empty, NaN where both are: a slice with nothing to find is not a success.
     """
-    within = tuple({0, 1, 2} - {axis})
-    overlap = (prediction & truth).sum(within)
-    total = prediction.sum(within) + truth.sum(within)
+    overlap = (prediction & truth).sum(_others(axis))
+    total = prediction.sum(_others(axis)) + truth.sum(_others(axis))
     return np.where(total > 0, 2 * overlap / np.maximum(total, 1), np.nan)
+
+
+def _others(axis):
+    return tuple({0, 1, 2} - {axis})
 
 
 def _task_of(image):
@@ -127,8 +125,6 @@ def _mask(values, name, image, shape, forms):
     if shape not in (values.shape, values.shape[1:]):
         remedy = "give the mask on the grid of the image's file"
         raise DataError(f"{name} has the shape {values.shape}, but {image} has {shape}; {remedy}")
-    if values.dtype.kind not in "biuf":
-        raise DataError(f"{name} holds {values.dtype}, which makes no mask")
     if values.dtype.kind == "f" and (values != np.rint(values)).any():
         between = values[values != np.rint(values)][0]
         raise DataError(f"{name} holds values such as {between:.3g}; threshold it to make a mask")
@@ -142,6 +138,9 @@ class Explorer:
 
     A notebook shows it where it is the last line of a cell. `widget` is the part of ipywidgets, for
     a layout of your own (Voilà shows that, too), `png()` the picture alone.
+
+    Attributes:
+        state: what is shown, by the names that `show` takes; `show` alone changes it.
     """
 
     def __init__(self, view: View, task: Task | None = None):
@@ -151,67 +150,109 @@ class Explorer:
         self._windows = {"auto": (low, high if high > low else low + 1)}
         if task and task.window_hu:
             self._windows["task"] = tuple(map(float, task.window_hu))
-        slices = {plane.name: volume.index(plane.across) for plane in PLANES}
-        switches = dict.fromkeys((*volume.masks, "crosshair"), True)
-        self._state = {**slices, "window": self._windows["auto"], **switches}
+        self._last = {plane.name: volume.image.shape[plane.across] - 1 for plane in PLANES}
+        self.state = {plane.name: volume.index(plane.across) for plane in PLANES}
+        self.state["window"] = self._windows["auto"]
+        self.state |= dict.fromkeys((*volume.masks, "crosshair"), True)
         self._controls = {}
-        with plt.rc_context(STYLE):
-            self._draw(task)
+        self._dice = None
+        if len(volume.masks) == 2:
+            truth, prediction = volume.masks.values()
+            self._dice = [dice_per_slice(prediction, truth, axis) for axis in range(3)]
+        with styled():
+            self._lay_out(task)
 
-    def _draw(self, task):
-        """Make the figure, of which `show` later changes what has to be changed."""
+    def _lay_out(self, task):
+        """Make the figure; later its slices alone are drawn again."""
         volume, title = self._volume, self._volume.view.title
-        masks, height = list(volume.masks.values()), max(volume.size[1], volume.size[2])
+        height = max(volume.size[1], volume.size[2])
         # No column so narrow that its title does not fit.
         widths = [max(volume.size[plane.right], height / 2) for plane in PLANES]
-        heights = [8.9 / sum(widths) * height, 0.75][: len(masks) or 1]  # inches
+        self._frames = [(width, height) for width in widths]
+        heights = [8.9 / sum(widths) * height, 0.75][: len(volume.masks) or 1]  # inches
         figure = Figure(figsize=(9.6, sum(heights) + 0.65 * len(heights) + 0.1), dpi=120)
-        self._figure, self._canvas = figure, FigureCanvasAgg(figure)
+        self._canvas = FigureCanvasAgg(figure)
         grid = {"squeeze": False, "width_ratios": widths, "height_ratios": heights}
-        axes = figure.subplots(len(heights), 3, **grid)
-        self._planes = [
-            _Plane(volume, plane, column, (width, height))
-            for plane, column, width in zip(PLANES, axes.T, widths, strict=True)
-        ]
-        for plane in self._planes:
-            plane.show(self._state)
-        volumes.scale_bar(axes[0, 0])
-        volumes.in_corner(axes[0, 0], volume.view.caption)
-        if len(masks) == 2:
-            total = sum(np.count_nonzero(mask) for mask in masks)
-            dice = 2 * np.count_nonzero(masks[0] & masks[1]) / total if total else 1.0
+        self._slices, *charts = figure.subplots(len(heights), 3, **grid)
+        self._draw_slices()
+        self._marks = []
+        if self._dice:
+            truth, prediction = volume.masks.values()
+            for axes, plane in zip(charts[0], PLANES, strict=True):
+                self._marks.append(self._draw_chart(axes, plane, truth.sum(_others(plane.across))))
+            total = np.count_nonzero(truth) + np.count_nonzero(prediction)
+            dice = 2 * np.count_nonzero(truth & prediction) / total if total else 1.0
             title += f"{': ' if title else ''}Dice {dice:.3f} in the whole volume"
         figure.suptitle(title or " ", x=0.01, ha="left")
         if task:
             volumes.voxel_note(figure, task)
         self._canvas.draw()
-        # Laid out once: a redraw is then as fast as a slider. The legend is in the title's line.
+        # Laid out once, and all but slices and marks drawn once: a redraw is then as fast as a
+        # slider. The legend is in the title's line.
         figure.set_layout_engine("none")
         volumes.voxel_legend(figure, [volume.view], "right")
-        self._moving = [artist for plane in self._planes for artist in plane.moving]
+        self._moving = [*self._slices, *self._marks]
         for artist in self._moving:
             artist.set_animated(True)
         self._canvas.draw()
         self._still = self._canvas.copy_from_bbox(figure.bbox)
 
+    def _draw_slices(self):
+        volume, state = self._volume, self.state
+        middle = {p.across: (state[p.name] + 0.5) * volume.spacing[p.across] for p in PLANES}  # mm
+        look = {"color": YELLOW, "linewidth": 0.8, "alpha": 0.7, "zorder": 1.5}
+        for plane, frame, axes in zip(PLANES, self._frames, self._slices, strict=True):
+            for artist in (*axes.images, *axes.collections, *axes.lines, *axes.texts):
+                artist.remove()
+            index = state[plane.name]
+            volume.draw(axes, plane, index, frame)
+            axes.images[0].set_clim(*state["window"])  # a heat map above it has a scale of its own
+            for contour in axes.collections:
+                contour.set_visible(state[contour.get_label()])
+            if state["crosshair"]:
+                axes.axvline(middle[plane.right], **look)
+                axes.axhline(middle[plane.up], **look)
+            title = f"{plane.name} {index}"
+            if self._dice:
+                dice = self._dice[plane.across][index]
+                title += ", both empty" if np.isnan(dice) else f", Dice {dice:.2f}"
+            axes.set_title(title)
+        volumes.scale_bar(self._slices[0])
+        volumes.in_corner(self._slices[0], volume.view.caption)
+
+    def _draw_chart(self, axes, plane, area):
+        """Draw Dice by slice on the area of truth: where it is small, few voxels decide.
+
+        Returns what marks the slice that is shown.
+        """
+        dice = self._dice[plane.across]
+        numbers = np.arange(len(dice))
+        look = {"step": "mid", "color": TRUTH_COLOUR, "alpha": 0.3, "linewidth": 0}
+        axes.fill_between(numbers, area / max(1, area.max()), **look)
+        line = axes.axvline(self.state[plane.name], color=GREY, linewidth=1)
+        look = {"color": BLACK, "markersize": 3, "linewidth": 1.4, "clip_on": False}
+        axes.plot(numbers, dice, ".-", **look)
+        axes.set(xlim=(-0.5, len(numbers) - 0.5), ylim=(0, 1), yticks=(0, 0.5, 1))
+        axes.set_xlabel(f"slice, {_ORDER[plane.across]}", labelpad=1, fontsize=9)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.tick_params(labelleft=plane.across == 0)
+        if plane.across == 0:
+            axes.set_ylabel("Dice\n(blue: truth)", fontsize=8)
+        return line
+
     def png(self) -> bytes:
         """The picture as a PNG file."""
         self._canvas.restore_region(self._still)
         for artist in self._moving:
-            self._figure.draw_artist(artist)
-        picture = Image.fromarray(np.asarray(self._canvas.buffer_rgba())).convert("RGB")
+            artist.axes.draw_artist(artist)
         file = io.BytesIO()
+        picture = Image.fromarray(np.asarray(self._canvas.buffer_rgba())).convert("RGB")
         picture.save(file, "png", compress_level=1)  # a third faster, a tenth larger
         return file.getvalue()
 
     def __repr__(self) -> str:
         shape = " x ".join(map(str, self._volume.image.shape))
         return f"<Explorer of {self._volume.view.title or 'a volume'}, {shape} voxels>"
-
-    @property
-    def state(self) -> dict:
-        """What is shown, by the names that `show` takes; a copy."""
-        return dict(self._state)
 
     def show(self, **what) -> Explorer:
         """Change what is shown, and the controls with it; returns this explorer.
@@ -225,37 +266,30 @@ class Explorer:
         Raises:
             DataError: there is nothing of that name to show, or the value is out of range.
         """
-        what = {name: self._checked(name, value) for name, value in what.items()}
-        changed = {name: value for name, value in what.items() if value != self._state[name]}
-        if changed:
-            self._state |= changed
-            for plane in self._planes:
-                plane.show(self._state)
-            # A control that is set reports it, to `show`, which then finds nothing to change.
-            for name in changed.keys() & self._controls.keys():
-                control = self._controls[name]
-                if name == "window":  # a slider would cut what lies beyond its ends
-                    low, high = changed[name]
-                    control.min, control.max = min(control.min, low), max(control.max, high)
-                control.value = changed[name]
-            if self._controls:
-                self.widget.children[1].value = self.png()
+        for name, value in what.items():
+            if name not in self.state:
+                raise DataError(f"there is no {name!r} to show; there is {', '.join(self.state)}")
+            last = self._last.get(name)
+            if last is not None and not 0 <= value <= last:
+                raise DataError(f"{name} slice {value}: they are numbered 0 to {last}")
+        changed = {name: value for name, value in what.items() if value != self.state[name]}
+        if not changed:
+            return self
+        self.state |= changed
+        with styled():
+            self._draw_slices()
+        for line, plane in zip(self._marks, PLANES, strict=False):
+            line.set_xdata([self.state[plane.name]] * 2)
+        # A control that is set reports it, to `show`, which then finds nothing to change.
+        for name in changed.keys() & self._controls.keys():
+            control = self._controls[name]
+            if name == "window":  # a slider would cut what lies beyond its ends
+                low, high = changed[name]
+                control.min, control.max = min(control.min, low), max(control.max, high)
+            control.value = changed[name]
+        if self._controls:
+            self.widget.children[1].value = self.png()
         return self
-
-    def _checked(self, name, value):
-        if name not in self._state:
-            raise DataError(f"there is no {name!r} to show; there is {', '.join(self._state)}")
-        if name == "window":
-            low, high = map(float, value)
-            if not low < high:
-                raise DataError(f"window {low:g} to {high:g}: the second must be the larger")
-            return low, high
-        if name in _TOGGLED:
-            return bool(value)
-        (count,) = (self._volume.image.shape[p.across] for p in PLANES if p.name == name)
-        if not 0 <= value < count:
-            raise DataError(f"{name} slice {value}: they are numbered 0 to {count - 1}")
-        return int(value)
 
     def _repr_mimebundle_(self, include=None, exclude=None):
         bundle = {"text/plain": repr(self), "image/png": base64.b64encode(self.png()).decode()}
@@ -266,27 +300,22 @@ class Explorer:
         return bundle
 
     @functools.cached_property
-    def widget(self) -> VBox:
+    def widget(self) -> iw.VBox:
         """Controls and picture, an ipywidgets `VBox` that is made when first asked for."""
-        import ipywidgets
-
-        edges = [*(plane.axes.get_position().x0 for plane in self._planes), 1]
-        for plane, left, right in zip(PLANES, edges, edges[1:], strict=False):
-            self._controls[plane.name] = ipywidgets.IntSlider(
-                self._state[plane.name],
-                max=self._volume.image.shape[plane.across] - 1,
+        for plane in PLANES:
+            self._controls[plane.name] = iw.IntSlider(
+                max=self._last[plane.name],
                 tooltip=f"slice, {_ORDER[plane.across]}",
-                style={"description_width": "4em"},
-                layout={"width": f"{right - left:.2%}", "min_width": "200px", "margin": "0"},
+                # A third of the picture; where the window is too narrow, a row of its own.
+                layout={"flex": "1 1 240px", "margin": "0"},
             )
-        for name in self._state.keys() & _TOGGLED.keys():
-            layout = {"width": "auto", "margin": "2px 14px 2px 0"}
-            switch = ipywidgets.Checkbox(self._state[name], indent=False, layout=layout)
-            self._controls[name] = switch
+        for name in _TOGGLED:
+            if name in self.state:
+                layout = {"width": "auto", "margin": "2px 14px 2px 0"}
+                self._controls[name] = iw.Checkbox(indent=False, layout=layout)
         low, high = self._windows["auto"]
         ends = [*self._windows.values(), (self._volume.image.min(), self._volume.image.max())]
-        self._controls["window"] = ipywidgets.FloatRangeSlider(
-            value=self._state["window"],
+        self._controls["window"] = iw.FloatRangeSlider(
             min=min(float(end[0]) for end in ends),
             max=max(float(end[1]) for end in ends),
             # Of the window and not of all values: one hot voxel would make it too coarse.
@@ -296,28 +325,21 @@ class Explorer:
             layout={"width": "360px"},
         )
         for name, control in self._controls.items():
-            control.description = name
-            control.observe(functools.partial(self._moved, name), "value")
-        sliders = [self._controls[plane.name] for plane in PLANES]
+            control.description, control.value = name, self.state[name]
+            control.observe(lambda change, name=name: self.show(**{name: change.new}), "value")
         bar = [self._controls[name] for name in (*_TOGGLED, "window") if name in self._controls]
         for name, window in self._windows.items():
-            bar.append(ipywidgets.Button(description=name, layout={"width": "auto"}))
-            bar[-1].tooltip = _TOOLTIPS[name]
-            bar[-1].on_click(lambda _, window=window: self.show(window=window))
-        # Each slider below its column; where the window is too narrow for that, each in a row.
-        wrap = {"width": "100%", "flex_flow": "row wrap"}
-        below = wrap | {"padding": f"0 0 0 {edges[0]:.2%}"}
+            button = iw.Button(description=name, layout={"width": "auto"})
+            button.on_click(lambda _, window=window: self.show(window=window))
+            bar.append(button)
+        wrap = {"flex_flow": "row wrap"}
         parts = [
-            ipywidgets.HBox(bar, layout=wrap),
-            ipywidgets.Image(value=self.png(), layout={"width": "100%", "margin": "0"}),
-            ipywidgets.HBox(sliders, layout=below),
-            ipywidgets.HTML(_HELP),
+            iw.HBox(bar, layout=wrap),
+            iw.Image(value=self.png(), layout={"width": "100%", "margin": "0"}),
+            iw.HBox([self._controls[plane.name] for plane in PLANES], layout=wrap),
+            iw.HTML(_HELP),
         ]
-        return ipywidgets.VBox(parts, layout={"width": "100%", "max_width": "960px"})
-
-    def _moved(self, name, change):
-        if name != "window" or change.new[0] < change.new[1]:  # both ends in one place: no window
-            self.show(**{name: change.new})
+        return iw.VBox(parts, layout={"width": "100%", "max_width": "960px"})
 
 
 def _is_attended():
@@ -325,71 +347,5 @@ def _is_attended():
 
     Such a front end lets a kernel ask for input; what executes notebooks by itself does not.
     """
-    from IPython import get_ipython
-
     kernel = getattr(get_ipython(), "kernel", None)
     return bool(kernel) and kernel.get_parent("shell").get("content", {}).get("allow_stdin", True)
-
-
-class _Plane:
-    """One plane of the picture: its slice and, with truth and prediction, its chart of Dice.
-
-    `column` are the axes of both, and `frame` the (width, height) in mm that the first show.
-    """
-
-    def __init__(self, volume, plane, column, frame):
-        self.axes, self._volume, self._plane, self._frame = column[0], volume, plane, frame
-        self._title, self._index, self._drawn = self.axes.set_title(""), None, []
-        look = {"color": YELLOW, "linewidth": 0.8, "alpha": 0.7, "zorder": 1.5}
-        self._cross = self.axes.axvline(0, **look), self.axes.axhline(0, **look)
-        #: What changes with the state, in the order of drawing.
-        self.moving = [self.axes]
-        if len(column) == 2:
-            self._draw_chart(column[1])
-
-    def _draw_chart(self, chart):
-        masks, across = self._volume.masks, self._plane.across
-        self._dice = dice_per_slice(masks["prediction"], masks["truth"], across)
-        numbers = np.arange(len(self._dice))
-        # Where there is little of the truth, a few voxels decide: its area says where.
-        area = masks["truth"].sum(tuple({0, 1, 2} - {across}))
-        look = {"step": "mid", "color": TRUTH_COLOUR, "alpha": 0.3, "linewidth": 0}
-        chart.fill_between(numbers, area / max(1, area.max()), **look)
-        line = chart.axvline(0, color=GREY, linewidth=1)
-        look = {"color": BLACK, "markersize": 3, "linewidth": 1.4, "clip_on": False}
-        chart.plot(numbers, self._dice, ".-", **look)
-        (dot,) = chart.plot(0, 0, "o", color=VERMILLION, markersize=6, clip_on=False, zorder=5)
-        self.moving += [line, dot]
-        chart.set(xlim=(-0.5, len(numbers) - 0.5), ylim=(0, 1), yticks=(0, 0.5, 1))
-        chart.set_xlabel(f"slice, {_ORDER[across]}", labelpad=1, fontsize=9)
-        chart.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        chart.tick_params(labelleft=across == 0)
-        if across == 0:
-            chart.set_ylabel("Dice\n(blue: truth)", fontsize=8)
-
-    def show(self, state):
-        """Draw what `Explorer.state` has, and the slice only where it is another one."""
-        if self._index != state[self._plane.name]:
-            self._cut(state[self._plane.name])
-        self.axes.images[0].set_clim(*state["window"])  # a heat map above it has a scale of its own
-        for contour in self.axes.collections:
-            contour.set_visible(state[contour.get_label()])
-        middle = {plane.across: state[plane.name] + 0.5 for plane in PLANES}  # of a voxel
-        x, y = (middle[a] * self._volume.spacing[a] for a in (self._plane.right, self._plane.up))
-        vertical, horizontal = self._cross
-        vertical.set(xdata=[x, x], visible=state["crosshair"])
-        horizontal.set(ydata=[y, y], visible=state["crosshair"])
-
-    def _cut(self, index):
-        for artist in self._drawn:
-            artist.remove()
-        before = set(self.axes.get_children())
-        self._volume.draw(self.axes, self._plane, index, self._frame)
-        self._drawn = [artist for artist in self.axes.get_children() if artist not in before]
-        self._index, title = index, f"{self._plane.name} {index}"
-        if len(self.moving) > 1:
-            dice, (_, line, dot) = self._dice[index], self.moving
-            title += ", both empty" if np.isnan(dice) else f", Dice {dice:.2f}"
-            line.set_xdata([index, index])
-            dot.set_data([index], [dice])
-        self._title.set_text(title)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from IPython.display import Image, Markdown, display
 
 from mvl.experiment.block_use import USED
 from mvl.files import REPOSITORY, read_json
@@ -20,29 +20,18 @@ from mvl.study.statistics import contrasts_table
 from mvl.study.suites import SUITES
 from mvl.study.summary import summary_table
 
-if TYPE_CHECKING:
-    from IPython.display import Image, Markdown
-
-
-def markdown(text: str) -> Markdown:
-    """A text that a notebook shows as Markdown."""
-    from IPython.display import Markdown
-
-    return Markdown(text)
+#: A text that a notebook shows as Markdown.
+markdown = Markdown
 
 
 def picture(path: Path) -> Image:
     """A PNG of the repository that a notebook shows, a third of its size for print."""
-    from IPython.display import Image
-
     content = path.read_bytes()
     return Image(content, width=int.from_bytes(content[16:20], "big") // 3)
 
 
 def show(*things: object) -> None:
     """Show texts (as Markdown), figures and frames, one below the other."""
-    from IPython.display import display
-
     for thing in things:
         display(markdown(thing) if isinstance(thing, str) else thing)
 
@@ -60,8 +49,6 @@ def banner(what: str) -> Markdown:
 
 def live_curves(arm: str, epochs: int, synthetic: bool) -> Callable[[list], None]:
     """Curves that redraw themselves some 20 times in a training: `mvl.fit`'s `on_epoch`."""
-    from IPython.display import display
-
     handle = None  # what was trained before shows nothing
     every = max(1, epochs // 20)
 

@@ -121,22 +121,20 @@ def verdict_in_words(row: Mapping) -> str:
     if reason := no_verdict(row):
         return f"no verdict: {reason}"
     a, b, verdict = row["arm_a"], row["arm_b"], row["verdict"]
-    if verdict == "equivalent":
-        text = f"equivalent, {a} and {b} differ by less than {BOUND:g}"
-    elif verdict == "better but negligible":
-        text = f"better but negligible, {a} beats {b} by less than {BOUND:g}"
-    elif verdict == "worse but negligible":
-        text = f"worse but negligible, {a} trails {b} by less than {BOUND:g}"
-    elif verdict == "not decided":
-        text = f"not decided between {a} and {b}"
-    elif verdict in ("better", "worse") and not COMPARED[row["metric"]].unit:
-        least = min(abs(row["ci_low"]), abs(row["ci_high"]))
-        amount = f"by at least {BOUND:g}" if least >= BOUND else f"maybe by less than {BOUND:g}"
-        text = f"{a} is {verdict} than {b}, {amount}"
-    else:
-        word, _, amount = verdict.partition(" ")
-        text = f"{a} is {word} than {b}{' ' if amount else ''}{amount}"
-    return text
+    close = {
+        "equivalent": f"equivalent, {a} and {b} differ by less than {BOUND:g}",
+        "better but negligible": f"{verdict}, {a} beats {b} by less than {BOUND:g}",
+        "worse but negligible": f"{verdict}, {a} trails {b} by less than {BOUND:g}",
+        "not decided": f"not decided between {a} and {b}",
+    }
+    if verdict in close:
+        return close[verdict]
+    word, _, amount = verdict.partition(" ")
+    if amount or COMPARED[row["metric"]].unit:
+        return f"{a} is {word} than {b} {amount}".rstrip()
+    least = min(abs(row["ci_low"]), abs(row["ci_high"]))
+    amount = f"by at least {BOUND:g}" if least >= BOUND else f"maybe by less than {BOUND:g}"
+    return f"{a} is {word} than {b}, {amount}"
 
 
 def name_of_check(row) -> str:

@@ -1,8 +1,8 @@
-r"""Frames of numbers become frames of texts, and these become Markdown, LaTeX, HTML and CSV.
+r"""Frames of numbers become frames of texts, and these become Markdown, LaTeX and CSV.
 
 `arms` is the one table of arms, `comparisons` the one table of contrasts. The CSV holds the numbers
 with nine significant digits; the others hold what a reader sees, such as "0.828 ± 0.038". The
-LaTeX needs \usepackage{booktabs}.
+LaTeX needs \usepackage[T1]{fontenc} and \usepackage{booktabs}.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import pandas as pd
-from markupsafe import Markup, escape
 
 from mvl.experiment.block_use import EDITS, USED
 from mvl.experiment.metrics import METRICS
@@ -156,7 +155,7 @@ def markdown(shown: pd.DataFrame, code: Collection[str] = (), aligned: bool = Tr
     def escaped(text):
         return re.sub(r"([\\|])", r"\\\1", str(text))
 
-    right = _right(shown)
+    right = of_numbers(shown)
     rule = line("---:" if name in right else "---" for name in shown)
     lines = [line(map(escaped, shown)), rule if aligned else "|---" * len(shown.columns) + "|"]
     for row in shown.to_dict("records"):
@@ -169,105 +168,32 @@ def markdown(shown: pd.DataFrame, code: Collection[str] = (), aligned: bool = Tr
     return "\n".join(lines)
 
 
-def html(
-    groups: Sequence[tuple[str, str, pd.DataFrame]],
-    caption: str,
-    code: Collection[str] = (),
-    label: str = "",
-) -> Markup:
-    """Frames of texts as one HTML table that scrolls; every text is escaped.
-
-    Args:
-        groups: (class, heading or "", frame) of each body of rows; all frames have the same
-            columns, the first of which heads its row.
-        code: names of columns of code.
-        label: what a screen reader calls it; the caption if "".
-    """
-    whole = pd.concat([frame for *_, frame in groups])
-    right = _right(whole) - set(code)
-
-    def cell(name, text):
-        kind = Markup(' class="n"') if name in right else ""
-        as_code = name in code and text != NOTHING
-        text = Markup("<code>{}</code>").format(text) if as_code else escape(text)
-        if name == whole.columns[0]:
-            kind = "" if name in code else Markup(' class="text-head"')
-            return Markup('<th scope="row"{}>{}</th>').format(kind, text)
-        return Markup('<td{} data-name="{}">{}</td>').format(kind, name, text)
-
-    heads = Markup("").join(
-        Markup('<th scope="col"{}>{}</th>').format(
-            Markup(' class="n"') if name in right else "", name
-        )
-        for name in whole
-    )
-    bodies = []
-    for kind, heading, frame in groups:
-        lines = [Markup('<tbody class="{}">').format(kind) if kind else Markup("<tbody>")]
-        if heading:
-            head = '<tr class="group"><th colspan="{}" scope="rowgroup"><span>{}</span></th></tr>'
-            lines.append(Markup(head).format(len(whole.columns), heading))
-        for row in frame.to_dict("records"):
-            cells = Markup("").join(cell(*item) for item in row.items())
-            lines.append(Markup("<tr>{}</tr>").format(cells))
-        bodies += [*lines, Markup("</tbody>")]
-    # On a phone each row becomes a list, so that no verdict is out of sight.
-    stacked = Markup(' class="stacked"') if {"verdict", "remark"} & {*whole} else ""
-    return Markup(
-        '<div class="scroll" tabindex="0" role="group" aria-label="table: {}">\n<table{}>\n'
-        "<caption><span>{}</span></caption>\n<thead><tr>{}</tr></thead>\n{}\n</table>\n</div>"
-    ).format(label or caption, stacked, caption, heads, Markup("\n").join(bodies))
-
-
 def latex(shown: pd.DataFrame, caption: str, label: str) -> str:
     """A frame of texts as a LaTeX table with the rules of booktabs."""
-    right = _right(shown)
-    return (
-        shown.astype(str)
-        .map(_latex_text)
-        .rename(columns=_latex_text)
-        .style.hide(axis="index")
-        .to_latex(
-            column_format="".join("r" if name in right else "l" for name in shown),
-            hrules=True,
-            position_float="centering",
-            caption=_latex_text(caption),
-            label=label,
-        )
+    right = of_numbers(shown)
+    # A sign, but no hyphen, becomes a minus.
+    styled = shown.astype(str).map(lambda text: re.sub(r"(?<!\S)-(?=\d)", "−", text)).style
+    styled = styled.format(escape="latex").format_index(escape="latex", axis="columns")
+    return styled.hide(axis="index").to_latex(
+        column_format="".join("r" if name in right else "l" for name in shown),
+        hrules=True,
+        position_float="centering",
+        caption=re.sub(r"([&%$#_{}])", r"\\\1", caption),
+        label=label,
     )
-
-
-#: What LaTeX would take for markup, or does not have in its text fonts.
-_LATEX = str.maketrans(
-    {
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        **{character: f"\\{character}" for character in "&%$#_{}"},
-        **{character: f"${character}$" for character in "<>|"},
-        "±": r"$\pm$",
-        "×": r"$\times$",
-        "–": "--",
-    }
-)
-
-
-def _latex_text(text):
-    # A sign, but no hyphen, becomes LaTeX's minus or plus.
-    return re.sub(r"(?<!\S)([-+])(?=\d)", r"$\1$", text.translate(_LATEX))
 
 
 _ONE = r"[-+−<]? ?\d[\d.,]*(e[-+]?\d+)?( ?%)?"
 #: A text that is a number: with a spread, an interval, or none.
-NUMBER = re.compile(
+_NUMBER = re.compile(
     rf"{_ONE}(( ±| to) {_ONE})?( \[{_ONE} to {_ONE}\]| \(not adjusted\))?|nan|NaN|{NOTHING}|"
 )
 
 
-def _right(shown):
+def of_numbers(shown: pd.DataFrame) -> set[str]:
     """The columns of numbers, which are aligned to the right; arms such as "000" are names."""
     return {
         name
         for name in shown
-        if name != "arm" and all(NUMBER.fullmatch(str(text)) for text in shown[name])
+        if name != "arm" and all(_NUMBER.fullmatch(str(text)) for text in shown[name])
     }

@@ -117,18 +117,12 @@ def test_what_is_missing_is_named_with_what_makes_it(repository, shown):
     assert "1 of 3 figures of results could be drawn; not yet: part effects, lora." in answer
 
 
-def test_a_profile_without_runs_says_which_command_makes_some(repository):
-    about = book_of(repository()).about().data
-    assert "`./run_all.sh --profile quick`" in about
-    assert f"{len(SOME)} runs, of the suites language, fusion, data, peers." in about
-
-
-@pytest.mark.parametrize("name", CHARTS)
-def test_no_exhibit_needs_more_than_one_arm_of_anything(repository, shown, name):
+def test_no_exhibit_needs_more_than_one_arm_of_anything(repository, shown):
     book = book_of(repository([(suite, list(SUITES[suite])[0]) for suite in SUITES]))
-    book.figure(name)
-    book.table(name)
-    assert shown and all(isinstance(thing, str) for thing in shown) or name == "size_of_all"
+    for name in CHARTS.keys() - {"size_of_all"}:
+        book.figure(name)
+        book.table(name)
+    assert len(shown) == len(CHARTS) - 1 and all(isinstance(thing, str) for thing in shown)
 
 
 def test_curves_are_drawn_where_the_reference_keeps_them(repository, shown):
@@ -174,16 +168,6 @@ def test_tables_and_comparisons_hold_the_references_numbers(repository, shown):
     ]
     answer = book.ten_tasks_answer().data
     assert "v1 minus vit is +" in answer and "v3" not in answer
-
-
-def test_the_papers_numbers_are_the_files(repository, shown):
-    root = repository()
-    numbers = book_of(root).paper("x", ["ViT", "MedVisionLlama"], metric=None)
-    paper = pd.read_csv(REPOSITORY / "mvl" / "paper.csv")
-    paper = paper[paper["model"].isin(["ViT", "MedVisionLlama"])]
-    assert numbers["value"].tolist() == paper["value"].tolist()
-    written = pd.read_csv(root / "results" / "quick" / "tables" / "paper_x.csv")
-    assert written["value"].tolist() == paper["value"].tolist()
 
 
 def test_the_dataflow_is_that_of_the_model(repository, shown):

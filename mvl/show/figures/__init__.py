@@ -13,7 +13,6 @@ from mvl.show.figures.comparisons import (
     paired_differences,
     part_effects,
     protocol_effects,
-    subject_differences,
 )
 from mvl.show.figures.costs import parameters, size_against_dice
 from mvl.show.figures.learning import curves, data_overview, seed_curves
@@ -30,8 +29,6 @@ from mvl.show.figures.style import (
     save,
 )
 from mvl.show.figures.volumes import (
-    PREDICTION_COLOUR,
-    TRUTH_COLOUR,
     View,
     activation_maps,
     case_gallery,

@@ -13,6 +13,7 @@ from pandas import DataFrame
 
 from mvl.show.figures import marks
 from mvl.show.figures.style import BLACK, GREY, PAGE, colour_of, drawn, name_of_arm
+from mvl.show.sentences import count
 from mvl.study.inference import POOLED
 from mvl.study.summary import BOUND
 
@@ -48,7 +49,7 @@ def claim_and_use(cases: DataFrame, contrasts: DataFrame, use: DataFrame, used: 
             left.set_title("Mean of the tasks, each counts alike")
             right.set_axis_off()
             continue
-        subjects = marks.number_of(of_task["n_subjects"].max(), "subject")
+        subjects = count(of_task["n_subjects"].max(), "subject")
         left.set_title(f"{task.replace('_', ' ')}, {subjects}")
         _costs(right, use[use["task"] == task], ["pretrained", *of_task["arm_b"]], used)
     right.set_xlim(min(0, use["cost"].min()), 1.3 * max(use["cost"].max(), 4 * used))
@@ -75,7 +76,7 @@ def _differences(axes: Axes, rows: DataFrame, cases: DataFrame, contrasts: DataF
     for place, row in enumerate(rows.to_dict("records")):
         if len(cases):
             by_fold = cases.rename(columns={"fold": "seed"})
-            each = marks.by_subject_and_seed(by_fold, row["arm_a"], row["arm_b"], "dice")
+            each = marks.by_subject_and_seed(by_fold, row["arm_a"], row["arm_b"])
         else:
             each = contrasts[contrasts["arm_b"].eq(row["arm_b"]) & contrasts["task"].ne(POOLED)]
             each = each.rename(columns={"task": "seed"}).set_index("seed")["difference"]

@@ -1,18 +1,14 @@
 """Figures that compare arms: subject by subject, metric by metric, task by task, step by step.
 
-`cases` are rows of one suite, task and structure, as `mvl.study.statistics` takes them; `metric` is
-a name of `mvl.experiment.metrics.METRICS`. Every interval is that of a paired difference, 95 %, by
-`mvl.study.statistics.contrast`.
+`cases` are rows of one suite, task and structure, as `mvl.study.statistics` takes them. Every
+interval is that of a paired difference, 95 %, by `mvl.study.statistics.contrast`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from pandas import DataFrame, Series
 
 from mvl.data.tasks import TASKS
@@ -33,6 +29,7 @@ from mvl.show.figures.style import (
     name_of_arm,
     without_share,
 )
+from mvl.show.sentences import count, span
 from mvl.study.statistics import BOUND, contrast
 from mvl.study.summary import by_part
 
@@ -45,51 +42,39 @@ _EFFECTS = {
 }
 
 
-def subject_differences(cases: DataFrame, arm_a: str, arm_b: str, metric: str = "dice") -> Series:
-    """Each subject's difference a minus b, over its cases and the seeds that both arms have.
-
-    Subject -> difference, ascending; the mean is that of `mvl.study.statistics.contrast`.
-    """
-    by_seed = marks.by_subject_and_seed(cases, arm_a, arm_b, metric)
-    return by_seed.groupby("subject").mean().sort_values()
-
-
-def best_median_worst(cases: DataFrame, metric: str = "dice") -> dict[str, Series]:
-    """The rows of three cases for a gallery: best, median and worst of one run and structure."""
-    smallest_first = not METRICS[metric].larger_is_better
-    ordered = cases.sort_values([metric, "case"], ascending=[smallest_first, True])
+def best_median_worst(cases: DataFrame) -> dict[str, Series]:
+    """The rows of the cases with the best, the median and the worst Dice of one run's structure."""
+    ordered = cases.sort_values(["dice", "case"], ascending=[False, True])
     places = {"best": 0, "median": len(ordered) // 2, "worst": -1}
     return {name: ordered.iloc[place] for name, place in places.items()}
 
 
 @drawn
-def paired_differences(cases: DataFrame, arm_a: str, arm_b: str, metric: str = "dice") -> Figure:
-    """One dot per subject, the zero line, and the mean difference with its 95 % interval.
+def paired_differences(cases: DataFrame, arm_a: str, arm_b: str) -> Figure:
+    """One dot per subject, the zero line, and the mean difference in Dice with its 95 % interval.
 
-    Dots above zero are subjects with a larger value under `arm_a`. Raises as `contrast`.
+    Dots above zero are subjects with a larger Dice under `arm_a`. Raises as `contrast`.
     """
-    row = contrast(cases, arm_a, arm_b, metric)
-    values = subject_differences(cases, arm_a, arm_b, metric)
-    measure = METRICS[metric]
-    gains = values if measure.larger_is_better else -values
+    row = contrast(cases, arm_a, arm_b)
+    by_seed = marks.by_subject_and_seed(cases, arm_a, arm_b)
+    values = by_seed.groupby("subject").mean().sort_values()
     figure, axes = plt.subplots(figsize=(COLUMN, 2.5))
     places = np.arange(1, len(values) + 1)
     axes.axhline(0, color=BLACK, linewidth=0.6)
-    if not measure.unit:
-        for bound, label in ((-BOUND, None), (BOUND, f"negligible within ±{BOUND:g}")):
-            axes.axhline(bound, color=GREY, linewidth=0.6, linestyle=":", label=label)
+    for bound, label in ((-BOUND, None), (BOUND, f"negligible within ±{BOUND:g}")):
+        axes.axhline(bound, color=GREY, linewidth=0.6, linestyle=":", label=label)
     interval = {"color": GREY, "alpha": 0.25, "linewidth": 0, "label": "95 % interval, paired"}
     axes.axhspan(row["ci_low"], row["ci_high"], **interval)
     axes.axhline(row["difference"], color=GREY, label="mean difference")
     axes.vlines(places, 0, values, color="#BFBFBF", linewidth=0.6)
-    colours = [colour_of(arm_a if gain >= 0 else arm_b) for gain in gains]
+    colours = [colour_of(arm_a if value >= 0 else arm_b) for value in values]
     axes.scatter(places, values, s=10, zorder=3, linewidth=0, color=colours)
-    seeds = marks.by_subject_and_seed(cases, arm_a, arm_b, metric).groupby("seed").mean()
+    seeds = by_seed.groupby("seed").mean()
     axes.plot([len(values) + 1] * len(seeds), seeds, "_", color=BLACK, markersize=4)
     axes.set_xticks([])
     axes.grid(axis="x", visible=False)
     axes.set_xlabel("test subjects, by difference; on the right, seeds")
-    axes.set_ylabel(f"difference in {measure.heading}")
+    axes.set_ylabel("difference in Dice")
     marks.headline(figure, f"{name_of_arm(arm_a)} minus {name_of_arm(arm_b)}", cases)
     dots = marks.legend_of_pair(arm_a, arm_b)
     seed = marks.legend_dot("one seed", BLACK, marker="_")
@@ -97,80 +82,70 @@ def paired_differences(cases: DataFrame, arm_a: str, arm_b: str, metric: str = "
     return figure
 
 
-def baseline_of(arm: str, arms: Sequence[str]) -> str:
-    """The arm that another is compared with: the first that saw as many of the subjects."""
-    share = without_share(arm)[1]
-    return next(other for other in arms if without_share(other)[1] == share)
+def compared(cases: DataFrame) -> list[tuple[str, str, dict | None]]:
+    """(arm, its baseline, their `contrast` in Dice) of every arm but the baselines.
 
-
-def compared(cases: DataFrame, metric: str = "dice") -> list[tuple[str, str, dict | None]]:
-    """(arm, its baseline, their `contrast`) of every arm but the baselines.
-
-    The contrast is None where the two have no seed or not the same cases in common.
+    The baseline is the first arm that saw as many of the subjects. The contrast is None where the
+    two have no seed or not the same cases in common.
     """
-    arms = list(dict.fromkeys(cases["arm"]))
-    pairs = [(arm, base) for arm in arms if (base := baseline_of(arm, arms)) != arm]
-    rows = []
-    for arm, base in pairs:
-        try:
-            rows.append((arm, base, contrast(cases, arm, base, metric)))
-        except RunError:
-            rows.append((arm, base, None))
+    rows, first = [], {}
+    for arm in dict.fromkeys(cases["arm"]):
+        base = first.setdefault(without_share(arm)[1], arm)
+        if base != arm:
+            try:
+                rows.append((arm, base, contrast(cases, arm, base)))
+            except RunError:
+                rows.append((arm, base, None))
     return rows
 
 
 @drawn
-def arm_differences(cases: DataFrame, metric: str = "dice") -> Figure:
-    """Each arm's paired difference from the first arm with its 95 % interval, a dot per seed.
+def arm_differences(cases: DataFrame) -> Figure:
+    """Each arm's paired difference in Dice from the first arm, with its 95 % interval and seeds.
 
     An arm that saw a share of the subjects is compared with the first that saw the same share.
     The number after a name is the arm's own mean.
     """
-    rows, first = compared(cases, metric), cases["arm"].iloc[0]
+    rows, first = compared(cases), cases["arm"].iloc[0]
     figure, axes = plt.subplots(figsize=(COLUMN, 0.17 * len(rows) + 1.4))
     axes.axvline(0, color=BLACK, linewidth=0.6)
-    handles = marks.legend_of_differences()
-    if not METRICS[metric].unit:
-        handles.append(marks.negligible_band(axes))
+    handles = [*marks.legend_of_differences(), marks.negligible_band(axes)]
     for place, (arm, base, row) in enumerate(rows):
         if row is None:
             text = {"transform": axes.get_yaxis_transform(), "color": GREY, "va": "center"}
             axes.text(0.02, place, "no seed in common", **text)
             continue
-        differences = marks.by_subject_and_seed(cases, arm, base, metric)
+        differences = marks.by_subject_and_seed(cases, arm, base)
         marks.difference_row(axes, place, differences, row, colour_of(arm))
-    marks.name_rows(axes, [marks.with_mean(cases, arm, metric) for arm, *_ in rows])
-    bases = {base for _, base, _ in rows}
-    against = marks.with_mean(cases, first, metric)
-    if len(bases) > 1:
+    marks.name_rows(axes, [marks.with_mean(cases, arm) for arm, *_ in rows])
+    against = marks.with_mean(cases, first)
+    if len({base for _, base, _ in rows}) > 1:
         against = f"{name_of_arm(without_share(first)[0])} with as many subjects"
-    title = METRICS[metric].title
-    axes.set_xlabel(f"difference in {METRICS[metric].heading}")
-    what = f"Difference in {title} from {against}\nAfter each name: its mean {title}"
+    axes.set_xlabel("difference in Dice")
+    what = f"Difference in Dice from {against}\nAfter each name: its mean Dice"
     marks.headline(figure, what, cases)
     marks.legend_below(figure, handles, 2)
     return figure
 
 
 @drawn
-def part_effects(cases: DataFrame, metric: str = "dice") -> Figure:
-    """What each of the paper's parts earns, averaged over the combinations of the other two.
+def part_effects(cases: DataFrame) -> Figure:
+    """What each of the paper's parts adds to Dice, averaged over combinations of the other two.
 
     A dot is a subject's difference, part on minus part off; to its right is the mean with its
     95 % interval. `cases` are of the suite `fusion`, all eight arms with a seed in common.
     """
-    parts = by_part(cases, metric)
+    parts = by_part(cases)
     figure, axes = plt.subplots(figsize=(COLUMN, 2.3))
     axes.axhline(0, color=BLACK, linewidth=0.6)
-    for place, (sides, colour) in enumerate(
-        zip(parts.values(), (BLUE, ORANGE, GREEN), strict=True)
-    ):
-        values = marks.by_subject_and_seed(sides, "on", "off", metric)
-        interval = marks.interval_of(contrast(sides, "on", "off", metric))
+    colours = (BLUE, ORANGE, GREEN)
+    for place, (sides, colour) in enumerate(zip(parts.values(), colours, strict=True)):
+        values = marks.by_subject_and_seed(sides, "on", "off")
+        interval = marks.interval_of(contrast(sides, "on", "off"))
         marks.subjects_and_mean(axes, place, values, interval, colour)
     axes.set_xticks(range(3), parts)
     axes.grid(axis="x", visible=False)
-    axes.set_ylabel(f"{METRICS[metric].title}, with minus without")
+    axes.set_ylabel("Dice, with minus without")
     both = cases[cases["seed"].isin(sides["seed"])]
     marks.headline(figure, "Each part, averaged over the other two", both)
     dot = marks.legend_dot("one subject", alpha=0.5, markersize=2)
@@ -189,11 +164,11 @@ def metric_differences(contrasts: DataFrame) -> Figure:
     in_mm = contrasts.drop(pure.index)
     first = contrasts.iloc[0]
     arm_a, arm_b = first["arm_a"], first["arm_b"]
-    ratio = [max(1, len(pure)), max(1, len(in_mm))]
+    ratio = [max(1, len(rows)) for rows in (pure, in_mm)]
     figure, axes = plt.subplots(
         2, 1, figsize=(COLUMN, 0.17 * sum(ratio) + 1.85), height_ratios=[n + 0.6 for n in ratio]
     )
-    for axis, rows, unit in ((axes[0], pure, "no unit"), (axes[1], in_mm, "mm")):
+    for axis, rows, unit in zip(axes, (pure, in_mm), ("no unit", "mm"), strict=True):
         axis.axvline(0, color=BLACK, linewidth=0.6)
         for place, row in enumerate(rows.itertuples()):
             gain = row.difference if METRICS[row.metric].larger_is_better else -row.difference
@@ -207,10 +182,9 @@ def metric_differences(contrasts: DataFrame) -> Figure:
         axis.set_xlabel(f"difference ({unit})")
     band = marks.negligible_band(axes[0])
     axes[1].invert_xaxis()  # a smaller distance is better
-    size = f"{marks.number_of(first['n_subjects'], 'test subject')}, "
+    size = f"{count(first['n_subjects'], 'test subject')}, {count(first['n_seeds'], 'seed')}"
     figure.suptitle(
-        f"{name_of_arm(arm_a)} minus {name_of_arm(arm_b)}\n"
-        f"{marks.about(contrasts)}\n{size}{marks.seeds_text([first['n_seeds']])}\n"
+        f"{name_of_arm(arm_a)} minus {name_of_arm(arm_b)}\n{marks.about(contrasts)}\n{size}\n"
         f"mean and paired 95 % interval; better to the right",
         x=0.01,
         ha="left",
@@ -220,17 +194,13 @@ def metric_differences(contrasts: DataFrame) -> Figure:
 
 
 @drawn
-def metric_by_task(
-    cases: DataFrame,
-    paper: DataFrame | None = None,
-    metrics: Sequence[str] = ("dice", "nsd", "hd95_mm"),
-) -> Figure:
+def metric_by_task(cases: DataFrame, paper: DataFrame) -> Figure:
     """Each arm's mean and a small dot per seed: one row per task, one panel per metric.
 
     `cases` are rows of one suite and structure, of several tasks; `paper` has columns arm, task,
     metric and value, drawn as black diamonds. Whether two arms differ is not shown here.
     """
-    paper = DataFrame(columns=["arm", "task", "metric"]) if paper is None else paper
+    metrics = ("dice", "nsd", "hd95_mm")
     present = set(cases["task"]) | set(paper["task"])
     tasks = [*(task for task in TASKS if task in present), *sorted(present - set(TASKS))]
     arms = list(dict.fromkeys(cases["arm"]))
@@ -258,19 +228,18 @@ def metric_by_task(
     sizes = cases.groupby("task")["subject"].nunique().to_dict()
     labels = [
         (task.partition("_")[2] or task)
-        + (f", {marks.number_of(sizes[task], 'subject')}" if task in sizes else "")
+        + (f", {count(sizes[task], 'subject')}" if task in sizes else "")
         for task in tasks
     ]
     axes[0, 0].set_yticks(range(len(tasks)), labels)
     axes[0, 0].set_ylim(len(tasks) - 0.5, -0.5)
-    seeds = marks.seeds_text(cases.groupby("arm")["seed"].nunique())
+    seeds = span(cases.groupby("arm")["seed"].nunique(), "seed")
     what = f"Mean over test subjects, {seeds} (small dots)\n{marks.about(cases)}"
     figure.suptitle(what, x=0.01, ha="left")
     handles = [marks.legend_dot(name_of_arm(arm), colour_of(arm)) for arm in arms]
     if len(paper):
-        look = {"marker": "D", "markerfacecolor": "white"}
         text = "the paper's model in the same row, one case"
-        handles.append(marks.legend_dot(text, BLACK, **look))
+        handles.append(marks.legend_dot(text, BLACK, marker="D", markerfacecolor="white"))
     marks.legend_below(figure, handles, 4)
     return figure
 
@@ -294,11 +263,10 @@ def protocol_effects(effects: DataFrame, metric: str, about: str, synthetic: boo
     axes.set_xlabel(f"change of {METRICS[metric].title}")
     what = f"What the protocol changes of the reported {METRICS[metric].title}, 95 % interval"
     figure.suptitle(f"{what}\n{about}", x=0.01, ha="left")
-    kinds = set(effects["kind"])
     handles = [
-        Line2D([], [], marker="o", color=colour, label=label)
+        marks.legend_dot(label, colour, linestyle="-")
         for kind, (colour, label) in _EFFECTS.items()
-        if kind in kinds
+        if (effects["kind"] == kind).any()
     ]
     marks.legend_below(figure, handles, 2)
     style.note_synthetic(figure, synthetic)

@@ -62,9 +62,9 @@ def size_against_dice(cases: DataFrame, runs: DataFrame) -> Figure:
             sizes.plot(trained, place, "o", color=colour, markerfacecolor="white", zorder=3)
         sizes.plot(every, place, "o", color=colour)
         if row is not None:
-            differences = marks.by_subject_and_seed(cases, arm, base, "dice")
+            differences = marks.by_subject_and_seed(cases, arm, base)
             marks.difference_row(gains, place, differences, row, colour)
-    marks.name_rows(sizes, [marks.with_mean(cases, arm, "dice") for arm, *_ in rows])
+    marks.name_rows(sizes, [marks.with_mean(cases, arm) for arm, *_ in rows])
     gains.grid(axis="y", visible=False)
     gains.xaxis.set_major_locator(MaxNLocator(6, steps=(1, 2, 5, 10)))
     sizes.set_xscale("log")
@@ -73,7 +73,7 @@ def size_against_dice(cases: DataFrame, runs: DataFrame) -> Figure:
     sizes.xaxis.set_minor_locator(NullLocator())
     sizes.set_xlabel("weights, log scale")
     first = cases["arm"].iloc[0]
-    gains.set_xlabel(f"difference in Dice from {marks.with_mean(cases, first, 'dice')}")
+    gains.set_xlabel(f"difference in Dice from {marks.with_mean(cases, first)}")
     marks.headline(figure, "Weights and Dice (mean after each name), by size", cases)
     whole = marks.legend_dot("all weights")
     ring = marks.legend_dot("trained ones", GREY, markerfacecolor="white")

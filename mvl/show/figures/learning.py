@@ -25,6 +25,7 @@ from mvl.show.figures.style import (
     name_of_arm,
     without_share,
 )
+from mvl.show.sentences import span
 
 if TYPE_CHECKING:
     from mvl.data.tasks import Task
@@ -149,7 +150,7 @@ def seed_curves(curves: DataFrame, cases: DataFrame) -> Figure:
     axes[0, 0].set_ylabel("validation Dice")
     # The first tenth of a training rises from nothing and would leave no room for differences.
     axes[0, 0].set_ylim(bottom=max(0, min(early) - 0.02))
-    seeds = marks.seeds_text(curves.groupby("arm")["seed"].nunique())
+    seeds = span(curves.groupby("arm")["seed"].nunique(), "seed")
     what = f"Validation while training; {seeds} (thin), mean (thick)"
     marks.headline(figure, what, cases, size=False)
     marks.legend_below(figure, handles.values(), min(2 * len(shares), 4))

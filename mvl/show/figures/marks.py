@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -15,18 +14,10 @@ from matplotlib.ticker import MaxNLocator
 from pandas import DataFrame, Series
 
 from mvl.show.figures.style import GREY, colour_of, name_of_arm
-from mvl.study.statistics import BOUND, contrast
+from mvl.show.sentences import count, span
+from mvl.study.statistics import BOUND
 
 Interval = tuple[float, float, float]  # low, middle, high
-
-
-def mean_and_interval(rows: DataFrame, column: str) -> Interval:
-    """One arm's mean of a column with its 95 % interval against a constant."""
-    # `contrast` knows the metrics of `METRICS` alone: the column is lent the name of one that,
-    # like it, has no unit. Nothing but the interval of the difference is taken from the result.
-    rows = rows.assign(dice=rows[column])
-    both = pd.concat([rows, rows.assign(arm="zero", dice=0.0)])
-    return interval_of(contrast(both, rows["arm"].iloc[0], "zero"))
 
 
 def interval_of(row) -> Interval:
@@ -34,9 +25,9 @@ def interval_of(row) -> Interval:
     return row["ci_low"], row["difference"], row["ci_high"]
 
 
-def by_subject_and_seed(cases: DataFrame, arm_a: str, arm_b: str, metric: str) -> Series:
-    """Differences a minus b by subject and seed, of the seeds that both arms have."""
-    means = cases.groupby(["subject", "seed", "arm"])[metric].mean().unstack()
+def by_subject_and_seed(cases: DataFrame, arm_a: str, arm_b: str) -> Series:
+    """Differences in Dice, a minus b, by subject and seed, of the seeds that both arms have."""
+    means = cases.groupby(["subject", "seed", "arm"])["dice"].mean().unstack()
     return (means[arm_a] - means[arm_b]).dropna()
 
 
@@ -116,10 +107,11 @@ def legend_of_pair(*arms: str) -> list[Line2D]:
 
 def headline(figure: Figure, what: str, cases: DataFrame, size: bool = True) -> None:
     """Head a figure: what it shows, then data set, language block, subjects and seeds."""
-    lines = [what, about(cases)]
+    text = f"{what}\n{about(cases)}"
     if size:
-        lines.append(size_text(cases))
-    figure.suptitle("\n".join(lines), x=0.01, ha="left")
+        seeds = span(cases.groupby("arm")["seed"].nunique(), "seed")
+        text += f"\n{count(cases['subject'].nunique(), 'test subject')}, {seeds}"
+    figure.suptitle(text, x=0.01, ha="left")
 
 
 def about(cases: DataFrame) -> str:
@@ -133,24 +125,7 @@ def about(cases: DataFrame) -> str:
     return text + (f"; block: {', '.join(names)}" if names else "; no language block")
 
 
-def number_of(count: int, name: str) -> str:
-    """ "1 subject", "2 subjects"."""
-    return f"{count} {name}" + "s" * bool(count != 1)
-
-
-def seeds_text(counts: Iterable[int]) -> str:
-    """ "2 seeds", or "1 to 2 seeds" where some arms have fewer than others."""
-    fewest, most = int(min(counts)), int(max(counts))
-    return f"{fewest} to " * (fewest < most) + number_of(most, "seed")
-
-
-def size_text(cases: DataFrame) -> str:
-    """How many test subjects and seeds rows of several arms are from."""
-    seeds = cases.groupby("arm")["seed"].nunique()
-    return f"{number_of(cases['subject'].nunique(), 'test subject')}, {seeds_text(seeds)}"
-
-
-def with_mean(cases: DataFrame, arm: str, metric: str) -> str:
-    """An arm's name with its mean over subjects and seeds."""
-    rows = cases[cases["arm"] == arm].groupby(["seed", "subject"])[metric].mean()
+def with_mean(cases: DataFrame, arm: str) -> str:
+    """An arm's name with its mean Dice over subjects and seeds."""
+    rows = cases[cases["arm"] == arm].groupby(["seed", "subject"])["dice"].mean()
     return f"{name_of_arm(arm)} ({rows.groupby('seed').mean().mean():.3f})"

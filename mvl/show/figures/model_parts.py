@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -25,6 +26,7 @@ from mvl.show.figures.style import (
     drawn,
     name_of_arm,
 )
+from mvl.study.statistics import contrast
 
 #: Inches: a part's box, and how far a residual connection bows.
 _HEIGHT, _BOW = 0.64, 0.25
@@ -115,47 +117,39 @@ def stage_auroc(table: DataFrame) -> Figure:
     `study.stages.by_stage`.
     Raises RunError as `contrast` does, and where no case has an AUROC.
     """
-    _require_aurocs(table)
+    if table.empty:
+        raise RunError("no case has foreground and background patches, so that there is no AUROC")
     stages, arms = (list(dict.fromkeys(table[name])) for name in ("stage", "arm"))
-    figure, axes = plt.subplots(figsize=(COLUMN if len(arms) < 4 else PAGE, 2.6))
-    _auroc_axes(axes, [stage.replace("the ", "the\n") for stage in stages])
+    few = len(arms) < 4
+    figure, axes = plt.subplots(figsize=(COLUMN if few else PAGE, 2.6))
+    axes.axhline(0.5, color=GREY, linewidth=0.6, linestyle=":", label="chance")
+    axes.set_xticks(range(len(stages)), [stage.replace("the ", "the\n") for stage in stages])
+    axes.set(xlim=(-0.5, len(stages) - 0.5), ylim=(0, 1), ylabel="AUROC, foreground patches")
+    axes.grid(axis="x", visible=False)
     width = 0.8 / len(arms)
     for place, stage in enumerate(stages):
         for n, arm in enumerate(arms):
             rows = table[(table["stage"] == stage) & (table["arm"] == arm)]
             if len(rows):
                 middle = place + (n - (len(arms) - 1) / 2) * width
-                _aurocs(axes, middle, rows, "auroc_stream", width)
-    axes.set_ylabel("AUROC, foreground patches")
+                values = rows.groupby(["subject", "seed"])["auroc_stream"].mean()
+                interval = _interval_of_mean(rows)
+                marks.subjects_and_mean(axes, middle, values, interval, colour_of(arm), width)
     marks.headline(figure, "Are the tokens' norms large on the structure?", table)
     handles = [Line2D([], [], color=colour_of(a), linewidth=3, label=name_of_arm(a)) for a in arms]
-    marks.legend_below(figure, [*handles, *_auroc_handles(axes)], 2 if len(arms) < 4 else 4)
+    handles += axes.get_legend_handles_labels()[0]
+    handles += [
+        marks.legend_dot("one subject", alpha=0.5, markersize=2),
+        marks.legend_dot("mean, 95 % interval", linestyle="-"),
+        marks.legend_dot("one seed", marker="_"),
+    ]
+    marks.legend_below(figure, handles, 2 if few else 4)
     return figure
 
 
-def _require_aurocs(table: DataFrame) -> None:
-    if table.empty:
-        raise RunError("no case has foreground and background patches, so that there is no AUROC")
-
-
-def _auroc_axes(axes: Axes, names: Sequence[str]) -> None:
-    """Axes from 0 to 1 with the line of chance, and a place along x for each name."""
-    axes.axhline(0.5, color=GREY, linewidth=0.6, linestyle=":", label="chance")
-    axes.set_xticks(range(len(names)), names)
-    axes.set(xlim=(-0.5, len(names) - 0.5), ylim=(0, 1))
-    axes.grid(axis="x", visible=False)
-
-
-def _aurocs(axes: Axes, place: float, rows: DataFrame, measure: str, width: float = 1) -> None:
-    """One arm's subjects, averaged over cases and seeds, and their mean."""
-    values = rows.groupby(["subject", "seed"])[measure].mean()
-    interval = marks.mean_and_interval(rows, measure)
-    colour = colour_of(rows["arm"].iloc[0])
-    marks.subjects_and_mean(axes, place, values, interval, colour, width)
-
-
-def _auroc_handles(axes: Axes) -> list:
-    dot = marks.legend_dot("one subject", alpha=0.5, markersize=2)
-    mean = marks.legend_dot("mean, 95 % interval", linestyle="-")
-    seed = marks.legend_dot("one seed", marker="_")
-    return [*axes.get_legend_handles_labels()[0], dot, mean, seed]
+def _interval_of_mean(rows: DataFrame) -> marks.Interval:
+    # `contrast` knows the metrics of `METRICS` alone: the AUROC is lent the name of one that, like
+    # it, has no unit. Nothing but the interval of the difference from 0 is taken from the result.
+    rows = rows.assign(dice=rows["auroc_stream"])
+    both = pd.concat([rows, rows.assign(arm="zero", dice=0.0)])
+    return marks.interval_of(contrast(both, rows["arm"].iloc[0], "zero"))

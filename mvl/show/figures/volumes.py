@@ -65,7 +65,7 @@ PLANES = (
     Plane("coronal", 1, 0, 2, "LR", "IS"),
     Plane("axial", 2, 0, 1, "LR", "PA"),
 )
-_PLANE = {plane.name: plane for plane in PLANES}
+SAGITTAL, _, AXIAL = PLANES
 
 
 @dataclass(frozen=True)
@@ -204,15 +204,15 @@ def case_gallery(views: Sequence[View], task: Task) -> Figure:
 
 
 @drawn
-def strip(views: Sequence[View], task: Task, plane: str = "sagittal") -> Figure:
-    """One slice of several volumes on one grid, side by side, where the first truth is largest."""
-    chosen, volumes = _PLANE[plane], [Oriented(view) for view in views]
-    frame = width, height = volumes[0].size[[chosen.right, chosen.up]]
+def strip(views: Sequence[View], task: Task) -> Figure:
+    """The sagittal slice of volumes on one grid, side by side, where the first truth is largest."""
+    volumes = [Oriented(view) for view in views]
+    frame = width, height = volumes[0].size[[SAGITTAL.right, SAGITTAL.up]]
     figsize = (PAGE, PAGE / len(views) * height / width + 0.7)
     figure, axes = plt.subplots(1, len(views), squeeze=False, figsize=figsize)
-    index = volumes[0].index(chosen.across)
+    index = volumes[0].index(SAGITTAL.across)
     for axis, volume in zip(axes[0], volumes, strict=True):
-        volume.draw(axis, chosen, index, frame)
+        volume.draw(axis, SAGITTAL, index, frame)
         axis.set_title(volume.view.title)
     _finish(figure, axes[0, 0], views, task)
     return figure
@@ -229,7 +229,7 @@ def task_grid(columns: Sequence[tuple[Task, Sequence[View | None]]]) -> Figure:
     in the first column. A view without a mask is the bare image; None leaves its place empty, as
     for a model that was not trained on that task.
     """
-    plane, upright = _PLANE["axial"], len(columns) > 2
+    upright = len(columns) > 2
     names = [view.title if view else "" for view in columns[0][1]]
     across, down = (columns, names) if upright else (names, columns)
     inches = min(1.6, (PAGE - 0.3) / len(across))
@@ -243,13 +243,13 @@ def task_grid(columns: Sequence[tuple[Task, Sequence[View | None]]]) -> Figure:
         volumes = [view and Oriented(view) for view in views]
         # The bare image in the first place does not know where the structure is.
         masked = next((v for v in volumes if v and v.masks), next(v for v in volumes if v))
-        index = masked.index(plane.across)
-        frame, centre = masked.around(plane, index)
+        index = masked.index(AXIAL.across)
+        frame, centre = masked.around(AXIAL, index)
         for axis, volume in zip(cell, volumes, strict=True):
             if volume is None:
                 _empty(axis, "not run")
                 continue
-            volume.draw(axis, plane, index, frame, centre, letters=axis is cell[0])
+            volume.draw(axis, AXIAL, index, frame, centre, letters=axis is cell[0])
             in_corner(axis, volume.view.caption, 6)
         scale_bar(cell[:2][-1])  # the first one has the letters of the sides
         marked = task.synthetic and not all(synthetic)
@@ -265,18 +265,18 @@ def task_grid(columns: Sequence[tuple[Task, Sequence[View | None]]]) -> Figure:
 
 
 @drawn
-def activation_maps(rows: dict[str, dict[str, View]], task: Task, plane: str = "axial") -> Figure:
+def activation_maps(rows: dict[str, dict[str, View]], task: Task) -> Figure:
     """Where a model's tokens have large norms: one row per model, one column per stage.
 
-    All are one slice of one case, where the truth is largest. Each map has colours of its own,
+    All are one axial slice of a case, where the truth is largest. Each map has colours of its own,
     from the 1st to the 99th percentile of its volume: norms of different stages and models have
     no common scale, and what counts is where they are large. `rows` is {model: {column: view}}, of
     one case on one grid; a model without a column, as one without a language part, leaves its place
     empty.
     """
-    chosen, columns = _PLANE[plane], list(max(rows.values(), key=len))
+    columns = list(max(rows.values(), key=len))
     first = Oriented(next(iter(rows.values()))[columns[0]])
-    frame = width, height = first.size[[chosen.right, chosen.up]]
+    frame = width, height = first.size[[AXIAL.right, AXIAL.up]]
     inches = (PAGE - 0.7) / len(columns)
     figsize = (PAGE, (inches * height / width + 0.05) * len(rows) + 0.8)
     figure, axes = plt.subplots(  # compressed: no gaps between slices of one shape
@@ -285,8 +285,8 @@ def activation_maps(rows: dict[str, dict[str, View]], task: Task, plane: str = "
     for cells, (name, row) in zip(axes, rows.items(), strict=True):
         for axis, column in zip(cells, columns, strict=True):
             if column in row:
-                index, letters = first.index(chosen.across), axis is axes[0, 0]
-                Oriented(row[column]).draw(axis, chosen, index, frame, letters=letters)
+                index, letters = first.index(AXIAL.across), axis is axes[0, 0]
+                Oriented(row[column]).draw(axis, AXIAL, index, frame, letters=letters)
                 in_corner(axis, row[column].caption, 6)
             else:
                 _empty(axis, "no block", height / width)

@@ -15,6 +15,7 @@ from markupsafe import Markup, escape
 from mvl.experiment.metrics import METRICS
 from mvl.experiment.run import read_cases
 from mvl.show import tables
+from mvl.show.report.render import table
 from mvl.show.sentences import (
     NOTHING,
     count,
@@ -28,29 +29,24 @@ from mvl.study.reference import CONTRASTS
 from mvl.study.runs import HEADLINE, ProfileRun, Source, tasks_of
 from mvl.study.suites import QUESTIONS, SUITES, name_of
 
-#: The comparisons of the summary: the primary one, then what the paper compares.
-ANSWERS = (CONTRASTS[0], *(pair[:3] for pair in HEADLINE))
 
+def answers(source: Source) -> list[Markup]:
+    """A sentence, with its verdict in bold, for each of these contrasts that a source has, in Dice.
 
-def answers(source: Source, pairs: Sequence[tuple[str, str, str]] = ANSWERS) -> list[Markup]:
-    """A sentence per contrast (suite, arm, against) that a source has, in Dice.
-
-    The verdict is in bold.
+    The primary contrast comes first, then what the paper compares.
     """
     rows = source.contrasts[source.contrasts["metric"] == "dice"]
     texts = []
-    for pair in pairs:
-        for _, row in rows[
-            (rows[["suite", "arm_a", "arm_b"]] == list(pair)).all(axis=1)
-        ].iterrows():
-            if row["task"] in tasks_of(source, pair[0]):
-                text = str(escape(sentence(row)))
-                bold = re.sub(r"(Verdict: .*?\.)(?=\s|$)", r"<strong>\1</strong>", text)
-                texts.append(Markup(bold))
+    for suite, arm, against in (CONTRASTS[0], *(pair[:3] for pair in HEADLINE)):
+        chosen = (rows[["suite", "arm_a", "arm_b"]] == [suite, arm, against]).all(axis=1)
+        chosen &= rows["task"].isin(tasks_of(source, suite))
+        for _, row in rows[chosen].iterrows():
+            text = str(escape(sentence(row)))
+            texts.append(Markup(re.sub(r"(Verdict: .*?\.)(?=\s|$)", r"<strong>\1</strong>", text)))
     return texts
 
 
-def of_suite(source: Source, suite: str) -> list[tuple[tuple[str, str], pd.DataFrame]]:
+def _of_suite(source, suite):
     """((task, structure), rows of the summary), for what a source has to say of a suite.
 
     An own run is an arm of several suites. One arm alone answers none of their questions; it is
@@ -75,24 +71,24 @@ def _question(sources, suite):
     arms, compared = [], []
     caption = f"Comparisons of the suite {suite}, paired by subject and seed."
     for source in sources:
-        for (task, structure), rows in of_suite(source, suite):
+        for (task, structure), rows in _of_suite(source, suite):
             label = f"{source.label}: {task}, {structure}, {_size(rows)}"
             runs = source.runs[source.runs["suite"] == suite]
             rows = rows.sort_values("epochs", kind="stable")
             shown = tables.arms(rows, runs=runs, order=list(SUITES[suite]))
             arms.append((source.kind, label, shown.drop(columns=["subjects", "cases"])))
             pairs = source.contrasts
-            pairs = pairs[(pairs["suite"] == suite) & (pairs["task"] == task)]
-            pairs = pairs[pairs["structure"] == structure]
+            keys = ["suite", "task", "structure"]
+            pairs = pairs[(pairs[keys] == [suite, task, structure]).all(axis=1)]
             if len(pairs):
                 group = (source.kind, label, tables.comparisons(pairs))
-                compared.append(tables.html([group], caption))
+                compared.append(table([group], caption))
     if not arms:
         return None
     text = f"Arms of the suite {suite}: mean over seeds and subjects ± standard deviation over "
     return {
         "question": QUESTIONS[suite],
-        "arms": tables.html(arms, f"{text}subjects.", code=("arm",)),
+        "arms": table(arms, f"{text}subjects.", code=("arm",)),
         "compared": compared,
         "own": any(kind == "own" for kind, *_ in arms),
     }
@@ -104,7 +100,7 @@ def runs_table(runs: Sequence[ProfileRun]) -> Markup | None:
     if not any(run.reason for run in runs):
         frame = frame.drop(columns="remark", errors="ignore")
     caption = "Every run: mean ± standard deviation over its test subjects."
-    return tables.html([("own", "", frame)], caption, code=("run",)) if len(frame) else None
+    return table([("own", "", frame)], caption, code=("run",)) if len(frame) else None
 
 
 def _run(run):
@@ -147,15 +143,10 @@ def headline(sources: list[Source], task: str) -> Markup:
         if {"ViT", "MedVisionLlama"} <= set(by_model.index):
             vit, llama = (by_model.loc[name] for name in ("ViT", "MedVisionLlama"))
             what = where if vit["what"] in where else f"{where}, {vit['what']}"
-            rows.append(
-                {
-                    _ADDED: f"version {version.removeprefix('v')}: {what}",
-                    "ViT": _published(vit),
-                    "with it": _published(llama),
-                    _DIFFERENCE: f"{llama['value'] - vit['value']:+.2f}",
-                    "verdict": NOTHING,
-                }
-            )
+            row = {_ADDED: f"version {version.removeprefix('v')}: {what}"}
+            row |= {"ViT": _published(vit), "with it": _published(llama)}
+            row[_DIFFERENCE] = f"{llama['value'] - vit['value']:+.2f}"
+            rows.append(row | {"verdict": NOTHING})
     label = "The paper, as published (arXiv:2410.02458): subjects, seeds and epochs unstated"
     columns = [_ADDED, "ViT", "with it", _DIFFERENCE, "verdict"]
     groups.append(("paper", label, pd.DataFrame(rows, columns=columns)))
@@ -163,7 +154,7 @@ def headline(sources: list[Source], task: str) -> Markup:
         "Dice without and with the language block. Measured: mean over seeds and subjects ± "
         "standard deviation over subjects; test subjects, native space."
     )
-    return tables.html(groups, caption, label="Dice compared with the paper")
+    return table(groups, caption)
 
 
 def _published(row):
@@ -217,4 +208,4 @@ def paper_table() -> Markup:
     paper["value"] += [f" ± {sd}" * bool(sd) for sd in paper["sd"]]
     columns = ["model", "version", "task", "metric", "value", "unit", "what", "place", "source"]
     caption = "Every number of the paper in mvl/paper.csv."
-    return tables.html([("", "", paper[columns])], caption)
+    return table([("", "", paper[columns])], caption)

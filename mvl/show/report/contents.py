@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -13,6 +14,7 @@ from mvl.errors import MvlError
 from mvl.files import read_json, sha256_of
 from mvl.show import tables
 from mvl.show.report.notebook import Page, read_page
+from mvl.show.report.render import table
 from mvl.show.sentences import NOTHING, conclusion, count, name_of_check
 from mvl.study.runs import UNREADABLE, ProfileRun, in_words
 from mvl.study.verify import verify
@@ -24,21 +26,24 @@ class Notebook:
 
     Attributes:
         name: the file's name without its ending.
-        state: "ok", "outdated", "failed", "unfinished" or "missing".
+        state: "ran", "outdated", "failed", "unfinished" or "missing".
         reason: what is wrong with it, or "".
         page: None without a copy that can be read.
-        address: of its page, relative to the report's folder.
     """
 
     name: str
     state: str
     reason: str
     page: Page | None
-    address: str
 
     @property
     def title(self) -> str:
         return self.page.title if self.page else self.name
+
+    @property
+    def address(self) -> str:
+        """Of its page, relative to the report's folder."""
+        return quote(f"{self.name}.html")
 
 
 @dataclass(frozen=True)
@@ -56,14 +61,12 @@ def notebooks_of(profile: str, outdated: dict[str, str], root: Path) -> list[Not
     Args:
         outdated: {name: why the copy is not of now}.
     """
-    sources = sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-    links = {path.stem: quote(f"{path.stem}.html") for path in sources}
-    notebooks = []
-    for path in sources:
+    notebooks, paths = [], sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    for path in paths:
         copy = root / "results" / profile / "notebooks" / path.name
-        state, reason, page = "ok", "", None
+        state, reason, page = "ran", "", None
         try:
-            page = read_page(copy, links) if copy.is_file() else None
+            page = read_page(copy, [path.stem for path in paths]) if copy.is_file() else None
         except MvlError as error:
             state, reason = "failed", in_words(error, root)
         if not copy.is_file():
@@ -75,15 +78,8 @@ def notebooks_of(profile: str, outdated: dict[str, str], root: Path) -> list[Not
             reason = "did not run to its end: it is running, was stopped, or its kernel died"
         elif page and path.stem in outdated:
             state, reason = "outdated", outdated[path.stem]
-        notebooks.append(Notebook(path.stem, state, reason, page, links[path.stem]))
+        notebooks.append(Notebook(path.stem, state, reason, page))
     return notebooks
-
-
-def neighbours(notebooks: list[Notebook], place: int) -> tuple[Notebook | None, Notebook | None]:
-    """The page before one of the notebooks and the page after it."""
-    before = [notebook for notebook in notebooks[:place] if notebook.page]
-    after = [notebook for notebook in notebooks[place + 1 :] if notebook.page]
-    return (before or [None])[-1], (after or [None])[0]
 
 
 def alerts_of(notebooks: list[Notebook], runs: list[ProfileRun], profile: str) -> list[Alert]:
@@ -120,59 +116,59 @@ def checks_of(place: Path, root: Path) -> dict:
     text += f" {int(files['agrees'].sum())} of {count(len(files), 'file')} of cases are as the "
     text += "evaluation wrote them."
     compared = checks["agrees"].notna() & (checks["check"] != "file")
-    shown = checks[compared | checks["agrees"].eq(False)]
-    frame = pd.DataFrame(
+    rows = [
         {
-            "run": [row.run or NOTHING for row in shown.itertuples()],
-            "arm": [name_of_check(row) or NOTHING for row in shown.itertuples()],
-            "check": shown["check"],
-            "result": ["agrees" if row.agrees else "differs" for row in shown.itertuples()],
-            "detail": shown["detail"],
+            "run": row.run or NOTHING,
+            "arm": name_of_check(row) or NOTHING,
+            "check": row.check,
+            "result": "agrees" if row.agrees else "differs",
+            "detail": row.detail,
         }
-    )
+        for row in checks[compared | checks["agrees"].eq(False)].itertuples()
+    ]
     caption = "Runs that the reference has, check by check."
-    table = tables.html([("", "", frame)], caption, code=("run",)) if len(frame) else None
-    state = {True: "ok", False: "error", None: "note"}[agrees]
-    return {"state": state, "conclusion": text, "table": table}
+    return {
+        "state": {True: "ok", False: "error", None: "note"}[agrees],
+        "conclusion": text,
+        "table": _table(rows, caption, code=("run",)) if rows else None,
+    }
 
 
-def provenance_of(parameters: dict | None, runs: list[ProfileRun], root: Path) -> list[Markup]:
+def provenance_of(parameters: dict | None, runs: Sequence[ProfileRun], root: Path) -> list[Markup]:
     """Tables: what was asked for, on what it was run, from which files the numbers are."""
     shown = []
     if parameters:
         profile = f"profiles/{parameters['profile']}.yaml"
         shown.append(_pairs(f"Parameters of the profile, {profile}.", parameters))
     if runs:
-        frame = pd.DataFrame([_run_row(run) for run in runs])
         caption = "Runs by fingerprint: configuration, data, language block."
         code = ("run", "commit", "cases.csv, SHA-256")
-        shown.append(tables.html([("", "", frame)], caption, code))
+        shown.append(_table([_run_row(run) for run in runs], caption, code))
         shown.append(_pairs("Machine and versions.", _machines(runs)))
     names = ("source", "revision", "layer", "control", "sha256")
     blocks = {tuple(_text(run.block.get(name)) for name in names) for run in runs if run.block}
     if blocks:
-        frame = pd.DataFrame(sorted(blocks), columns=names)
-        shown.append(tables.html([("", "", frame)], "Language blocks, by reference.", names))
+        rows = [dict(zip(names, block, strict=True)) for block in sorted(blocks)]
+        shown.append(_table(rows, "Language blocks, by reference.", names))
     reference = root / "results" / "reference"
     if (reference / "provenance.json").is_file():
         stored = read_json(reference / "provenance.json")
-        machine = stored.pop("machine", {}) if isinstance(stored, dict) else {}
+        machine = stored.pop("machine", {})
         caption = "The committed reference, results/reference/provenance.json."
-        shown.append(_pairs(caption, dict(stored) | dict(machine)))
-    files = {
-        f"results/reference/{path.name}": path
-        for path in sorted(reference.glob("*.*"))
-        if path.is_file()
-    } | {"mvl/paper.csv": tables.PAPER}
-    frame = pd.DataFrame({"file": files, "SHA-256": {n: sha256_of(p) for n, p in files.items()}})
-    frame["file"] = frame.index
-    caption = "Files that numbers here come from."
-    return [*shown, tables.html([("", "", frame)], caption, code=("SHA-256",))]
+        shown.append(_pairs(caption, stored | machine))
+    files = [path for path in sorted(reference.glob("*.*")) if path.is_file()]
+    files = {f"results/reference/{path.name}": path for path in files}
+    files["mvl/paper.csv"] = tables.PAPER
+    rows = [{"file": name, "SHA-256": sha256_of(path)} for name, path in files.items()]
+    return [*shown, _table(rows, "Files that numbers here come from.", code=("SHA-256",))]
+
+
+def _table(rows, caption, code=()):
+    return table([("", "", pd.DataFrame(rows))], caption, code)
 
 
 def _pairs(caption, values):
-    rows = [{"name": key, "value": _text(value)} for key, value in values.items()]
-    return tables.html([("", "", pd.DataFrame(rows, columns=["name", "value"]))], caption)
+    return _table([{"name": key, "value": _text(values[key])} for key in values], caption)
 
 
 def _text(value):

@@ -10,7 +10,6 @@ on the order of a folder or on where the repository is.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
 from markupsafe import Markup
@@ -23,11 +22,11 @@ from mvl.show.report.contents import (
     Notebook,
     alerts_of,
     checks_of,
-    neighbours,
     notebooks_of,
     provenance_of,
 )
 from mvl.show.report.pictures import own_pictures, reference_pictures, segmentations
+from mvl.show.report.render import TEMPLATES, render
 from mvl.study.reference import GPU
 from mvl.study.runs import (
     ProfileRun,
@@ -39,8 +38,6 @@ from mvl.study.runs import (
     runs_below,
     sources_of,
 )
-
-TEMPLATES = Path(__file__).with_name("templates")
 
 
 def write_report(parameters: dict, outdated: dict[str, str], root: Path = REPOSITORY) -> Path:
@@ -61,23 +58,20 @@ def write_report(parameters: dict, outdated: dict[str, str], root: Path = REPOSI
     runs = own_runs(parameters, root)
     notebooks = notebooks_of(profile, outdated, root)
     sources, faults = sources_of(runs, root)
-    faults = [*alerts_of(notebooks, runs, profile), *(Alert(*fault) for fault in faults)]
+    alerts = [*alerts_of(notebooks, runs, profile), *(Alert(*fault) for fault in faults)]
     if not any(run.state == "done" for run in runs):
         text = f"No finished run: ./run_all.sh --profile {profile} trains and tests."
-        faults.append(Alert("note", text))
+        alerts.append(Alert("note", text))
     folder = root / "results" / profile
+    context = _context(sources, runs, root, alerts, notebooks, parameters)
+    context["synthetic"] |= parameters["source"] == "phantom"
     return _write(
         folder / "report",
-        _context(sources, runs, root, faults)
+        context
         | {
             "title": f"Report of the profile {profile}",
-            "synthetic": parameters["source"] == "phantom"
-            or any(map(_is_synthetic, runs))
-            or any(notebook.page and notebook.page.synthetic for notebook in notebooks),
             "headline": answers.headline(_real(sources), parameters["task"]),
             "checks": checks_of(folder, root),
-            "provenance": provenance_of(parameters, runs, root),
-            "notebooks": notebooks,
         },
     )
 
@@ -90,23 +84,17 @@ def write_folder_report(folder: Path, root: Path = REPOSITORY) -> Path:
         MvlError: the folder cannot be written.
     """
     root, folder = Path(root).resolve(), Path(folder).resolve()
-    runs, sources, faults = runs_below(folder, root), [], []
+    runs, sources, alerts = runs_below(folder, root), [], []
     if not runs:
         raise RunError(f"{folder} holds no run; 'mvl train' and 'mvl suite run' make some")
     for setting, members in by_setting(runs):
-        found, missing = own_sources(members, root, setting)
-        sources, faults = [*sources, *found], [*faults, *missing]
-    context = _context(sources, runs, root, [Alert(*fault) for fault in faults])
+        found, faults = own_sources(members, root, setting)
+        sources += found
+        alerts += [Alert(*fault) for fault in faults]
     return _write(
         folder / "report",
-        context
-        | {
-            "title": f"Report of the runs in {folder.name}",
-            "synthetic": any(map(_is_synthetic, runs)),
-            "checks": checks_of(folder, root),
-            "provenance": provenance_of(None, runs, root),
-            "notebooks": [],
-        },
+        _context(sources, runs, root, alerts)
+        | {"title": f"Report of the runs in {folder.name}", "checks": checks_of(folder, root)},
     )
 
 
@@ -134,14 +122,11 @@ def write_site(outdated: dict[str, dict[str, str]], root: Path = REPOSITORY) -> 
     folder = root / "results" / "site"
     page = _write(
         folder,
-        _context(sources, [], root, [])
+        _context(sources, [], root, [], notebooks)
         | {
             "title": "MedVisionLlama, replicated: the study",
-            "synthetic": False,
+            "synthetic": False,  # each notebook's page says so of itself
             "headline": answers.headline(sources, sources[0].summary["task"].iloc[0]),
-            "checks": None,
-            "provenance": provenance_of(None, [], root),
-            "notebooks": notebooks,
         },
     )
     write_text(folder / ".nojekyll", "")  # GitHub Pages serves the files as they are
@@ -157,65 +142,50 @@ def _is_synthetic(run):
 
 
 def _context(
-    sources: Sequence[Source], runs: Sequence[ProfileRun], root: Path, alerts: Sequence[Alert]
+    sources: Sequence[Source],
+    runs: Sequence[ProfileRun],
+    root: Path,
+    alerts: Sequence[Alert],
+    notebooks: Sequence[Notebook] = (),
+    parameters: dict | None = None,
 ) -> dict:
     """What every report shows; the reference and what is real before what is synthetic."""
     real = sorted(_real(sources), key=lambda source: source.kind != "reference")
     made_up = [source for source in sources if source not in real]
-    true, faults = segmentations([run for run in runs if not _is_synthetic(run)], root)
+    cases, faults = segmentations([run for run in runs if not _is_synthetic(run)], root)
     made_up_cases, more = segmentations([run for run in runs if _is_synthetic(run)], root)
     own = [picture for source in real if source.kind == "own" for picture in own_pictures(source)]
-    pictures = sorted([*true, *own, *reference_pictures(root)], key=lambda p: p.folded)
     made_up_pictures = [picture for source in made_up for picture in own_pictures(source)]
-    numbered = list(enumerate([*pictures, *made_up_cases, *made_up_pictures], start=1))
     return {
         "alerts": [*alerts, *(Alert(*fault) for fault in [*faults, *more])],
         "answers": [(source, answers.answers(source)) for source in real],
+        "synthetic": any(map(_is_synthetic, runs))
+        or any(notebook.page and notebook.page.synthetic for notebook in notebooks),
         "headline": None,
         "runs": answers.runs_table(runs),
         "many_runs": len(runs) > 12,
         "questions": answers.questions(real),
         "paper": answers.paper_table(),
-        "pictures": [
-            (n, picture) for n, picture in numbered[: len(pictures)] if not picture.folded
-        ],
-        "folded_pictures": [(n, p) for n, p in numbered[: len(pictures)] if p.folded],
+        "pictures": [*cases, *own, *reference_pictures(root)],
         "made_up": answers.questions(made_up),
-        "made_up_pictures": numbered[len(pictures) :],
+        "made_up_pictures": [*made_up_cases, *made_up_pictures],
+        "notebooks": notebooks,
+        "checks": None,
+        "provenance": provenance_of(parameters, runs, root),
     }
 
 
 def _write(folder, context):
     """Render all pages, then write them and remove those of an earlier report."""
-    notebooks: list[Notebook] = context["notebooks"]
-    pages = {"index.html": _render("index.html", context)}
-    for place, notebook in enumerate(notebooks):
+    context["style"] = Markup((TEMPLATES / "report.css").read_text(encoding="utf-8"))
+    pages = {"index.html": render("index.html", **context)}
+    for notebook in context["notebooks"]:
         if notebook.page:
-            around = neighbours(notebooks, place)
-            own = {"notebook": notebook, "around": around, "synthetic": notebook.page.synthetic}
-            pages[f"{notebook.name}.html"] = _render("notebook.html", context | own)
+            own = {"notebook": notebook, "synthetic": notebook.page.synthetic}
+            pages[f"{notebook.name}.html"] = render("notebook.html", **context | own)
     for old in folder.glob("*.html"):
         if old.name not in pages:
             old.unlink()
     for name, html in pages.items():
         write_text(folder / name, html)
     return folder / "index.html"
-
-
-def _render(template, context):
-    style = (TEMPLATES / "report.css").read_text(encoding="utf-8")
-    return _templates().get_template(template).render(context | {"style": Markup(style)})
-
-
-@cache
-def _templates():
-    import jinja2
-
-    return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
