@@ -1,4 +1,4 @@
-"""Makes the pages again that show results: README, docs/results.md, docs/audit.md, benchmarks.
+"""Makes the pages again that show results: of the reference, README, docs, benchmarks.
 
     python scripts/pages.py             # with --figures: those of results/reference, too
 
@@ -12,7 +12,8 @@ from mvl.files import read_json, with_section, write_text
 from mvl.show.answer import refresh_readme
 from mvl.show.audit import refresh_audit
 from mvl.show.charts import draw_reference
-from mvl.show.results import refresh_results
+from mvl.show.results import STUDY, refresh_results, study_page
+from mvl.study.reference import GPU, REFERENCE
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -21,6 +22,8 @@ def main() -> None:
     """Write the pages."""
     if "--figures" in sys.argv[1:]:
         draw_reference()
+    for reference in (REFERENCE, REFERENCE / GPU):
+        write_text(reference / STUDY, study_page(reference))
     refresh_readme()
     refresh_results()
     refresh_audit()

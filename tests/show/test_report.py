@@ -96,10 +96,10 @@ def test_numbers_are_those_of_the_tables(two_arms):
 )
 def test_synthetic_data_few_subjects_and_one_seed_carry_no_verdict(empty, changes, seeds, reason):
     for seed in seeds:
-        empty.run("none", seed=seed, **changes)
-        empty.run("pretrained", seed=seed, gain=0.05, **changes)
+        empty.run("000", "fusion", seed=seed, **changes)
+        empty.run("111", "fusion", seed=seed, gain=0.05, **changes)
     report = empty.report()
-    (row,) = report.of_own("Comparisons of the suite language")
+    (row,) = report.of_own("Comparisons of the suite fusion")
     assert row["verdict"] == (f"none: {reason}" if reason else "better by at least 0.01")
     cards = report.index.select(".card.own")
     assert len(cards) == ("synthetic" not in changes)

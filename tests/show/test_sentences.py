@@ -11,7 +11,7 @@ from mvl.show.sentences import conclusion, sentence
 TASK = "Task04_Hippocampus"
 BLOCK = "package:all-minilm-l6-v2"
 ROW = {
-    "suite": "language",
+    "suite": "own",
     "arm_a": "pretrained",
     "arm_b": "random",
     "task": TASK,
@@ -49,6 +49,8 @@ def test_a_sentence_says_it_all():
         ({"n_seeds": 1}, "No verdict: one seed."),
         ({"n_subjects": 4}, "No verdict: fewer than 5 subjects."),
         ({"synthetic": True}, "No verdict: synthetic data."),
+        ({"suite": "language"}, "No verdict: the block is not used."),
+        ({"suite": "language", "block": "path:other"}, "Verdict: equivalent"),
         ({"block": ""}, "No language block is involved."),
         ({"block": math.nan}, "No language block is involved."),
         ({"p_holm": 0.0002}, "adjusted p < 0.001"),
