@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -63,9 +64,17 @@ def page(browser, lab):
     page.on("pageerror", lambda error: complaints.append(f"uncaught: {error}"))
     page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
     page.goto(lab, timeout=START)
-    page.locator(".jp-Notebook .jp-Cell").first.click()
+    cell = page.locator(".jp-Notebook .jp-Cell").first
+    cell.click()
     page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for(timeout=START)
     page.keyboard.press("Shift+Enter")
+    begun = cell.locator(".jp-InputPrompt", has_text=re.compile(r"\[[*\d]+\]"))
+    give_up = time.monotonic() + STEP / 1000
+    while not begun.count() and time.monotonic() < give_up:
+        page.wait_for_timeout(200)
+    if not begun.count():  # a page under load may have missed the key
+        cell.click()
+        page.keyboard.press("Shift+Enter")
     page.locator("img.widget-image").wait_for(timeout=START)
     yield page
     page.close()
