@@ -212,11 +212,13 @@ def _description(stored, source) -> Description:
             data=config.data if stored["data"] else None,
             domain=TrainingDomain.from_dict(domain) if domain else None,
         )
-    except (MvlError, TypeError, ValueError, KeyError) as error:
+    except (MvlError, TypeError, ValueError, KeyError, AttributeError) as error:
         raise RunError(f"{source}: its config.json is damaged: {error}") from error
 
 
-def _check_block(language: LanguageConfig, saved: dict, source) -> None:
+def _check_block(language: LanguageConfig, saved: dict | None, source) -> None:
+    if not saved or not {"source", "revision", "sha256"} <= saved.keys():
+        raise RunError(f"{source}: its config.json is damaged: it does not say which block it has")
     block = block_reference(language)
     if block["sha256"] != saved["sha256"]:
         raise BlockError(

@@ -166,6 +166,7 @@ def test_a_block_of_the_hub_is_saved_by_its_commit(saved, tmp_path, monkeypatch)
         ({"format_version": 2}, "format version 2, this mvl reads version 1"),
         ({"model_type": "llama"}, "not a model of mvl"),
         ({"seed": ...}, "damaged: 'seed'"),
+        ({"block": None}, "which block"),
         ({"model": {"widht": 16}}, "unknown key model.widht"),
         ({"task": {"name": "x"}}, "damaged"),
         ({"weights_sha256": "0" * 64}, "vouches for"),
