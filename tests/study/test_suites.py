@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from mvl.config import LEARNING_RATES, PRESETS, DataConfig
+from mvl.config import LEARNING_RATES, PRESETS, DataConfig, task_data
 from mvl.data.task_data import open_task
 from mvl.errors import ConfigError
 from mvl.models.sizes import count_parameters
@@ -53,6 +53,23 @@ def test_hosts_differ_from_vit_and_their_peers_by_the_part_and_its_training_alon
         rate = peer.training.learning_rate
         assert config.training == replace(ours.training, learning_rate=rate)
         assert config.data == ours.data
+
+
+@pytest.mark.parametrize(
+    ("task", "cases", "steps"),
+    # Three of five folds train: of 20 and of 115 subjects, and of 207 cases in fold 0 of subjects.
+    [
+        ("Task04_Hippocampus", 124, 3720),
+        ("CHAOS_AbdomenMR", 12, 1500),
+        ("OpenKBP_HeadNeckCT", 69, 1500),
+    ],
+)
+def test_all_arms_of_a_task_have_its_budget_in_steps(task, cases, steps):
+    plans = [c.training for c in suite_configs("llama", task_data(task), [0]).values()]
+    assert len({(plan.epochs, plan.warmup_epochs) for plan in plans}) == 1
+    taken = plans[0].epochs * -(-cases // plans[0].batch_size)
+    assert taken == pytest.approx(steps, rel=0.01)
+    assert plans[0].warmup_epochs / plans[0].epochs == pytest.approx(3 / 120, rel=0.05)
 
 
 def test_every_suite_has_a_question_and_a_baseline():
