@@ -13,7 +13,7 @@ from mvl.show.answer import refresh_readme
 from mvl.show.audit import refresh_audit
 from mvl.show.charts import draw_reference
 from mvl.show.results import STUDY, refresh_results, study_page
-from mvl.study.reference import GPU, REFERENCE
+from mvl.study.reference import REFERENCE
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -22,8 +22,7 @@ def main() -> None:
     """Write the pages."""
     if "--figures" in sys.argv[1:]:
         draw_reference()
-    for reference in (REFERENCE, REFERENCE / GPU):
-        write_text(reference / STUDY, study_page(reference))
+    write_text(REFERENCE / STUDY, study_page())
     refresh_readme()
     refresh_results()
     refresh_audit()

@@ -201,12 +201,11 @@ def _studys_data(options):
 def reference(options: Namespace) -> None:
     data, runs = _studys_data(options), _results(options) / "runs"
     print("\n".join(update_crossed(runs, options.root)))
-    folder, number = references.update_references(data, runs, options.root, options.suites)
-    for written in (references.REFERENCE, references.REFERENCE / references.GPU):
-        write_pages(written)
+    number = references.update_reference(data, runs, options.root, options.suites)
+    write_pages()
     refresh_results()
     refresh_readme()
-    print(f"{folder} holds the {number} finished runs of {runs}")
+    print(f"{references.REFERENCE} holds the {number} finished runs of {runs}")
 
 
 def audit_list(options: Namespace) -> None:

@@ -8,21 +8,28 @@ import pandas as pd
 
 from mvl.files import REPOSITORY, with_section, write_text
 from mvl.show import crossed
-from mvl.show.results import IN_SHORT, PICTURE
 from mvl.show.sentences import count, estimate
 from mvl.show.tables import markdown
 from mvl.study.reference import REFERENCE, read_table
 
 BEGIN, END = "<!-- answer: begin, written by `mvl reference` -->", "<!-- answer: end -->"
 
-#: The first questions of the results' page, in a table that fits on the README's first screen.
-QUESTIONS = IN_SHORT[:6]
+#: Question, and the contrast of the first protocol that answers it.
+QUESTIONS = (
+    ("The pre-trained block against none", "language", "pretrained", "none"),
+    ("The pre-trained block against random weights", "language", "pretrained", "random"),
+    ("The pre-trained block against its mappers alone", "language", "pretrained", "identity"),
+    ("Hybrid attention alone", "fusion", "010", "000"),
+    ("Multi-scale fusion alone", "fusion", "001", "000"),
+    ("Block, hybrid attention and fusion together", "fusion", "111", "000"),
+)
 
 #: Until the second protocol has results.
 _OPEN = (
     "**Our answer so far: no gain was found, and the question is still open.** A second study is "
     "under way."
 )
+_PICTURE = Path("figures") / "language_differences.png"
 _PICTURE_TEXT = "Difference in Dice between vit with the block and vit, one point per subject"
 
 
@@ -35,7 +42,7 @@ def answer_section(reference: Path = REFERENCE) -> str:
     """
     contrasts = read_table(reference / "contrasts.csv")
     contrasts = contrasts.query("metric == 'dice' and structure == 'foreground' and n_seeds > 1")
-    answer, rows, text, picture = _OPEN, [], _PICTURE_TEXT, PICTURE
+    answer, rows, text, picture = _OPEN, [], _PICTURE_TEXT, _PICTURE
     if second := crossed.published(reference):
         task = crossed.tasks_of(second)[-1]
         answer = f"**Our answer so far.** {crossed.claim_sentence(second, task)} "

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from mvl.show import crossed, figures
 from mvl.show.sentences import span
 from mvl.show.ten_tasks import paper_by_arm, six
-from mvl.study.reference import GPU, REFERENCE
+from mvl.study.reference import REFERENCE
 from mvl.study.runs import Source, distinct, part_of, reference_source, rows_of_tasks, tasks_of
 from mvl.study.suites import SUITES
 from mvl.study.summary import by_part
@@ -134,10 +134,8 @@ def size(source: Source) -> str:
 
 def described(path: Path) -> str:
     """What a file of `draw_reference` shows, in words."""
-    name = path.stem.removeprefix(f"{GPU}_")
-    where = "On a GPU. " if name != path.stem else ""
     texts = {file_name(key): chart.caption for key, chart in CHARTS.items()}
-    return where + (texts | _OTHERS)[name]
+    return (texts | _OTHERS)[path.stem]
 
 
 def file_name(name: str) -> str:
@@ -160,12 +158,9 @@ def draw_reference(folder: Path = REFERENCE, names: Iterable[str] = tuple(CHARTS
     Raises:
         RunError: a table of the reference is missing or unreadable.
     """
-    for prefix, tables in (("", folder), (f"{GPU}_", folder / GPU)):
-        if not tables.is_dir():
-            continue
-        source = reference_source(tables)
-        for name in names:
-            for _, _, figure in drawn(source, CHARTS[name]):
-                figures.save(figure, folder / "figures" / f"{prefix}{file_name(name)}")
+    source = reference_source(folder)
+    for name in names:
+        for _, _, figure in drawn(source, CHARTS[name]):
+            figures.save(figure, folder / "figures" / file_name(name))
     if second := crossed.published(folder):
         figures.save(crossed.picture(second), folder / crossed.PICTURE)

@@ -106,6 +106,12 @@ def claim_sentence(published: Tables, task: str) -> str:
     return f"{text} (against none, in Dice: {effect(rows.iloc[0])})."
 
 
+def claims(published: Tables) -> list[str]:
+    """A `claim_sentence` for each task, then of the pooled ones, and `block_sentence`."""
+    sentences = [claim_sentence(published, task) for task in tasks_of(published)]
+    return [*sentences, block_sentence(published)]
+
+
 def block_sentence(published: Tables) -> str:
     """What the block is, and that nothing is said about another."""
     block = published["contrasts"]["block"].iloc[0]
@@ -194,5 +200,4 @@ def second_protocol(reference: Path = REFERENCE) -> None:
     if not (known := published(reference)):
         show("No task of the second protocol is tested yet.")
         return
-    sentences = [claim_sentence(known, task) for task in tasks_of(known)]
-    show(picture(known), "\n".join(f"- {text}" for text in sentences), block_sentence(known))
+    show(picture(known), "\n".join(f"- {text}" for text in claims(known)))

@@ -14,7 +14,7 @@ from mvl.files import REPOSITORY, read_json
 from mvl.show import figures, tables
 from mvl.show.sentences import sentence
 from mvl.study import volumes
-from mvl.study.reference import GPU, REFERENCE, read_table, study_contrasts
+from mvl.study.reference import REFERENCE, read_table, study_contrasts
 from mvl.study.stages import SHOWN_STAGES, by_stage
 from mvl.study.statistics import contrasts_table
 from mvl.study.suites import SUITES
@@ -131,9 +131,9 @@ def benchmark(name: str) -> pd.DataFrame:
     return pd.Series(values, name=name).to_frame()
 
 
-def reference_cases(suite: str, gpu: bool = False) -> pd.DataFrame:
-    """The reference's rows of a suite and the foreground, of a CPU or of a GPU; may be empty."""
-    path = (REFERENCE / GPU if gpu else REFERENCE) / "cases.csv.gz"
+def reference_cases(suite: str) -> pd.DataFrame:
+    """The reference's rows of a suite and the foreground; may be empty."""
+    path = REFERENCE / "cases.csv.gz"
     table = read_table(path) if path.is_file() else pd.DataFrame({"suite": [], "structure": []})
     return table[(table["suite"] == suite) & (table["structure"] == "foreground")]
 
@@ -141,22 +141,19 @@ def reference_cases(suite: str, gpu: bool = False) -> pd.DataFrame:
 def study(suite: str, cases: pd.DataFrame, *pairs: tuple[str, str]) -> None:
     """Show a suite's results: the committed reference's, then this profile's.
 
-    For the reference, on a CPU and on a GPU: the means, their figure, and the pairs subject by
-    subject. For the profile: the means of each arm and a sentence per comparison, or how to train
-    some.
+    For the reference: the means, their figure, and the pairs subject by subject. For the profile:
+    the means of each arm and a sentence per comparison, or how to train some.
 
     Args:
         cases: this profile's table of test cases; may be empty.
         pairs: (arm, against) that the reference is drawn for.
     """
-    for gpu in (False, True):
-        rows = reference_cases(suite, gpu)
-        if rows.empty:
-            continue
+    rows = reference_cases(suite)
+    if len(rows):
         show(
-            "### The committed reference" + ", on a GPU" * gpu,
+            "### The committed reference",
             "The same experiments as the authors of this repository ran them, from "
-            f"`results/reference/{'gpu/' * gpu}`. No table mixes devices.",
+            "`results/reference/`.",
             means(suite, rows),
             figures.arm_differences(rows),
         )
@@ -212,14 +209,13 @@ _NO_PAIR = "No two arms to compare are there."
 def answer(suite: str, cases: pd.DataFrame | None = None) -> Markdown:
     """One sentence per contrast of a suite, in Dice, as the reference's own tables say it.
 
-    Those of a GPU follow those of a CPU. Without any, those of this profile's `cases`.
+    Without any, those of this profile's `cases`.
     """
-    lines = []
-    for folder, where in ((REFERENCE, ""), (REFERENCE / GPU, "On a GPU: ")):
-        if (folder / "contrasts.csv").is_file():
-            table = read_table(folder / "contrasts.csv")
-            table = table[(table["suite"] == suite) & (table["structure"] == "foreground")]
-            lines += _sentences(table[table["metric"] == "dice"], where)
+    lines, path = [], REFERENCE / "contrasts.csv"
+    if path.is_file():
+        table = read_table(path)
+        table = table[(table["suite"] == suite) & (table["structure"] == "foreground")]
+        lines = _sentences(table[table["metric"] == "dice"])
     if not lines and cases is not None and len(cases):
         lines = _sentences(_in_dice(cases, suite))
     return markdown("\n".join(lines) or _NO_PAIR)
@@ -230,8 +226,8 @@ def _in_dice(cases, suite):
     return contrasts[contrasts["metric"] == "dice"]
 
 
-def _sentences(contrasts, where=""):
-    return [f"- {where}{sentence(row)}" for _, row in contrasts.iterrows()]
+def _sentences(contrasts):
+    return [f"- {sentence(row)}" for _, row in contrasts.iterrows()]
 
 
 def costs(suite: str) -> pd.DataFrame | Markdown:

@@ -10,7 +10,6 @@
     tuning.csv        one row per suite, arm and learning rate: from what the rate was chosen
     provenance.json   commits, versions, machine, times
     best/             the preset best, trained with seed 0, as `save_model` writes it
-    gpu/              the same tables of what was trained on a GPU, since no table mixes devices
 
 and what `mvl.show.results` makes of them: README.md, with every suite's results, and figures/.
 
@@ -49,8 +48,6 @@ from mvl.study.summary import SUMMARY_COLUMNS, summary_table
 REFERENCE = REPOSITORY / "results" / "reference"
 #: The one trained model that is committed: the preset `best`, seed 0.
 BEST = REFERENCE / "best"
-#: Where what was trained on a GPU belongs, below the reference.
-GPU = "gpu"
 
 #: The contrasts that the study reports: (suite, arm, against). The first is the primary one, named
 #: before anything was run; the others, Holm's family, were completed while the study grew.
@@ -152,26 +149,13 @@ def machine_of(environment: dict) -> dict:
     return {key: known.get(key, "unknown") for key in MACHINE}
 
 
-def reference_of(folders: Iterable[Path]) -> Path:
-    """The reference that runs belong to: `REFERENCE`, or of a GPU's runs the folder in it.
-
-    Raises:
-        RunError: they were not all trained on one device.
-    """
-    devices = {read_json(folder / "environment.json", "device")["device"] for folder in folders}
-    if len(devices) > 1:
-        raise RunError(f"no table mixes devices; these runs have {', '.join(sorted(devices))}")
-    return REFERENCE if devices <= {"cpu"} else REFERENCE / GPU
-
-
 def held(reference: Path = REFERENCE) -> dict[str, str]:
-    """Fingerprint -> on what the reference's run was trained: "CPU", "GPU" or "CPU, GPU"."""
+    """Fingerprint -> the device that the reference's run was trained on."""
     devices = {}
-    for name in ("validation.csv", f"{GPU}/validation.csv", "crossed/runs.csv"):
+    for name in ("validation.csv", "crossed/runs.csv"):
         for runs in _before(reference / name):
-            for fingerprint, device in zip(runs["fingerprint"], runs["device"], strict=True):
-                devices.setdefault(fingerprint, set()).add("CPU" if device == "cpu" else "GPU")
-    return {fingerprint: ", ".join(sorted(names)) for fingerprint, names in devices.items()}
+            devices |= zip(runs["fingerprint"], runs["device"], strict=True)
+    return devices
 
 
 def curves_table(reference: Path = REFERENCE) -> pd.DataFrame:
@@ -185,13 +169,8 @@ def curves_table(reference: Path = REFERENCE) -> pd.DataFrame:
     return runs.merge(curves, on="fingerprint").drop(columns="fingerprint")
 
 
-def update_references(
-    data: DataConfig, runs: Path, root=None, suites: Iterable[str] = ()
-) -> tuple[Path, int]:
-    """Test what is trained of the study, and add it to the reference of its device.
-
-    Both references are written: the other one's tables have no new run, but are adjusted for the
-    same comparisons.
+def update_reference(data: DataConfig, runs: Path, root=None, suites: Iterable[str] = ()) -> int:
+    """Test what is trained of the study, and add it to the reference.
 
     Args:
         data: the study's; its task is the one of all tables.
@@ -200,10 +179,10 @@ def update_references(
         suites: names; all if empty.
 
     Returns:
-        The reference that the runs are added to, and how many these are.
+        How many runs were added.
 
     Raises:
-        RunError: as `reference_of` and `write_reference`.
+        RunError: as `write_reference`.
     """
     trained, expected, tuned = {}, {}, []
     for suite in (name for name in SUITES if not is_crossed(name)):
@@ -213,16 +192,11 @@ def update_references(
             expected[suite, arm, seed] = folder.name
             if (not suites or suite in suites) and (folder / TRAINED).exists():
                 test(folder, task)
-                trained[suite, arm, seed] = folder, task
+                trained[suite, arm, seed] = folder
         rates = suite_configs(suite, data, [0], rates=LEARNING_RATES, root=root)
         tuned.append(tuning_table(suite, rates, runs, root))
-    folders = {cell: folder for cell, (folder, _) in trained.items()}
-    reference = reference_of(folders.values())
-    write_reference(folders, expected, pd.concat(tuned), reference)
-    for other in {REFERENCE, REFERENCE / GPU} - {reference}:
-        if (other / "validation.csv").is_file():
-            write_reference({}, expected, pd.DataFrame(), other)
-    return reference, len(set(folders.values()))
+    write_reference(trained, expected, pd.concat(tuned))
+    return len(set(trained.values()))
 
 
 def write_reference(
@@ -250,7 +224,7 @@ def write_reference(
     write_table(reference / "curves.csv.gz", _grown_curves(trained, runs, reference))
     write_table(reference / "tuning.csv", _grown_tuning(tuned, runs, reference))
     best = trained.get(("presets", "best", 0))
-    if best and reference.name != GPU:
+    if best:
         _publish(best, cases, reference / BEST.name)
     single = runs.drop_duplicates("fingerprint")
     write_json(

@@ -21,7 +21,7 @@ from mvl.experiment.run import DONE, FAILED, collect, read_cases
 from mvl.files import read_json
 from mvl.locks import is_locked
 from mvl.study.profiles import data_of
-from mvl.study.reference import GPU, curves_table, read_table, study_contrasts
+from mvl.study.reference import curves_table, read_table, study_contrasts
 from mvl.study.suites import NAMING, SUITES, name_of
 from mvl.study.summary import summary_table
 
@@ -330,14 +330,14 @@ def _source_of(label, runs):
 
 
 def reference_source(folder: Path) -> Source:
-    """The source of the tables in a reference's folder, of a CPU or of a GPU."""
+    """The source of the tables in a reference's folder."""
     names = ("cases.csv.gz", "summary.csv", "contrasts.csv", "validation.csv")
     cases, summary, contrasts, runs = (read_table(folder / name) for name in names)
     # Its tables of runs name no task, but each has one, which the cases know.
     task = cases[["suite", "arm", "seed", "task"]].drop_duplicates()
     runs, curves = runs.merge(task, how="left"), curves_table(folder).merge(task)
-    label = "Committed reference" + ", on a GPU" * (folder.name == GPU)
-    return Source("reference", label, cases, summary, contrasts, runs, curves[CURVES])
+    tables = (cases, summary, contrasts, runs, curves[CURVES])
+    return Source("reference", "Committed reference", *tables)
 
 
 # --- parts of a source ---------------------------------------------------------------------

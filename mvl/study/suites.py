@@ -67,8 +67,8 @@ BUDGETS = {
 }
 
 # An arm's learning rate is the one of `LEARNING_RATES` with the highest validation Dice on Task04
-# with seed 0, of those that were tried (tuning.csv in results/reference, for what was tried on a
-# GPU in results/reference/gpu). Where none is given here it is vit's.
+# with seed 0, of those that were tried (tuning.csv in results/reference). Where none is given here
+# it is vit's.
 
 
 def _vit(rate: float = _OURS.learning_rate, **arm) -> Arm:

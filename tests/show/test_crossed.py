@@ -11,6 +11,7 @@ from mvl.show.results import results_section
 from mvl.show.sentences import effect as in_words
 from mvl.study.inference import POOLED
 from mvl.study.reference import REFERENCE
+from tests.show.reports import Repository
 from tests.show.second import ARMS, CHAOS, HIPPOCAMPUS, write_second
 
 GAIN = "gain of 0.001 to 0.009"
@@ -58,6 +59,14 @@ def test_a_claim_of_several_tasks_needs_a_used_block_in_each():
         f"Trained on {CHAOS}, the model does not use the block: its deletion costs 0.0010 in"
     )
     assert "Pre-training helps" in crossed.claim_sentence(both, "B")
+
+
+def test_the_report_says_first_what_the_second_protocol_found(tmp_path):
+    repository = Repository(tmp_path)
+    write_second(tmp_path / "results" / "reference" / "crossed", {HIPPOCAMPUS: 137})
+    first, other = repository.report().index.select(".card")
+    assert first.h3.get_text() == "The study" and "uses the block" in first.get_text()
+    assert "5 bits and instruction-tuned" in first.get_text() and "first study" in other.get_text()
 
 
 @pytest.fixture(scope="module")

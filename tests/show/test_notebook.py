@@ -16,7 +16,7 @@ from mvl.models.activations import activations
 from mvl.models.segmenter import build_segmenter
 from mvl.show import figures, notebook
 from mvl.show.sentences import sentence
-from mvl.study.reference import GPU, REFERENCE, read_table
+from mvl.study.reference import REFERENCE, read_table
 from mvl.study.stages import SHOWN_STAGES, stage_auroc
 from mvl.study.suites import SUITES
 
@@ -99,14 +99,10 @@ def test_the_papers_numbers_are_chosen_by_model_metric_and_task():
 
 def test_the_references_answer_is_that_of_its_tables():
     for suite in ("language", "peers", "fusion"):
-        expected = []
-        for folder, where in ((REFERENCE, "- "), (REFERENCE / GPU, "- On a GPU: ")):
-            rows = read_table(folder / "contrasts.csv")
-            rows = rows[(rows["suite"] == suite) & (rows["metric"] == "dice")]
-            expected += [where + sentence(row) for _, row in rows.iterrows()]
+        rows = read_table(REFERENCE / "contrasts.csv")
+        rows = rows[(rows["suite"] == suite) & (rows["metric"] == "dice")]
+        expected = [f"- {sentence(row)}" for _, row in rows.iterrows()]
         assert notebook.answer(suite).data.split("\n") == expected and len(expected) > 3
-    peers = notebook.answer("peers").data
-    assert "\n- On a GPU: " in peers and peers.count("dynunet minus vit") == 2
     assert notebook.answer("no such suite").data == "No two arms to compare are there."
 
 
@@ -125,8 +121,6 @@ def test_a_study_shows_the_reference_then_this_profile(monkeypatch):
     shown = []
     monkeypatch.setattr(notebook, "show", lambda *things: shown.extend(things))
     cases = notebook.reference_cases("language")
-    by_device = {False: cases, True: cases.iloc[:0]}
-    monkeypatch.setattr(notebook, "reference_cases", lambda suite, gpu=False: by_device[gpu])
     notebook.study("language", cases[cases["seed"] == 0], ("pretrained", "none"))
     texts = [getattr(thing, "data", thing) for thing in shown]
     profile, reference = (

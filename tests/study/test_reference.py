@@ -1,7 +1,6 @@
 """The committed reference: its tables, its model, and what they say of each other."""
 
 import gzip
-import json
 import shutil
 
 import nibabel
@@ -16,40 +15,23 @@ from mvl.experiment.metrics import METRICS
 from mvl.files import write_table
 from mvl.study.reference import (
     BEST,
-    GPU,
     REFERENCE,
     curves_table,
     held,
     read_table,
-    reference_of,
 )
 from mvl.study.statistics import CONTRAST_COLUMNS
 from mvl.study.suites import SUITES, Arm
 from mvl.study.summary import SUMMARY_COLUMNS, summary_table
 
-REFERENCES = (REFERENCE, REFERENCE / GPU)
-NAMES = [folder.name for folder in REFERENCES]
 
-
-def test_runs_of_two_devices_have_no_common_reference(tmp_path):
-    for name, device in (("a", "cpu"), ("b", "cpu"), ("c", "NVIDIA H100")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "environment.json").write_text(json.dumps({"device": device}))
-    a, b, c = sorted(tmp_path.iterdir())
-    assert reference_of([a, b]) == reference_of([]) == REFERENCE
-    assert reference_of([c]) == REFERENCE / GPU
-    with pytest.raises(RunError, match="no table mixes devices; .* NVIDIA H100, cpu"):
-        reference_of([a, c])
-
-
-@pytest.mark.parametrize("folder", REFERENCES, ids=NAMES)
-def test_tables_keep_the_contract(folder):
-    assert list(read_table(folder / "summary.csv").columns) == SUMMARY_COLUMNS
-    assert list(read_table(folder / "contrasts.csv").columns) == CONTRAST_COLUMNS
-    cases = read_table(folder / "cases.csv.gz")
+def test_tables_keep_the_contract():
+    assert list(read_table(REFERENCE / "summary.csv").columns) == SUMMARY_COLUMNS
+    assert list(read_table(REFERENCE / "contrasts.csv").columns) == CONTRAST_COLUMNS
+    cases = read_table(REFERENCE / "cases.csv.gz")
     assert {"suite", "arm", "seed", "task", "subject", "case", "structure", *METRICS} <= set(cases)
     assert not cases["synthetic"].any() and cases["protocol_version"].nunique() == 1
-    again, stored = summary_table(cases), read_table(folder / "summary.csv")
+    again, stored = summary_table(cases), read_table(REFERENCE / "summary.csv")
     pd.testing.assert_frame_equal(stored, again, check_dtype=False, rtol=1e-6)
 
 
@@ -106,29 +88,18 @@ def test_best_is_what_validation_chose_of_the_suites_fusion_and_head():
 
 
 def test_every_arm_has_the_learning_rate_that_was_best_on_validation():
-    """Rates are compared on one grid and one device: the one that tried the most of them."""
-    runs = pd.concat(read_table(folder / "validation.csv") for folder in REFERENCES)
+    """Rates are compared on one grid."""
+    runs, tuning = (read_table(REFERENCE / f"{name}.csv") for name in ("validation", "tuning"))
     (grid,) = runs["grid"].unique()
-    tables = [read_table(folder / "tuning.csv") for folder in REFERENCES]
     for suite, arm in runs[["suite", "arm"]].drop_duplicates().itertuples(index=False):
-        own = [t[(t["suite"] == suite) & (t["arm"] == arm) & (t["grid"] == grid)] for t in tables]
-        most = max(own, key=len)
-        best = most.loc[most["validation_dice"].idxmax()]
+        tried = tuning.query("suite == @suite and arm == @arm and grid == @grid")
+        best = tried.loc[tried["validation_dice"].idxmax()]
         assert SUITES[suite][arm].training.learning_rate == best["learning_rate"], (suite, arm)
 
 
 def test_what_is_held_says_on_what_it_was_trained(tmp_path):
-    crossed = pd.DataFrame(
-        {"fingerprint": ["a", "b", "a"], "device": ["cpu", "NVIDIA X", "NVIDIA X"]}
-    )
+    crossed = pd.DataFrame({"fingerprint": ["a", "b"], "device": ["cpu", "NVIDIA X"]})
     write_table(tmp_path / "crossed" / "runs.csv", crossed)
-    assert held(tmp_path) == {"a": "CPU, GPU", "b": "GPU"}
-    places = held()
-    runs = {
-        name: set(read_table(folder / "validation.csv")["fingerprint"])
-        for name, folder in {"CPU": REFERENCE, "GPU": REFERENCE / GPU}.items()
-    }
-    assert places.keys() == runs["CPU"] | runs["GPU"]
-    for fingerprint, said in places.items():
-        assert said.split(", ") == [name for name in runs if fingerprint in runs[name]]
-    assert held(REFERENCE / GPU).keys() == runs["GPU"]  # a folder without gpu/ is enough
+    assert held(tmp_path) == {"a": "cpu", "b": "NVIDIA X"}
+    runs = read_table(REFERENCE / "validation.csv")
+    assert set(runs["fingerprint"]) <= held().keys()

@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from mvl.errors import RunError
 from mvl.files import REPOSITORY, write_text
+from mvl.show import crossed
 from mvl.show.report import answers
 from mvl.show.report.contents import (
     Alert,
@@ -27,7 +28,6 @@ from mvl.show.report.contents import (
 )
 from mvl.show.report.pictures import own_pictures, reference_pictures, segmentations
 from mvl.show.report.render import TEMPLATES, render
-from mvl.study.reference import GPU
 from mvl.study.runs import (
     ProfileRun,
     Source,
@@ -112,8 +112,6 @@ def write_site(outdated: dict[str, dict[str, str]], root: Path = REPOSITORY) -> 
     root = Path(root).resolve()
     reference = root / "results" / "reference"
     sources = [reference_source(reference)]
-    if (reference / GPU).is_dir():
-        sources.append(reference_source(reference / GPU))
     copies = {}
     for profile, reasons in outdated.items():
         for notebook in notebooks_of(profile, reasons, root):
@@ -155,9 +153,11 @@ def _context(
     cases, faults = segmentations([run for run in runs if not _is_synthetic(run)], root)
     made_up_cases, more = segmentations([run for run in runs if _is_synthetic(run)], root)
     own = [picture for source in real if source.kind == "own" for picture in own_pictures(source)]
+    second = crossed.published(root / "results" / "reference")
     made_up_pictures = [picture for source in made_up for picture in own_pictures(source)]
     return {
         "alerts": [*alerts, *(Alert(*fault) for fault in [*faults, *more])],
+        "claims": crossed.claims(second) if second else [],
         "answers": [(source, answers.answers(source)) for source in real],
         "synthetic": any(map(_is_synthetic, runs))
         or any(notebook.page and notebook.page.synthetic for notebook in notebooks),
