@@ -48,7 +48,7 @@ def test_comparisons_across_kinds_of_processor_are_named():
         for suite, question in QUESTIONS.items()
         for said in re.findall(
             r"Across different kinds[^:]*: (.*)\.",
-            page.partition(f"## {question}\n")[2].partition("\n### ")[0],
+            page.partition(f"## {question}\n")[2].partition("\n## ")[0],
         )
         for pair in re.findall(r"`(\S+)` minus `(\S+)`", said)
     }
