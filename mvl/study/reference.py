@@ -195,7 +195,7 @@ def update_reference(data: DataConfig, runs: Path, root=None, suites: Iterable[s
                 trained[suite, arm, seed] = folder
         rates = suite_configs(suite, data, [0], rates=LEARNING_RATES, root=root)
         tuned.append(tuning_table(suite, rates, runs, root))
-    write_reference(trained, expected, pd.concat(tuned))
+    write_reference(trained, expected, pd.concat(tuned), REFERENCE)
     return len(set(trained.values()))
 
 

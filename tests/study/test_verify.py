@@ -16,7 +16,7 @@ from mvl.study.cells import TUNING_COLUMNS, fit_suite
 from mvl.study.reference import (
     curves_table,
     read_table,
-    update_references,
+    update_reference,
     write_reference,
 )
 from mvl.study.suites import SUITES, Arm, suite_configs
@@ -44,8 +44,7 @@ def study(phantom, tmp_path_factory):
         for name, value in {"REFERENCE": reference, "SEEDS": (0, 1)}.items():
             patch.setattr(f"mvl.study.reference.{name}", value)
         patch.setattr("mvl.study.reference.SUITES", {"language": arms})
-        outcome = update_references(DataConfig(grid=(16, 24, 16)), runs, phantom)
-        assert outcome == (reference, 4)
+        assert update_reference(DataConfig(grid=(16, 24, 16)), runs, phantom) == 4
         # The reference grows: rows of runs that are gone stay, byte for byte.
         grown = [reference / name for name in ("cases.csv.gz", "curves.csv.gz")]
         before = [path.read_bytes() for path in grown]
