@@ -20,12 +20,20 @@ from mvl.show.answer import refresh_readme
 from mvl.show.audit import refresh_audit, sentences
 from mvl.show.results import refresh_results, write_pages
 from mvl.show.sentences import conclusion, count, name_of_check, sentence
+from mvl.study import crossed
 from mvl.study import reference as references
-from mvl.study.cells import fit_suite, run_suite, shard, status, trained_cells, tuning_table
-from mvl.study.crossed import update_crossed
+from mvl.study.cells import (
+    CLOSED,
+    are_crossed,
+    fit_suite,
+    run_suite,
+    shard,
+    status,
+    trained_cells,
+    tuning_table,
+)
 from mvl.study.parallel import fit_at_once
 from mvl.study.suites import QUESTIONS, SUITES, suite_configs
-from mvl.study.summary import summary_table
 from mvl.study.verify import verify as verified
 
 
@@ -58,21 +66,24 @@ def _suite_cells(options, **rates):
 
 def suite_run(options: Namespace) -> int:
     configs, where = _suite_cells(options)
-    more, failures = where | {"track": options.track}, {}
+    more, failures, closed = where | {"track": options.track}, {}, False
     if options.shard:
         configs = shard(configs, options.shard)
     if options.on or options.jobs is not None:
         jobs = 1 if options.jobs is None else options.jobs
         trained, failures = fit_at_once(configs, jobs=jobs, on=options.on, **more)
+        closed = bool(failures) and are_crossed(configs)
         configs = {key: configs[key] for key in trained}  # what follows finds them trained
-    if options.fit_only or options.shard:
+    if closed:
+        print(f"{options.suite}: {CLOSED}")
+    if closed or options.fit_only or options.shard:
         trained, failed = fit_suite(options.suite, configs, **more)
         _print_validation(trained)
     else:
         cases, failed = run_suite(options.suite, configs, **more)
         if len(cases):
             _write(options, options.suite, cases)
-            print(summary_table(cases).to_string(float_format="%.4f"))
+            print(crossed.tables_of(cases, options.suite)[0].to_string(float_format="%.4f"))
     return _report(failures | failed)
 
 
@@ -160,8 +171,8 @@ def suite_table(options: Namespace) -> None:
         for cell in cells[done].itertuples()
     ]
     cases = pd.concat(tables, ignore_index=True)
-    print(summary_table(cases).to_string(index=False, float_format="%.4f"))
-    contrasts = references.study_contrasts(cases, options.suite)
+    summary, contrasts = crossed.tables_of(cases, options.suite)
+    print(summary.to_string(index=False, float_format="%.4f"))
     for _, row in contrasts[contrasts["metric"] == "dice"].iterrows():
         print(f"\n- {sentence(row)}")
 
@@ -200,7 +211,7 @@ def _studys_data(options):
 
 def reference(options: Namespace) -> None:
     data, runs = _studys_data(options), _results(options) / "runs"
-    print("\n".join(update_crossed(runs, options.root)))
+    print("\n".join(crossed.update_crossed(runs, options.root)))
     number = references.update_reference(data, runs, options.root, options.suites)
     write_pages()
     refresh_results()

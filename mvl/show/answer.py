@@ -26,8 +26,8 @@ QUESTIONS = (
 
 #: Until the second protocol has results.
 _OPEN = (
-    "**Our answer so far: we do not know whether a pre-trained block helps.** The first study could "
-    "not test it. A second study is under way."
+    "**Our answer so far: we do not know whether a pre-trained block helps.** The first study "
+    "could not test it. A second study is under way."
 )
 _PICTURE = Path("figures") / "language_differences.png"
 _PICTURE_TEXT = "Difference in Dice between vit with the block and vit, one point per subject"

@@ -16,7 +16,14 @@ from mvl.experiment.block_use import USED
 from mvl.show import figures, tables
 from mvl.show.notebook import show
 from mvl.show.sentences import count, effect, estimate, no_verdict, trained_on
-from mvl.study.crossed import CONTRASTS, CROSSED, STUDY_TASKS, crossed_tables
+from mvl.study.crossed import (
+    CHOSEN_ON,
+    CONTRASTS,
+    CROSSED,
+    STUDY_TASKS,
+    crossed_tables,
+    without_choices,
+)
 from mvl.study.inference import DECIDED, POOLED, claim
 from mvl.study.reference import REFERENCE
 from mvl.study.suites import SUITES
@@ -50,10 +57,15 @@ _BLOCKS = {
 }
 _CLAIMS = {
     "better": "Pre-training helps: the pre-trained block is better than none and than each control",
-    "worse": "Pre-training does not help: the pre-trained block is worse than none",
-    "equivalent": "Pre-training does not help: the pre-trained block is equivalent to none",
-    "not decided": "Whether pre-training helps is not decided: the pre-trained block is not shown "
-    "to be better than ",
+    "worse": "The pre-trained block does not help: it is worse than none",
+    "equivalent": "The pre-trained block does not help: it is equivalent to none",
+    "not decided": "Whether pre-training helps is not decided",
+}
+_VERDICTS = {
+    "better": "better than",
+    "worse": "worse than",
+    "equivalent": "equivalent to",
+    "not decided": "not shown to differ from",
 }
 
 
@@ -78,10 +90,10 @@ def tasks_of(published: Tables) -> list[str]:
     return [task for task in (*STUDY_TASKS, POOLED) if task in set(published["contrasts"]["task"])]
 
 
-def _costs(published, task):
-    """What deletion costs in the models with the pre-trained block, by task."""
-    costs = tables.mean_use(published["use"]).xs(ARM, level="arm")["cost"]
-    return costs if task == POOLED else costs[[task]]
+def _costs(published, task, arm=ARM):
+    """What deletion costs in the models of an arm, by task."""
+    costs = tables.mean_use(published["use"]).query("arm == @arm")["cost"].droplevel("arm")
+    return costs if task == POOLED else costs[costs.index == task]
 
 
 def claim_sentence(published: Tables, task: str) -> str:
@@ -91,19 +103,28 @@ def claim_sentence(published: Tables, task: str) -> str:
     unused = costs[costs < USED]
     about = unused if len(unused) else costs
     values = ", ".join(f"{cost:.4f}" for cost in about)
-    text = f"Trained on {', '.join(about.index)}, the model "
+    text, controls = f"Trained on {', '.join(about.index)}, the model ", ""
     if len(unused):
         text += f"does not use the block: its deletion costs {values} in Dice, less than {USED:g}. "
         return text + "So nothing is said about pre-training."
-    text += f"uses the block: its deletion costs {values} in Dice. "
+    if task != POOLED and len(identity := _costs(published, task, "identity")):
+        controls = f" ({identity.iloc[0]:.4f} where the mappers are alone)"
+    text += f"uses the block: its deletion costs {values} in Dice{controls}. "
     if reasons := [reason for _, row in rows.iterrows() if (reason := no_verdict(row))]:
         return f"{text}No verdict on pre-training: {reasons[0]}."
     verdict = claim(rows)
-    text += _CLAIMS[verdict]
-    if verdict == "not decided":
-        *most, last = [_AGAINST[arm] for arm in rows["arm_b"][rows["verdict"] != "better"]]
-        text += f"{', '.join(most)} or {last}" if most else last
-    return f"{text} (against none, in Dice: {effect(rows.iloc[0])})."
+    text += f"{_CLAIMS[verdict]} (against none, in Dice: {effect(rows.iloc[0])})."
+    # What the claim does not say of each comparison.
+    rest = rows[rows["arm_b"] != "none"] if verdict in ("worse", "equivalent") else rows
+    for word, than in _VERDICTS.items() if verdict != "better" else ():
+        if arms := [_AGAINST[arm] for arm in rest["arm_b"][rest["verdict"] == word]]:
+            text += f" It is {than} {_listed(arms)}."
+    return text
+
+
+def _listed(names):
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def claims(published: Tables) -> list[str]:
@@ -175,6 +196,13 @@ def section(published: Tables, picture: str) -> list[str]:
         summary = published["summary"].query("task == @task")
         use = published["use"].query("task == @task")
         lines += [_markdown(tables.arms(summary, order=order), "arm"), "", compared, ""]
+        if len(rest := without_choices(published["cases"], task)):
+            arms = [f"{_AGAINST[row['arm_b']]} {estimate(row)}" for _, row in rest.iterrows()]
+            lines += [
+                f"The protocol's choices were made on subjects of fold {CHOSEN_ON[task]}. Without "
+                f"this fold the differences are, against {'; '.join(arms)}.",
+                "",
+            ]
         lines += [f"Dice with the block's term replaced; used where deletion costs {USED:g}:", ""]
         lines.append(_markdown(tables.block_use(use, order=order), "arm"))
     if missing := [f"`{task}`" for task in STUDY_TASKS if task not in tasks]:

@@ -90,7 +90,8 @@ def sentence(row: Mapping) -> str:
     text = f"{row['task']}, {row['structure']} ({size}): in {metric.title}, "
     text += f"{row['arm_a']} minus {row['arm_b']} is {row['difference']:+.{digits}f}{unit}"
     if np.isnan(row["ci_low"]):
-        text += ", with no interval, since one subject gives none"
+        one = "subject" if row["n_subjects"] == 1 else "training"
+        text += f", with no interval, since one {one} gives none"
     else:
         # An adjusted p may speak against an interval, which no adjustment widens.
         adjusted = "" if row["p_holm"] == row["p"] else "adjusted "
@@ -146,6 +147,8 @@ def name_of_check(row) -> str:
     """What a row of `verify`'s table is about; "" where the reference has no name for it."""
     if not row.suite:
         return ""
+    if row.check == "tables":
+        return row.suite
     return f"{row.suite} {row.arm}, {row.seed if row.check == 'contrast' else f'seed {row.seed}'}"
 
 

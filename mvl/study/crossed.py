@@ -28,8 +28,9 @@ from mvl.experiment.metrics import METRICS
 from mvl.experiment.run import TRAINED, Run, collect, run_folder, test
 from mvl.files import read_table, write_table
 from mvl.study.inference import Contrast, contrasts_table
-from mvl.study.reference import REFERENCE, run_row
-from mvl.study.suites import suite_configs
+from mvl.study.reference import REFERENCE, run_row, study_contrasts
+from mvl.study.suites import SUITES, is_crossed, suite_configs
+from mvl.study.summary import summary_table
 
 CROSSED = REFERENCE / "crossed"
 _TABLES = ("cases.csv.gz", "summary.csv", "contrasts.csv", "use.csv", "runs.csv")
@@ -37,11 +38,19 @@ _TABLES = ("cases.csv.gz", "summary.csv", "contrasts.csv", "use.csv", "runs.csv"
 #: The tasks of the second protocol.
 STUDY_TASKS = ("Task04_Hippocampus", "CHAOS_AbdomenMR", "OpenKBP_HeadNeckCT")
 
-#: What is compared. "Pre-training helps" is one claim that needs all four (`inference.claim`).
+#: What is compared. "Pre-training helps" is one claim that needs all of a family
+#: (`inference.claim`).
 CONTRASTS = tuple(
     Contrast("llama", "pretrained", against, "pre-training", adjusted=False)
     for against in ("none", "identity", "shuffled", "random")
+) + tuple(
+    Contrast("hosts", f"{host}-pretrained", f"{host}-{against}", host, adjusted=False)
+    for host in ("vit", "unetr", "dynunet")
+    for against in ("none", "identity", "shuffled")
 )
+
+#: Task -> the fold whose subjects the protocol's choices were made on (docs/protocol.md).
+CHOSEN_ON = {"Task04_Hippocampus": 1}
 
 CELL = ["suite", "arm", "fold", "repeat", "task"]
 _ABOUT = ["suite", "arm", "task", "structure", "block", "host", "fraction", "epochs"]
@@ -127,16 +136,64 @@ def _published(about: dict, folder: Path, data: TaskData, config: ExperimentConf
 
 
 def write_crossed(tables: dict[str, pd.DataFrame], folder: Path = CROSSED) -> None:
-    """Write the tables of the module from those of cells: cases, runs and use."""
+    """Write the tables of the module from those of cells: cases, runs and use.
+
+    Raises:
+        RunError: as `contrasts_table`; then nothing is written.
+    """
     cases = tables["cases"]
     order = [*CELL, "subject", "case", "structure"]
     columns = [*order, *(name for name in cases if name not in order)]
-    write_table(folder / "cases.csv.gz", cases[columns].sort_values(order))
-    write_table(folder / "summary.csv", summary(cases))
-    write_table(folder / "contrasts.csv", contrasts_table(cases, CONTRASTS))
-    for name in ("use", "runs"):
-        if name in tables:
-            write_table(folder / f"{name}.csv", tables[name].sort_values(CELL))
+    made = {"contrasts.csv": contrasts_table(cases, CONTRASTS), "summary.csv": summary(cases)}
+    made["cases.csv.gz"] = cases[columns].sort_values(order)
+    made |= {
+        f"{name}.csv": tables[name].sort_values(CELL) for name in ("use", "runs") if name in tables
+    }
+    for name, table in made.items():
+        write_table(folder / name, table)
+
+
+def without_choices(cases: pd.DataFrame, task: str) -> pd.DataFrame:
+    """The contrasts of a task in Dice without the subjects of `CHOSEN_ON`; empty if it has none."""
+    if task not in CHOSEN_ON:
+        return pd.DataFrame()
+    kept = (cases["task"] == task) & (cases["fold"] != CHOSEN_ON[task])
+    return contrasts_table(cases[kept], CONTRASTS)
+
+
+def disagreements(tables: dict[str, pd.DataFrame]) -> dict[str, str]:
+    """Which of the module's tables do not follow from its cases, by task: "" where all do."""
+    cases, found = tables["cases"], {}
+    made = {"contrasts": contrasts_table(cases, CONTRASTS), "summary": summary(cases)}
+    means = cases[cases["structure"] == "foreground"].groupby([*CELL, "subject"])["dice"].mean()
+    made["use"] = means.groupby(CELL).mean().rename("as trained").reset_index()
+    made["use"] = tables["use"][CELL].merge(made["use"], how="left")
+    for task in cases["task"].unique():
+        names = []
+        for name, again in made.items():
+            known = tables[name][again.columns]
+            known, again = (
+                t[t["task"] == task].reset_index(drop=True).convert_dtypes() for t in (known, again)
+            )
+            try:
+                pd.testing.assert_frame_equal(known, again, check_dtype=False, rtol=1e-6, atol=1e-8)
+            except AssertionError:
+                names.append(f"{name}.csv")
+        found[task] = ", ".join(names)
+    return found
+
+
+def tables_of(cases: pd.DataFrame, suite: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(summary, contrasts) of a suite's cases, as `run.collect` gives them, by how it is tested.
+
+    Both have a column `n_seeds`: the trainings of an arm.
+    """
+    if suite not in SUITES or not is_crossed(suite):
+        return summary_table(cases), study_contrasts(cases, suite)
+    cases = cases.assign(fold=cases["seed"] % FOLDS, repeat=cases["seed"] // FOLDS)
+    contrasts = contrasts_table(cases, [row for row in CONTRASTS if row.suite == suite])
+    seeds = {"n_trainings": "n_seeds", "sd_trainings": "sd_seeds"}
+    return summary(cases).rename(columns=seeds), contrasts.rename(columns=seeds)
 
 
 def summary(cases: pd.DataFrame) -> pd.DataFrame:

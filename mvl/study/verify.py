@@ -2,13 +2,14 @@
 
 A run is compared with the reference's run of the same fingerprint: same configuration, same
 state of the task, same language block, same protocol. The second protocol's runs are in
-`mvl.study.crossed`; there a seed is a fold of a repeat. Five things are asked:
+`mvl.study.crossed`; there a seed is a fold of a repeat. Six things are asked:
 
     file      cases.csv is the file that the evaluation wrote (done.json has its SHA-256), and
               agrees with itself: Jaccard = Dice / (2 - Dice) in every row
     cases     on the same kind of machine (system, CPU, device, number format, threads, PyTorch),
               every metric of every case is the reference's, to the last written digit
     means     elsewhere, each metric's mean over the cases is within `tolerance` of the reference's
+    tables    the second protocol's published tables follow from its published cases
     task      the run's task is still what it was; a run of another state of it is said to be one
     contrast  of every comparison that the study planned and both of whose arms were run: its
               difference in Dice, over the seeds that were run, is the reference's, within
@@ -115,6 +116,10 @@ def verify(place: Path, reference: Path = REFERENCE) -> pd.DataFrame:
     for part in parts:
         for agrees, detail, cell in _contrasts(user_cases, part):
             check("contrast", agrees, detail, **cell, task=part.task)
+    second = crossed.crossed_tables(Path(reference) / crossed.CROSSED.name)
+    for task, tables in crossed.disagreements(second).items() if second else ():
+        detail = f"{tables} of {reference} contradict" if tables else "follow from"
+        check("tables", not tables, f"{detail} the published cases", suite="reference", task=task)
     for folder in unfinished:
         failed = folder / FAILED
         why = read_json(failed, "reason")["reason"] if failed.is_file() else "not finished"
