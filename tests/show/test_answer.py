@@ -1,5 +1,7 @@
 """The README's answer: effects in words, by hand-computed cases, and rows of the reference."""
 
+import shutil
+
 import pytest
 
 from mvl.show.answer import QUESTIONS, answer_section
@@ -19,11 +21,14 @@ def test_an_interval_in_a_clinicians_words(low, high, text):
     assert effect({"ci_low": low, "ci_high": high}) == text
 
 
-def test_each_question_that_the_reference_answers_has_a_row():
+def test_each_question_that_the_first_protocol_answers_has_a_row(tmp_path):
+    shutil.copy(REFERENCE / "contrasts.csv", tmp_path)
     table = read_table(REFERENCE / "contrasts.csv")
     table = table[table["n_seeds"] > 1]
     keys = set(zip(table["suite"], table["arm_a"], table["arm_b"], strict=True))
     answered = [question for question, *pair in QUESTIONS if tuple(pair) in keys]
-    answer, *rows, picture = filter(None, answer_section().splitlines())
+    answer, *rows, picture = filter(None, answer_section(tmp_path).splitlines())
     assert [line.split(" | ")[0] for line in rows[2:]] == [f"| {name}" for name in answered]
-    assert len(rows) <= 8 and "still open" in answer and "language_differences.png" in picture
+    assert (
+        len(rows) <= 8 and "could not test it" in answer and "language_differences.png" in picture
+    )

@@ -112,7 +112,8 @@ def test_the_reference_is_first_and_synthetic_results_are_folded_away(empty, dra
         empty.run(arm, synthetic=True)
     report = empty.report()
     check_pages(report)
-    assert "Committed reference" in report.index.select_one(".card").get_text()
+    labels = [card.h3.get_text() for card in report.index.select(".card")]
+    assert "Committed reference" in labels and labels[0] in ("The study", "Committed reference")
     folded = report.index.select_one("details.synthetic")
     assert not folded.has_attr("open") and folded.select("figure.own img")
     assert not [f for f in report.index.select("figure.own") if "synthetic" not in f.get_text()]

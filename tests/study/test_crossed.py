@@ -13,7 +13,7 @@ from mvl.data.phantom import make_phantom
 from mvl.experiment.metrics import METRICS
 from mvl.files import read_json, read_table, sha256_of, write_json, write_table
 from mvl.study import crossed
-from mvl.study.cells import fit_suite
+from mvl.study.cells import fit_suite, run_suite
 from mvl.study.reference import REFERENCE
 from mvl.study.suites import SUITES, Arm, suite_configs
 from mvl.study.verify import verify
@@ -89,7 +89,9 @@ def again(trained, tmp_path):
     runs, root, cells = trained
     fit_suite("llama", cells, runs, root, show=False)
     reference = tmp_path / "reference"
-    shutil.copytree(REFERENCE, reference, ignore=shutil.ignore_patterns("best", "figures", "gpu"))
+    shutil.copytree(
+        REFERENCE, reference, ignore=shutil.ignore_patterns("best", "figures", "crossed")
+    )
     crossed.update_crossed(runs, root, folder=reference / "crossed")
     return shutil.copytree(runs, tmp_path / "runs"), reference
 
@@ -110,10 +112,49 @@ def test_a_cell_that_is_run_again_is_compared_with_the_published_one(again):
     runs, reference = again
     checks = verify(runs, reference)
     assert checks["agrees"].all()
-    assert checks["check"].value_counts().to_dict() == {"file": 10, "cases": 10, "contrast": 1}
-    assert set(checks["suite"]) == {"llama (Task04_Hippocampus)"}
+    assert checks["check"].value_counts().to_dict() == {
+        "file": 10,
+        "cases": 10,
+        "contrast": 1,
+        "tables": 1,
+    }
+    assert set(checks["suite"]) == {
+        f"{name} (Task04_Hippocampus)" for name in ("llama", "reference")
+    }
     change(sorted(runs.iterdir())[0], 1e-6)
     assert checks["agrees"].sum() - verify(runs, reference)["agrees"].sum() == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "column"), [("contrasts", "difference"), ("summary", "mean"), ("use", "as trained")]
+)
+def test_a_published_table_that_contradicts_its_cases_is_found(again, name, column):
+    runs, reference = again
+    path = reference / "crossed" / f"{name}.csv"
+    table = read_table(path)
+    table.loc[0, column] += 1e-3
+    write_table(path, table)
+    checks = verify(runs, reference)
+    (row,) = checks[checks["agrees"].eq(False)].to_dict("records")
+    assert row["check"] == "tables" and f"{name}.csv" in row["detail"]
+
+
+def test_a_crossed_suite_is_tested_once_all_of_its_cells_are_trained(trained, tmp_path, capsys):
+    _, root, cells = trained
+    two = dict(list(cells.items())[:2])
+    bad = list(two)[1]
+    plan = replace(two[bad].training, learning_rate=1e30, clip_norm=0.0, epochs=2)
+    cases, failures = run_suite(
+        "llama", two | {bad: replace(two[bad], training=plan)}, tmp_path, root
+    )
+    assert cases.empty and list(failures) == [bad] and not list(tmp_path.glob("*/cases.csv"))
+    assert "no test case is opened" in capsys.readouterr().out
+    cases, _ = run_suite("llama", two, tmp_path, root, show=False)
+    means, contrasts = crossed.tables_of(cases, "llama")
+    dice = means.query("metric == 'dice' and structure == 'foreground'").set_index("arm")
+    assert dice["n_seeds"].to_dict() == {"none": 2} and contrasts.empty
+    by_subject = cases.query("structure == 'foreground'").groupby("subject")["dice"].mean()
+    assert dice["mean"]["none"] == pytest.approx(by_subject.mean())
 
 
 def test_a_published_contrast_that_comes_back_reversed_is_not_reproduced(again):
