@@ -16,18 +16,18 @@ _PATIENCE = 0.3
 
 
 @contextlib.contextmanager
-def acquired(path: Path | str, wait: bool = False) -> Iterator[None]:
+def acquired(path: Path | str, wait: float | None = None) -> Iterator[None]:
     """Hold a file's lock inside a `with` statement; the file is made if it is missing.
 
     Where there is no flock, a file PATH.held is the lock; it names the process and the machine.
 
     Args:
-        wait: True waits until another process releases it; False gives up after a moment.
+        wait: seconds to wait until another process releases it; without, a moment.
 
     Raises:
         BlockingIOError: another process holds it; `strerror` says what to do.
     """
-    patience, advice = -1 if wait else _PATIENCE, "wait until it has ended"
+    patience, advice = _PATIENCE if wait is None else wait, "wait until it has ended"
     with contextlib.ExitStack() as held:
         try:
             try:

@@ -91,7 +91,7 @@ def test_one_that_waits_gets_it_from_one_that_dies(tmp_path, code):
         killed = threading.Event()
         killer = threading.Timer(0.3, lambda: (killed.set(), process.kill(), process.wait()))
         killer.start()
-        with acquired(path, wait=True):
+        with acquired(path, wait=60):
             assert killed.is_set()
 
 

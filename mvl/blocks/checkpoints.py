@@ -60,6 +60,9 @@ class Checkpoint:
         """Bytes of all weights of the model; None where that is not known."""
         return None
 
+    def check_rotary(self) -> None:
+        """Raise a `BlockError` where the rotary embedding is not read as the model has it."""
+
 
 class FolderCheckpoint(Checkpoint):
     """A model with safetensors in a folder of this machine."""

@@ -17,6 +17,9 @@ from mvl.errors import BlockError
 from mvl.files import read_json, write_json, write_tensors, writing
 from mvl.locks import acquired
 
+#: Seconds to wait until another process has read the same block.
+_PATIENCE_S = 3600
+
 
 def open_block(config: LanguageConfig) -> tuple[Checkpoint, Architecture]:
     """The checkpoint and the layers that a configuration names; reads no weights.
@@ -32,6 +35,8 @@ def open_block(config: LanguageConfig) -> tuple[Checkpoint, Architecture]:
             f"{config.source}: a {architecture.kind} layer has no rotary embedding; set rotary to "
             "false"
         )
+    if config.rotary:
+        checkpoint.check_rotary()
     return checkpoint, architecture
 
 
@@ -68,7 +73,7 @@ def _copied(checkpoint, architecture, dtype, folder, source):
         with writing(folder, kind=BlockError):
             folder.mkdir(parents=True, exist_ok=True)
             # Two processes that want one block share the work.
-            with acquired(folder / ".lock", wait=True):
+            with acquired(folder / ".lock", _PATIENCE_S):
                 if not (folder / WEIGHTS).is_file():
                     tensors = checkpoint.read(names, getattr(torch, dtype))
                     write_json(folder / CONFIG, checkpoint.config)

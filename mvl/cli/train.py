@@ -84,7 +84,12 @@ def _use_device(name):
     if not (match := re.fullmatch(r"cpu|cuda(?::(\d+))?", name)):
         raise ConfigError(f"--device {name}: it is cpu, cuda, or cuda:N for one of several GPUs")
     if name != "cuda":
-        os.environ["CUDA_VISIBLE_DEVICES"] = match[1] or ""  # read when CUDA is first used
+        # Read when CUDA is first used. A scheduler may have assigned some GPUs: N counts these.
+        assigned = list(filter(None, os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")))
+        number = match[1] or ""
+        if number and assigned:
+            number = dict(enumerate(assigned)).get(int(number), "-1")
+        os.environ["CUDA_VISIBLE_DEVICES"] = number
     import torch
 
     if name != "cpu" and not torch.cuda.is_available():

@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from monai import transforms
 from monai.data import get_track_meta, set_track_meta
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from mvl.config import DataConfig, derive_seed
-from mvl.files import written
+from mvl.errors import MvlError
+from mvl.files import write_tensors, writing
 from mvl.locks import acquired
 
 _Item = TypeVar("_Item")
@@ -104,6 +105,10 @@ def ahead(batches: Iterator[_Item]) -> Iterator[_Item]:
             yield batch
 
 
+#: Seconds that a training waits for the batches that another one draws.
+PATIENCE_S = 600
+
+
 class BatchStore:
     """Batches of epochs on disk, for trainings that draw the same ones, as cells of a fold do.
 
@@ -132,16 +137,29 @@ class BatchStore:
     def epoch(
         self, number: int, batches: Iterator[tuple[torch.Tensor, torch.Tensor]]
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield the stored batches of an epoch; without any, those of `batches`, and store them."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Yield the stored batches of an epoch; without any, those of `batches`, and store them.
+
+        Where another training does not get them ready in time, or the disk is full, the batches
+        are drawn and not kept.
+        """
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
         path, drawn = self.folder / f"{number}.safetensors", {}
-        with acquired(path.with_suffix(".lock"), wait=True):
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(acquired(path.with_suffix(".lock"), PATIENCE_S))
+            except BlockingIOError:
+                if not path.exists():
+                    yield from batches
+                    return
             if not path.exists():
                 for n, (images, labels) in enumerate(batches):
                     drawn |= {f"{n} images": images, f"{n} labels": labels.to(torch.int16)}
                     yield images, labels
-                with written(path) as temporary:
-                    save_file(drawn, temporary)
+                try:
+                    write_tensors(path, drawn, {})
+                except MvlError as error:
+                    print(f"batches of epoch {number + 1} are not kept: {error}", flush=True)
                 return
         stored = load_file(path)
         for n in range(len(stored) // 2):

@@ -61,7 +61,8 @@ def _permuted() -> Callable:
 def block_use(predictor: Predictor, cases: list[Case], show: bool = True) -> pd.DataFrame:
     """Dice of each case with the block's term as trained, deleted, averaged and permuted.
 
-    The mean is taken over these cases. Returns one row per edit, case and structure, with the
+    The mean is taken over these cases; healthy ones (`Task.healthy`), which have no Dice, are left
+    out. Returns one row per edit, case and structure, with the
     columns edit (of `EDITS`), subject, case, structure, dice.
     """
     import torch
@@ -69,6 +70,7 @@ def block_use(predictor: Predictor, cases: list[Case], show: bool = True) -> pd.
     from mvl.experiment.evaluation import evaluate
 
     part, mean = predictor.model.language, _Mean()
+    cases = [case for case in cases if case.name not in predictor.task.healthy]
     edits = zip(EDITS, (mean, torch.zeros_like, mean.everywhere, _permuted()), strict=True)
     tables = []
     try:

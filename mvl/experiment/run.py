@@ -329,7 +329,7 @@ class Run(Predictor):
         load_weights(model, folder / WEIGHTS)
         domain = _read(folder / DOMAIN, TrainingDomain) if (folder / DOMAIN).is_file() else None
         return cls(
-            model.eval(),
+            model.to(processes().device).eval(),
             Preparation(task, config.data),
             domain,
             folder=folder,
@@ -358,7 +358,7 @@ def load_predictor(
     # A saved model's names its type; of any other folder `Run.load` says what it lacks.
     if not stored.is_file() or "model_type" not in read_json(stored):
         return Run.load(folder, kind)
-    model = load_model(folder)
+    model = load_model(folder).to(processes().device)
     about = model.description
     if about.task is None or about.data is None:
         raise RunError(f"{folder} does not say how to prepare an image: save it with task and data")

@@ -69,9 +69,13 @@ def token_maps(
         "affine": shown["affine"] @ nibabel.affines.from_matvec(np.eye(3), first),
         "truth": shown["truth"][box],
     }
-    stages, grid = activations(network, tensor[None]), tuple(tensor.shape[1:])
+    device, grid = next(network.parameters()).device, tuple(tensor.shape[1:])
+    stages = activations(network, tensor[None].to(device))
     return shown, {
-        stage: (to_volume(stages[stage], network, grid)[0].numpy()[box], aurocs[f"auroc_{stage}"])
+        stage: (
+            to_volume(stages[stage], network, grid)[0].cpu().numpy()[box],
+            aurocs[f"auroc_{stage}"],
+        )
         for stage in SHOWN_STAGES
         if stage in stages
     }

@@ -110,7 +110,7 @@ def test_a_block_is_read_once_and_then_kept(tmp_path):
     assert first["layer"] == 2 and first["family"] == "llama"
     moved = path.rename(tmp_path / "moved.gguf")
     assert block_reference(LanguageConfig(f"gguf:{moved}"))["sha256"] == first["sha256"]
-    assert len(list(cache_folder().glob("gguf@*/layer2-2-float32"))) == 1
+    assert len(list(cache_folder().glob("gguf-2@*/layer2-2-float32"))) == 1
 
 
 def test_files_that_cannot_be_read_are_told(tmp_path):
