@@ -97,10 +97,10 @@ def check_cases(task: Task, cases: list[Case], progress: bool = True) -> CheckRe
     Looked for are files that cannot be read as what they should be (see `mvl.data.nifti`); shapes,
     channels and places that do not fit; voxels that are not finite, blank, too few different ones,
     or so far from the others that no scale shows these; labels that are not the task's, empty or
-    on the image's background; an image of two subjects; and of the task, a label that no case has
-    and a healthy case that is not there.
+    on the image's background; an image or a file of labels of two subjects; and of the task, a
+    label that no case has and a healthy case that is not there.
     """
-    result, first_with = CheckResult(task), {}
+    result, first_with, first_labelled = CheckResult(task), {}, {}
     for case in track(cases, "checking cases", show=progress):
         record = result.records[case.name] = CaseRecord()
         faults = _check_case(task, case, record)
@@ -110,6 +110,11 @@ def check_cases(task: Task, cases: list[Case], progress: bool = True) -> CheckRe
                 fault = f"image: the same voxels as {first.name}'s, of another subject"
                 remedy = "put its own image there, or give both one subject in subjects.csv"
                 faults.append((fault, remedy))
+        first = first_labelled.setdefault(case.label, case)
+        if case.label and first.subject != case.subject:
+            fault = f"label: the file is {first.name}'s, of another subject"
+            remedy = "name its own label, or give both one subject in subjects.csv"
+            faults.append((fault, remedy))
         result.faults += [Fault(case.name, *fault) for fault in faults]
     for name in sorted(set(task.healthy) - {case.name for case in cases}):
         fault = f"'healthy' names {name}, which is no case"
@@ -134,9 +139,11 @@ def _absent_labels(cases, result):
 def unlisted(folder: Path, cases: list[Case]) -> list[Path]:
     """Images in the folders of a task's images that its dataset.json does not name, sorted."""
     named = {path for case in cases for path in (case.image, case.label)}
-    test = read_json(Path(folder) / "dataset.json").get("test", [])
+    test = read_json(Path(folder) / "dataset.json").get("test")
+    test = test if isinstance(test, list) else []
     named |= {Path(folder, path) for path in test if isinstance(path, str)}
-    there = {path for parent in {case.image.parent for case in cases} for path in parent.iterdir()}
+    folders = {case.image.parent for case in cases}
+    there = {path for parent in folders if parent.is_dir() for path in parent.iterdir()}
     seen = [path for path in there - named if not path.name.startswith(".")]
     return sorted(path for path in seen if path.name.lower().endswith((".nii", ".nii.gz")))
 

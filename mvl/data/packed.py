@@ -67,4 +67,5 @@ def require_plausible_size(path: str | os.PathLike, promised: int, packed: bool)
         raise BadFile(path, f"truncated, or {fault}", COPY_AGAIN)
     if promised > max(_MODEST_BYTES, size * _MAX_RATIO):
         fault = f"{size:,} bytes that unpack to {promised:,}, as a decompression bomb does"
-        raise BadFile(path, fault, "save it in a smaller voxel type, such as uint8 for labels")
+        remedy = "save it unpacked, as .nii, or in a smaller voxel type, such as uint8 for labels"
+        raise BadFile(path, fault, remedy)

@@ -201,7 +201,8 @@ def make_split(
     subjects = sorted(
         subject for subject, case in first.items() if case.side not in ("validation", "test")
     )
-    drawn = {"a test set": 1} if "test" not in given else {}
+    crossed = testing == "crossed" and "test" not in given
+    drawn = {"a test set": 1} if "test" not in given and not crossed else {}
     drawn |= {f"{folds} folds": folds} if "validation" not in given else {"training": 1}
     if len(subjects) < sum(drawn.values()):
         raise DataError(
@@ -213,7 +214,6 @@ def make_split(
     def share(chosen):
         return chosen[: max(1, round(fraction * len(chosen)))]
 
-    crossed = testing == "crossed" and "test" not in given
     if "test" in given:
         test = [subject for subject, case in first.items() if case.side == "test"]
     else:
@@ -227,6 +227,13 @@ def make_split(
     train = share([subject for subject in rest if subject not in set(validation)])
     if "validation" not in given:
         validation = share(validation)
+
+    sides = {"training": train, "validation": validation, "test": test}
+    if empty := [side for side, chosen in sides.items() if not chosen]:
+        raise DataError(
+            f"fold {fold} of {folds}: no subject of {len(order)} is left for the {empty[0]} side; "
+            "choose 3 folds or more, and not more than there are subjects to draw from"
+        )
 
     def names(chosen):
         chosen = set(chosen)

@@ -115,7 +115,7 @@ def describe_cases(data: TaskData) -> pd.DataFrame:
     rows, sides = [], {case.name: side for side in SIDES for case in data.side(side)}
     for name, side in sorted(sides.items()):
         record = data.records[name]
-        voxels = sum(count for value, count in record.label_counts.items() if value > 0)
+        voxels = sum(record.label_counts.get(value, 0) for value in data.task.labels)
         rows.append(
             {
                 "case": name,

@@ -222,8 +222,9 @@ def read_task(folder: str | Path, description: dict | None = None) -> Task:
 
 def _users_task(path, name, channels, description):
     """A task that no table knows: modality, tolerance and window, from dataset.json or assumed."""
-    modality = "CT" if is_ct(channels[0]) else "MRI"
-    assumptions = [f"modality {modality}, from the first channel's name {channels[0]!r}"]
+    named = next(filter(is_ct, channels), channels[0])
+    modality = "CT" if is_ct(named) else "MRI"
+    assumptions = [f"modality {modality}, from the channel's name {named!r}"]
     tolerance, window = description.get("tolerance_mm"), description.get("window_hu")
     if tolerance is None:
         tolerance = DEFAULT_TOLERANCE_MM

@@ -13,6 +13,7 @@ from mvl.data.task_folder import Case, case_name, require_output
 from mvl.data.tasks import folder_name
 from mvl.errors import DataError
 from mvl.experiment.inference import Predictor, segment
+from mvl.files import sha256_of
 from mvl.progress import track
 
 
@@ -64,7 +65,7 @@ def predict_file(
             volumes[name] = (count := int(mask.sum())) * voxel_ml
             print(f"  {name}: {count:,} voxels, {volumes[name]:.3g} ml", flush=True)
         _warn(image, judge_volumes(domain, volumes))
-    write_segmentation(output, segmentation, header, _mark(predictor))
+    write_segmentation(output, segmentation, header, _mark(_model_mark(predictor), image))
 
 
 def _warn(image, warnings):
@@ -85,8 +86,12 @@ def _likeness(image, domain, unlike):
     return line
 
 
-def _mark(predictor):
-    """What a segmentation's header tells of its model; 79 characters are the most it holds."""
+def _mark(model, image):
+    """What a segmentation's header tells of its model and image; it holds 79 characters at most."""
+    return f"{model} {sha256_of(image)[:24]}"
+
+
+def _model_mark(predictor):
     weights = {name: tensor.cpu() for name, tensor in predictor.model.state_dict().items()}
     config = predictor.preparation.config
     made_by = f"{hash_tensors(weights)} {config} {config.target}"
@@ -127,8 +132,8 @@ def predict_folder(
         if (other := image_of.setdefault(path, image)) != image:
             raise DataError(f"{other} and {image} would both become {path}; rename one of them")
         require_output(path, image)
-    mark = _mark(predictor)
-    todo = [item for item in image_of.items() if not _is_segmented(*item, mark)]
+    model = _model_mark(predictor)
+    todo = [item for item in image_of.items() if not _is_segmented(*item, model)]
     if show and len(todo) < len(images):
         print(f"{len(images) - len(todo)} of {len(images)} are segmented already", flush=True)
     failures = {}
@@ -140,9 +145,9 @@ def predict_folder(
     return output, failures
 
 
-def _is_segmented(path, image, mark):
-    """Whether `path` is a whole segmentation of an image as it is, by the model of the mark."""
-    if not path.exists() or path.stat().st_mtime_ns < image.stat().st_mtime_ns:
+def _is_segmented(path, image, model):
+    """Whether `path` is a whole segmentation of an image as it is, by the model of that mark."""
+    if not path.exists():
         return False
     try:
         (segmentation, header), wanted = read_label(path), read_header(image)
@@ -150,7 +155,7 @@ def _is_segmented(path, image, mark):
     except DataError:
         return False
     made_by = header.fields["descrip"].item().decode(errors="replace")
-    if not alike or made_by != mark or header.forms.keys() != wanted.forms.keys():
+    if not alike or made_by != _mark(model, image) or header.forms.keys() != wanted.forms.keys():
         return False
     return all(
         np.allclose(header.forms[name], wanted.forms[name], atol=1e-4) for name in wanted.forms

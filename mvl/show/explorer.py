@@ -82,10 +82,15 @@ def explore(
             view = replace(view, title=f"{view.title}, segmented by a model of synthetic data")
         # Without its label, so that a label which does not fit is reported by name, further down.
         prediction = prediction.segment(case)
+    shape, counted = view.image.shape[:3], True
     for side, values in (("truth", truth), ("prediction", prediction)):
         values = getattr(view, side) if values is None else values
         if values is not None:
-            view = replace(view, **{side: _mask(values, side, name, view.image.shape[:3], forms)})
+            values = _values(values, side, name, shape, forms)
+            if side == "truth" and task and task.ignore is not None:
+                counted = values != task.ignore
+            mask = values > 0 if values.shape == shape else (values > 0).any(0)
+            view = replace(view, **{side: mask & counted})
     return Explorer(view, task)
 
 
@@ -114,8 +119,9 @@ def _task_of(image):
     return None
 
 
-def _mask(values, name, image, shape, forms):
-    """A boolean mask (H, W, D) of a file, array or tensor, checked to be on the image's grid."""
+def _values(values, name, image, shape, forms):
+    """Values (H, W, D) or (K, H, W, D) of a file, array or tensor, checked to be on the image's
+    grid."""
     mask_forms = forms
     if isinstance(values, str | os.PathLike):
         path = Path(values).expanduser()
@@ -130,7 +136,7 @@ def _mask(values, name, image, shape, forms):
         raise DataError(f"{name} holds values such as {between:.3g}; threshold it to make a mask")
     if fault := place_fault(forms, mask_forms, shape):
         raise DataError(f"{name} and {image}: {fault[0]}; {fault[1]}")
-    return values > 0 if values.shape == shape else (values > 0).any(0)
+    return values
 
 
 class Explorer:

@@ -372,6 +372,26 @@ def test_an_unlabelled_image_may_be_listed_as_a_test_image(folder):
     assert unlisted(folder, list_cases(folder)) == []
 
 
+def test_one_label_of_two_subjects_is_a_fault_and_of_one_subject_is_not(folder):
+    pairs = [("a", "a"), ("b", "a"), ("c", "c")]
+    training = [
+        {"image": f"./imagesTr/{a}.nii.gz", "label": f"./labelsTr/{b}.nii.gz"} for a, b in pairs
+    ]
+    describe(folder, training=training)
+    assert faults_of(folder) == [("b", "label: the file is a's, of another subject")]
+    (folder / "subjects.csv").write_text("case,subject\na,p\nb,p\nc,q\n")
+    assert faults_of(folder) == []
+
+
+def test_a_folder_that_is_not_there_is_a_fault_of_its_cases(folder):
+    training = [
+        {"image": f"./imageTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in NAMES
+    ]
+    describe(folder, training=training, test=None)
+    assert [case for case, _ in faults_of(folder)] == list(NAMES)
+    assert unlisted(folder, list_cases(folder)) == []
+
+
 def test_images_that_nothing_names_are_told(folder):
     """Another session of one patient, say; no fault, since they may be meant for later."""
     save(folder / "imagesTr/b_second.nii.gz", np.ones(SHAPE, np.float32))

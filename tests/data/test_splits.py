@@ -120,3 +120,18 @@ def test_cases_that_cannot_be_split_are_refused_with_the_reason():
     ):
         with pytest.raises(DataError, match=words):
             make_split(known, 0, 0)
+
+
+def test_folds_that_test_each_subject_need_three_of_them():
+    split = make_split(cases(5), 0, 0, testing="crossed")  # one subject a fold
+    assert [len(subjects_of(side)) for side in (split.train, split.validation, split.test)] == [
+        3,
+        1,
+        1,
+    ]
+    with pytest.raises(
+        DataError, match="fold 0 of 2: no subject of 8 is left for the training side"
+    ):
+        make_split(cases(8), 0, 0, testing="crossed", folds=2)
+    with pytest.raises(DataError, match="the validation side"):
+        make_split(cases(11), 0, 9, folds=10)

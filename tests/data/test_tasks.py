@@ -47,6 +47,8 @@ def test_a_users_folder_names_what_was_assumed(tmp_path):
     assert (task.tolerance_mm, task.window_hu) == (3.0, (0, 80)) and len(task.assumptions) == 1
     both = read_task(write(tmp_path / "Mine", modality={"0": "CT", "1": "PET"}))
     assert "z-scores and no CT window for PET" in both.assumptions
+    turned = read_task(write(tmp_path / "Mine", modality={"0": "PET", "1": "CT"}))
+    assert turned.window_hu == both.window_hu and turned.assumptions[1:] == both.assumptions[1:]
 
 
 @pytest.mark.parametrize(

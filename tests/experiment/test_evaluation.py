@@ -304,11 +304,15 @@ def test_a_folder_keeps_the_same_models_segmentations_alone(tmp_path, shifted):
     assert predicted(other) and (np.asarray(nibabel.load(path).dataobj) == 1).all()
     assert predicted(other, Preparation(TASK, DataConfig(grid=(40, 32, 16))))
     assert predicted(first)
-    # Another image in its place: moved by a millimetre, or newer.
+    # Another image in its place, moved by a millimetre.
     moved = nibabel.load(image)
     moved.affine[0, 3] += 1
     nibabel.save(nibabel.Nifti1Image(moved.get_fdata(), moved.affine), image)
     os.utime(image, (1, 1))
     assert predicted(first) and not predicted(first)
-    os.utime(image)
-    assert predicted(first)
+    os.utime(image)  # newer, and the same
+    assert not predicted(first)
+    # Another image of its size in its place, and older than the segmentation.
+    nibabel.save(nibabel.Nifti1Image(moved.get_fdata() + 1, moved.affine), image)
+    os.utime(image, (1, 1))
+    assert predicted(first) and not predicted(first)
