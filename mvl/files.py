@@ -214,3 +214,15 @@ def sha256_of(path: Path | str) -> str:
     """SHA-256 of a file's bytes, as hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def absolute_source(source: str | None, root: Path | str = ".") -> str | None:
+    """A `LanguageConfig.source` with the whole path of its file or folder, if it names one.
+
+    A run is used from other folders, too. `root` is where a relative path begins.
+    """
+    kind, _, name = (source or "").partition(":")
+    named = kind in ("path", "gguf") or kind == "random" and not name.lstrip().startswith("{")
+    if name and named:
+        return f"{kind}:{os.path.abspath(Path(root) / os.path.expanduser(name))}"
+    return source

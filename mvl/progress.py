@@ -53,3 +53,16 @@ def track(items: Sized, what: str, unit: str = "case", show: bool = True) -> Ite
         for item in items:
             yield item
             progress.step()
+
+
+#: Key in the metadata of the output that says what a notebook lacks.
+INCOMPLETE = "mvl-incomplete"
+
+
+def say_incomplete(reasons: list[str]) -> None:
+    """Say what a notebook could not train; its runner then does not take the notebook for done."""
+    if reasons:
+        from IPython.display import display
+
+        text = "Not complete: " + "; ".join(reasons)
+        display({"text/plain": text}, raw=True, metadata={INCOMPLETE: True})

@@ -12,7 +12,13 @@ A row about a training compares two arms, subject by subject, with the interval 
 `mvl.study.statistics.contrast`; one about a reading resamples the subjects and reads again.
 """
 
-from mvl.audit.readings import READINGS, described, measurement_rows, read_cases
+from mvl.audit.readings import (
+    READINGS,
+    described,
+    in_loaders_order,
+    measurement_rows,
+    read_cases,
+)
 from mvl.audit.record import COMMITTED, reference_table, write_audit
 from mvl.audit.released import AuditConfig, AuditedConfig
 from mvl.audit.splits import DRAWS, split_rows
@@ -22,6 +28,6 @@ from mvl.study.reference import BEST
 
 __all__ = [
     "ARMS", "BEST", "COLUMNS", "COMMITTED", "DRAWS", "READINGS", "SWITCHES", "AuditConfig",
-    "AuditedConfig", "Change", "Switch", "audit_configs", "described", "measurement_rows",
-    "read_cases", "reference_table", "split_rows", "switches_table", "training_rows", "write_audit",
+    "AuditedConfig", "Change", "Switch", "audit_configs", "described", "in_loaders_order",
+    "measurement_rows", "read_cases", "reference_table", "split_rows", "switches_table", "training_rows", "write_audit",
 ]  # fmt: skip

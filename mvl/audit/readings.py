@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from mvl.audit.masks import GRID, dilation_nsd, resize_mask, surface_hits
 from mvl.audit.switches import COLUMNS, FACTS, SWITCHES
-from mvl.config import PROTOCOL_VERSION
+from mvl.config import PROTOCOL_VERSION, derive_seed
 from mvl.data.nifti import read_label
 from mvl.data.task_folder import Case
 from mvl.data.tasks import Task
@@ -17,6 +17,12 @@ from mvl.progress import track
 
 #: Cases per batch, as the released README's example has it; metrics are pooled over as many.
 BATCH = 4
+
+
+def in_loaders_order(cases: list[Case], seed: int) -> list[Case]:
+    """Cases in no order, as the released code's loader has them: siblings seldom share a batch."""
+    generator = np.random.default_rng(derive_seed("reading", seed))
+    return [cases[place] for place in generator.permutation(len(cases))]
 
 
 @torch.inference_mode()

@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from mvl.audit.readings import described, measurement_rows, read_cases
+from mvl.audit.readings import described, in_loaders_order, measurement_rows, read_cases
 from mvl.audit.splits import split_rows
 from mvl.audit.switches import COLUMNS
 from mvl.audit.training import audit_configs, training_rows
-from mvl.config import DataConfig, derive_seed
+from mvl.config import DataConfig
 from mvl.data.task_data import open_task
 from mvl.experiment.run import TRAINED, Run, collect, load_predictor, run_folder, test
 from mvl.files import read_json, sha256_of, write_table
@@ -77,10 +76,7 @@ def _read(table, arm, seed, fingerprint, predictor, data):
     known = _known(table, arm, fingerprint)
     if len(known) or predictor is None:
         return known
-    # In no order, as the released code's loader has them: siblings seldom share a batch.
-    generator = np.random.default_rng(derive_seed("reading", seed))
-    cases = data.side("test")
-    rows = read_cases(predictor, [cases[place] for place in generator.permutation(len(cases))])
+    rows = read_cases(predictor, in_loaders_order(data.side("test"), seed))
     return described(rows, arm, seed, data.task).assign(fingerprint=fingerprint)
 
 

@@ -15,7 +15,7 @@ from mvl.errors import ConfigError, DataError, RunError
 from mvl.experiment.block_use import EDITS, USED, use_row
 from mvl.experiment.catalogue import find_run, results_root
 from mvl.experiment.run import TRAINED, Run, collect, results_folder
-from mvl.files import REPOSITORY, read_json, write_table
+from mvl.files import REPOSITORY, absolute_source, read_json, write_table
 from mvl.show.answer import refresh_readme
 from mvl.show.audit import refresh_audit, sentences
 from mvl.show.results import refresh_results, write_pages
@@ -32,7 +32,7 @@ from mvl.study.cells import (
     trained_cells,
     tuning_table,
 )
-from mvl.study.parallel import fit_at_once
+from mvl.study.parallel import KILLED, fit_at_once
 from mvl.study.suites import QUESTIONS, SUITES, suite_configs
 from mvl.study.verify import verify as verified
 
@@ -49,7 +49,8 @@ def _results(options):
 def _suite_cells(options, **rates):
     """(cells of the suite, or of the audit; what the functions of `study.cells` take of them)."""
     data, where = data_config(options), {"root": options.root, "on_bad_case": options.on_bad_case}
-    given = (data, options.seeds, options.block, options.epochs, options.arms)
+    block = absolute_source(options.block)
+    given = (data, options.seeds, block, options.epochs, options.arms)
     if options.suite == "audit":
         configs = audit.audit_configs(*given)
     else:
@@ -72,7 +73,7 @@ def suite_run(options: Namespace) -> int:
     if options.on or options.jobs is not None:
         jobs = 1 if options.jobs is None else options.jobs
         trained, failures = fit_at_once(configs, jobs=jobs, on=options.on, **more)
-        closed = bool(failures) and are_crossed(configs)
+        closed = KILLED in failures.values() or bool(failures) and are_crossed(configs)
         configs = {key: configs[key] for key in trained}  # what follows finds them trained
     if closed:
         print(f"{options.suite}: {CLOSED}")

@@ -11,6 +11,7 @@ from typing import get_args
 from mvl.cli.parser import TASK
 from mvl.config import PRESETS, DataConfig, ExperimentConfig, PeerConfig, task_data
 from mvl.errors import ConfigError, did_you_mean
+from mvl.files import absolute_source
 from mvl.strict import merged, read_yaml
 
 #: With fewer optimiser steps a person is warned.
@@ -123,10 +124,7 @@ def configuration(options: Namespace) -> ExperimentConfig:
                 f"--block {options.block}: the preset {options.preset or 'vit'} has no language "
                 f"block, so that it would not be used; presets with one are {', '.join(have)}"
             )
-        kind, _, name = options.block.partition(":")
-        if kind in ("path", "gguf"):  # a run is used from other folders, too
-            name = os.path.abspath(os.path.expanduser(name))
-        values["model"]["language"]["source"] = f"{kind}:{name}" if name else options.block
+        values["model"]["language"]["source"] = absolute_source(options.block)
     for text in options.set or ():
         values = merged(values, _setting(text))
     config = ExperimentConfig.from_dict(values)

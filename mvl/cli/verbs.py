@@ -28,7 +28,7 @@ def run(options: Namespace) -> int:
             report(Namespace(place=options.profile, reference=False))
         except MvlError as error:
             print(f"no report: {error}", file=sys.stderr)
-    return 1 if any(outcome.status == "failed" for outcome in outcomes) else 0
+    return 1 if any(outcome.status in ("failed", "incomplete") for outcome in outcomes) else 0
 
 
 def report(options: Namespace) -> None:

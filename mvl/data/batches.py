@@ -19,7 +19,7 @@ from monai import transforms
 from monai.data import get_track_meta, set_track_meta
 from safetensors.torch import load_file
 
-from mvl.config import DataConfig, derive_seed
+from mvl.config import PROTOCOL_VERSION, DataConfig, derive_seed
 from mvl.errors import MvlError
 from mvl.files import write_tensors, writing
 from mvl.locks import acquired
@@ -126,7 +126,7 @@ class BatchStore:
     ) -> None:
         """Take a folder below `root`; the other arguments are those of `training_batches`."""
         versions = torch.__version__, monai.__version__
-        about = json.dumps([asdict(config), batch_size, seed, versions])
+        about = json.dumps([asdict(config), batch_size, seed, versions, PROTOCOL_VERSION])
         digest = hashlib.sha256(about.encode())
         for volume in volumes:
             digest.update(volume["name"].encode())

@@ -61,7 +61,7 @@ def find_run(text: str | Path) -> Path:
         RunError: there is no such run, or there are several.
     """
     path = Path(os.path.expanduser(text))
-    if path.is_dir() or len(path.parts) != 1:
+    if (path / CONFIG).is_file() or len(path.parts) != 1:
         return path
     name, runs = str(text), all_runs()
     named = {folder: run_name(folder) for folder in runs}
@@ -72,6 +72,8 @@ def find_run(text: str | Path) -> Path:
     if found:
         listed = ", ".join(folder.name[:DIGITS] for folder in found[:5])
         raise RunError(f"run {name!r} may be any of {len(found)}: {listed}; give more digits")
+    if path.is_dir():
+        return path  # who reads it says what it lacks
     near = did_you_mean(name, filter(None, named.values()))
     raise RunError(
         f"no run {name!r}: neither a folder, nor a name or first digits of a run below "

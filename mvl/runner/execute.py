@@ -13,14 +13,14 @@ from mvl.errors import ConfigError, MvlError, RunError
 from mvl.files import REPOSITORY, read_json, write_json
 from mvl.locks import locked
 from mvl.machine import GIB, PeakMemory, memory_limit
-from mvl.progress import Progress
+from mvl.progress import INCOMPLETE, Progress
 from mvl.runner.kernels import kernel_in
 from mvl.study.profiles import load_profile
 
 
 @dataclass
 class Outcome:
-    """What became of a notebook: "ok", "unchanged", "failed" or "not run", in which time."""
+    """What became of a notebook: "ok", "unchanged", "incomplete", "failed" or "not run"."""
 
     status: str = "not run"
     seconds: float | None = None
@@ -38,7 +38,8 @@ def run(
 
     Executed copies are written to results/<profile>/notebooks, also of a notebook that fails,
     and a notebook that is unchanged since its copy ended well is skipped, but with `force`. The
-    first failure ends the run: later notebooks build on what earlier ones leave. `only` and
+    first failure ends the run: later notebooks build on what earlier ones leave. One that says
+    what it lacks (`say_incomplete`) is "incomplete", and runs again the next time. `only` and
     `start` are the number or the name of the one notebook, or of the first of several.
 
     Raises:
@@ -59,8 +60,7 @@ def run(
             print(f"{job.name} ...", flush=True)
             started = time.monotonic()
             try:
-                job.execute(outcome)
-                outcome.status = "ok"
+                outcome.status = "ok" if job.execute(outcome) else "incomplete"
             except RunError as error:
                 outcome.status, failure = "failed", error
             outcome.seconds = time.monotonic() - started
@@ -112,8 +112,19 @@ class Job:
         self._code = self._code_hash()
 
     def made_of(self) -> dict[str, str]:
-        """Hashes of what decides the notebook's outputs: code with parameters, and input data."""
-        return {"code": self._code, "inputs": self._inputs_hash()}
+        """Hashes of what decides the notebook's outputs: code with parameters, and input data.
+
+        What shows the runs of earlier notebooks depends on what these were made of, too.
+        """
+        made = {"code": self._code, "inputs": self._inputs_hash()}
+        if any("Exhibits(" in cell.source for cell in self._read().cells):
+            digest = hashlib.sha256()
+            for path in _notebooks(self.root):
+                record = self.record.with_name(f"{path.stem}.done.json")
+                if path.name < self.source.name and record.is_file():
+                    digest.update(record.read_bytes())
+            made["earlier"] = digest.hexdigest()
+        return made
 
     def is_done(self) -> bool:
         """Whether the executed copy ended well and nothing that it was made of has changed."""
@@ -125,7 +136,7 @@ class Job:
     def _code_hash(self):
         """SHA-256 of the notebook, its parameters, the package, and the numbers it may show."""
         files = [self.source, self.root / "profiles" / f"{self.profile['profile']}.yaml"]
-        for folder in ("mvl", "benchmarks", "results/reference"):
+        for folder in ("mvl", "benchmarks", "suites", "results/reference"):
             files += (path for path in (self.root / folder).rglob("*") if path.is_file())
         digest = hashlib.sha256()
         for path in sorted(files):
@@ -176,8 +187,10 @@ class Job:
         notebook.metadata["kernelspec"] = spec
         return notebook
 
-    def execute(self, outcome: Outcome) -> None:
+    def execute(self, outcome: Outcome) -> bool:
         """Run the notebook in its own kernel and print how it goes; `outcome` gets its memory.
+
+        Returns whether it is complete.
 
         Raises:
             RunError: the notebook cannot be read, a cell failed, or the kernel died.
@@ -205,7 +218,7 @@ class Job:
                 PeakMemory(kernel.provisioner.pid) as memory,
             ):
                 outcome.memory = memory
-                papermill.execute_notebook(
+                executed = papermill.execute_notebook(
                     notebook,
                     # papermill replaces names in braces.
                     str(self.copy).replace("{", "{{").replace("}", "}}"),
@@ -229,8 +242,12 @@ class Job:
         except OSError as error:
             reason = error.strerror or error
             raise RunError(f"{self.name}: cannot write {self.copy}: {reason}") from error
+        outputs = (output for cell in executed.cells for output in cell.get("outputs", ()))
+        if any(INCOMPLETE in output.get("metadata", {}) for output in outputs):
+            return False
         # The inputs as they are now: the notebook itself may have downloaded or made them.
         write_json(self.record, self.made_of())
+        return True
 
     def _failure(self, begun, notebook, reason):
         source = begun[-1].source if begun else ""  # a kernel may die before its first cell
@@ -244,10 +261,10 @@ class Job:
 
 def _print_summary(outcomes):
     width = max(len("notebook"), *map(len, outcomes))
-    print(f"\n{'notebook':<{width}}  {'status':<9}  {'seconds':>7}  {'peak memory':>11}")
+    print(f"\n{'notebook':<{width}}  {'status':<10}  {'seconds':>7}  {'peak memory':>11}")
     for name, outcome in outcomes.items():
         ran = outcome.seconds is not None
         seconds = f"{outcome.seconds:.1f}" if ran else "-"
         peak = f"{outcome.memory.bytes / GIB:.2f} GiB" if outcome.memory else "-"
-        print(f"{name:<{width}}  {outcome.status:<9}  {seconds:>7}  {peak:>11}")
+        print(f"{name:<{width}}  {outcome.status:<10}  {seconds:>7}  {peak:>11}")
     print(flush=True, end="")

@@ -62,6 +62,8 @@ def effects(table: pd.DataFrame, metric: str = "dice") -> pd.DataFrame:
     steps = pd.concat(
         [*parts, validated.assign(kind="instead")] if len(whole) else [read], ignore_index=True
     )
+    bases = map(_base, steps["kind"], steps["switch"])
+    steps["switch"] += [f" (after {base})" if base else "" for base in bases]
     columns = ["step", "kind", "difference", "low", "high", "n_subjects", "n_seeds"]
     return steps.rename(columns={"switch": "step"})[columns]
 
@@ -82,12 +84,20 @@ def sentences(table: pd.DataFrame) -> list[str]:
     for row in table.to_dict("records"):
         metric = row["metric"]  # of a split it is a share of something, in words
         metric = METRICS[metric].title if metric in METRICS else metric.capitalize()
-        text = f"`{row['switch']}`{_arm(row)}. {_released(row['switch'])} {metric} "
+        base = _base(row["kind"], row["switch"])
+        text = f"`{row['switch']}`{_arm(row)}" + f" (against `{base}`)" * bool(base)
+        text += f". {_released(row['switch'])} {metric} "
         text += f"{row['before']:.3f} becomes {row['after']:.3f}, {row['difference']:+.3f}"
         if not np.isnan(row["low"]):
             text += f" ({row['interval']}: {row['low']:+.3f} to {row['high']:+.3f})"
         texts.append("Synthetic data: " * bool(row["synthetic"]) + f"{text}; {_size(row)}.")
     return texts
+
+
+def _base(kind, switch):
+    """The arm that a trained step is compared with, where it is not `ours`; otherwise ""."""
+    change = ARMS.get(switch) if kind == "training" else None
+    return "" if change is None or change.against == "ours" else change.against
 
 
 def _released(switch):
@@ -134,7 +144,8 @@ def audit_section(reference: Path = REFERENCE) -> str:
         "two runs of one arm, each with a seed and test cases of its own, whose models learned "
         "from the study's split all the same. For `validation` it resamples the test side: each "
         "seed's validation Dice is taken as it was. With one seed, no interval knows how far two "
-        "seeds of one arm lie apart: see the noise floor above. A difference of 0 from +0.000 to "
+        "seeds of one arm lie apart: see the noise floor in [the first study's tables]"
+        "(../results/reference/README.md). A difference of 0 from +0.000 to "
         "+0.000 is that of one and the same model.",
     ]
     if missing := [f"`{name}`" for name in ARMS if name not in trained | {"ours"}]:

@@ -90,7 +90,13 @@ CHARTS = {
     "lora": Chart("adaptation", _sizes, f"Ranks of LoRA. {_BY_SIZE}", _LORA),
     "adaptation": Chart("adaptation", _means, f"Ways to adapt the block. {_BY_ARM}"),
     "few_shot": Chart("data", _curves, f"Shares of the training subjects. {_BY_EPOCH}", fewest=3),
-    "few_shot_test": Chart("data", _means, f"Shares of the training subjects. {_BY_ARM}", fewest=3),
+    "few_shot_test": Chart(
+        "data",
+        _means,
+        "Shares of the training subjects. Difference in Dice of each arm from the plain vision "
+        "transformer with as many subjects.",
+        fewest=3,
+    ),
     "state_of_the_art": Chart("peers", _means, f"Other architectures. {_BY_ARM}"),
     "size": Chart("size", _means, f"ViTs as large as the one with the block. {_BY_ARM}"),
     "size_of_all": Chart("", _sizes, f"All models of all suites. {_BY_SIZE}"),

@@ -116,7 +116,7 @@ class Exhibits:
         caption = (
             "Foreground of the ten tasks in native space: means ± standard deviation over test "
             "subjects, over tasks where several are averaged. The paper's Dice of a task is of one "
-            "example case."
+            "example case; its grid, and what its ± is over, are unstated."
         )
         if rows["synthetic"].any():
             caption += (

@@ -16,7 +16,7 @@ from mvl.show.sentences import sentence
 from mvl.study import volumes
 from mvl.study.reference import REFERENCE, read_table, study_contrasts
 from mvl.study.stages import SHOWN_STAGES, by_stage
-from mvl.study.statistics import contrasts_table
+from mvl.study.statistics import contrast, contrasts_table
 from mvl.study.suites import SUITES
 from mvl.study.summary import summary_table
 
@@ -116,7 +116,7 @@ def paper_numbers(
         table = table[table["metric"] == metric]
     if task:
         table = table[table["task"] == task]
-    shown = ["model", "version", "task", "metric", "value", "what", "source"]
+    shown = ["model", "version", "task", "metric", "value", "sd", "unit", "what", "source"]
     return table[shown].reset_index(drop=True)
 
 
@@ -150,19 +150,22 @@ def study(suite: str, cases: pd.DataFrame, *pairs: tuple[str, str]) -> None:
     """
     rows = reference_cases(suite)
     if len(rows):
+        missing = [f"`{arm}`" for arm in SUITES[suite] if arm not in set(rows["arm"])]
         show(
             "### The committed reference",
             "The same experiments as the authors of this repository ran them, from "
-            "`results/reference/`.",
+            "`results/reference/`." + f" Not run: {', '.join(missing)}." * bool(missing),
             means(suite, rows),
             figures.arm_differences(rows),
         )
         for arm, against in pairs:
             if {arm, against} <= set(rows["arm"]):
+                row = contrast(rows, arm, against)
+                one = "" if row["n_seeds"] > 1 else " It knows of one training of each arm only."
                 show(
                     f"Subject by subject: above zero `{arm}` is better than `{against}`, below it "
-                    "worse. The band is the 95 % interval of the mean difference; subjects and "
-                    "seeds are resampled.",
+                    "worse. The band is the 95 % interval of the mean difference; "
+                    f"{row['resampled']} are resampled.{one}",
                     figures.paired_differences(rows, arm, against),
                 )
     if len(cases):

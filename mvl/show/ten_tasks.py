@@ -52,6 +52,7 @@ def paper_by_arm() -> pd.DataFrame:
         [
             paper[(paper["model"] == model) & (paper["version"] == version)].assign(arm=arm)
             for arm, (_, model, version) in MODELS.items()
+            if arm != "pretrained"  # which lacks the adapters of the paper's version 3
         ],
         ignore_index=True,
     )
@@ -97,7 +98,8 @@ def _paper_rows():
         row = {"task": "mean of 10 tasks", "data": "the paper", "arm": f"{model} ({version})"}
         for number in numbers.itertuples():
             spread = "" if pd.isna(number.sd) else f" ± {number.sd:g}"
-            row[METRICS[number.metric].heading] = f"{number.value:g}{spread}"
+            unit = " (unit unstated)" * (number.unit == "unstated")
+            row[METRICS[number.metric].heading] = f"{number.value:g}{spread}{unit}"
         rows.append(row)
     return rows
 

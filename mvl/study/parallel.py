@@ -37,6 +37,10 @@ PATIENCE_S = 120
 ANSWER_S = 10
 
 
+#: The failure of all cells that are not trained when one process of several dies.
+KILLED = "a process was killed, perhaps for its memory; run the command again"
+
+
 def fit_at_once(
     configs: Cells,
     runs: Path,
@@ -107,12 +111,13 @@ def _in_processes(tasks: dict, jobs: int) -> Iterator[tuple]:
             for ended in as_completed(pending):
                 error = ended.exception()
                 if isinstance(error, BrokenExecutor):
-                    why = "a process was killed, perhaps for its memory; run the command again"
+                    why = KILLED
                 elif error:  # a defect of one cell is no reason to lose the others
                     why = in_words(error)
                 yield pending[ended], *((None, why) if error else ended.result())
-        except BaseException:  # such as Ctrl-C: what has not begun shall not begin
-            pool.shutdown(wait=False, cancel_futures=True)
+        except BaseException:  # such as Ctrl-C: each run can go on from its last epoch
+            for worker in multiprocessing.active_children():
+                worker.terminate()
             raise
 
 

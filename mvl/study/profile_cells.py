@@ -9,6 +9,7 @@ import pandas as pd
 from mvl.config import ExperimentConfig
 from mvl.experiment.block_use import use_row
 from mvl.experiment.run import Run, results_folder
+from mvl.progress import say_incomplete
 from mvl.study.cells import run_suite, trained_cells
 from mvl.study.runs import data_of
 from mvl.study.stages import stage_auroc, with_metrics
@@ -24,6 +25,8 @@ def train_arms(
         parameters: the profile's, or a notebook's `globals()`.
         arms: names; if None, those of a parameter such as `language_arms`, or all without one.
 
+    An arm that fails is told, and the others go on.
+
     Returns:
         The cells, and the table of their test cases, which is empty if no arm is chosen.
     """
@@ -34,7 +37,9 @@ def train_arms(
         given = (parameters["seeds"], parameters["block"], parameters["epochs"], arms)
         configs = suite_configs(suite, data, *given, root=root)
     runs = results_folder(parameters["profile"]) / "runs"
-    return configs, run_suite(suite, configs, runs, root)[0]
+    cases, failures = run_suite(suite, configs, runs, root)
+    say_incomplete([f"{arm}, seed {seed}: {why}" for (arm, seed), why in failures.items()])
+    return configs, cases
 
 
 def _runs(configs, parameters, root):

@@ -1,7 +1,6 @@
 """Profiles: the parameters of the notebooks, by purpose."""
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,7 +9,7 @@ from pydantic import Field
 from mvl.config import DataConfig, task_data
 from mvl.data.tasks import TASKS
 from mvl.errors import ConfigError
-from mvl.files import REPOSITORY
+from mvl.files import REPOSITORY, absolute_source
 from mvl.strict import Axis, Count, Whole, from_yaml, strict
 
 _Grid = Annotated[list[Axis], Field(min_length=3, max_length=3)]
@@ -58,18 +57,8 @@ def load_profile(name: str, root: Path | str = REPOSITORY) -> dict[str, Any]:
     profile = from_yaml(Profile, path)
     if profile.profile != name:
         raise ConfigError(f"{path}: profile must be {name}, as the file is called")
-    return dataclasses.asdict(profile) | {"block": _absolute(profile.block, Path(root))}
-
-
-def _absolute(source: str, root: Path) -> str:
-    """A source of a language block; a file or folder is named from the repository's root on.
-
-    Kernels run in notebooks/, where a relative name would be another one.
-    """
-    kind, _, name = source.partition(":")
-    if kind == "path" or kind == "random" and not name.lstrip().startswith("{"):
-        return f"{kind}:{root / Path(os.path.expanduser(name))}"
-    return source
+    # Kernels run in notebooks/, where a relative name would be another one.
+    return dataclasses.asdict(profile) | {"block": absolute_source(profile.block, root)}
 
 
 def data_of(task: str, parameters: dict[str, Any]) -> DataConfig:

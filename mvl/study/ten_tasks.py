@@ -15,6 +15,7 @@ from mvl.config import DataConfig
 from mvl.data.obtain import obtain
 from mvl.data.tasks import TASKS
 from mvl.errors import MvlError
+from mvl.progress import say_incomplete
 from mvl.study.cells import run_suite
 from mvl.study.runs import Source, data_of, part_of, rows_of_tasks
 from mvl.study.suites import suite_configs
@@ -73,7 +74,7 @@ def run(parameters: dict, results: Path, show: bool = True) -> pd.DataFrame:
     Returns:
         One row per task of the ten: task, and what its data is or why it was not run.
     """
-    settings, rows = settings_of(parameters), []
+    settings, rows, reasons = settings_of(parameters), [], []
     for task in TASKS:
         setting, what = settings[task], "not run by this profile"
         if task in parameters["tasks"]:
@@ -87,10 +88,13 @@ def run(parameters: dict, results: Path, show: bool = True) -> pd.DataFrame:
                     *("presets", setting.data, parameters["seeds"], parameters["block"]),
                     *(parameters["epochs"], parameters["tasks_arms"]),
                 )
-                run_suite("presets", configs, results / "runs", root, show)
+                _, failures = run_suite("presets", configs, results / "runs", root, show)
+                reasons += [f"{task}, {arm}: {why}" for (arm, _), why in failures.items()]
             except MvlError as error:
                 what = f"not run: {error}"
+                reasons.append(f"{task}: {error}")
         rows.append({"task": task, "data": what})
+    say_incomplete(reasons)
     return pd.DataFrame(rows)
 
 

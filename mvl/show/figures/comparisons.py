@@ -35,7 +35,7 @@ from mvl.study.summary import by_part
 
 #: Kind of an effect in `protocol_effects` -> its colour, and what a legend says of it.
 _EFFECTS = {
-    "training": (BLUE, "trained with it alone"),
+    "training": (BLUE, "trained with it"),
     "together": (BLACK, "trained with all of them"),
     "measurement": (ORANGE, "read so, after those above"),
     "instead": (PURPLE, "validation reported instead"),
@@ -123,6 +123,7 @@ def arm_differences(cases: DataFrame) -> Figure:
         against = f"{name_of_arm(without_share(first)[0])} with as many subjects"
     axes.set_xlabel("difference in Dice")
     what = f"Difference in Dice from {against}\nAfter each name: its mean Dice"
+    what += marks.of_common_seeds(cases)
     marks.headline(figure, what, cases)
     marks.legend_below(figure, handles, 2)
     return figure

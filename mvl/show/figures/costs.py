@@ -74,7 +74,8 @@ def size_against_dice(cases: DataFrame, runs: DataFrame) -> Figure:
     sizes.set_xlabel("weights, log scale")
     first = cases["arm"].iloc[0]
     gains.set_xlabel(f"difference in Dice from {marks.with_mean(cases, first)}")
-    marks.headline(figure, "Weights and Dice (mean after each name), by size", cases)
+    what = "Weights and Dice (mean after each name), by size" + marks.of_common_seeds(cases)
+    marks.headline(figure, what, cases)
     whole = marks.legend_dot("all weights")
     ring = marks.legend_dot("trained ones", GREY, markerfacecolor="white")
     marks.legend_below(figure, [whole, ring, *marks.legend_of_differences()], 4)

@@ -125,6 +125,12 @@ def about(cases: DataFrame) -> str:
     return text + (f"; block: {', '.join(names)}" if names else "; no language block")
 
 
+def of_common_seeds(cases: DataFrame) -> str:
+    """A line of a headline, where arms have different seeds: which of them a difference uses."""
+    seeds = {tuple(sorted(group)) for _, group in cases.groupby("arm")["seed"].unique().items()}
+    return "\nDifferences: of the seeds that both arms have" * (len(seeds) > 1)
+
+
 def with_mean(cases: DataFrame, arm: str) -> str:
     """An arm's name with its mean Dice over subjects and seeds."""
     rows = cases[cases["arm"] == arm].groupby(["seed", "subject"])["dice"].mean()

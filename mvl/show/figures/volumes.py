@@ -18,6 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from nibabel.orientations import apply_orientation, io_orientation
 
+from mvl.data.convert import RELEASES
 from mvl.data.tasks import TASKS
 from mvl.show.figures import style
 from mvl.show.figures.style import (
@@ -369,8 +370,12 @@ def voxel_legend(figure: Figure, views: Sequence[View], side: str = "left") -> N
 
 
 def voxel_note(figure: Figure, task: Task) -> None:
-    """Say where voxels come from, if they are synthetic or the decathlon's."""
+    """Say where voxels come from, if they are synthetic or of a public data set."""
     style.note_synthetic(figure, task.synthetic)
-    if task.name in TASKS and not task.synthetic:
-        text = f"{task.name.replace('_', ' ')}. {ATTRIBUTION}"
+    sources = {
+        release.task: f"{release.reference}. {release.licence}" for release in RELEASES.values()
+    }
+    sources |= dict.fromkeys(TASKS, ATTRIBUTION)
+    if task.name in sources and not task.synthetic:
+        text = f"{task.name.replace('_', ' ')}. {sources[task.name]}"
         figure.supxlabel(text, fontsize=6, color=GREY, x=0.99, ha="right")

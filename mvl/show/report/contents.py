@@ -75,7 +75,7 @@ def notebooks_of(profile: str, outdated: dict[str, str], root: Path) -> list[Not
             state, reason = "failed", page.failure
         elif page and not copy.with_name(f"{path.stem}.done.json").is_file():
             state = "unfinished"
-            reason = "did not run to its end: it is running, was stopped, or its kernel died"
+            reason = "not complete: it says why, is running, was stopped, or its kernel died"
         elif page and path.stem in outdated:
             state, reason = "outdated", outdated[path.stem]
         notebooks.append(Notebook(path.stem, state, reason, page))
