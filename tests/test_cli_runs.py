@@ -75,6 +75,9 @@ def test_a_run_is_found_by_name_and_by_first_digits(results, phantom, capsys):
     folder = find_run("net")
     assert folder.parent == results / "runs" and find_run(folder.name[:6]) == folder
     assert find_run(str(folder)) == folder
+    Path("net").mkdir()  # another folder of that name, such as one of segmentations
+    assert find_run("net") == folder
+    Path("net").rmdir()
     with pytest.raises(RunError, match="did you mean first"):
         find_run("fir5t")
     image = next((phantom / "Task04_Hippocampus" / "imagesTr").glob("*.nii.gz"))

@@ -7,7 +7,16 @@ import pandas as pd
 import pytest
 
 from mvl.errors import MvlError
-from mvl.files import read_json, read_table, staging, write_json, write_table, write_text, written
+from mvl.files import (
+    absolute_source,
+    read_json,
+    read_table,
+    staging,
+    write_json,
+    write_table,
+    write_text,
+    written,
+)
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -18,6 +27,23 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
         raise ZeroDivisionError
     assert read_json(path) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["value.json"]
+
+
+@pytest.mark.parametrize(
+    ("source", "whole"),
+    [
+        ("path:models/a", "path:/root/models/a"),
+        ("gguf:a.gguf", "gguf:/root/a.gguf"),
+        ("gguf:/b/a.gguf", "gguf:/b/a.gguf"),
+        ("random:config.json", "random:/root/config.json"),
+        ('random:{"a": 1}', 'random:{"a": 1}'),
+        ("hub:owner/name", "hub:owner/name"),
+        ("package:a", "package:a"),
+        (None, None),
+    ],
+)
+def test_a_source_that_names_a_file_gets_its_whole_path(source, whole):
+    assert absolute_source(source, "/root") == whole
 
 
 @pytest.mark.parametrize("name", ["table.csv", "table.csv.gz"])

@@ -29,5 +29,6 @@ from mvl.study.reference import BEST
 __all__ = [
     "ARMS", "BEST", "COLUMNS", "COMMITTED", "DRAWS", "READINGS", "SWITCHES", "AuditConfig",
     "AuditedConfig", "Change", "Switch", "audit_configs", "described", "in_loaders_order",
-    "measurement_rows", "read_cases", "reference_table", "split_rows", "switches_table", "training_rows", "write_audit",
+    "measurement_rows", "read_cases", "reference_table", "split_rows", "switches_table",
+    "training_rows", "write_audit",
 ]  # fmt: skip

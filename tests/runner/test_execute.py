@@ -205,6 +205,32 @@ def test_code_that_is_changed_meanwhile_makes_the_later_notebooks_run_again(repo
         assert repository.outcomes["01_b"].status == status
 
 
+def test_what_says_that_it_is_incomplete_runs_again(repository):
+    lacking = repository.root / "lacking"
+    lacking.touch()
+    cell = "from pathlib import Path\nfrom mvl.progress import say_incomplete\n"
+    cell += f"say_incomplete(['no disk'] * Path({str(lacking)!r}).exists())"
+    repository.notebook("00_a", cell)
+    repository.notebook("01_b", repository.logs("'goes on'"))
+    for status in ("incomplete", "incomplete"):
+        repository.run()
+        assert repository.outcomes["00_a"].status == status
+    assert repository.logged() == ["goes on"] and "no disk" in str(repository.outputs("00_a"))
+    lacking.unlink()
+    for status in ("ok", "unchanged"):
+        repository.run()
+        assert repository.outcomes["00_a"].status == status
+
+
+def test_what_shows_earlier_runs_runs_again_after_them(repository):
+    repository.notebook("00_a", "x = 1")
+    repository.notebook("01_b", f"class Exhibits(dict): pass\n{repository.logs(repr('shown'))}")
+    repository.run(only="01")
+    repository.run()  # the first time that 00 runs
+    assert repository.logged() == ["shown"] * 2
+    assert repository.run() == 0 and len(repository.logged()) == 2
+
+
 def test_a_figure_is_a_picture_in_the_executed_copy(repository, monkeypatch):
     monkeypatch.setattr("mvl.runner.kernels.PRELOADED", ["matplotlib.pyplot"])
     repository.notebook("00_a", "import matplotlib.pyplot as plt\nplt.subplots()[0]")

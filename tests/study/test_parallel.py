@@ -1,5 +1,6 @@
 """Many cells at once: the numbers of one process, whatever dies on the way."""
 
+import multiprocessing
 import socket
 import sys
 import threading
@@ -50,6 +51,19 @@ def test_an_address_is_checked_before_anything_waits_for_it(tmp_path):
         taken.bind(("127.0.0.1", 0))
         with pytest.raises(ConfigError, match="answers at 127.0.0.1"):
             fit_at_once({}, tmp_path, on=f"127.0.0.1:{taken.getsockname()[1]}")
+
+
+def test_an_interrupted_call_ends_its_processes(tiny, phantom, tmp_path, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    endless = tiny(training={"epochs": 100_000})
+    configs = {("wild", 0): hopeless(tiny()), ("endless", 0): endless}
+    configs |= {("endless", seed): replace(endless, seed=seed) for seed in (1, 2, 3)}
+    monkeypatch.setattr("builtins.print", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        fit_at_once(configs, tmp_path, phantom, jobs=2)
+    assert not multiprocessing.active_children() and not list(tmp_path.glob("*/trained.json"))
 
 
 def test_a_task_waits_for_a_lock_that_goes(tiny, phantom, tmp_path):
