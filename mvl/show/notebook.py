@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import Image, Markdown, display
 
+from mvl.data.nifti import read_label, read_volume
 from mvl.experiment.block_use import USED
 from mvl.files import REPOSITORY, read_json
 from mvl.show import figures, tables
@@ -69,7 +70,8 @@ def live_curves(arm: str, epochs: int, synthetic: bool) -> Callable[[list], None
 
 def view_of_case(case) -> figures.View:
     """A labelled `Case` as its files have it."""
-    return figures.View(**volumes.case_volume(case), title=case.name)
+    image, header = read_volume(case.image)
+    return figures.View(image, header.affine, read_label(case.label)[0] > 0, title=case.name)
 
 
 def view_of(model, case, caption: str, title: str = "") -> figures.View:
@@ -78,12 +80,17 @@ def view_of(model, case, caption: str, title: str = "") -> figures.View:
     `title` says what the case is, such as "worst"; its name is added.
     """
     title = f"{title}: {case.name}" if title else case.name
-    return figures.View(**volumes.predicted_volume(model, case), title=title, caption=caption)
+    image, header = read_volume(case.image)
+    truth = np.isin(read_label(case.label)[0], list(model.task.labels))
+    prediction = model.segment(case).any(0).numpy()
+    return figures.View(image, header.affine, truth, prediction, title=title, caption=caption)
 
 
 def view_of_volume(volume: dict, title: str, like: dict | None = None) -> figures.View:
     """A volume as `Preparation.load` gives it, or one with the affine of `like`."""
-    return figures.View(**volumes.prepared_volume(volume, like), title=title)
+    image, label = (np.asarray(volume[key])[0] for key in ("image", "label"))
+    affine = np.asarray((like or volume)["image"].affine)
+    return figures.View(image, affine, label > 0, title=title)
 
 
 def activation_row(model, case, caption: str = "") -> dict[str, figures.View]:

@@ -8,7 +8,6 @@ import nibabel
 import numpy as np
 
 from mvl import config
-from mvl.data.nifti import read_label, read_volume
 from mvl.data.obtain import obtained
 from mvl.data.task_data import TaskData, open_task
 from mvl.data.task_folder import Case
@@ -22,32 +21,6 @@ from mvl.study.stages import SHOWN_STAGES, image_voxels, stage_auroc
 from mvl.study.ten_tasks import settings_of
 
 
-def case_volume(case: Case) -> dict[str, np.ndarray]:
-    """A labelled case on its file's grid: image, affine, truth (bool)."""
-    image, header = read_volume(case.image)
-    return {"image": image, "affine": header.affine, "truth": read_label(case.label)[0] > 0}
-
-
-def predicted_volume(model: Run | Predictor, case: Case) -> dict[str, np.ndarray]:
-    """A labelled case on its file's grid: image, affine, truth and prediction (bool)."""
-    image, header = read_volume(case.image)
-    return {
-        "image": image,
-        "affine": header.affine,
-        "truth": np.isin(read_label(case.label)[0], list(model.task.labels)),
-        "prediction": model.segment(case).any(0).numpy(),
-    }
-
-
-def prepared_volume(volume: dict, like: dict | None = None) -> dict[str, np.ndarray]:
-    """What `Preparation.load` gives, or a volume on the grid of `like`: image, affine, truth."""
-    return {
-        "image": np.asarray(volume["image"])[0],
-        "affine": np.asarray((like or volume)["image"].affine),
-        "truth": np.asarray(volume["label"])[0] > 0,
-    }
-
-
 def token_maps(
     model: Run | Predictor, case: Case
 ) -> tuple[dict[str, np.ndarray], dict[str, tuple[np.ndarray, float]]]:
@@ -59,15 +32,16 @@ def token_maps(
     """
     network = model.model
     volume = model.preparation.load([case], progress=False)[0]
-    shown, tensor = prepared_volume(volume), volume["image"].as_tensor()
+    tensor = volume["image"].as_tensor()
     aurocs = stage_auroc(network, [case], model.preparation, show=False).iloc[0]
     inside = np.argwhere(image_voxels(volume["image"]).numpy())
     first, last = inside.min(0), inside.max(0)
     box = tuple(slice(low, high + 1) for low, high in zip(first, last, strict=True))
+    corner = nibabel.affines.from_matvec(np.eye(3), first)
     shown = {
-        "image": shown["image"][box],
-        "affine": shown["affine"] @ nibabel.affines.from_matvec(np.eye(3), first),
-        "truth": shown["truth"][box],
+        "image": np.asarray(volume["image"])[0][box],
+        "affine": np.asarray(volume["image"].affine) @ corner,
+        "truth": np.asarray(volume["label"])[0][box] > 0,
     }
     device, grid = next(network.parameters()).device, tuple(tensor.shape[1:])
     stages = activations(network, tensor[None].to(device))
