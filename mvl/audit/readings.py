@@ -11,7 +11,7 @@ from mvl.config import PROTOCOL_VERSION, derive_seed
 from mvl.data.nifti import read_label
 from mvl.data.task_folder import Case
 from mvl.data.tasks import Task
-from mvl.experiment.inference import Predictor
+from mvl.experiment.inference import Predictor, infer
 from mvl.experiment.metrics import segmentation_metrics
 from mvl.progress import track
 
@@ -36,11 +36,10 @@ def read_cases(predictor: Predictor, cases: list[Case], show: bool = True) -> pd
     """
     model, preparation = predictor.model.eval(), predictor.preparation
     rows, volumes = [], preparation.load(cases, show)
-    device = next(model.parameters()).device
     for start in track(range(0, len(cases), BATCH), "reading", "batch", show):
         batch, predictions, labels = slice(start, start + BATCH), [], []
         for case, volume in zip(cases[batch], volumes[batch], strict=True):
-            logits = model(volume["image"].as_tensor()[None].to(device))[0].float().cpu()
+            logits = infer(model, volume["image"].as_tensor()[None])[0].cpu()
             logits = preparation.to_native(logits, volume["image"])  # (1, H', W', D')
             values, header = read_label(case.label)
             truth = values > 0

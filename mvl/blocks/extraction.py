@@ -37,6 +37,11 @@ def open_block(config: LanguageConfig) -> tuple[Checkpoint, Architecture]:
         )
     if config.rotary:
         checkpoint.check_rotary()
+        if path_of(config.source) and original(config).source.startswith("gguf:"):
+            raise BlockError(
+                f"{config.source} was copied from a GGUF file, and does not tell whether its "
+                "rotary embedding is scaled; set rotary to false, or name the GGUF file"
+            )
     return checkpoint, architecture
 
 

@@ -18,6 +18,7 @@ from mvl.blocks.extraction import open_block
 from mvl.blocks.frozen_block import FrozenBlock, weighted_layers
 from mvl.config import LanguageConfig
 from mvl.draws import drawn_by
+from mvl.errors import BlockError
 
 #: Added to the mean square under the root of `unit_norm`; Llama 3's own value.
 UNIT_NORM_EPS = 1e-5
@@ -83,6 +84,11 @@ def build_language(config: LanguageConfig, width: int, seed: int) -> LanguagePar
             does not exist; rotary asked of a family that has none.
     """
     checkpoint, architecture = open_block(config)
+    if config.start == "identity" and width > architecture.width:
+        raise BlockError(
+            f"a start as the identity needs a block that is as wide as a token: {config.source} has "
+            f"{architecture.width}, a token {width}"
+        )
     with drawn_by(seed, "language.d1"):
         d1 = nn.Linear(width, architecture.width)
     with drawn_by(seed, "language.d2"):

@@ -38,6 +38,10 @@ def _status(arguments):
         sys.stdout.reconfigure(errors="backslashreplace")  # the name of a file need not be text
     module, _, verb = options.call.partition(".")
     try:
+        if device := getattr(options, "device", None):
+            from mvl.cli.train import use_device
+
+            use_device(device)
         return getattr(importlib.import_module(f"mvl.cli.{module}"), verb)(options) or 0
     except MvlError as error:
         return _fault(_by_option(str(error), options))

@@ -106,8 +106,7 @@ def _train_verb(top):
     length.add_argument("--steps", type=int, metavar="N", help=text)
     plan.add_argument("--learning-rate", type=float, metavar="X", help="default: the preset's")
     plan.add_argument("--batch-size", type=int, metavar="N", help="cases per step; default: 4")
-    text = "cpu, cuda or cuda:N (default: a GPU where there is one)"
-    plan.add_argument("--device", metavar="NAME", help=text)
+    _device_option(plan)
     _track_option(plan)
     where = train.add_argument_group("where it goes")
     where.add_argument("--name", metavar="NAME", help="what to call the run (default: no name)")
@@ -129,11 +128,17 @@ def _train_verb(top):
     sides.add_argument("--fold", type=int, metavar="K", help=text)
 
 
+def _device_option(verb):
+    text = "cpu, cuda or cuda:N (default: a GPU where there is one)"
+    verb.add_argument("--device", metavar="NAME", help=text)
+
+
 def _run_verbs(top):
     text = "open the test set for a trained run"
     evaluate = _verb(top, "evaluate", "runs.evaluate", text, "my-unet")
     evaluate.add_argument("run", metavar="RUN", help=_RUN)
     _data_options(evaluate)
+    _device_option(evaluate)
 
     text = "segment images with a trained model"
     examples = (
@@ -149,6 +154,7 @@ def _run_verbs(top):
     predict.add_argument("-o", "--output", **out, help="for a folder, a folder")
     text = "segment what is unlike the training images, too"
     predict.add_argument("--anyway", action="store_true", help=text)
+    _device_option(predict)
 
     runs = _group(top, "runs", "trained runs: list, show, compare")
     _verb(runs, "list", "runs.runs_list", "every run below results/")
@@ -220,8 +226,8 @@ def _suite_verbs(suite):
     text = "whose Dice (default: %(default)s)"
     use.add_argument("--side", choices=sides, default="validation", help=text)
     rates = {"type": float, "nargs": "+", "metavar": "X"}
-    for verb in (tune, use):
-        text = "learning rates (default: the study's three)"
+    for verb, default in ((tune, "the study's three"), (use, "the arm's")):
+        text = f"learning rates (default: {default})"
         verb.add_argument("--rates", **rates, help=text)
         text = "of the mappers, in multiples of it (default: the arm's)"
         verb.add_argument("--mapper-rates", **rates, help=text)

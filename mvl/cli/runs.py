@@ -22,7 +22,7 @@ from mvl.experiment import catalogue
 from mvl.experiment import run as experiments
 from mvl.experiment.catalogue import find_run, label
 from mvl.experiment.files import CASES, ENVIRONMENT, FAILED, SPLIT, TASK, TRAINED
-from mvl.experiment.identity import facts_changed
+from mvl.experiment.identity import facts_changed, read_identity
 from mvl.experiment.metrics import METRICS
 from mvl.experiment.prediction import predict_file, predict_folder
 from mvl.files import read_json, read_table
@@ -152,6 +152,8 @@ def runs_compare(options: Namespace) -> None:
         raise RunError(f"{names[0]} are {len(sides[0])} runs, {names[1]} {len(sides[1])}: no pairs")
     if set(sides[0]) & set(sides[1]):
         raise RunError("a run cannot be compared with itself; name two")
+    for pair in zip(*sides, strict=True):
+        _require_one_truth(*pair)
     tables = []
     for name, folders in zip(names, sides, strict=True):
         for number, folder in enumerate(folders):
@@ -160,6 +162,9 @@ def runs_compare(options: Namespace) -> None:
             tables.append(experiments.collect(folder, "runs", name).assign(seed=number))
     cases = pd.concat(tables, ignore_index=True)
     for structure, group in cases.groupby("structure", sort=False):
+        if group["arm"].nunique() < 2:
+            print(f"{structure}: measured of {group['arm'].iloc[0]} alone")
+            continue
         row, verdict = _difference(group, names, len(sides[0]))
         means = group.groupby(["arm", "subject"])["dice"].mean().groupby("arm").mean()
         print(
@@ -168,6 +173,21 @@ def runs_compare(options: Namespace) -> None:
         )
         apart = f"{row['difference']:+.4f} (95 % interval {interval(row)})"
         print(f"    {names[0]} minus {names[1]}: {apart}\n    {verdict}")
+
+
+def _require_one_truth(a, b):
+    """Refuse runs whose test cases or labels have changed from one to the other."""
+    one, other = map(read_identity, (a, b))
+    tested = set(one["split"]["test"]) & set(other["split"]["test"])
+    changed = sorted(case for case in tested if one["voxels"][case] != other["voxels"][case])
+    facts = [identity["facts"] for identity in (one, other)]
+    for name in ("labels", "ignore", "healthy", "regions", "tolerance_mm"):
+        changed += [name] * (facts[0].get(name) != facts[1].get(name))
+    if changed:
+        raise RunError(
+            f"{label(a)} and {label(b)} were tested on two states of the task, which differ in "
+            f"{', '.join(changed[:5])}; train and test both on one"
+        )
 
 
 def _difference(cases, names, trainings):

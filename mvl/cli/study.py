@@ -126,7 +126,8 @@ def _print_from_one(table):
 
 
 def suite_use(options: Namespace) -> None:
-    configs, where = _rated_cells(options)
+    rated = options.rates or options.mapper_rates
+    configs, where = _rated_cells(options) if rated else _suite_cells(options)
     rows = []
     for arm, seed, data, folder in trained_cells(configs, **where):
         config, row = configs[arm, seed], {"arm": arm, "seed": seed, "fingerprint": folder.name}
@@ -212,7 +213,10 @@ def _studys_data(options):
 
 def reference(options: Namespace) -> None:
     data, runs = _studys_data(options), _results(options) / "runs"
-    print("\n".join(crossed.update_crossed(runs, options.root)))
+    if unknown := [suite for suite in options.suites if suite not in SUITES]:
+        raise ConfigError(f"no suite {unknown[0]!r}; there are {', '.join(SUITES)}")
+    asked = [suite for suite in crossed.PUBLISHED if suite in (options.suites or crossed.PUBLISHED)]
+    print("\n".join(crossed.update_crossed(runs, options.root, asked)))
     number = references.update_reference(data, runs, options.root, options.suites)
     write_pages()
     refresh_results()

@@ -21,7 +21,6 @@ ARCHITECTURES = get_args(PeerConfig.__dataclass_fields__["architecture"].type)
 
 
 def train(options: Namespace) -> None:
-    _use_device(options.device)
     config = configuration(options)
 
     # After the options' own faults: these take seconds to import.
@@ -78,10 +77,12 @@ def _require_free(name, folder):
         raise ConfigError(f"--name {name} is the name of {taken[0]}; choose another")
 
 
-def _use_device(name):
-    """Let PyTorch see that device alone."""
-    if name is None:
-        return
+def use_device(name: str) -> None:
+    """Let PyTorch see that device alone; before it is first used.
+
+    Raises:
+        ConfigError: PyTorch does not find it.
+    """
     if not (match := re.fullmatch(r"cpu|cuda(?::(\d+))?", name)):
         raise ConfigError(f"--device {name}: it is cpu, cuda, or cuda:N for one of several GPUs")
     if name != "cuda":
@@ -114,7 +115,10 @@ def configuration(options: Namespace) -> ExperimentConfig:
     values = merged(values, given)
     plan = {name: getattr(options, name) for name in ("epochs", "batch_size", "learning_rate")}
     plan = {name: value for name, value in plan.items() if value is not None}
-    values = merged(values, {"data": data_options(options), "training": plan})
+    changed = data_options(options)
+    if not options.splits and isinstance(stored, dict) and stored.get("splits"):
+        changed.pop("testing", None)  # the split that the file has says it
+    values = merged(values, {"data": changed, "training": plan})
     if options.seed is not None:
         values["seed"] = options.seed
     if options.block:

@@ -157,8 +157,8 @@ def windows_of(task: Task, config: DataConfig) -> list[tuple[float, float] | Non
     if config.intensities != "modality":
         return [None] * len(channels)
     # Where no channel's name says CT, the task's window is for all of them.
-    ct = [is_ct(channel) for channel in channels]
-    return [task.window_hu if this or not any(ct) else None for this in ct]
+    ct = [is_ct(channel) for channel in task.channels]
+    return [task.window_hu if this or not any(ct) else None for this in ct[: len(channels)]]
 
 
 def training_domain(

@@ -200,6 +200,15 @@ def read_task(folder: str | Path, description: dict | None = None) -> Task:
         raise DataError(f"{path}: 'synthetic' must be true or false")
     name = folder_name(folder)
     task = (TASKS | CONVERTED).get(name) or _users_task(path, name, channels, description)
+    for key in ("tolerance_mm", "window_hu") if name in TASKS | CONVERTED else ():
+        known = getattr(task, key)
+        if key in description and description[key] != (
+            list(known) if key == "window_hu" else known
+        ):
+            raise DataError(
+                f"{path}: {key} {description[key]} is not used in a folder called {name}, which "
+                f"has {known}; rename the folder, or take {key} out"
+            )
     assumptions, regions = [*task.assumptions], task.regions
     if ignore is not None:
         assumptions.append(f"label {ignore} is called ignore: its voxels count nowhere")
@@ -245,9 +254,25 @@ def _users_task(path, name, channels, description):
     return Task(name, modality, channels, {}, tolerance, **assumed)
 
 
+def other_side(labels: dict[int, str]) -> dict[int, int]:
+    """{label value: that of the same structure on the other side of the body}, where both are."""
+    turned = {"left": "right", "right": "left"}
+    value_of = {name.casefold(): value for value, name in labels.items()}
+    sides = {}
+    for name, value in value_of.items():
+        other = re.sub(r"(?<![a-z])(left|right)(?![a-z])", lambda side: turned[side[0]], name)
+        if other != name and other in value_of:
+            sides[value] = value_of[other]
+    return sides
+
+
 def is_ct(channel: str) -> bool:
-    """Whether a channel's name says CT: CT, CTA, CBCT or in full; "structural" does not."""
-    return bool(re.search(r"(?<![A-Z])(CB)?CTA?(?![A-Z])|COMPUT\w+ TOMOGRAPHY", channel.upper()))
+    """Whether a channel's name says CT: CT, CTA, CBCT, NCCT or in full; "structural" does not."""
+    return bool(
+        re.search(
+            r"(?<![A-Z])(CB|CE|HR|LD|MD|NC)?CTA?(?![A-Z])|COMPUT\w+ TOMOGRAPHY", channel.upper()
+        )
+    )
 
 
 def _is_finite(value):

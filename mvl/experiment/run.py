@@ -10,16 +10,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
-from monai.data import MetaTensor
 
 from mvl.blocks.extraction import block_reference, original
 from mvl.config import PROTOCOL_VERSION, ExperimentConfig, fingerprint
 from mvl.data.coverage import coverage_notes, grid_coverage, lost_on_grid, require_coverage
-from mvl.data.domain import TrainingDomain, training_domain
+from mvl.data.domain import TrainingDomain
 from mvl.data.preparation import Preparation, classes_of
 from mvl.data.splits import Split
 from mvl.data.task_data import TaskData
-from mvl.data.tasks import Task
+from mvl.data.tasks import Task, other_side
 from mvl.errors import ConfigError, DataError, MvlError, RunError, in_words, out_of_memory
 from mvl.experiment.environment import environment, joined
 from mvl.experiment.evaluation import evaluate, false_positives
@@ -50,9 +49,10 @@ from mvl.experiment.identity import (
 )
 from mvl.experiment.inference import Predictor, structures_of
 from mvl.experiment.metrics import METRICS
+from mvl.experiment.mirrored import measured_domain
 from mvl.experiment.procedure import procedure_of
 from mvl.experiment.state import load_weights
-from mvl.experiment.training import agreed, processes, train, validate
+from mvl.experiment.training import agreed, processes, train
 from mvl.files import REPOSITORY, read_json, read_table, sha256_of, write_json, write_table
 from mvl.locks import locked
 from mvl.models.folder import load_model
@@ -108,9 +108,15 @@ def fit(
     those of `training.train`.
 
     Raises:
+        ConfigError: labels of two sides of the body, and `DataConfig.flips`.
         RunError: training failed, or another process is training this run.
         BlockError: the language block cannot be found, read or trusted.
     """
+    if config.data.flips and config.data.target == "labels" and other_side(data.task.labels):
+        raise ConfigError(
+            "mirrored training cases (flips) would exchange left and right structures: leave flips "
+            "out, or choose the target foreground"
+        )
     folder = run_folder(config, data, runs)
     main = processes().is_main_process
     if show and main:
@@ -134,9 +140,13 @@ def fit(
                 if main:
                     with contextlib.suppress(MvlError):  # on a full disk the first fault counts
                         write_json(folder / FAILED, {"reason": in_words(fault)})
-                if fault is error:
-                    raise
-                raise fault from error
+                try:
+                    if fault is error:
+                        raise
+                    raise fault from error
+                finally:
+                    # This frame and the exception would keep each other, and so all volumes.
+                    del fault, reason
         if main:
             (folder / STATE).unlink(missing_ok=True)
     return folder
@@ -184,7 +194,7 @@ def _fit(config, data, folder, show, on_epoch, track):
     seconds = train(model, volumes, validation, config, folder, show, on_epoch, track)
     agreed(None)  # the main process has written the best weights
     load_weights(model, folder / WEIGHTS)
-    domain = _measured_domain(model, data, preparation, validation)
+    domain = measured_domain(model, data, preparation, validation)
     if not processes().is_main_process:
         return
     write_json(folder / DOMAIN, dataclasses.asdict(domain))
@@ -211,21 +221,6 @@ def _report_coverage(sides, config, task, folder, show):
         write_table(folder / LOST, lost)
     for line in coverage_notes(coverage, names, config.data) if show else ():
         print(line, flush=True)
-
-
-def _measured_domain(model, data, preparation, validation):
-    """What a model was trained on, and which sides it knows; every process has to call."""
-    if callable(validation):
-        validation = preparation.load(data.side("validation"), False)
-    # Axis 1 is right-left, since a prepared volume is in RAS.
-    mirrored = [
-        v | {"image": MetaTensor(v["image"].as_tensor().flip(1)), "label": v["label"].flip(1)}
-        for v in validation
-    ]
-    device, config = next(model.parameters()).device, preparation.config
-    dice = [validate(model, v, 1, device, config.window) for v in (validation, mirrored)]
-    records = [data.records[name] for name in data.split.train]
-    return training_domain(records, data.task, config, dice)
 
 
 def test(

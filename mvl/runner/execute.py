@@ -117,7 +117,8 @@ class Job:
         What shows the runs of earlier notebooks depends on what these were made of, too.
         """
         made = {"code": self._code, "inputs": self._inputs_hash()}
-        if any("Exhibits(" in cell.source for cell in self._read().cells):
+        sources = "\n".join(cell.source for cell in self._read().cells)
+        if "Exhibits(" in sources or "trained.json" in sources:
             digest = hashlib.sha256()
             for path in _notebooks(self.root):
                 record = self.record.with_name(f"{path.stem}.done.json")

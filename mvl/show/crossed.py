@@ -199,8 +199,9 @@ def section(published: Tables, picture: str) -> list[str]:
         if len(rest := without_choices(published["cases"], task)):
             arms = [f"{_AGAINST[row['arm_b']]} {estimate(row)}" for _, row in rest.iterrows()]
             lines += [
-                f"The protocol's choices were made on subjects of fold {CHOSEN_ON[task]}. Without "
-                f"this fold the differences are, against {'; '.join(arms)}.",
+                "The protocol's choices were made on subjects of the folds "
+                f"{_listed(list(map(str, CHOSEN_ON[task])))}. Without them the differences are, "
+                f"against {'; '.join(arms)}.",
                 "",
             ]
         lines += [f"Dice with the block's term replaced; used where deletion costs {USED:g}:", ""]

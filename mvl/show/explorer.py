@@ -87,7 +87,7 @@ def explore(
         values = getattr(view, side) if values is None else values
         if values is not None:
             values = _values(values, side, name, shape, forms)
-            if side == "truth" and task and task.ignore is not None:
+            if side == "truth" and values.shape == shape and task and task.ignore is not None:
                 counted = values != task.ignore
             mask = values > 0 if values.shape == shape else (values > 0).any(0)
             view = replace(view, **{side: mask & counted})

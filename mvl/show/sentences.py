@@ -90,14 +90,16 @@ def sentence(row: Mapping) -> str:
     text = f"{row['task']}, {row['structure']} ({size}): in {metric.title}, "
     text += f"{row['arm_a']} minus {row['arm_b']} is {row['difference']:+.{digits}f}{unit}"
     if np.isnan(row["ci_low"]):
-        one = "subject" if row["n_subjects"] == 1 else "training"
+        one = "subject" if row["n_subjects"] == 1 else "fold"
         text += f", with no interval, since one {one} gives none"
     else:
         # An adjusted p may speak against an interval, which no adjustment widens.
         adjusted = "" if row["p_holm"] == row["p"] else "adjusted "
         p = p_value(row["p_holm"])
         text += f" (95 % interval {interval(row, digits)}{unit}"
-        text += f", {adjusted}p {p if p.startswith('<') else '= ' + p})"
+        if p != NOTHING:
+            text += f", {adjusted}p {p if p.startswith('<') else '= ' + p}"
+        text += ")"
     said = verdict_in_words(row)
     text += f". {said.capitalize() if no_verdict(row) else f'Verdict: {said}'}."
     block = row["block"]
@@ -119,7 +121,10 @@ def no_verdict(row: Mapping) -> str:
     # docs/protocol.md says how this was found, in the first study.
     unused = row.get("suite") in ("language", "size") and row.get("arm_a") == "pretrained"
     unused = unused and row.get("block") == "package:all-minilm-l6-v2"
-    return "the block is not used" if unused else ""
+    if unused:
+        return "the block is not used"
+    # `inference` decides on Dice of the foreground alone, and from two folds on.
+    return "" if row.get("verdict", "x") else "it is described, not tested"
 
 
 def verdict_in_words(row: Mapping) -> str:

@@ -7,6 +7,7 @@ of them has to be trained, since one cell's test subjects train the others.
 
 from __future__ import annotations
 
+import os
 import re
 import traceback
 from collections.abc import Iterator
@@ -19,7 +20,6 @@ from mvl.data.task_data import TaskData, open_task
 from mvl.errors import ConfigError, MvlError, in_words
 from mvl.experiment.files import CURVES, DONE, FAILED, TRAINED
 from mvl.experiment.run import collect, fit, run_folder, runs_of_other_data, test
-from mvl.experiment.training import processes
 from mvl.files import read_json, read_table
 from mvl.locks import is_locked
 from mvl.study.suites import steps_per_epoch
@@ -75,6 +75,14 @@ def are_crossed(configs: Cells) -> bool:
     return any(config.data.testing == "crossed" for config in configs.values())
 
 
+def require_one_process() -> None:
+    """Refuse torchrun: a cell that fails in one process would leave the others in another cell."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ConfigError(
+            "torchrun trains one experiment, by 'mvl train'; a suite has --shard and --on"
+        )
+
+
 def fit_suite(
     suite: str,
     configs: Cells,
@@ -93,11 +101,7 @@ def fit_suite(
     Raises:
         ConfigError: torchrun started several processes.
     """
-    if processes().num_processes > 1:
-        # A cell that fails in one process alone would leave the others in another cell.
-        raise ConfigError(
-            "torchrun trains one experiment, by 'mvl train'; a suite has --shard and --on"
-        )
+    require_one_process()
     trained, failures = {}, {}
     for (arm, seed), config in configs.items():
         if show:

@@ -49,8 +49,11 @@ CONTRASTS = tuple(
     for against in ("none", "identity", "shuffled")
 )
 
-#: Task -> the fold whose subjects the protocol's choices were made on (docs/protocol.md).
-CHOSEN_ON = {"Task04_Hippocampus": 1}
+#: The suites that are published.
+PUBLISHED = tuple(dict.fromkeys(contrast.suite for contrast in CONTRASTS))
+
+#: Task -> the folds whose subjects the protocol's choices were made on (docs/protocol.md).
+CHOSEN_ON = {"Task04_Hippocampus": (1, 2)}
 
 CELL = ["suite", "arm", "fold", "repeat", "task"]
 _ABOUT = ["suite", "arm", "task", "structure", "block", "host", "fraction", "epochs"]
@@ -69,7 +72,7 @@ def crossed_tables(folder: Path = CROSSED) -> dict[str, pd.DataFrame]:
 
 
 def update_crossed(
-    runs: Path, root=None, suites: Iterable[str] = ("llama",), folder: Path = CROSSED
+    runs: Path, root=None, suites: Iterable[str] = PUBLISHED, folder: Path = CROSSED
 ) -> list[str]:
     """Test and publish every whole repeat that is trained; other tasks' rows are kept.
 
@@ -157,7 +160,7 @@ def without_choices(cases: pd.DataFrame, task: str) -> pd.DataFrame:
     """The contrasts of a task in Dice without the subjects of `CHOSEN_ON`; empty if it has none."""
     if task not in CHOSEN_ON:
         return pd.DataFrame()
-    kept = (cases["task"] == task) & (cases["fold"] != CHOSEN_ON[task])
+    kept = (cases["task"] == task) & ~cases["fold"].isin(CHOSEN_ON[task])
     return contrasts_table(cases[kept], CONTRASTS)
 
 
@@ -168,7 +171,8 @@ def disagreements(tables: dict[str, pd.DataFrame]) -> dict[str, str]:
     means = cases[cases["structure"] == "foreground"].groupby([*CELL, "subject"])["dice"].mean()
     made["use"] = means.groupby(CELL).mean().rename("as trained").reset_index()
     made["use"] = tables["use"][CELL].merge(made["use"], how="left")
-    for task in cases["task"].unique():
+    frames = [tables[name]["task"] for name in made] + [table["task"] for table in made.values()]
+    for task in pd.concat(frames).unique():  # `POOLED` is one, too
         names = []
         for name, again in made.items():
             known = tables[name][again.columns]

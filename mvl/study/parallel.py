@@ -26,7 +26,7 @@ from mvl.data.task_folder import data_root
 from mvl.errors import ConfigError, MvlError, in_words
 from mvl.experiment.run import fit, run_folder
 from mvl.locks import is_locked
-from mvl.study.cells import Cells, Failures
+from mvl.study.cells import Cells, Failures, require_one_process
 
 #: How often Ray starts a task again whose worker died.
 RETRIES = 3
@@ -69,6 +69,7 @@ def fit_at_once(
     """
     if jobs < 1:
         raise ConfigError(f"--jobs {jobs} is below 1")
+    require_one_process()
     settings = (os.path.abspath(runs), os.path.abspath(data_root(root)), on_bad_case, track)
     tasks = {key: (config, *settings, PATIENCE_S if on else 0) for key, config in configs.items()}
     ended = {}

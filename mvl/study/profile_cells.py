@@ -13,7 +13,7 @@ from mvl.progress import say_incomplete
 from mvl.study.cells import run_suite, trained_cells
 from mvl.study.runs import data_of
 from mvl.study.stages import stage_auroc, with_metrics
-from mvl.study.suites import suite_configs
+from mvl.study.suites import STUDY, suite_configs
 
 
 def train_arms(
@@ -34,7 +34,9 @@ def train_arms(
     configs = {}
     if arms is None or arms:
         data = data_of(parameters["task"], parameters)
-        given = (parameters["seeds"], parameters["block"], parameters["epochs"], arms)
+        # A user's arms name their own blocks.
+        block = parameters["block"] if suite in STUDY else None
+        given = (parameters["seeds"], block, parameters["epochs"], arms)
         configs = suite_configs(suite, data, *given, root=root)
     runs = results_folder(parameters["profile"]) / "runs"
     cases, failures = run_suite(suite, configs, runs, root)
@@ -46,7 +48,8 @@ def _runs(configs, parameters, root):
     """(arm, seed, trained run, its test cases) of cells from `train_arms`."""
     runs = results_folder(parameters["profile"]) / "runs"
     for arm, seed, data, folder in trained_cells(configs, runs, root):
-        yield arm, seed, Run.load(folder), data.side("test")
+        tested = [case for case in data.side("test") if case.name not in data.task.healthy]
+        yield arm, seed, Run.load(folder), tested
 
 
 def measure_stages(

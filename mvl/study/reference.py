@@ -114,9 +114,13 @@ def study_contrasts(cases: pd.DataFrame, suite: str | None = None) -> pd.DataFra
 
     Each p is adjusted for all that the study has planned; that of a user's suite for the suite.
     """
-    pairs = [pair for pair in CONTRASTS if suite in (None, pair[0])]
-    users = suite is not None and suite not in STUDY
-    family = len(_COMPARED) * len(pairs) if users else FAMILY
+    if suite is None:
+        tables = [contrasts_table(cases, PLANNED, _COMPARED, family=FAMILY)]
+        users = dict.fromkeys(name for name, *_ in USER_CONTRASTS)
+        tables += [study_contrasts(cases, name) for name in users]
+        return pd.concat([table for table in tables if len(table)] or tables, ignore_index=True)
+    pairs = [pair for pair in CONTRASTS if suite == pair[0]]
+    family = FAMILY if suite in STUDY else len(_COMPARED) * len(pairs)
     return contrasts_table(cases, pairs, _COMPARED, family=family)
 
 

@@ -22,7 +22,7 @@ from mvl.files import read_json
 from mvl.locks import is_locked
 from mvl.study.profiles import data_of
 from mvl.study.reference import curves_table, read_table, study_contrasts
-from mvl.study.suites import NAMING, SUITES, name_of
+from mvl.study.suites import NAMING, STUDY, SUITES, name_of
 from mvl.study.summary import summary_table
 
 #: What the paper compares, in this replication's arms: (suite, arm, against, what it is).
@@ -169,7 +169,9 @@ def _other_setting(config, protocol_version, parameters):
         return "another grid than the profile's"
     if data != replace(wanted, fraction=data.fraction):
         return "another handling of the data than the profile's"
-    if language and language.source != parameters["block"]:
+    models = [arm.model for name in SUITES.keys() - STUDY.keys() for arm in SUITES[name].values()]
+    blocks = {model.language.source for model in models if model.language} | {parameters["block"]}
+    if language and language.source not in blocks:
         return f"another language block, {language.source}"
     # A fraction of the data has more epochs, for as many steps.
     if data.fraction == 1 and config.training.epochs != parameters["epochs"]:
@@ -183,11 +185,11 @@ def _names(config):
         (suite, name)
         for suite, arms in SUITES.items()
         for name, arm in arms.items()
-        # No profile runs an arm with another budget than the others'.
+        # No profile runs an arm of the study with another budget than the others'.
         if arm.fraction == config.data.fraction
-        and arm.budget == 1
+        and (arm.budget == 1 or suite not in STUDY)
         and _is_training(config.training, arm)
-        and _is_model(config.model, arm)
+        and _is_model(config.model, arm, any_source=suite in STUDY)
     )
 
 
@@ -199,9 +201,10 @@ def _is_training(training, arm):
     return training == replace(arm.training, **length)
 
 
-def _is_model(model, arm):
+def _is_model(model, arm, any_source):
+    """Whether it is the arm's; an arm of the study is one with any block."""
     wanted = arm.model
-    if wanted.language and model.language:
+    if any_source and wanted.language and model.language:
         source = model.language.source
         wanted = replace(wanted, language=replace(wanted.language, source=source))
     if arm.matched and isinstance(model, ModelConfig):

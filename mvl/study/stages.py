@@ -21,6 +21,7 @@ from scipy.stats import mannwhitneyu
 
 from mvl.data.preparation import Resampled
 from mvl.errors import DataError, RunError
+from mvl.experiment.inference import whole_float32
 from mvl.models.activations import activations, token_layout
 from mvl.models.peers import Peer, middle
 from mvl.models.tokens import to_patches
@@ -113,12 +114,15 @@ def patch_truth(
         raise DataError(f"case {volume['name']} has no label, so that no patch is foreground")
     both = torch.zeros(2, 1, *whole)
     inside = middle(whole, volume["image"].shape[1:])
-    both[0, 0, *inside], both[1, 0, *inside] = volume["label"][0] > 0, image_voxels(volume["image"])
+    truth = volume["label"][0]  # ignored voxels are below 0
+    both[0, 0, *inside] = truth > 0
+    both[1, 0, *inside] = image_voxels(volume["image"]) & (truth >= 0)
     label, voxels = to_patches(both, patch)  # (T, voxels of a patch) each
     share, counted = label.mean(-1), voxels.any(-1)  # (T,)
     return (share >= FOREGROUND_SHARE).numpy(), counted.numpy()
 
 
+@whole_float32()
 def stage_auroc(
     model: MedVisionLlama | Peer,
     cases: Sequence[Case],

@@ -12,6 +12,7 @@ from mvl.data.obtain import obtained
 from mvl.data.task_data import TaskData, open_task
 from mvl.data.task_folder import Case
 from mvl.experiment.identity import require_same
+from mvl.experiment.inference import whole_float32
 from mvl.experiment.run import Predictor, Run, load_predictor
 from mvl.models.activations import activations, to_volume
 from mvl.models.parts import dataflow
@@ -21,6 +22,7 @@ from mvl.study.stages import SHOWN_STAGES, image_voxels, stage_auroc
 from mvl.study.ten_tasks import settings_of
 
 
+@whole_float32()
 def token_maps(
     model: Run | Predictor, case: Case
 ) -> tuple[dict[str, np.ndarray], dict[str, tuple[np.ndarray, float]]]:

@@ -91,6 +91,7 @@ MIN_MAX = {"intensities": "min-max"}
         (CT, ("CT", "PET"), {}, [windowed, z_scores]),
         (CT, ("A", "B"), {}, [windowed, windowed]),  # a window, and no name that says CT
         (MRI, ("a", "b"), {"channels": "first"}, [z_scores]),  # the paper's reading
+        (CT, ("PET", "CT"), {"channels": "first"}, [z_scores]),
         # The smallest value of all channels together is -900, the largest 900.
         (CT, ("CT", "b"), MIN_MAX, [lambda channel: (channel + 900) / 1800] * 2),
         (MRI, ("a", "b"), MIN_MAX | {"channels": "first"}, [lambda c: (c + 900) / 1800]),

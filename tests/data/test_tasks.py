@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import pytest
 
-from mvl.data.tasks import TASKS, Task, read_task
+from mvl.data.tasks import TASKS, Task, other_side, read_task
 from mvl.errors import DataError
 
 MSD_BRAIN = ["background", "Edema", "non-enhancing tumor", "enhancing tumour"]
@@ -51,10 +51,30 @@ def test_a_users_folder_names_what_was_assumed(tmp_path):
     assert turned.window_hu == both.window_hu and turned.assumptions[1:] == both.assumptions[1:]
 
 
+def test_the_other_side_is_a_structure_of_the_same_name():
+    labels = {1: "liver", 2: "right kidney", 3: "Left Kidney", 4: "left_parotid", 5: "cleft"}
+    assert other_side(labels) == {2: 3, 3: 2}
+
+
+def test_a_known_tasks_folder_refuses_other_values_of_its_own(tmp_path):
+    for key, value in (("tolerance_mm", 3), ("window_hu", [0, 200])):
+        with pytest.raises(
+            DataError, match=f"{key} .* is not used in a folder called Task09_Spleen"
+        ):
+            read_task(write(tmp_path / "Task09_Spleen", modality={"0": "CT"}, **{key: value}))
+    known = TASKS["Task09_Spleen"]
+    equal = {"tolerance_mm": known.tolerance_mm, "window_hu": list(known.window_hu)}
+    task = read_task(write(tmp_path / "Task09_Spleen", modality={"0": "CT"}, **equal))
+    assert task.window_hu == known.window_hu
+
+
 @pytest.mark.parametrize(
     ("modality", "channels"),
     [
-        ("CT", ["CT", "ct_portal", "CTA", "CBCT", "Computed tomography", "CT 120kV"]),
+        (
+            "CT",
+            ["CT", "ct_portal", "CTA", "CBCT", "NCCT", "CECT", "Computed tomography", "CT 120kV"],
+        ),
         ("MRI", ["T1w", "structural T1w", "fractional anisotropy", "OCT"]),
         ("MRI", ["positron emission tomography"]),
     ],

@@ -6,7 +6,6 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -23,6 +22,7 @@ from mvl.experiment.procedure import segmentation_loss
 from mvl.experiment.run import fit
 from mvl.files import read_json
 from mvl.study import cells
+from mvl.study.parallel import fit_at_once
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -57,9 +57,11 @@ def test_the_loss_is_a_mean_over_cases(target):
 
 
 def test_a_suite_is_not_trained_by_several_processes(monkeypatch, tmp_path):
-    monkeypatch.setattr(cells, "processes", lambda: SimpleNamespace(num_processes=2))
+    monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="torchrun trains one experiment"):
         cells.fit_suite("fusion", {}, tmp_path)
+    with pytest.raises(ConfigError, match="torchrun trains one experiment"):
+        fit_at_once({}, tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
@@ -10,13 +11,14 @@ import pandas as pd
 import pytest
 import torch
 
-from mvl.config import ExperimentConfig, LanguageConfig, fingerprint
+from mvl.config import DataConfig, ExperimentConfig, LanguageConfig, fingerprint
 from mvl.data.task_data import open_task
 from mvl.data.task_folder import find_task
 from mvl.data.tasks import Task
-from mvl.errors import RunError
+from mvl.errors import ConfigError, RunError
 from mvl.experiment import run as experiments
 from mvl.experiment.identity import changed_since, facts_changed
+from mvl.experiment.mirrored import _with_sides_exchanged
 from mvl.experiment.run import Run, fit, run_folder, test
 from mvl.files import read_json
 from mvl.locks import is_locked, locked
@@ -73,6 +75,16 @@ def test_loaded_weights_are_the_trained_ones(finished):
     volumes = run.preparation.load(data.side("validation"), progress=False)
     best = json.loads((folder / "trained.json").read_text())["validation_dice"]
     assert validate(run.model, volumes, 4, "cpu") == pytest.approx(best, abs=1e-6)
+
+
+def test_labels_of_two_sides_are_not_mirrored(tiny, tmp_path):
+    labels = {1: "left kidney", 2: "right kidney"}
+    data = SimpleNamespace(task=SimpleNamespace(labels=labels))
+    with pytest.raises(ConfigError, match="left and right"):
+        fit(tiny(data={"flips": "left-right", "target": "labels"}), data, tmp_path)
+    label = torch.tensor([0.0, 1.0, 2.0, -1.0])
+    exchanged = _with_sides_exchanged(label, data.task, DataConfig(target="labels"))
+    assert exchanged.tolist() == [0, 2, 1, -1]
 
 
 def test_what_is_done_is_not_done_again(finished, monkeypatch):

@@ -65,7 +65,9 @@ def test_a_sentence_says_it_all():
         ({"verdict": "worse", "metric": "hd95_mm"}, "pretrained is worse than random."),
         ({"verdict": "not decided"}, "not decided between pretrained and random"),
         ({"verdict": "better", "ci_low": 0.004}, "better than random, maybe by less than 0.01."),
-        ({"ci_low": math.nan, "verdict": "not decided"}, "one subject gives none"),
+        ({"ci_low": math.nan, "n_subjects": 1}, "one subject gives none"),
+        ({"ci_low": math.nan, "verdict": ""}, "one fold gives none"),
+        ({"verdict": "", "p": math.nan, "p_holm": math.nan}, "+0.0046). No verdict: it is desc"),
     ],
 )
 def test_what_a_sentence_has_to_say(changes, said):

@@ -14,9 +14,11 @@ from mvl.experiment.metrics import METRICS
 from mvl.files import read_json, read_table, sha256_of, write_json, write_table
 from mvl.study import crossed
 from mvl.study.cells import fit_suite, run_suite
+from mvl.study.inference import POOLED
 from mvl.study.reference import REFERENCE
 from mvl.study.suites import SUITES, Arm, suite_configs
 from mvl.study.verify import verify
+from tests.show.second import CHAOS, HIPPOCAMPUS, write_second
 
 GRID = (16, 16, 16)
 PLAIN = ModelConfig(patch=(8, 8, 8), width=8, encoder_depth=1, decoder_depth=1, heads=2)
@@ -45,13 +47,13 @@ def test_a_repeat_is_published_whole_or_not_at_all(trained, tmp_path):
     runs, root, cells = trained
     most = dict(list(cells.items())[:-1])
     fit_suite("llama", most, runs, root, show=False)
-    said, absent = crossed.update_crossed(runs, root, folder=tmp_path)
+    said, absent = crossed.update_crossed(runs, root, ["llama"], folder=tmp_path)
     assert "no task Absent" in absent
     assert "1 of 10 cells are not trained" in said and not list(tmp_path.iterdir())
     assert not list(Path(runs).glob("*/cases.csv")), "no test side is opened before"
 
     fit_suite("llama", cells, runs, root, show=False)
-    said, _ = crossed.update_crossed(runs, root, folder=tmp_path)
+    said, _ = crossed.update_crossed(runs, root, ["llama"], folder=tmp_path)
     assert "10 cells published" in said
     cases = read_table(tmp_path / "cases.csv.gz")
     for _, arm in cases.groupby("arm"):
@@ -76,7 +78,7 @@ def test_a_repeat_is_published_whole_or_not_at_all(trained, tmp_path):
         elsewhere = table.assign(task="CHAOS_AbdomenMR")
         path = tmp_path / (f"{name}.csv.gz" if name == "cases" else f"{name}.csv")
         write_table(path, pd.concat([table, elsewhere]))
-    crossed.update_crossed(runs, root, folder=tmp_path)
+    crossed.update_crossed(runs, root, ["llama"], folder=tmp_path)
     for name in ("cases", "use", "runs", "summary"):
         rows = crossed.crossed_tables(tmp_path)[name].groupby("task").size()
         assert rows["CHAOS_AbdomenMR"] == rows["Task04_Hippocampus"] > 0
@@ -92,7 +94,7 @@ def again(trained, tmp_path):
     shutil.copytree(
         REFERENCE, reference, ignore=shutil.ignore_patterns("best", "figures", "crossed")
     )
-    crossed.update_crossed(runs, root, folder=reference / "crossed")
+    crossed.update_crossed(runs, root, ["llama"], folder=reference / "crossed")
     return shutil.copytree(runs, tmp_path / "runs"), reference
 
 
@@ -174,6 +176,17 @@ def test_a_published_contrast_that_comes_back_reversed_is_not_reproduced(again):
     checks = verify(runs, reference).set_index("check")
     assert not checks.loc["contrast", "agrees"]
     assert "the sign is another" in checks.loc["contrast", "detail"]
+
+
+def test_a_pooled_row_that_contradicts_the_cases_is_found(tmp_path):
+    write_second(tmp_path, {HIPPOCAMPUS: 40, CHAOS: 20})
+    tables = crossed.crossed_tables(tmp_path)
+    assert set(crossed.disagreements(tables).values()) == {""}
+    pooled = tables["contrasts"]["task"] == POOLED
+    assert pooled.sum() == 4
+    tables["contrasts"].loc[pooled, "difference"] *= -1
+    wrong = {task for task, names in crossed.disagreements(tables).items() if names}
+    assert wrong == {POOLED}
 
 
 def test_a_mean_is_over_subjects_of_all_folds():

@@ -62,11 +62,13 @@ def notebooks_of(profile: str, outdated: dict[str, str], root: Path) -> list[Not
         outdated: {name: why the copy is not of now}.
     """
     notebooks, paths = [], sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    copies = root / "results" / profile / "notebooks"
+    pages = [path.stem for path in paths if (copies / path.name).is_file()]
     for path in paths:
-        copy = root / "results" / profile / "notebooks" / path.name
+        copy = copies / path.name
         state, reason, page = "ran", "", None
         try:
-            page = read_page(copy, [path.stem for path in paths]) if copy.is_file() else None
+            page = read_page(copy, pages) if copy.is_file() else None
         except MvlError as error:
             state, reason = "failed", in_words(error, root)
         if not copy.is_file():
