@@ -86,7 +86,7 @@ def build_language(config: LanguageConfig, width: int, seed: int) -> LanguagePar
     checkpoint, architecture = open_block(config)
     if config.start == "identity" and width > architecture.width:
         raise BlockError(
-            f"a start as the identity needs a block that is as wide as a token: {config.source} has "
+            f"a start as the identity needs a block as wide as a token: {config.source} has "
             f"{architecture.width}, a token {width}"
         )
     with drawn_by(seed, "language.d1"):
