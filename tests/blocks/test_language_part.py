@@ -7,12 +7,11 @@ import torch
 from torch import nn
 
 from mvl.blocks.frozen_block import FrozenBlock
-from mvl.blocks.language_part import UNIT_NORM_EPS
 from tests.blocks.conftest import TOKENS, WIDTH, part_of, states
 
 
 def unit(x):
-    return x / (x.square().mean(-1, keepdim=True) + UNIT_NORM_EPS).sqrt()
+    return x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()
 
 
 @pytest.mark.parametrize("residual", [True, False])

@@ -156,3 +156,25 @@ def test_what_draws_otherwise_is_stored_elsewhere(volumes, tmp_path):
         (other, WHOLE, 2, 5),
     ]
     assert len({BatchStore(tmp_path, *one).folder for one in given}) == len(given)
+
+
+def test_cases_change_places_and_intensities_vary_within_their_share(volumes):
+    config, orders, maps = replace(WHOLE, rotation_degrees=0.0, intensity=0.1), set(), []
+    for epoch in range(6):
+        batches = training_batches(volumes, config, 2, 0, epoch)
+        images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        sizes = labels.flatten(1).sum(1).tolist()  # balls of five radii
+        orders.add(tuple(sizes))
+        for image, size in zip(images, sizes, strict=True):
+            (before,) = (v["image"].as_tensor() for v in volumes if v["label"].sum() == size)
+            slope, shift = np.polyfit(before.flatten().numpy(), image.flatten().numpy(), 1)
+            np.testing.assert_allclose(image, slope * before + shift, atol=1e-3)
+            maps.append((slope - 1, shift))
+    assert len(orders) > 1 and len({tuple(sorted(order)) for order in orders}) == 1
+    assert np.abs(maps).max() < 0.101 and (np.ptp(maps, axis=0) > 0.1).all()
+
+
+def test_a_rotated_crop_still_fills_the_grid(specks):
+    one = specks[0] | {"image": specks[0]["image"] * 0 + 1}
+    crops = [next(training_batches([one], CROPS, 1, 0, epoch))[0] for epoch in range(10)]
+    assert (torch.cat(crops) > 0.99).float().mean() > 0.98

@@ -60,6 +60,9 @@ def pixdim(*edges, qfac=1):
 
 
 MICROMETRES, METRES = (np.diag([unit, unit, unit, 1]) @ AFFINE for unit in (1000, 0.001))
+#: One axis tilted by one degree.
+TILTED = AFFINE.copy()
+TILTED[1, 2] = 2 * np.tan(np.deg2rad(1))
 #: 150 degrees about x: a quaternion with b = 0.966, as many digits as a text file has.
 TURN = AFFINE.copy()
 TURN[:3, :3] = nibabel.quaternions.quat2mat([0, 0.8, 0.6, 0]) @ AFFINE[:3, :3]
@@ -234,6 +237,9 @@ def take_qform(volume):
 
 #: name -> (how the file is made, a telling word, [(remedy, edges by it in mm)])
 REFUSED = {
+    "a tilt of one degree": ({"sform": TILTED, "codes": (1, 0)}, "meet at 89.0 degrees", []),
+    "pixdim off by 2 %": (
+        {"codes": (1, 0), "pixdim": pixdim(0.51, 0.8, 2)}, "0.51 x 0.8 x 2 mm by pixdim", []),
     "no orientation": ({"codes": (0, 0)}, "no orientation", [(orient, EDGES)]),
     "pixdim against the sform": (
         {"codes": (1, 0), "pixdim": pixdim(1, 1, 2)},
@@ -304,6 +310,7 @@ PAIRS = {
     "the label saved by ITK, which takes the qform for both": (OTHER, {}, None),
     "the header copied": (OTHER, OTHER, None),
     "the image moved back, the label not": ({}, OTHER, None),
+    "a fifth of a voxel": ({}, {"sform": moved(x=0.1), "qform": moved(x=0.1)}, "0.1 mm apart"),
     "rounding": ({}, {"sform": moved(x=1e-3), "qform": moved(x=1e-3)}, None),
     "the same sform, other scans": (
         OTHER, {"sform": moved(), "qform": moved(x=9), "codes": (2, 1)}, "9 mm apart"),
@@ -430,6 +437,8 @@ def test_rounding_that_tells_all_apart_is_no_fault(tmp_path, array):
 @pytest.mark.parametrize("slope", [0, np.nan])
 def test_a_slope_of_0_or_none_scales_nothing(tmp_path, slope):
     path = save(tmp_path / "x.nii", slab(9), scl_slope=slope, scl_inter=7)
+    np.testing.assert_array_equal(read_volume(path)[0], slab(9))
+    path = save(tmp_path / "o.nii", slab(9), vox_offset=0)  # as some writers leave it
     np.testing.assert_array_equal(read_volume(path)[0], slab(9))
 
 

@@ -182,3 +182,15 @@ def test_what_is_smaller_than_a_crop_is_padded(tmp_path):
     assert images.shape == (1, 1, 16, 16, 16)
     back = preparation.to_native(volume["label"].float(), volume["image"])
     assert np.array_equal(back[0].numpy(), label)
+
+
+def test_shrinking_smooths_and_slabs_change_nothing(tmp_path, monkeypatch):
+    """By three, voxels fall on voxels: without smoothing, noise would keep its spread of 1."""
+    noise, found = np.random.default_rng(0).standard_normal((36, 36, 36)), []
+    case = write(tmp_path, "noise", noise, noise > 1)
+    for slab in (1 << 20, 2000):
+        monkeypatch.setattr("mvl.data.preparation.Resampled._SLAB", slab)
+        volume = prepared(case, DataConfig(grid=(12, 12, 12), fit="resize"))[1]
+        found.append(volume["image"].as_tensor())
+    assert found[0][:, 2:-2, 2:-2, 2:-2].std() < 0.3
+    torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4)

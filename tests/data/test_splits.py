@@ -135,3 +135,8 @@ def test_folds_that_test_each_subject_need_three_of_them():
         make_split(cases(8), 0, 0, testing="crossed", folds=2)
     with pytest.raises(DataError, match="the validation side"):
         make_split(cases(11), 0, 9, folds=10)
+
+
+def test_crosswise_the_next_fold_validates():
+    splits = [make_split(cases(10), 0, fold, testing="crossed") for fold in range(5)]
+    assert [s.validation for s in splits] == [s.test for s in (*splits[1:], splits[0])]

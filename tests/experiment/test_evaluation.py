@@ -17,7 +17,7 @@ from mvl.data.preparation import Preparation
 from mvl.data.task_folder import Case
 from mvl.data.tasks import TASKS, Task
 from mvl.experiment.evaluation import evaluate
-from mvl.experiment.inference import Predictor, decide, segment
+from mvl.experiment.inference import Predictor, decide, infer, segment
 from mvl.experiment.metrics import segmentation_metrics
 from mvl.experiment.prediction import predict_file, predict_folder
 
@@ -316,3 +316,17 @@ def test_a_folder_keeps_the_same_models_segmentations_alone(tmp_path, shifted):
     nibabel.save(nibabel.Nifti1Image(moved.get_fdata() + 1, moved.affine), image)
     os.utime(image, (1, 1))
     assert predicted(first) and not predicted(first)
+
+
+def test_a_window_moves_by_half_its_size_and_counts_most_in_its_middle():
+    seen = []
+
+    class Middle(Bright):
+        def forward(self, volume):
+            seen.append(1)
+            inner = torch.full(volume.shape, -1.0)
+            inner[..., 4:12, 4:12, 4:12] = 1
+            return inner
+
+    logits = infer(Middle(), torch.zeros(1, 1, 32, 32, 32), (16, 16, 16))
+    assert len(seen) == 3**3 and logits[0, 0, 16, 16, 16] > 0.9

@@ -10,15 +10,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from monai.data import MetaTensor
 
 from mvl.config import DataConfig, ExperimentConfig, LanguageConfig, fingerprint
+from mvl.data.preparation import Preparation
 from mvl.data.task_data import open_task
 from mvl.data.task_folder import find_task
 from mvl.data.tasks import Task
 from mvl.errors import ConfigError, RunError
 from mvl.experiment import run as experiments
 from mvl.experiment.identity import changed_since, facts_changed
-from mvl.experiment.mirrored import _with_sides_exchanged
+from mvl.experiment.mirrored import _with_sides_exchanged, measured_domain
 from mvl.experiment.run import Run, fit, run_folder, test
 from mvl.files import read_json
 from mvl.locks import is_locked, locked
@@ -133,6 +135,28 @@ def test_untrained_foreign_and_old_folders_are_refused_by_name(finished, tmp_pat
     (old / "trained.json").unlink()
     with pytest.raises(RunError, match="training has not ended"):
         Run.load(old)
+    shutil.copy(folder / "trained.json", old)
+    block = read_json(old / "block.json") | {"sha256": "0" * 64}
+    (old / "block.json").write_text(json.dumps(block))
+    with pytest.raises(RunError, match="another block"):
+        Run.load(old)
+
+
+def test_a_model_of_one_side_is_said_to_be_one(finished):
+    _, config, data = finished
+
+    class Right(torch.nn.Linear):
+        def forward(self, volume):
+            half = (torch.arange(volume.shape[2]) < volume.shape[2] // 2).float()
+            return 2 * half[:, None, None] - 1 + 0 * volume
+
+    label = torch.zeros(1, 8, 8, 8, dtype=torch.uint8)
+    label[:, :4] = 1
+    image = MetaTensor(torch.zeros(1, 8, 8, 8))
+    volume = {"name": "v", "image": image, "label": label, "ml": np.array([0.256])}
+    preparation = Preparation(data.task, config.data)
+    domain = measured_domain(Right(1, 1), data, preparation, [volume])
+    assert domain.sides_dice == (1, 0)
 
 
 @pytest.fixture(scope="module")

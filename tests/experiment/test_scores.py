@@ -271,6 +271,10 @@ def test_a_healthy_case_has_no_dice_but_a_volume_of_false_positives(tmp_path):
     assert table.to_dict("records") == [
         {"subject": "well", "case": "well", "structure": "foreground", "false_positive_ml": 0.048}
     ]
+    partly = write(tmp_path, "partly", box(255, 2, 1), spacing=(1.0, 2.0, 3.0))
+    ignoring = Predictor(Says(box(1)), Preparation(replace(task, ignore=255), GRID))
+    (row,) = false_positives(ignoring, [partly], False).to_dict("records")
+    assert row["false_positive_ml"] == pytest.approx(0.042)  # one of eight voxels is ignored
 
 
 @pytest.mark.filterwarnings("error")

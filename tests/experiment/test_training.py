@@ -337,3 +337,30 @@ def test_another_error_of_the_network_stays_what_it_is(phantom, tiny, tmp_path):
     model.forward = broken
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         train(model, *prepared(config, phantom), config, tmp_path, show=False)
+
+
+def test_of_equal_epochs_the_first_is_kept_and_gradients_are_clipped(
+    phantom, tiny, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(training, "validate", lambda *_: 0.5)
+    config, kept = tiny(training={"clip_norm": 1e-3}), []
+    model, path = build(config), tmp_path / "model.safetensors"
+
+    def read(rows):
+        kept.append(path.read_bytes())
+
+    train(model, *prepared(config, phantom), config, tmp_path, show=False, on_epoch=read)
+    assert len(kept) == config.training.epochs > 1 and len(set(kept)) == 1
+    norms = [p.grad.norm() for p in model.parameters() if p.grad is not None]
+    assert torch.stack(norms).norm().item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_a_plateau_halves_the_rate():
+    plan = TrainingConfig(schedule="plateau", learning_rate=0.1)
+    weight = torch.nn.ParameterList([torch.nn.Parameter(torch.ones(1))])
+    optimiser = _optimiser(weight, plan)
+    schedule, rates = training._schedule(optimiser, plan), []
+    for _ in range(12):
+        schedule.step(1.0)
+        rates.append(optimiser.param_groups[0]["lr"])
+    assert rates[-2:] == pytest.approx([0.1, 0.05])

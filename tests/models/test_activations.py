@@ -5,7 +5,7 @@ import torch
 
 from mvl.config import LanguageConfig, ModelConfig
 from mvl.models.activations import activations, attention_mixes, to_volume
-from mvl.models.segmenter import build_segmenter
+from mvl.models.segmenter import _evenly, build_segmenter
 
 GRID = (16, 24, 16)
 SMALL = ModelConfig(width=16, encoder_depth=2, decoder_depth=1, heads=2)
@@ -48,3 +48,10 @@ def test_mixes_are_read_by_block_and_head():
     assert mixes.shape == (3, 2)
     assert mixes[1].tolist() == pytest.approx([0.5, 1.0])
     assert attention_mixes(build_segmenter(SMALL, 1, 1, GRID, seed=0)).numel() == 0
+
+
+def test_fused_states_end_with_the_last_and_every_second_window_is_shifted():
+    assert _evenly("abcdefgh", 3) == ["b", "e", "h"] and _evenly("ab", 3) == ["a", "a", "b"]
+    model = build_segmenter(replace(FULL, window=2), 1, 1, GRID, seed=0)
+    plain, shifted, again = (b.attention.slots for b in (*model.encoder, *model.decoder)[:3])
+    assert torch.equal(plain, again) and not torch.equal(plain, shifted)

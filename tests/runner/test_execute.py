@@ -100,7 +100,8 @@ def test_each_thing_that_a_result_depends_on_makes_it_run_again(repository, tmp_
     dataset = tmp_path / "data" / "Task04_Hippocampus" / "dataset.json"
     label = dataset.parent / "labelsTr" / "a.nii.gz"
     label.parent.mkdir(parents=True)
-    (repository.root / "benchmarks").mkdir()
+    for folder in ("benchmarks", "suites", "results/reference"):
+        (repository.root / folder).mkdir(parents=True)
     assert repository.run() == 0
 
     def job():
@@ -117,6 +118,8 @@ def test_each_thing_that_a_result_depends_on_makes_it_run_again(repository, tmp_
     assert changes(repository.write, "mvl/code.py", "x = 2\n")
     assert changes(repository.write, "mvl/figures.mplstyle", "font.size: 9\n")
     assert changes(repository.write, "benchmarks/results.json", "{}")
+    assert changes(repository.write, "suites/mine.yaml", "question: x\n")
+    assert changes(repository.write, "results/reference/cases.csv", "a\n")
     assert changes(
         repository.write, "profiles/smoke.yaml", PROFILE.replace("epochs: 2", "epochs: 3")
     )

@@ -85,17 +85,23 @@ def test_a_repeat_is_published_whole_or_not_at_all(trained, tmp_path):
     assert len(read_table(tmp_path / "cases.csv.gz")) == 2 * len(cases)
 
 
-@pytest.fixture
-def again(trained, tmp_path):
-    """(a copy of the runs, a reference that has published them): all cells are tested."""
+@pytest.fixture(scope="module")
+def published(trained, tmp_path_factory):
+    """A reference that has published all cells; they are tested."""
     runs, root, cells = trained
     fit_suite("llama", cells, runs, root, show=False)
-    reference = tmp_path / "reference"
-    shutil.copytree(
-        REFERENCE, reference, ignore=shutil.ignore_patterns("best", "figures", "crossed")
-    )
+    reference = tmp_path_factory.mktemp("published") / "reference"
+    ignored = shutil.ignore_patterns("best", "figures", "crossed")
+    shutil.copytree(REFERENCE, reference, ignore=ignored)
     crossed.update_crossed(runs, root, ["llama"], folder=reference / "crossed")
-    return shutil.copytree(runs, tmp_path / "runs"), reference
+    return reference
+
+
+@pytest.fixture
+def again(trained, published, tmp_path):
+    """Copies of the runs and of the reference, which a test may spoil."""
+    places = (trained[0], tmp_path / "runs"), (published, tmp_path / "reference")
+    return tuple(shutil.copytree(*place) for place in places)
 
 
 def change(folder, dice, machine=None):

@@ -180,6 +180,10 @@ def test_one_fold_has_the_noise_of_the_suites_trainings_and_no_verdict():
     borrowed = one(pd.concat([table(alone), table(other, suite="fusion")]))
     assert borrowed["ci_low"] == pytest.approx(found["ci_low"])
     assert np.isnan(one(table(alone))["ci_low"]), "nothing says how far trainings differ"
+    quiet = {arm: np.full((5, 1, 30), 0.8) for arm in "cd"}  # trainings that do not differ
+    found = one(pd.concat([table(alone), table(quiet, suite="fusion")]))
+    half = stats.t.isf(0.025, 4) * own.std(ddof=1) / 30**0.5  # its subjects decide
+    assert found["ci_high"] - found["difference"] == pytest.approx(half)
 
 
 def test_few_subjects_and_other_metrics_have_no_verdict():

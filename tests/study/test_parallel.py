@@ -63,7 +63,7 @@ def test_an_interrupted_call_ends_its_processes(tiny, phantom, tmp_path, monkeyp
     monkeypatch.setattr("builtins.print", interrupt)
     with pytest.raises(KeyboardInterrupt):
         fit_at_once(configs, tmp_path, phantom, jobs=2)
-    assert not multiprocessing.active_children() and not list(tmp_path.glob("*/trained.json"))
+    assert not multiprocessing.active_children()
 
 
 def test_a_task_waits_for_a_lock_that_goes(tiny, phantom, tmp_path):

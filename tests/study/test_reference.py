@@ -13,6 +13,7 @@ from mvl.config import PRESETS
 from mvl.errors import RunError
 from mvl.experiment.metrics import METRICS
 from mvl.files import write_table
+from mvl.study import crossed
 from mvl.study.reference import (
     BEST,
     REFERENCE,
@@ -20,7 +21,7 @@ from mvl.study.reference import (
     held,
     read_table,
 )
-from mvl.study.statistics import CONTRAST_COLUMNS
+from mvl.study.statistics import CONTRAST_COLUMNS, contrast, is_primary
 from mvl.study.suites import SUITES, Arm
 from mvl.study.summary import SUMMARY_COLUMNS, summary_table
 
@@ -103,3 +104,19 @@ def test_what_is_held_says_on_what_it_was_trained(tmp_path):
     assert held(tmp_path) == {"a": "cpu", "b": "NVIDIA X"}
     runs = read_table(REFERENCE / "validation.csv")
     assert set(runs["fingerprint"]) <= held().keys()
+
+
+def test_the_primary_contrast_follows_from_the_committed_cases():
+    cases = read_table(REFERENCE / "cases.csv.gz")
+    cases = cases.query("suite == 'language' and structure == 'foreground'")
+    stored = read_table(REFERENCE / "contrasts.csv")
+    (row,) = stored[is_primary(stored)].to_dict("records")
+    again = contrast(cases, row["arm_a"], row["arm_b"])
+    for name in ("difference", "ci_low", "ci_high", "p", "p_tost"):
+        assert again[name] == pytest.approx(row[name], rel=1e-6), name
+
+
+def test_the_second_protocols_tables_follow_from_its_cases():
+    if not (tables := crossed.crossed_tables()):
+        pytest.skip("nothing is published yet")
+    assert not any(crossed.disagreements(tables).values())

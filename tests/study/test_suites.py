@@ -8,7 +8,7 @@ from mvl.config import LEARNING_RATES, PRESETS, DataConfig, task_data
 from mvl.data.task_data import open_task
 from mvl.errors import ConfigError
 from mvl.models.sizes import count_parameters
-from mvl.study.suites import ALIASES, QUESTIONS, SUITES, name_of, suite_configs
+from mvl.study.suites import ALIASES, SUITES, name_of, suite_configs
 
 GRID = (40, 56, 40)
 
@@ -70,11 +70,6 @@ def test_all_arms_of_a_task_have_its_budget_in_steps(task, cases, steps):
     taken = plans[0].epochs * -(-cases // plans[0].batch_size)
     assert taken == pytest.approx(steps, rel=0.01)
     assert plans[0].warmup_epochs / plans[0].epochs == pytest.approx(3 / 120, rel=0.05)
-
-
-def test_every_suite_has_a_question_and_a_baseline():
-    assert list(QUESTIONS) == list(SUITES)
-    assert all(len(arms) > 1 for arms in SUITES.values())
 
 
 def test_equal_models_have_equal_learning_rates():
