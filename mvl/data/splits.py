@@ -106,17 +106,17 @@ def read_splits(path: Path) -> tuple[tuple[tuple[str, str], ...], str]:
             '"validation"), {"folds": [[...], [...]]}, or nnU-Net\'s splits_final.json; with '
             '"by": "subject" in it, of subjects'
         )
-    if "train" in places and len(places) < len(SIDES):
-        raise DataError(
-            f"{path} names train, so it must also name validation and test; add them, or leave "
-            "train out: it is what the others leave"
-        )
     place_of = {}
     for place, names in places.items():
         for name in names:
             if place_of.setdefault(name, place) != place:
                 both = " and ".join(_place(p) for p in (place_of[name], place))
                 raise DataError(f"{path}: {name} is in {both}")
+    if "train" in places and len(places) < len(SIDES):
+        raise DataError(
+            f"{path} names train, so it must also name validation and test; add them, or leave "
+            "train out: it is what the others leave"
+        )
     return tuple(place_of.items()), by
 
 

@@ -203,7 +203,7 @@ def read_task(folder: str | Path, description: dict | None = None) -> Task:
     for key in ("tolerance_mm", "window_hu") if name in TASKS | CONVERTED else ():
         known = getattr(task, key)
         if key in description and description[key] != (
-            list(known) if key == "window_hu" else known
+            list(known) if isinstance(known, tuple) else known
         ):
             raise DataError(
                 f"{path}: {key} {description[key]} is not used in a folder called {name}, which "

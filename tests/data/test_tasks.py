@@ -57,7 +57,7 @@ def test_the_other_side_is_a_structure_of_the_same_name():
 
 
 def test_a_known_tasks_folder_refuses_other_values_of_its_own(tmp_path):
-    for key, value in (("tolerance_mm", 3), ("window_hu", [0, 200])):
+    for key, value in (("tolerance_mm", 4.5), ("window_hu", [0, 200])):
         with pytest.raises(
             DataError, match=f"{key} .* is not used in a folder called Task09_Spleen"
         ):

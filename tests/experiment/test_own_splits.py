@@ -99,6 +99,7 @@ def test_subjects_in_a_split_of_cases_are_recognised():
         ([{"train": ["a"]}], {}, "expected names"),
         ({"tests": ["a"]}, {}, "expected names"),
         ({"test": ["a"], "train": ["a"]}, {}, "a is in test and train"),
+        ({"train": ["a"], "validation": ["b"]}, {}, "must also name validation and test"),
         ({"folds": [["a"], ["a"]]}, {}, "a is in fold 0 and fold 1"),
     ],
 )
