@@ -21,7 +21,7 @@ from mvl.show import ten_tasks as of_ten
 from mvl.show.charts import CHARTS, PAIR, by_task, drawn, file_name, part, size
 from mvl.show.examples import Examples
 from mvl.show.notebook import activation_row, markdown, paper_numbers, picture, show
-from mvl.show.sentences import sentence
+from mvl.show.sentences import NOTHING, sentence
 from mvl.study import ten_tasks, volumes
 from mvl.study.runs import HEADLINE, own_runs, sources_of
 from mvl.study.suites import SUITES
@@ -155,7 +155,8 @@ class Exhibits:
         numbers = paper_numbers(models, metric, task)
         path = self.folder / "tables" / f"paper_{name}"
         caption = "The paper's own numbers, from mvl/paper.csv."
-        tables.write(path, numbers, numbers.astype(str), caption)
+        texts = numbers.map(lambda value: NOTHING if pd.isna(value) else str(value))
+        tables.write(path, numbers, texts, caption)
         return numbers
 
     def task_grid(self) -> None:

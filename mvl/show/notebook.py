@@ -124,7 +124,7 @@ def paper_numbers(
     if task:
         table = table[table["task"] == task]
     shown = ["model", "version", "task", "metric", "value", "sd", "unit", "what", "source"]
-    return table[shown].reset_index(drop=True)
+    return table[shown].fillna({"unit": ""}).reset_index(drop=True)
 
 
 def benchmark(name: str) -> pd.DataFrame:

@@ -170,6 +170,14 @@ def test_tables_and_comparisons_hold_the_references_numbers(repository, shown):
     assert "v1 minus vit is +" in answer and "v3" not in answer
 
 
+def test_the_papers_numbers_are_saved_with_their_unit_and_spread(repository, shown):
+    book = book_of(repository())
+    book.paper("ten_tasks", ["ViT", "MedVisionLlama"], metric=None)
+    saved = (book.folder / "tables" / "paper_ten_tasks.md").read_text()
+    (line,) = [line for line in saved.splitlines() if "| ViT " in line and "| hd95 " in line]
+    assert "| unstated |" in line and (book.folder / "tables" / "paper_ten_tasks.tex").is_file()
+
+
 def test_the_dataflow_is_that_of_the_model(repository, shown):
     root = repository()
     changed = yaml.safe_load((root / "profiles" / "quick.yaml").read_text()) | {
