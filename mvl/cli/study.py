@@ -68,6 +68,8 @@ def _suite_cells(options, **rates):
 def suite_run(options: Namespace) -> int:
     configs, where = _suite_cells(options)
     more, failures, closed = where | {"track": options.track}, {}, False
+    if options.on and options.jobs is not None:
+        raise ConfigError("--jobs is for this machine; on a cluster (--on) Ray says how many")
     if options.shard:
         configs = shard(configs, options.shard)
     if options.on or options.jobs is not None:
