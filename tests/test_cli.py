@@ -1,6 +1,7 @@
 """The command as a user meets it."""
 
 import gzip
+import json
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from mvl.cli import main
 from mvl.config import ExperimentConfig
 from mvl.data.phantom import make_phantom
+from mvl.data.task_folder import list_cases
 from mvl.experiment.metrics import METRICS
 from mvl.study.reference import REFERENCE
 
@@ -112,6 +114,17 @@ def test_bad_cases_are_refused_together_or_left_out_in_writing(tmp_path, capsys)
     assert "hippocampus_006" in capsys.readouterr().err
     assert main([*status, "--on-bad-case", "skip"]) == 0
     assert "vit-10" in capsys.readouterr().out
+
+
+def test_a_suite_of_five_folds_refuses_test_cases_of_the_tasks_own(tmp_path, capsys):
+    folder = make_phantom("Task04_Hippocampus", tmp_path, cases=12, scale=0.4)
+    status = ["suite", "status", "llama", "--arms", "none", "--root", str(tmp_path)]
+    status += ["--results", str(tmp_path)]
+    assert main(status) == 0
+    case = list_cases(folder)[0].name
+    (folder / "splits.json").write_text(json.dumps({"test": [case]}))
+    assert main(status) == 1
+    assert f"1 test cases, such as {case}" in capsys.readouterr().err
 
 
 def test_status_says_which_cells_the_reference_has(tmp_path, capsys, monkeypatch):

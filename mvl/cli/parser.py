@@ -154,6 +154,8 @@ def _run_verbs(top):
     predict.add_argument("-o", "--output", **out, help="for a folder, a folder")
     text = "segment what is unlike the training images, too"
     predict.add_argument("--anyway", action="store_true", help=text)
+    text = "where a saved model's language block is on this machine (default: as it was saved)"
+    predict.add_argument("--block", metavar="SOURCE", help=text)
     _device_option(predict)
 
     runs = _group(top, "runs", "trained runs: list, show, compare")
@@ -235,6 +237,9 @@ def _suite_verbs(suite):
     status = _verb(suite, "status", "study.suite_status", text, seeds)
     text = "summary and answers of what is done"
     table = _verb(suite, "table", "study.suite_table", text, seeds)
+    for verb in (run, status, table):
+        text = "of the mappers, in multiples of the learning rate (default: the arm's)"
+        verb.add_argument("--mapper-rates", type=float, nargs=1, metavar="X", help=text)
     for verb in (run, tune, use, status, table):
         verb.add_argument("suite", metavar="NAME", help="a suite, of 'mvl suite list'")
         _cell_options(verb)

@@ -25,7 +25,7 @@ from mvl.experiment.files import CASES, ENVIRONMENT, FAILED, SPLIT, TASK, TRAINE
 from mvl.experiment.identity import facts_changed, read_identity
 from mvl.experiment.metrics import METRICS
 from mvl.experiment.prediction import predict_file, predict_folder
-from mvl.files import read_json, read_table
+from mvl.files import absolute_source, read_json, read_table
 from mvl.models.sizes import count_parameters
 from mvl.show.sentences import count, interval, no_verdict
 from mvl.study import inference, statistics
@@ -57,7 +57,7 @@ def predict(options: Namespace) -> int:
         options.run = BEST
         print("with this replication's own model `best`, trained on MSD's Task04_Hippocampus")
     folder = find_run(options.run)
-    predictor = experiments.load_predictor(folder, AuditedConfig)
+    predictor = experiments.load_predictor(folder, AuditedConfig, absolute_source(options.block))
     if changed := facts_changed(folder, predictor.task):
         name = predictor.task.name
         print(f"with the model's description of {name}, which has changed since: {changed}")

@@ -9,7 +9,7 @@ import pandas as pd
 from mvl import audit
 from mvl.cli.train import data_config
 from mvl.config import LEARNING_RATES, DataConfig
-from mvl.data.task_folder import find_task
+from mvl.data.task_folder import find_task, list_cases
 from mvl.data.tasks import read_task
 from mvl.errors import ConfigError, DataError, RunError
 from mvl.experiment.block_use import EDITS, USED, use_row
@@ -32,9 +32,15 @@ from mvl.study.cells import (
     trained_cells,
     tuning_table,
 )
+from mvl.study.inference import claim
 from mvl.study.parallel import KILLED, fit_at_once
-from mvl.study.suites import QUESTIONS, SUITES, suite_configs
+from mvl.study.suites import QUESTIONS, SUITES, is_crossed, suite_configs
 from mvl.study.verify import verify as verified
+
+_AS_ASKED = (
+    "with this task, grid, block and budget, in this folder of results: give the options of "
+    "'mvl suite run' again, or run it"
+)
 
 
 def suite_list(options: Namespace) -> None:
@@ -54,7 +60,11 @@ def _suite_cells(options, **rates):
     if options.suite == "audit":
         configs = audit.audit_configs(*given)
     else:
+        # A factor of the mappers' rate that `suite tune` has shown to be better than the arm's.
+        rates.setdefault("mapper_rates", options.mapper_rates)
         configs = suite_configs(options.suite, *given, **rates, **where)
+        if is_crossed(options.suite):
+            _require_no_fixed_test(options, data)
     if not configs:
         raise ConfigError(f"no arm of {options.suite} that was named can be made with this block")
     if options.block and not any(config.model.language for config in configs.values()):
@@ -63,6 +73,17 @@ def _suite_cells(options, **rates):
             "used; 'mvl suite list' names the arms"
         )
     return configs, {"runs": _results(options) / "runs"} | where
+
+
+def _require_no_fixed_test(options, data):
+    """Refuse test cases of the task's own: the suite tests every subject in five folds."""
+    cases = list_cases(find_task(data.task, options.root))
+    if fixed := [case.name for case in cases if case.side == "test"]:
+        raise DataError(
+            f"suite {options.suite} tests every subject in five folds, but {data.task} names "
+            f"{len(fixed)} test cases, such as {fixed[0]}: take them out of splits.json, or out of "
+            "'test' in dataset.json"
+        )
 
 
 def suite_run(options: Namespace) -> int:
@@ -128,8 +149,7 @@ def _print_from_one(table):
 
 
 def suite_use(options: Namespace) -> None:
-    rated = options.rates or options.mapper_rates
-    configs, where = _rated_cells(options) if rated else _suite_cells(options)
+    configs, where = _suite_cells(options, rates=options.rates)
     rows = []
     for arm, seed, data, folder in trained_cells(configs, **where):
         config, row = configs[arm, seed], {"arm": arm, "seed": seed, "fingerprint": folder.name}
@@ -139,7 +159,7 @@ def suite_use(options: Namespace) -> None:
             row |= use_row(Run.load(folder), data.side(options.side))
         rows.append(row)
     if not rows:
-        raise RunError(f"no cell of suite {options.suite} is trained")
+        raise RunError(f"no cell of suite {options.suite} is trained {_AS_ASKED}")
     columns = ["arm", "seed", "fingerprint", "mapper_rate", "epochs", "best_epoch"]
     columns += ["validation_dice", *EDITS]
     table = pd.DataFrame(rows).reindex(columns=columns)
@@ -169,7 +189,7 @@ def suite_table(options: Namespace) -> None:
     for cell in cells[~done & (cells["reason"] != "")].itertuples():
         print(f"{cell.state}: {cell.arm}, seed {cell.seed}: {cell.reason}", file=sys.stderr)
     if not done.any():
-        raise RunError(f"no cell of suite {options.suite} is done; 'mvl suite run' runs it")
+        raise RunError(f"no cell of suite {options.suite} is done {_AS_ASKED}")
     tables = [
         collect(where["runs"] / cell.folder, options.suite, cell.arm)
         for cell in cells[done].itertuples()
@@ -179,6 +199,13 @@ def suite_table(options: Namespace) -> None:
     print(summary.to_string(index=False, float_format="%.4f"))
     for _, row in contrasts[contrasts["metric"] == "dice"].iterrows():
         print(f"\n- {sentence(row)}")
+    decisive = contrasts.query("metric == 'dice' and structure == 'foreground'")
+    if options.suite == crossed.CONTRASTS[0].suite and len(decisive):
+        print(
+            f"\n{count(len(decisive), 'comparison')} together: {claim(decisive) or 'no verdict'}. "
+            "'Pre-training helps' needs all to be better, and models that use their block "
+            "('mvl suite use')."
+        )
 
 
 def verify(options: Namespace) -> int:

@@ -67,6 +67,10 @@ def check(options: Namespace) -> None:
     require(cases, check_cases(task, cases), "fail")
     print(f"{folder}: {len(cases)} cases of {len({c.subject for c in cases})} subjects, no fault")
     print_assumptions(task)
+    if not (folder / "subjects.csv").is_file() and len({case.subject for case in cases}) == len(
+        cases
+    ):
+        print("assumed: each case is of another person (a subjects.csv says otherwise)")
 
 
 def download(options: Namespace) -> None:

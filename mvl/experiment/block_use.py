@@ -84,8 +84,8 @@ def block_use(predictor: Predictor, cases: list[Case], show: bool = True) -> pd.
 
 
 def use_row(predictor: Predictor, cases: list[Case], show: bool = True) -> dict[str, float]:
-    """`block_use` of the first structure: n_subjects, and by edit the mean Dice over subjects."""
+    """`block_use` of the foreground: n_subjects, and by edit the mean Dice over subjects."""
     used = block_use(predictor, cases, show)
-    used = used[used["structure"] == used["structure"].iloc[0]]
+    used = used[used["structure"] == "foreground"]
     dice = used.groupby(["edit", "subject"])["dice"].mean().groupby("edit").mean()
     return {"n_subjects": used["subject"].nunique()} | dice[list(EDITS)].to_dict()

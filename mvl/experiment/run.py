@@ -341,9 +341,13 @@ def _read(path, kind):
 
 
 def load_predictor(
-    folder: str | Path, kind: type[ExperimentConfig] = ExperimentConfig
+    folder: str | Path,
+    kind: type[ExperimentConfig] = ExperimentConfig,
+    block: str | None = None,
 ) -> Predictor:
     """A `Run` from its folder, or a `Predictor` from what `save_model` wrote.
+
+    `block` is where the latter's language block is here, if not where it was saved.
 
     Raises:
         RunError: as `Run.load`; or the saved model does not say what it was trained on.
@@ -353,7 +357,7 @@ def load_predictor(
     # A saved model's names its type; of any other folder `Run.load` says what it lacks.
     if not stored.is_file() or "model_type" not in read_json(stored):
         return Run.load(folder, kind)
-    model = load_model(folder).to(processes().device)
+    model = load_model(folder, block=block).to(processes().device)
     about = model.description
     if about.task is None or about.data is None:
         raise RunError(f"{folder} does not say how to prepare an image: save it with task and data")

@@ -219,7 +219,13 @@ def _description(stored, source) -> Description:
 def _check_block(language: LanguageConfig, saved: dict | None, source) -> None:
     if not saved or not {"source", "revision", "sha256"} <= saved.keys():
         raise RunError(f"{source}: its config.json is damaged: it does not say which block it has")
-    block = block_reference(language)
+    try:
+        block = block_reference(language)
+    except BlockError as error:
+        raise BlockError(
+            f"{error}; {source} has a block of {saved['source']}: name where it is here by block= "
+            "(mvl predict --block)"
+        ) from error
     if block["sha256"] != saved["sha256"]:
         raise BlockError(
             f"{source} was saved with a block of {saved['source']} (revision {saved['revision']}, "

@@ -91,6 +91,9 @@ def write_folder_report(folder: Path, root: Path = REPOSITORY) -> Path:
         found, faults = own_sources(members, root, setting)
         sources += found
         alerts += [Alert(*fault) for fault in faults]
+    if crosswise := sum(bool(run.config and run.config.data.testing == "crossed") for run in runs):
+        text = f"{crosswise} runs are tested across folds: 'mvl suite table' prints their results."
+        alerts.append(Alert("note", text))
     return _write(
         folder / "report",
         _context(sources, runs, root, alerts)
