@@ -181,8 +181,13 @@ def block_reference(config: LanguageConfig) -> dict:
 
 
 def has_rotary(source: str) -> bool:
-    """Whether the language model of a source has a rotary position embedding."""
-    return Architecture(open_checkpoint(source)).family.rotary
+    """Whether the language model of a source has a rotary embedding that can be read."""
+    try:
+        open_block(LanguageConfig(source=source, rotary=True))
+    except BlockError:
+        open_checkpoint(source)  # a source that cannot be read at all is an error
+        return False
+    return True
 
 
 def block_sizes(source: str, layer: int = -1) -> dict:

@@ -181,7 +181,7 @@ def _require_one_truth(a, b):
     tested = set(one["split"]["test"]) & set(other["split"]["test"])
     changed = sorted(case for case in tested if one["voxels"][case] != other["voxels"][case])
     facts = [identity["facts"] for identity in (one, other)]
-    for name in ("labels", "ignore", "healthy", "regions", "tolerance_mm"):
+    for name in ("labels", "ignore", "healthy", "regions"):
         changed += [name] * (facts[0].get(name) != facts[1].get(name))
     if changed:
         raise RunError(

@@ -19,7 +19,7 @@ from mvl.files import REPOSITORY, absolute_source, read_json, write_table
 from mvl.show.answer import refresh_readme
 from mvl.show.audit import refresh_audit, sentences
 from mvl.show.results import refresh_results, write_pages
-from mvl.show.sentences import conclusion, count, name_of_check, sentence
+from mvl.show.sentences import conclusion, count, name_of_check, no_verdict, sentence
 from mvl.study import crossed
 from mvl.study import reference as references
 from mvl.study.cells import (
@@ -200,11 +200,15 @@ def suite_table(options: Namespace) -> None:
     for _, row in contrasts[contrasts["metric"] == "dice"].iterrows():
         print(f"\n- {sentence(row)}")
     decisive = contrasts.query("metric == 'dice' and structure == 'foreground'")
+    planned = sum(contrast.suite == options.suite for contrast in crossed.CONTRASTS)
     if options.suite == crossed.CONTRASTS[0].suite and len(decisive):
+        reasons = [reason for _, row in decisive.iterrows() if (reason := no_verdict(row))]
+        if len(decisive) < planned:
+            reasons.append(f"{planned - len(decisive)} of {planned} comparisons are not there")
+        verdict = f"no verdict, {reasons[0]}" if reasons else claim(decisive)
         print(
-            f"\n{count(len(decisive), 'comparison')} together: {claim(decisive) or 'no verdict'}. "
-            "'Pre-training helps' needs all to be better, and models that use their block "
-            "('mvl suite use')."
+            f"\nAll comparisons together: {verdict}. 'Pre-training helps' needs all to be better, "
+            "and models that use their block ('mvl suite use')."
         )
 
 

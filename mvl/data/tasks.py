@@ -254,13 +254,17 @@ def _users_task(path, name, channels, description):
     return Task(name, modality, channels, {}, tolerance, **assumed)
 
 
+#: A side of the body in a structure's name. The chambers of the heart are no pairs.
+_SIDE = re.compile(r"(?<![a-z])(left|right)(?![a-z])(?![ _](ventric|atri))")
+
+
 def other_side(labels: dict[int, str]) -> dict[int, int]:
     """{label value: that of the same structure on the other side of the body}, where both are."""
     turned = {"left": "right", "right": "left"}
     value_of = {name.casefold(): value for value, name in labels.items()}
     sides = {}
     for name, value in value_of.items():
-        other = re.sub(r"(?<![a-z])(left|right)(?![a-z])", lambda side: turned[side[0]], name)
+        other = _SIDE.sub(lambda side: turned[side[0]], name)
         if other != name and other in value_of:
             sides[value] = value_of[other]
     return sides

@@ -30,6 +30,7 @@ def measured_domain(
         | {
             "image": MetaTensor(v["image"].as_tensor().flip(1)),
             "label": _with_sides_exchanged(v["label"].flip(1), data.task, preparation.config),
+            "ml": _ml_of_the_other_side(v["ml"], data.task, preparation.config),
         }
         for v in validation
     ]
@@ -47,3 +48,11 @@ def _with_sides_exchanged(label: torch.Tensor, task: Task, config: DataConfig) -
     for value, other in other_side(task.labels).items():
         exchanged[label == classes[value]] = classes[other]
     return exchanged
+
+
+def _ml_of_the_other_side(ml, task: Task, config: DataConfig):
+    """Volumes of the structures of a mirrored label, in the order of its classes."""
+    if config.target == "foreground":
+        return ml
+    values, sides = list(task.labels), other_side(task.labels)
+    return ml[[values.index(sides.get(value, value)) for value in values]]

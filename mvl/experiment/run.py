@@ -112,11 +112,6 @@ def fit(
         RunError: training failed, or another process is training this run.
         BlockError: the language block cannot be found, read or trusted.
     """
-    if config.data.flips and config.data.target == "labels" and other_side(data.task.labels):
-        raise ConfigError(
-            "mirrored training cases (flips) would exchange left and right structures: leave flips "
-            "out, or choose the target foreground"
-        )
     folder = run_folder(config, data, runs)
     main = processes().is_main_process
     if show and main:
@@ -124,6 +119,11 @@ def fit(
             print(f"not used: {other}, of the same configuration: {changes}", flush=True)
     if agreed((folder / TRAINED).exists() and not (folder / STATE).exists()):
         return folder
+    if config.data.flips and config.data.target == "labels" and other_side(data.task.labels):
+        raise ConfigError(
+            "mirrored training cases (flips) would exchange left and right structures: leave flips "
+            "out, or choose the target foreground"
+        )
     with _claimed(folder):
         if not agreed((folder / TRAINED).exists()):
             if main:
@@ -356,9 +356,13 @@ def load_predictor(
     stored = Path(folder) / CONFIG
     # A saved model's names its type; of any other folder `Run.load` says what it lacks.
     if not stored.is_file() or "model_type" not in read_json(stored):
+        if block:
+            raise ConfigError("--block is for a saved model: a run names its own block")
         return Run.load(folder, kind)
     model = load_model(folder, block=block).to(processes().device)
     about = model.description
+    if block and not about.config.language:
+        raise ConfigError(f"--block {block}: {folder} has no language block")
     if about.task is None or about.data is None:
         raise RunError(f"{folder} does not say how to prepare an image: save it with task and data")
     return Predictor(model, Preparation(about.task, about.data), about.domain)

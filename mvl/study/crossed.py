@@ -179,8 +179,10 @@ def disagreements(tables: dict[str, pd.DataFrame]) -> dict[str, str]:
             known, again = (
                 t[t["task"] == task].reset_index(drop=True).convert_dtypes() for t in (known, again)
             )
+            # Use is measured by another prediction than cases, perhaps on another machine.
+            limits = {"rtol": 1e-6, "atol": 5e-4 if name == "use" else 1e-8}
             try:
-                pd.testing.assert_frame_equal(known, again, check_dtype=False, rtol=1e-6, atol=1e-8)
+                pd.testing.assert_frame_equal(known, again, check_dtype=False, **limits)
             except AssertionError:
                 names.append(f"{name}.csv")
         found[task] = ", ".join(names)

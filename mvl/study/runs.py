@@ -137,8 +137,10 @@ def _run(folder, parameters, root, seen):
             reason = reason or _other_setting(config, stored["protocol_version"], parameters)
             reason = reason or changed_since(folder, seen)
             if config.data.testing == "crossed":
-                reason = reason or "tested crosswise: 'mvl suite table' has its numbers"
-        names = () if reason else _names(config)
+                reason = (
+                    reason or "tested across folds: 'mvl suite table' or 'mvl runs compare' has it"
+                )
+        names = () if reason else _names(config, parameters and parameters["block"])
         identity = read_identity(folder) if state == "done" and names else None
         if state == "done" and not names:
             reason = reason or "no arm of a suite"
@@ -179,18 +181,33 @@ def _other_setting(config, protocol_version, parameters):
     return ""
 
 
-def _names(config):
-    """The (suite, arm) pairs whose experiment this is, seed and budget aside."""
-    return tuple(
-        (suite, name)
-        for suite, arms in SUITES.items()
-        for name, arm in arms.items()
-        # No profile runs an arm of the study with another budget than the others'.
-        if arm.fraction == config.data.fraction
-        and (arm.budget == 1 or suite not in STUDY)
-        and _is_training(config.training, arm)
-        and _is_model(config.model, arm, any_source=suite in STUDY)
-    )
+def _names(config, block=None):
+    """The (suite, arm) pairs whose experiment this is, seed and budget aside.
+
+    `block` is the profile's. A user's arm with another block is no arm of the study.
+    """
+    language, names = config.model.language, []
+    for suite, arms in SUITES.items():
+        sources = {arm.model.language.source for arm in arms.values() if arm.model.language}
+        # A block that no arm of the suite names came by --block.
+        any_source = suite in STUDY or bool(language and language.source not in sources)
+        names += [
+            (suite, name)
+            for name, arm in arms.items()
+            # No profile runs an arm with another budget than the others'.
+            if arm.fraction == config.data.fraction
+            and arm.budget == 1
+            and _is_training(config.training, arm)
+            and _is_model(config.model, arm, any_source)
+        ]
+    if language and any(suite not in STUDY for suite, _ in names):
+        names = [
+            (suite, name)
+            for suite, name in names
+            if suite not in STUDY
+            or language.source == (block or SUITES[suite][name].model.language.source)
+        ]
+    return tuple(names)
 
 
 def _is_training(training, arm):

@@ -28,6 +28,7 @@ from mvl.show.report.contents import (
 )
 from mvl.show.report.pictures import own_pictures, reference_pictures, segmentations
 from mvl.show.report.render import TEMPLATES, render
+from mvl.show.sentences import count
 from mvl.study.runs import (
     ProfileRun,
     Source,
@@ -92,7 +93,10 @@ def write_folder_report(folder: Path, root: Path = REPOSITORY) -> Path:
         sources += found
         alerts += [Alert(*fault) for fault in faults]
     if crosswise := sum(bool(run.config and run.config.data.testing == "crossed") for run in runs):
-        text = f"{crosswise} runs are tested across folds: 'mvl suite table' prints their results."
+        text = (
+            f"Not on this page: {count(crosswise, 'run')} tested across folds. 'mvl suite table' "
+        )
+        text += "and 'mvl runs compare' have their results."
         alerts.append(Alert("note", text))
     return _write(
         folder / "report",
