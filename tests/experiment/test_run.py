@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from types import SimpleNamespace
+from dataclasses import replace
 
 import nibabel
 import numpy as np
@@ -79,11 +79,12 @@ def test_loaded_weights_are_the_trained_ones(finished):
     assert validate(run.model, volumes, 4, "cpu") == pytest.approx(best, abs=1e-6)
 
 
-def test_labels_of_two_sides_are_not_mirrored(tiny, tmp_path):
-    labels = {1: "left kidney", 2: "right kidney"}
-    data = SimpleNamespace(task=SimpleNamespace(labels=labels))
+def test_labels_of_two_sides_are_not_mirrored(finished, tmp_path):
+    _, config, data = finished
+    data = replace(data, task=replace(data.task, labels={1: "left kidney", 2: "right kidney"}))
+    mirrored = replace(config.data, flips="left-right", target="labels")
     with pytest.raises(ConfigError, match="left and right"):
-        fit(tiny(data={"flips": "left-right", "target": "labels"}), data, tmp_path)
+        fit(replace(config, data=mirrored), data, tmp_path)
     label = torch.tensor([0.0, 1.0, 2.0, -1.0])
     exchanged = _with_sides_exchanged(label, data.task, DataConfig(target="labels"))
     assert exchanged.tolist() == [0, 2, 1, -1]
