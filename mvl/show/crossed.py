@@ -56,10 +56,10 @@ _BLOCKS = {
     "quantised to 5 bits and instruction-tuned",
 }
 _CLAIMS = {
-    "better": "Pre-training helps: the pre-trained block is better than none and than each control",
-    "worse": "The pre-trained block does not help: it is worse than none",
-    "equivalent": "The pre-trained block does not help: it is equivalent to none",
-    "not decided": "Whether pre-training helps is not decided",
+    "better": "pre-training helps: the pre-trained block is better than none and than each control",
+    "worse": "the pre-trained block does not help: it is worse than none",
+    "equivalent": "the pre-trained block does not help: it is equivalent to none",
+    "not decided": "whether pre-training helps is not decided",
 }
 _VERDICTS = {
     "better": "better than",
@@ -103,23 +103,23 @@ def claim_sentence(published: Tables, task: str) -> str:
     unused = costs[costs < USED]
     about = unused if len(unused) else costs
     values = ", ".join(f"{cost:.4f}" for cost in about)
-    text, controls = f"Trained on {', '.join(about.index)}, the model ", ""
+    names, controls = _listed(list(about.index)), ""
     if len(unused):
-        text += f"does not use the block: its deletion costs {values} in Dice, less than {USED:g}. "
-        return text + "So nothing is said about pre-training."
+        text = f"Trained on {names}, the model does not use the block: its deletion costs {values} "
+        return text + f"in Dice, less than {USED:g}. So nothing is said about pre-training."
     if task != POOLED and len(identity := _costs(published, task, "identity")):
         controls = f" ({identity.iloc[0]:.4f} where the mappers are alone)"
-    text += f"uses the block: its deletion costs {values} in Dice{controls}. "
+    used = f"The trained model uses the block: its deletion costs {values} in Dice{controls}."
     if reasons := [reason for _, row in rows.iterrows() if (reason := no_verdict(row))]:
-        return f"{text}No verdict on pre-training: {reasons[0]}."
+        return f"On {names}, no verdict on pre-training: {reasons[0]}. {used}"
     verdict = claim(rows)
-    text += f"{_CLAIMS[verdict]} (against none, in Dice: {effect(rows.iloc[0])})."
+    text = f"On {names}, {_CLAIMS[verdict]} (against none, in Dice: {effect(rows.iloc[0])})."
     # What the claim does not say of each comparison.
     rest = rows[rows["arm_b"] != "none"] if verdict in ("worse", "equivalent") else rows
     for word, than in _VERDICTS.items() if verdict != "better" else ():
         if arms := [_AGAINST[arm] for arm in rest["arm_b"][rest["verdict"] == word]]:
             text += f" It is {than} {_listed(arms)}."
-    return text
+    return f"{text} {used}"
 
 
 def _listed(names):

@@ -309,7 +309,8 @@ def _grown_tuning(tuned, runs, reference):
     """Every learning rate that was tried with seed 0, the chosen ones included."""
     chosen = runs[runs["seed"] == 0].assign(mapper_rate=1.0)  # protocol 1 has no other
     tables = [*_before(reference / "tuning.csv"), tuned, chosen]
-    table = pd.concat(tables, ignore_index=True)[list(TUNING_COLUMNS)]
+    # An empty table has columns of objects, which would be written as "1.0".
+    table = pd.concat(tables, ignore_index=True)[list(TUNING_COLUMNS)].infer_objects()
     table = table.drop_duplicates(TUNING_COLUMNS[:6], keep="last")
     return _in_order(table, ["grid", "learning_rate", "mapper_rate"])
 

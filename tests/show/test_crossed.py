@@ -33,7 +33,7 @@ def known(costs, verdicts, task=HIPPOCAMPUS):
     [
         # (30 x 0.0006 + 10 x 0.0022) / 40 = 0.001
         ((0.0006, 0.0022), "better, better, better, better", "nothing is said about pre-training"),
-        ((0.004, 0.008), "better, better, better, better", f"Pre-training helps: .*{GAIN}"),
+        ((0.004, 0.008), "better, better, better, better", f"pre-training helps: .*{GAIN}"),
         (
             (0.02, 0.04),
             "worse, better, better, worse",
@@ -69,7 +69,7 @@ def test_a_claim_of_several_tasks_needs_a_used_block_in_each():
     assert crossed.claim_sentence(both, POOLED).startswith(
         f"Trained on {CHAOS}, the model does not use the block: its deletion costs 0.0010 in"
     )
-    assert "Pre-training helps" in crossed.claim_sentence(both, "B")
+    assert "pre-training helps" in crossed.claim_sentence(both, "B")
 
 
 def test_the_report_says_first_what_the_second_protocol_found(tmp_path):
