@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def run(options: Namespace) -> int:
-    from mvl.runner import execute
+    from mvl.runner import execute, kernels
     from mvl.runner.profiles import default_profile
 
     if not options.profile:
@@ -23,12 +23,16 @@ def run(options: Namespace) -> int:
     page = REPOSITORY / "results" / options.profile / "report" / "index.html"
     # Where nothing was run, the report that is there says it all, and takes seconds to make.
     if any(outcome.seconds for outcome in outcomes) or not page.is_file():
-        try:
-            # Also of a run that failed: it says so.
-            report(Namespace(place=options.profile, reference=False))
-        except MvlError as error:
-            print(f"no report: {error}", file=sys.stderr)
+        kernels.in_fork(_last_report, options.profile)
     return 1 if any(outcome.status in ("failed", "incomplete") for outcome in outcomes) else 0
+
+
+def _last_report(profile):
+    """Also of a run that failed: it says so."""
+    try:
+        report(Namespace(place=profile, reference=False))
+    except MvlError as error:
+        print(f"no report: {error}", file=sys.stderr)
 
 
 def report(options: Namespace) -> None:

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,6 @@ class _Forked(LocalProvisioner):
     """Starts a kernel's command in a fork, where jupyter_client starts a new interpreter."""
 
     async def launch_kernel(self, cmd: list[str], **options: Any) -> dict[str, Any]:
-        _FORKS.set_forkserver_preload(PRELOADED)
         self.process = _Process(target=_run, args=(cmd, options["cwd"], options["env"]))
         self.process.start()
         self.pid = self.pgid = self.process.pid
@@ -87,6 +86,14 @@ class _Forked(LocalProvisioner):
 
 
 _FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(PRELOADED)
+
+
+def in_fork(function: Callable, *arguments: object) -> None:
+    """Call a function of a module in a process that has the large libraries loaded; wait for it."""
+    process = _FORKS.Process(target=function, args=arguments)
+    process.start()
+    process.join()
 
 
 class _Process(_FORKS.Process):

@@ -239,8 +239,9 @@ class Exhibits:
         return markdown("\n".join(lines) or "No two models to compare are there.")
 
     def _save(self, figure, name, caption):
-        figures.save(figure, self.folder / "figures" / name)
-        show(caption, figure)
+        path = self.folder / "figures" / name
+        figures.save(figure, path)
+        show(caption, picture(path.with_suffix(".png")))  # to draw it once more takes time
 
     def _tabulate(self, name, rows, shown, caption):
         tables.write(self.folder / "tables" / name, rows, shown, caption)

@@ -144,14 +144,14 @@ def test_each_thing_that_a_result_depends_on_makes_it_run_again(repository, tmp_
 def test_a_notebook_of_many_tasks_depends_on_all_their_files_and_no_other_does(
     repository, tmp_path
 ):
-    phantom = repository.root / "data" / "smoke" / "Task09_Spleen" / "dataset.json"
+    phantom = repository.root / "data" / "smoke" / "Task01_BrainTumour" / "dataset.json"
     repository.notebook("00_a", repository.logs("'one'"))
     make = f"import pathlib; p = pathlib.Path({str(phantom)!r})"
     make += "; p.parent.mkdir(parents=True, exist_ok=True); p.exists() or p.write_text('{}')"
     repository.notebook("01_b", make, repository.logs("'many'"), parameters="tasks = []")
     assert repository.run() == repository.run() == 0
     assert repository.logged() == ["one", "many"], "its own phantom is nothing new"
-    real = tmp_path / "data" / "Task09_Spleen" / "dataset.json"
+    real = tmp_path / "data" / "Task01_BrainTumour" / "dataset.json"
     real.parent.mkdir(parents=True)
     for path in (phantom, real):
         path.write_text("{} ")

@@ -127,7 +127,7 @@ def test_parameters_that_somebody_chose_stay(memory, shown, monkeypatch):
 def test_without_a_name_the_batch_runner_takes_the_profile_that_fits(memory, monkeypatch, capsys):
     ran = []
     monkeypatch.setattr("mvl.runner.execute.run", lambda *options: ran.append(options) or {})
-    monkeypatch.setattr("mvl.cli.verbs.report", lambda options: None)
+    monkeypatch.setattr("mvl.runner.kernels.in_fork", lambda *call: None)
     memory(2)
     assert main(["run", "--only", "03"]) == 0
     assert "Profile smoke" in capsys.readouterr().out

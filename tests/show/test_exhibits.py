@@ -178,8 +178,11 @@ def test_the_papers_numbers_are_saved_with_their_unit_and_spread(repository, sho
     assert "| unstated |" in line and (book.folder / "tables" / "paper_ten_tasks.tex").is_file()
 
 
-def test_the_dataflow_is_that_of_the_model(repository, shown):
-    root = repository()
+def test_the_dataflow_is_that_of_the_model(repository, shown, monkeypatch):
+    root, saved, save = repository(), [], exhibits.figures.save
+    monkeypatch.setattr(
+        exhibits.figures, "save", lambda figure, path: saved.append(figure) or save(figure, path)
+    )
     changed = yaml.safe_load((root / "profiles" / "quick.yaml").read_text()) | {
         "grid": [16, 24, 16]
     }
@@ -191,6 +194,7 @@ def test_the_dataflow_is_that_of_the_model(repository, shown):
         ("vit", ["embedding", "encoder", "decoder", "head"]),
     ):
         book.dataflow(preset)
-        texts = [text for text in shown.pop().axes[0].texts if text.get_fontweight() == "bold"]
+        texts = [text for text in saved.pop().axes[0].texts if text.get_fontweight() == "bold"]
         assert [text.get_text() for text in texts] == expected
-        assert "16 × 24 × 16 voxels" in shown.pop()
+        *_, caption, picture = shown
+        assert "16 × 24 × 16 voxels" in caption and picture.data.startswith(b"\x89PNG")
