@@ -59,7 +59,7 @@ def blocks():
             *(TransformerBlock(width, hidden, heads, qkv_bias=True) for _ in range(depth))
         ),
     }
-    runs = {name: lambda n=network: n(tokens).sum().backward() for name, network in networks.items()}
+    runs = {name: lambda n=n: n(tokens).sum().backward() for name, n in networks.items()}
     return common.in_turns(runs, TURNS)
 
 

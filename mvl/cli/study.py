@@ -199,9 +199,11 @@ def suite_table(options: Namespace) -> None:
     print(summary.to_string(index=False, float_format="%.4f"))
     for _, row in contrasts[contrasts["metric"] == "dice"].iterrows():
         print(f"\n- {sentence(row)}")
+    first = crossed.CONTRASTS[0]
     decisive = contrasts.query("metric == 'dice' and structure == 'foreground'")
-    planned = sum(contrast.suite == options.suite for contrast in crossed.CONTRASTS)
-    if options.suite == crossed.CONTRASTS[0].suite and len(decisive):
+    if options.suite == first.suite and len(decisive):
+        decisive = decisive[decisive["family"] == first.family]
+        planned = sum(contrast.family == first.family for contrast in crossed.CONTRASTS)
         reasons = [reason for _, row in decisive.iterrows() if (reason := no_verdict(row))]
         if len(decisive) < planned:
             reasons.append(f"{planned - len(decisive)} of {planned} comparisons are not there")

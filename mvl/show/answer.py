@@ -34,7 +34,7 @@ _PICTURE_TEXT = "Difference in Dice between vit with the block and vit, one poin
 
 
 def answer_section(reference: Path = REFERENCE) -> str:
-    """The answer, a row for each of six questions at most, and the headline picture, as Markdown.
+    """The answer, a row for each question, and the headline picture, as Markdown.
 
     The second protocol's rows come first. Where it has some, the first one's are of what the second
     has not tested. An arm with one seed has no row: its interval would not know how far two
@@ -48,8 +48,10 @@ def answer_section(reference: Path = REFERENCE) -> str:
         answer = f"**Our answer so far.** {crossed.claim_sentence(second, task)} "
         answer += crossed.block_sentence(second)
         rows, text, picture = crossed.answer_rows(second), crossed.PICTURE_TEXT, crossed.PICTURE
+    if parts := crossed.published(reference, crossed.PARTS):
+        rows += crossed.answer_rows(parts)
     for question, *pair in QUESTIONS:
-        if second and pair[0] == "language":
+        if second and pair[0] == "language" or parts and pair[0] == "fusion":
             continue
         found = contrasts[(contrasts[["suite", "arm_a", "arm_b"]] == pair).all(axis=1)]
         for row in found.head(1).to_dict("records"):
@@ -60,7 +62,7 @@ def answer_section(reference: Path = REFERENCE) -> str:
             values |= {"tested on": "first study: " * bool(second) + size}
             rows.append({"question": question} | values)
     link = (REFERENCE / picture).relative_to(REPOSITORY).as_posix()
-    table = markdown(pd.DataFrame(rows[: len(QUESTIONS)]), aligned=False)
+    table = markdown(pd.DataFrame(rows), aligned=False)
     return "\n\n".join([answer, table, f'<img src="{link}" width="480" alt="{text}">'])
 
 

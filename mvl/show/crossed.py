@@ -44,12 +44,21 @@ PICTURE_TEXT = (
 
 EFFECT = "effect on Dice (95 % interval)"
 
+#: The suite of the paper's three parts, and its contrasts in words, by their first side.
+PARTS = "parts"
+_EFFECTS = {
+    "?1?": "Hybrid attention, averaged over the other parts",
+    "??1": "Multi-scale fusion, averaged over the other parts",
+    "?11 ?00": "Interaction of hybrid attention and fusion",
+    "111": "Block, hybrid attention and fusion together",
+}
+
 #: What the pre-trained block is compared with, in words.
 _AGAINST = {
     "none": "none",
     "identity": "its mappers alone",
     "shuffled": "shuffled weights",
-    "random": "random weights",
+    "random": "random weights of the same scale",
 }
 _BLOCKS = {
     "package:smollm2-135m": "the last layer of SmolLM2-135M, a Llama-type model; its weights are "
@@ -69,19 +78,23 @@ _VERDICTS = {
 }
 
 
-def published(reference: Path = REFERENCE) -> dict[str, pd.DataFrame]:
+def published(reference: Path = REFERENCE, suite: str = SUITE) -> dict[str, pd.DataFrame]:
     """What the pages show of a reference's `crossed_tables`; empty where nothing is published.
 
-    Contrasts are those that decide. Trainings are called seeds, as `mvl.show.tables` knows them.
+    Contrasts are those that decide, without those of the controls, which have a table of their
+    own. Trainings are called seeds, as `mvl.show.tables` knows them.
     """
     known = {
-        name: table[table["suite"] == SUITE].rename(columns={"n_trainings": "n_seeds"})
+        name: table[table["suite"] == suite].rename(columns={"n_trainings": "n_seeds"})
         for name, table in crossed_tables(reference / CROSSED.name).items()
     }
-    for name in ("cases", "summary", "contrasts") if known else ():
+    if not known or known["cases"].empty:
+        return {}
+    for name in ("cases", "summary", "contrasts"):
         known[name] = known[name][known[name]["structure"] == DECIDED["structure"]]
-    if known:
-        known["contrasts"] = known["contrasts"].query("metric == 'dice'")
+    contrasts = known["contrasts"].query("metric == 'dice'")
+    known["controls"] = contrasts[contrasts["family"] == "controls"]
+    known["contrasts"] = contrasts[contrasts["family"] != "controls"]
     return known
 
 
@@ -97,19 +110,19 @@ def _costs(published, task, arm=ARM):
 
 
 def claim_sentence(published: Tables, task: str) -> str:
-    """Whether the block is used in a task, or in the tasks of `POOLED`, and what follows of it."""
+    """What follows for a task, or the tasks of `POOLED`, and whether the block is used in them."""
     rows = published["contrasts"].query("task == @task")
     costs = _costs(published, task)
     unused = costs[costs < USED]
-    about = unused if len(unused) else costs
-    values = ", ".join(f"{cost:.4f}" for cost in about)
-    names, controls = _listed(list(about.index)), ""
+    names = _listed(list((unused if len(unused) else costs).index))
     if len(unused):
+        values = ", ".join(f"{cost:.4f}" for cost in unused)
         text = f"Trained on {names}, the model does not use the block: its deletion costs {values} "
         return text + f"in Dice, less than {USED:g}. So nothing is said about pre-training."
-    if task != POOLED and len(identity := _costs(published, task, "identity")):
-        controls = f" ({identity.iloc[0]:.4f} where the mappers are alone)"
-    used = f"The trained model uses the block: its deletion costs {values} in Dice{controls}."
+    values = ", ".join(f"{cost:.3f}" for cost in costs)
+    used = f"The trained model uses the block: its deletion costs {values} in Dice."
+    if task != POOLED:
+        used += _costs_of_controls(published, task)
     if reasons := [reason for _, row in rows.iterrows() if (reason := no_verdict(row))]:
         return f"On {names}, no verdict on pre-training: {reasons[0]}. {used}"
     verdict = claim(rows)
@@ -120,6 +133,14 @@ def claim_sentence(published: Tables, task: str) -> str:
         if arms := [_AGAINST[arm] for arm in rest["arm_b"][rest["verdict"] == word]]:
             text += f" It is {than} {_listed(arms)}."
     return f"{text} {used}"
+
+
+def _costs_of_controls(published, task):
+    controls = {arm: _costs(published, task, arm) for arm in ("shuffled", "random")}
+    costs = [f"{cost.iloc[0]:.3f} ({arm})" for arm, cost in controls.items() if len(cost)]
+    if not costs:
+        return ""
+    return f" Deletion of a control's block costs {_listed(costs)}, so use is not benefit."
 
 
 def _listed(names):
@@ -146,6 +167,8 @@ def _comparisons(published, task):
     """
     rows = published["contrasts"].query("task == @task")
     shown = tables.comparisons(rows).rename(columns={"seeds": "trainings"})
+    if (rows["suite"] == PARTS).any():
+        shown["comparison"] = [_EFFECTS[arm] for arm in rows["arm_a"]]
     shown[EFFECT] = [estimate(row) for _, row in rows.iterrows()]
     if (_costs(published, task) < USED).any():
         control = (rows["arm_b"] != "none").to_numpy()
@@ -155,17 +178,43 @@ def _comparisons(published, task):
 
 def answer_rows(published: Tables) -> list[dict[str, str]]:
     """The README's rows, by column: of the pooled tasks where several are pooled."""
-    task = tasks_of(published)[-1]
-    rows = published["contrasts"].query("task == @task")
-    shown, size = _comparisons(published, task), count(len(_costs(published, task)), "task")
-    shown["question"] = [
-        f"A pre-trained Llama-type block against {_AGAINST[arm]}" for arm in rows["arm_b"]
-    ]
+    tasks = tasks_of(published)
+    rows = published["contrasts"].query("task == @tasks[-1]")
+    shown, size = _comparisons(published, tasks[-1]), count(len(set(tasks) - {POOLED}), "task")
+    shown["question"] = [_question(row) for row in rows.itertuples()]
     shown["tested on"] = [
         f"{size}, {count(row.n_subjects, 'subject')}, {count(row.n_seeds, 'training')}"
         for row in rows.itertuples()
     ]
     return shown[["question", EFFECT, "verdict", "tested on"]].to_dict("records")
+
+
+def _question(row):
+    if row.suite == PARTS:
+        return _EFFECTS[row.arm_a]
+    return f"A pre-trained Llama-type block against {_AGAINST[row.arm_b]}"
+
+
+def parts_section(published: Tables) -> list[str]:
+    """The part of docs/results.md about hybrid attention and multi-scale fusion, in lines."""
+    lines = [
+        "## Second protocol: what do hybrid attention and multi-scale fusion add?",
+        "",
+        "The digits of an arm are language block, hybrid attention and multi-scale fusion. The "
+        "interaction is what one part adds with the other, less what it adds without it. p is "
+        "adjusted for the three comparisons that are averages.",
+    ]
+    for task in tasks_of(published):
+        lines += ["", f"### {task}: the three parts", ""]
+        if task != POOLED:
+            summary = published["summary"].query("task == @task")
+            lines += [_markdown(tables.arms(summary, order=list(SUITES[PARTS])), "arm"), ""]
+        lines.append(_compared(published, task))
+        use = published["use"].query("task == @task")
+        if len(use):
+            lines += ["", "Dice with the block's term replaced:", ""]
+            lines.append(_markdown(tables.block_use(use, order=list(SUITES[PARTS])), "arm"))
+    return lines
 
 
 def section(published: Tables, picture: str) -> list[str]:
@@ -187,28 +236,59 @@ def section(published: Tables, picture: str) -> list[str]:
     for task in tasks:
         lines += ["", f"### {'All tasks, each counts alike' if task == POOLED else task}", ""]
         lines += [f"**{claim_sentence(published, task)}**", ""]
-        shown = _comparisons(published, task)
-        columns = ["comparison", EFFECT, "verdict", "p", "subjects", "trainings"]
-        compared = _markdown(shown[[name for name in columns if name in shown]], "comparison")
         if task == POOLED:
-            lines.append(compared)
+            lines.append(_compared(published, task))
             continue
         summary = published["summary"].query("task == @task")
         use = published["use"].query("task == @task")
-        lines += [_markdown(tables.arms(summary, order=order), "arm"), "", compared, ""]
+        lines += [
+            _markdown(tables.arms(summary, order=order), "arm"),
+            "",
+            _compared(published, task),
+            "",
+        ]
+        if (controls := published["controls"])["task"].eq(task).any():
+            lines += ["The controls against none. We planned this after we knew the results:", ""]
+            lines += [_compared(published, task, controls), ""]
         if len(rest := without_choices(published["cases"], task)):
-            arms = [f"{_AGAINST[row['arm_b']]} {estimate(row)}" for _, row in rest.iterrows()]
+            rest = rest[rest["family"] == CONTRASTS[0].family]
             lines += [
                 "The protocol's choices were made on subjects of the folds "
-                f"{_listed(list(map(str, CHOSEN_ON[task])))}. Without them the differences are, "
-                f"against {'; '.join(arms)}.",
+                f"{_listed(list(map(str, CHOSEN_ON[task])))}. Without these folds:",
+                "",
+                _compared(published, task, rest.rename(columns={"n_trainings": "n_seeds"})),
                 "",
             ]
-        lines += [f"Dice with the block's term replaced; used where deletion costs {USED:g}:", ""]
-        lines.append(_markdown(tables.block_use(use, order=order), "arm"))
+        lines += [
+            *_losses(published, task),
+            "Test Dice after a change of the block's term. *Deleted*: without it. *Mean*: each "
+            "token has the average term. *Permuted*: terms are exchanged between tokens. In "
+            f"`identity`, deletion halves the term. Used: deletion costs {USED:g} or more.",
+            "",
+            _markdown(tables.block_use(use, order=order), "arm"),
+        ]
     if missing := [f"`{task}`" for task in STUDY_TASKS if task not in tasks]:
         lines += ["", f"Not run in the second protocol: {', '.join(missing)}."]
     return lines
+
+
+def _compared(published, task, contrasts=None):
+    """`_comparisons` as Markdown, of the published contrasts or of others."""
+    shown = _comparisons(
+        published if contrasts is None else {**published, "contrasts": contrasts}, task
+    )
+    columns = ["comparison", EFFECT, "verdict", "p", "adjusted p", "subjects", "trainings"]
+    code = "" if (shown["comparison"].isin(_EFFECTS.values())).any() else "comparison"
+    return _markdown(shown[[name for name in columns if name in shown]], code)
+
+
+def _losses(published, task):
+    """The training loss of each arm in its last epoch: an arm may be behind at this budget."""
+    curves = published["curves"].query("task == @task")
+    last = curves.sort_values("epoch").groupby(["arm", "fold", "repeat"])["train_loss"].last()
+    means = last.groupby("arm").mean().sort_values()
+    values = _listed([f"{loss:.3f} (`{arm}`)" for arm, loss in means.items()])
+    return [f"Training loss in the last epoch: {values}.", ""] if len(means) else []
 
 
 def _markdown(shown, code):

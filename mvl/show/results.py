@@ -54,7 +54,10 @@ def results_section(reference: Path = REFERENCE) -> str:
     if not (second := crossed.published(reference)):
         return "No task of the second protocol is tested yet."
     picture = "../" + (REFERENCE / crossed.PICTURE).relative_to(REPOSITORY).as_posix()
-    return "\n".join(crossed.section(second, picture))
+    lines = crossed.section(second, picture)
+    if parts := crossed.published(reference, crossed.PARTS):
+        lines += ["", *crossed.parts_section(parts)]
+    return "\n".join(lines)
 
 
 def study_page(reference: Path = REFERENCE) -> str:

@@ -56,7 +56,8 @@ def effect(row: Mapping) -> str:
 
 def estimate(row: Mapping) -> str:
     """A contrast's estimate and `effect`, such as "-0.009 (loss of 0.003 to 0.015)"."""
-    return f"{row['difference']:+.3f} ({effect(row)})"
+    difference = f"{row['difference']:+.3f}"
+    return f"{'0.000' if float(difference) == 0 else difference} ({effect(row)})"
 
 
 def trained_on(runs: pd.DataFrame) -> str:

@@ -10,6 +10,7 @@ at all. Tables in results/reference/crossed:
     use.csv         one row per cell with a language block: test Dice as trained, and with the
                     block's term deleted, averaged and permuted (`experiment.block_use`)
     runs.csv        one row per cell: its fingerprint, best epoch, weights, seconds and machine
+    curves.csv.gz   one row per cell and epoch: learning rate, training loss, validation Dice
 """
 
 from __future__ import annotations
@@ -27,26 +28,35 @@ from mvl.experiment.block_use import use_row
 from mvl.experiment.metrics import METRICS
 from mvl.experiment.run import TRAINED, Run, collect, run_folder, test
 from mvl.files import read_table, write_table
-from mvl.study.inference import Contrast, contrasts_table
+from mvl.study.inference import Contrast, contrasts_table, factorial
 from mvl.study.reference import REFERENCE, run_row, study_contrasts
 from mvl.study.suites import SUITES, is_crossed, suite_configs
 from mvl.study.summary import summary_table
 
 CROSSED = REFERENCE / "crossed"
 _TABLES = ("cases.csv.gz", "summary.csv", "contrasts.csv", "use.csv", "runs.csv")
+_TABLES += ("curves.csv.gz",)
 
 #: The tasks of the second protocol.
 STUDY_TASKS = ("Task04_Hippocampus", "CHAOS_AbdomenMR", "OpenKBP_HeadNeckCT")
 
 #: What is compared. "Pre-training helps" is one claim that needs all of a family
 #: (`inference.claim`).
-CONTRASTS = tuple(
-    Contrast("llama", "pretrained", against, "pre-training", adjusted=False)
-    for against in ("none", "identity", "shuffled", "random")
-) + tuple(
-    Contrast("hosts", f"{host}-pretrained", f"{host}-{against}", host, adjusted=False)
-    for host in ("vit", "unetr", "dynunet")
-    for against in ("none", "identity", "shuffled")
+CONTRASTS = (
+    *(
+        Contrast("llama", "pretrained", against, "pre-training", adjusted=False)
+        for against in ("none", "identity", "shuffled", "random")
+    ),
+    # What the mappers cost, and what any frozen block costs; planned after the first results.
+    *(Contrast("llama", control, "none", "controls") for control in ("identity", "shuffled")),
+    Contrast("llama", "random", "none", "controls"),
+    *(
+        Contrast("hosts", f"{host}-pretrained", f"{host}-{against}", host, adjusted=False)
+        for host in ("vit", "unetr", "dynunet")
+        for against in ("none", "identity", "shuffled")
+    ),
+    *factorial("parts", "parts"),
+    Contrast("parts", "111", "000", "all parts together"),
 )
 
 #: The suites that are published.
@@ -84,7 +94,8 @@ def update_crossed(
     Returns:
         One line per suite and task: what was published, or what is not trained yet.
     """
-    tables, said, published = {"cases": [], "use": [], "runs": []}, [], set()
+    tables = {name: [] for name in ("cases", "use", "runs", "curves")}
+    said, published = [], set()
     for suite in suites:
         for task in STUDY_TASKS:
             try:
@@ -132,6 +143,7 @@ def _published(about: dict, folder: Path, data: TaskData, config: ExperimentConf
     test(folder, data)
     cases = collect(folder, about["suite"], about["arm"]).drop(columns="seed")
     tables = {"cases": cases.assign(**about), "runs": pd.DataFrame([about | run_row(folder)])}
+    tables["curves"] = read_table(folder / "curves.csv").assign(**about)
     if config.model.language:
         used = use_row(Run.load(folder), data.side("test"), show=False)
         tables["use"] = pd.DataFrame([about | used])
@@ -139,7 +151,7 @@ def _published(about: dict, folder: Path, data: TaskData, config: ExperimentConf
 
 
 def write_crossed(tables: dict[str, pd.DataFrame], folder: Path = CROSSED) -> None:
-    """Write the tables of the module from those of cells: cases, runs and use.
+    """Write the tables of the module from those of cells: cases, runs, use and curves.
 
     Raises:
         RunError: as `contrasts_table`; then nothing is written.
@@ -152,6 +164,8 @@ def write_crossed(tables: dict[str, pd.DataFrame], folder: Path = CROSSED) -> No
     made |= {
         f"{name}.csv": tables[name].sort_values(CELL) for name in ("use", "runs") if name in tables
     }
+    curves = tables["curves"].sort_values([*CELL, "epoch"])
+    made["curves.csv.gz"] = curves[[*CELL, *(name for name in curves if name not in CELL)]]
     for name, table in made.items():
         write_table(folder / name, table)
 

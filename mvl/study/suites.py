@@ -145,6 +145,14 @@ STUDY = {
             for control in ("none", "identity", "shuffled", "pretrained")
         },
     ),
+    # The paper's ablation by the second protocol; digits as in `fusion`, one rate for all arms.
+    "parts": (
+        "What do hybrid attention and multi-scale fusion add, each subject tested?",
+        {
+            f"{n:03b}": _second("pretrained" if n & 4 else "none", _parts(f"{n & 3:03b}"))
+            for n in range(8)
+        },
+    ),
     # What the second protocol's language part was chosen from, on validation.
     "settling": (
         "In which language part is the block used?",

@@ -38,7 +38,8 @@ def known(costs, verdicts, task=HIPPOCAMPUS):
             (0.02, 0.04),
             "worse, better, better, worse",
             "not help: it is worse than none .* It is better than its "
-            "mappers alone and shuffled weights. It is worse than random weights.",
+            "mappers alone and shuffled weights. It is worse than random weights of the same "
+            "scale.",
         ),
         (
             (0.02, 0.04),
@@ -48,14 +49,15 @@ def known(costs, verdicts, task=HIPPOCAMPUS):
         (
             *((0.02, 0.04), "better, equivalent, better, not decided"),
             "helps is not decided .* It is better than none and shuffled weights. It is equivalent "
-            "to its mappers alone. It is not shown to differ from random weights.",
+            "to its mappers alone. It is not shown to differ from random weights of the same "
+            "scale.",
         ),
     ],
 )
 def test_pretraining_has_a_verdict_where_the_block_is_used(costs, verdicts, said):
     text = crossed.claim_sentence(known(costs, verdicts), HIPPOCAMPUS)
     mean = (3 * costs[0] + costs[1]) / 4
-    assert f"deletion costs {mean:.4f} in Dice" in text
+    assert f"deletion costs {mean:.{3 if mean >= 0.005 else 4}f} in Dice" in text
     assert pd.Series([text]).str.contains(said)[0]
     assert ("uses the block" in text) == (mean >= 0.005) == ("help" in text)
 
@@ -125,7 +127,15 @@ def test_the_results_page_has_the_tables_of_each_task(pages):
         .pivot_table("dice", "subject", "arm")
     )
     apart = (kept["pretrained"] - kept["none"]).mean()
-    assert f"are, against none {apart:+.3f} (" in second and "choices" not in chaos
+    without = second.partition("Without these folds:")[2].split("\n\n")[1]
+    assert f"| `pretrained minus none` | {apart:+.3f} (" in without and "choices" not in chaos
+    # Planned after the results; the loss of a control is none of the claim's comparisons.
+    after = second.partition("after we knew the results")[2].split("\n\n")[1]
+    assert [line.split("`")[1] for line in after.splitlines()[2:]] == [
+        f"{arm} minus none" for arm in ("identity", "shuffled", "random")
+    ]
+    loss = tables["curves"].query("task == @CHAOS and arm == 'none' and epoch == 1")["train_loss"]
+    assert f"{loss.mean():.3f} (`none`)" in chaos
     effect = f"{compared['difference']:+.3f} ({in_words(compared)})"
     assert f"{effect} | none: synthetic" in chaos
 
@@ -151,3 +161,20 @@ def test_a_notebook_shows_the_picture_and_a_sentence_for_each_task(pages, monkey
     crossed.second_protocol(pages / "nothing")
     (_, claims), (nothing,) = shown
     assert "does not use the block" in claims and "SmolLM2" in claims and "No task" in nothing
+
+
+def test_the_parts_have_rows_of_the_second_protocol_once_they_are_tested(tmp_path):
+    gains = {f"{n:03b}": 0.02 * (n >> 1 & 1) + 0.05 * (n & 1) for n in range(8)}
+    parts = {arm: (gain, 0.03 if arm[0] == "1" else None) for arm, gain in gains.items()}
+    shutil.copy(REFERENCE / "contrasts.csv", tmp_path)
+    write_second(tmp_path / "crossed", {HIPPOCAMPUS: 137})
+    assert "first study: 27 subjects" in answer_section(tmp_path)
+    write_second(tmp_path / "crossed", {HIPPOCAMPUS: 137}, synthetic=False, more={"parts": parts})
+    known = crossed.published(tmp_path, crossed.PARTS)["contrasts"].set_index("arm_a")["difference"]
+    assert known.round(2).to_dict() == {"?1?": 0.02, "??1": 0.05, "?11 ?00": 0.0, "111": 0.07}
+    text, page = answer_section(tmp_path), results_section(tmp_path)
+    assert "first study" not in text and "5 trainings" in text
+    for name in ("Hybrid attention", "Multi-scale fusion", "Interaction of", "Block, hybrid"):
+        assert f"\n| {name}" in text and f"\n| {name}" in page
+    # The use of the block in 1xx alone.
+    assert page.count("| `011` |") == 1 and page.count("| `110` |") == 2
