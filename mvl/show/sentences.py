@@ -56,8 +56,13 @@ def effect(row: Mapping) -> str:
 
 def estimate(row: Mapping) -> str:
     """A contrast's estimate and `effect`, such as "-0.009 (loss of 0.003 to 0.015)"."""
-    difference = f"{row['difference']:+.3f}"
-    return f"{'0.000' if float(difference) == 0 else difference} ({effect(row)})"
+    return f"{signed(row['difference'])} ({effect(row)})"
+
+
+def signed(difference: float) -> str:
+    """A difference with its sign and three decimals; 0.000 has none."""
+    text = f"{difference:+.3f}"
+    return text if float(text) else "0.000"
 
 
 def trained_on(runs: pd.DataFrame) -> str:

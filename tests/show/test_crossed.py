@@ -102,8 +102,10 @@ def test_the_readme_answers_with_the_second_protocol_first(pages):
     for name, size in (("one", "1 task, 137 subjects, 5"), ("two", "2 tasks, 157 subjects, 10")):
         answer, _, _, *rows, picture = filter(None, answer_section(pages / name).splitlines())
         assert "llama_claim.png" in picture and "5 bits and instruction-tuned" in answer
-        assert len(rows) == 6 and all(f"| {size} trainings |" in row for row in rows[:4])
-        assert [row[:20] for row in rows[4:]] == ["| Hybrid attention a", "| Multi-scale fusion"]
+        assert len(rows) == 7 and all(f"| {size} trainings |" in row for row in rows[:4])
+        assert [row[:20] for row in rows[4:]] == [
+            *("| Hybrid attention a", "| Multi-scale fusion", "| Block, hybrid atte")
+        ]
         verdicts = [row.split(" | ")[2] for row in rows[:4]]
         assert verdicts == ["none: synthetic data", *3 * [unused[name]]]
 

@@ -13,7 +13,7 @@ from pandas import DataFrame
 
 from mvl.show.figures import marks
 from mvl.show.figures.style import BLACK, GREY, PAGE, colour_of, drawn, name_of_arm
-from mvl.show.sentences import count
+from mvl.show.sentences import count, signed
 from mvl.study.inference import POOLED
 from mvl.study.summary import BOUND
 
@@ -82,7 +82,7 @@ def _differences(axes: Axes, rows: DataFrame, cases: DataFrame, contrasts: DataF
             each = each.rename(columns={"task": "seed"}).set_index("seed")["difference"]
         marks.difference_row(axes, place, each, row, colour_of(row["arm_b"]))
     arms = zip(rows["arm_b"], rows["difference"], strict=True)
-    marks.name_rows(axes, [_named(f"against {_short(arm)}", f"{x:+.3f}") for arm, x in arms])
+    marks.name_rows(axes, [_named(f"against {_short(arm)}", signed(x)) for arm, x in arms])
 
 
 def _costs(axes: Axes, use: DataFrame, arms: list[str], used: float) -> None:
