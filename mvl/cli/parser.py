@@ -222,11 +222,8 @@ def _suite_verbs(suite):
     _training_options(run)
     text = "train every arm with each learning rate, on validation"
     tune = _verb(suite, "tune", "study.suite_tune", text, "language --arms none")
-    text = "do trained cells use their block? Dice without it"
+    text = "do trained cells use their block? validation Dice without it"
     use = _verb(suite, "use", "study.suite_use", text, "language --seeds 0")
-    sides = ("validation", "test")
-    text = "whose Dice (default: %(default)s)"
-    use.add_argument("--side", choices=sides, default="validation", help=text)
     rates = {"type": float, "nargs": "+", "metavar": "X"}
     for verb, default in ((tune, "the study's three"), (use, "the arm's")):
         text = f"learning rates (default: {default})"

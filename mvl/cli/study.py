@@ -127,14 +127,8 @@ def _report(failures):
     return 1 if failures else 0
 
 
-def _rated_cells(options):
-    """`_suite_cells` with each of the learning rates that are tried."""
-    rates = options.rates or LEARNING_RATES
-    return _suite_cells(options, rates=rates, mapper_rates=options.mapper_rates)
-
-
 def suite_tune(options: Namespace) -> int:
-    configs, where = _rated_cells(options)
+    configs, where = _suite_cells(options, rates=options.rates or LEARNING_RATES)
     _, failures = fit_suite(options.suite, configs, **where)
     table = tuning_table(options.suite, configs, **where)
     _write(options, f"{options.suite}-tuning", table)
@@ -156,7 +150,7 @@ def suite_use(options: Namespace) -> None:
         row |= {"mapper_rate": config.training.mapper_rate, "epochs": config.training.epochs}
         row |= read_json(folder / TRAINED, "validation_dice", "best_epoch")
         if config.model.language:
-            row |= use_row(Run.load(folder), data.side(options.side))
+            row |= use_row(Run.load(folder), data.side("validation"))
         rows.append(row)
     if not rows:
         raise RunError(f"no cell of suite {options.suite} is trained {_AS_ASKED}")

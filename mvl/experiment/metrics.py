@@ -198,7 +198,8 @@ _SOME, _MANY = 50_000, 1_000_000
 def _surface_metrics(prediction, truth, spacing, tolerance):
     """HD95 in mm and NSD of two non-empty masks (H, W, D)."""
     # Background around the box: what touches its border has a surface there.
-    masks = [np.pad(mask, 1) for mask in _crop(prediction, truth)]
+    (box,) = ndimage.find_objects((prediction | truth).astype(np.uint8))  # around both
+    masks = [np.pad(mask[box], 1) for mask in (prediction, truth)]
     surfaces = [_surface(mask, spacing) for mask in masks]
     percentiles, within, total = [], 0.0, 0.0
     for (points, area), (others, _) in (surfaces, surfaces[::-1]):
@@ -243,16 +244,6 @@ def _distances(points, others, spacing, shape):
         tree = KDTree(others * spacing, leafsize=32)  # one query: large leaves are faster
         apart = tree.query(points * spacing)[0]
     return apart.astype(np.float32).astype(np.float64)
-
-
-def _crop(prediction, truth):
-    """Both masks, cut to their joint bounding box."""
-    either = prediction | truth
-    box = []
-    for axis in range(3):
-        inside = np.flatnonzero(either.any(axis=tuple(a for a in range(3) if a != axis)))
-        box.append(slice(inside[0], inside[-1] + 1))
-    return (mask[tuple(box)] for mask in (prediction, truth))
 
 
 def _percentile(values, weights, share):

@@ -17,8 +17,6 @@ from mvl.models.tokens import Grid, token_grid
 #: Stage -> what it is, in the order of the data.
 STAGES = {
     "encoder": "the stream after encoder and fusion, or a host's tokens before the language part",
-    "d1": "tokens in the language model's space, D1(x)",
-    "block": "the language block's output",
     "update": "what the block writes onto the stream, D2(block(D1(x)))",
     "after": "the stream after the language part",
     "decoder": "the stream after the decoder",
@@ -51,7 +49,7 @@ def activations(model: MedVisionLlama | Peer, volume: Tensor) -> dict[str, Tenso
         if model.decoder:
             stages["decoder"] = model.decoder[-1]
     if part is not None:
-        stages |= {"d1": part.d1, "block": part.block, "after": part}
+        stages["after"] = part
     with contextlib.ExitStack() as stack:
         for stage, module in stages.items():
             stack.callback(module.register_forward_hook(keep(stage)).remove)

@@ -118,8 +118,6 @@ def match_size(
     parameters: int,
     by: Literal["depth", "mlp"],
     grid: tuple[int, int, int] = PAPER_GRID,
-    channels: int = 1,
-    classes: int = 1,
 ) -> ModelConfig:
     """The same model, deeper or with wider MLPs, with as nearly `parameters` weights as can be.
 
@@ -139,9 +137,7 @@ def match_size(
         encoder, decoder = config.encoder_depth + steps, config.decoder_depth + steps
         return replace(config, encoder_depth=encoder, decoder_depth=decoder)
 
-    first, second = (
-        sum(count_parameters(larger(steps), grid, channels, classes)) for steps in (0, 1)
-    )
+    first, second = (sum(count_parameters(larger(steps), grid)) for steps in (0, 1))
     # Each step adds the same number of weights.
     steps = round((parameters - first) / (second - first))
     if steps < 0:

@@ -56,7 +56,7 @@ def answer_section(reference: Path = REFERENCE) -> str:
         found = contrasts[(contrasts[["suite", "arm_a", "arm_b"]] == pair).all(axis=1)]
         for row in found.head(1).to_dict("records"):
             size = f"{count(row['n_subjects'], 'subject')}, {count(row['n_seeds'], 'seed')}"
-            # The text below the README's table says why.
+            # Their models do not use the block (docs/protocol.md).
             verdict = "no valid test*" if pair[0] == "language" else row["verdict"]
             values = {crossed.EFFECT: estimate(row), "verdict": verdict}
             values |= {"tested on": "first study: " * bool(second) + size}

@@ -11,10 +11,10 @@ from mvl.data.tasks import TASKS
 from mvl.experiment.metrics import METRICS
 from mvl.show import tables
 from mvl.show.sentences import NOTHING, no_verdict
-from mvl.study.runs import Source
+from mvl.study.runs import Source, data_of
 from mvl.study.statistics import contrasts_table
 from mvl.study.summary import ALPHA
-from mvl.study.ten_tasks import MODELS, SIX, part, settings_of
+from mvl.study.ten_tasks import MODELS, SIX, part
 
 
 def table(sources: Iterable[Source]) -> pd.DataFrame:
@@ -106,11 +106,11 @@ def _paper_rows():
 
 def command(task: str, parameters: dict) -> str:
     """The commands that fill a row with real volumes, as the profile would."""
-    setting = settings_of(parameters)[task]
+    data = data_of(task, parameters)
     words = ["mvl data download", task, "&& mvl suite run presets --task", task, "--arms"]
     words += [arm for arm, (suite, *_) in MODELS.items() if suite == "presets"]
-    if setting.data != task_data(task):
-        words += ["--grid", *setting.data.grid, "--fit", setting.data.fit]
+    if data != task_data(task):
+        words += ["--grid", *data.grid, "--fit", data.fit]
     words += ["--epochs", parameters["epochs"], "--seeds", *parameters["seeds"]]
     words += ["--block", parameters["block"], "--results", f"results/{parameters['profile']}"]
     return " ".join(map(str, words))

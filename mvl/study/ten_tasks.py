@@ -6,12 +6,10 @@ space.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from mvl.config import DataConfig
 from mvl.data.obtain import obtain
 from mvl.data.tasks import TASKS
 from mvl.errors import MvlError
@@ -40,54 +38,29 @@ PAIRS = (
 )
 
 
-@dataclass(frozen=True)
-class Setting:
-    """How a profile runs a task: its data, and the size of the phantom that may replace it."""
-
-    data: DataConfig
-    cases: int
-    scale: float
-
-
-def settings_of(parameters: dict) -> dict[str, Setting]:
-    """The settings of the ten tasks, and of the profile's task where it is another.
-
-    `parameters` are a profile's, from `profiles.load_profile`, or a notebook's `globals()`.
-    """
-    settings = {}
-    for task in {*TASKS, parameters["task"]}:
-        prefix = "" if task == parameters["task"] else "tasks_"
-        sizes = [parameters[f"{prefix}phantom_{size}"] for size in ("cases", "scale")]
-        settings[task] = Setting(data_of(task, parameters), *sizes)
-    return settings
-
-
 def run(parameters: dict, results: Path, show: bool = True) -> pd.DataFrame:
     """Train and test the models that a profile names on the tasks that it names.
 
     A task that fails is reported and the others go on; what is done is not done again.
 
     Args:
-        parameters: as for `settings_of`.
+        parameters: a profile's, from `profiles.load_profile`, or a notebook's `globals()`.
         results: the profile's folder, results/<profile>.
 
     Returns:
         One row per task of the ten: task, and what its data is or why it was not run.
     """
-    settings, rows, reasons = settings_of(parameters), [], []
+    rows, reasons = [], []
     for task in TASKS:
-        setting, what = settings[task], "not run by this profile"
+        prefix, what = "tasks_" * (task != parameters["task"]), "not run by this profile"
         if task in parameters["tasks"]:
             if show:
                 print(task, flush=True)
             try:
-                root, what = obtain(
-                    task, parameters["source"], setting.cases, setting.scale, parameters["profile"]
-                )
-                configs = suite_configs(
-                    *("presets", setting.data, parameters["seeds"], parameters["block"]),
-                    *(parameters["epochs"], parameters["tasks_arms"]),
-                )
+                size = [parameters[f"{prefix}phantom_{name}"] for name in ("cases", "scale")]
+                root, what = obtain(task, parameters["source"], *size, parameters["profile"])
+                plan = [parameters[name] for name in ("seeds", "block", "epochs", "tasks_arms")]
+                configs = suite_configs("presets", data_of(task, parameters), *plan)
                 _, failures = run_suite("presets", configs, results / "runs", root, show)
                 reasons += [f"{task}, {arm}: {why}" for (arm, _), why in failures.items()]
             except MvlError as error:

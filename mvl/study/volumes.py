@@ -18,8 +18,8 @@ from mvl.models.activations import activations, to_volume
 from mvl.models.parts import dataflow
 from mvl.models.segmenter import build_segmenter
 from mvl.study.reference import BEST
+from mvl.study.runs import data_of
 from mvl.study.stages import SHOWN_STAGES, image_voxels, stage_auroc
-from mvl.study.ten_tasks import settings_of
 
 
 @whole_float32()
@@ -82,7 +82,7 @@ def shown_case(
         data = open_task(last.config.data, last.config.seed, root, progress=False)
         require_same(last.folder, data)
     else:
-        data = open_task(settings_of(parameters)[task].data, 0, root, progress=False)
+        data = open_task(data_of(task, parameters), 0, root, progress=False)
     best = load_predictor(BEST)
     if best.task.name == task:
         models["best"] = best

@@ -60,7 +60,7 @@ def test_stages_are_the_parts_input_update_and_output(host):
     model = build(host)
     torch.nn.init.normal_(model.position)
     stages, part = activations(model, torch.randn(1, 1, *GRID)), model.language
-    assert list(stages) == ["encoder", "d1", "block", "update", "after"]
+    assert list(stages) == ["encoder", "update", "after"]
     with torch.no_grad():
         torch.testing.assert_close(stages["update"], part.update(stages["encoder"]))
         torch.testing.assert_close(stages["after"], part(stages["encoder"]))

@@ -19,7 +19,7 @@ from mvl.experiment.inference import Predictor
 from mvl.files import REPOSITORY
 from mvl.show import explorer as module
 from mvl.show import figures
-from mvl.show.figures.style import YELLOW
+from mvl.show.figures import style
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 REAL = TASKS["Task04_Hippocampus"]
@@ -137,7 +137,7 @@ def test_contours_and_crosshair_are_on_or_off(view, name):
     explorer.show(**{name: False})
     for axes in slices_of(explorer):
         shown = {line.get_label() for line in axes.collections if line.get_visible()}
-        crosshair = [line for line in axes.lines if line.get_color() == YELLOW]
+        crosshair = [line for line in axes.lines if line.get_color() == style.YELLOW]
         assert shown == {"truth", "prediction"} - {name}
         assert len(crosshair) == 2 * (name != "crosshair")
     assert explorer.show(**{name: True}, axial=8).png() == everything
@@ -213,7 +213,7 @@ def test_a_case_its_path_and_its_view_are_the_same_volume(case):
     view = figures.View(image, header.affine, truth=truth > 0, title=case.name)
     by_view = mvl.explore(view, prediction=truth[None] > 0, task=task)
     assert by_case.png() == by_path.png() == by_view.png()
-    assert "Dice 1.000" in texts(by_case) and figures.SYNTHETIC in texts(by_case)
+    assert "Dice 1.000" in texts(by_case) and style.SYNTHETIC in texts(by_case)
 
 
 def test_a_run_segments_the_file(case, tiny, view):

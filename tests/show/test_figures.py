@@ -12,7 +12,7 @@ from mvl.data.tasks import TASKS
 from mvl.errors import RunError
 from mvl.experiment.metrics import METRICS
 from mvl.show import figures
-from mvl.show.figures.style import encoded
+from mvl.show.figures import style
 from mvl.study.statistics import contrast, contrasts_table
 from mvl.study.suites import SUITES
 
@@ -80,13 +80,13 @@ def test_contours_lie_where_the_mask_is_in_millimetres(view):
 @pytest.mark.parametrize(
     ("task", "note"),
     [
-        *((REAL, figures.ATTRIBUTION), (PHANTOM, figures.SYNTHETIC)),
+        *((REAL, style.ATTRIBUTION), (PHANTOM, style.SYNTHETIC)),
         (replace(REAL, name="MyTask"), None),
     ],
 )
 def test_voxels_say_where_they_are_from(view, task, note):
     for figure in (figures.slices(view, task), figures.task_grid([column(view, task)] * 2)):
-        known = (figures.ATTRIBUTION, figures.SYNTHETIC)
+        known = (style.ATTRIBUTION, style.SYNTHETIC)
         assert [one in texts(figure) for one in known] == [one == note for one in known]
         assert "Dice 0.50" in texts(figure)
 
@@ -111,7 +111,7 @@ def test_a_column_of_the_task_grid_is_one_slice_around_the_structure(view):
         assert axes.get_xlim() == (0, 20) and axes.get_ylim() == (0, 20)
     kinds = [[contour.get_label() for contour in axes.collections] for axes in first]
     assert kinds == [[], ["truth"], ["truth", "prediction"]]
-    assert texts(figure).count("not run") == 1 and figures.ATTRIBUTION in texts(figure)
+    assert texts(figure).count("not run") == 1 and style.ATTRIBUTION in texts(figure)
     titles = [axes.get_title("left") for axes in figure.axes[:3]]
     assert titles == ["Task04\nHippocampus", "Task04\nHippocampus\nsynthetic", "MyTask"]
     in_rows = figures.task_grid([column(view)] * 2).axes
@@ -143,7 +143,7 @@ def test_an_activation_map_is_the_heat_of_the_truths_slice(view):
     ]
     assert [axes.get_title("left") for axes in figure.axes[:2]] == ["image", "update"]
     assert "AUROC 0.71" in texts(figure) and texts(figure).count("no block") == 1
-    assert figures.SYNTHETIC in texts(figure)
+    assert style.SYNTHETIC in texts(figure)
 
 
 # --- files ---------------------------------------------------------------------------------
@@ -156,7 +156,7 @@ def test_files_are_what_their_endings_say_whatever_the_users_settings(view, tmp_
         figures.save(figures.slices(replace(view, title="ä ‖x‖ fi"), REAL), tmp_path / "two.png")
     png, pdf = ((tmp_path / f"one.{kind}").read_bytes() for kind in ("png", "pdf"))
     assert [png, pdf] == [(tmp_path / f"two.{kind}").read_bytes() for kind in ("png", "pdf")]
-    svg = encoded(figures.slices(replace(view, title="ä ‖x‖ fi"), REAL), "svg")
+    svg = style.encoded(figures.slices(replace(view, title="ä ‖x‖ fi"), REAL), "svg")
     # Type 42 is TrueType: letters stay letters, and the file brings their shapes along.
     assert pdf.startswith(b"%PDF") and b"/FontFile2" in pdf and b"/Subtype /Type3" not in pdf
     assert png.startswith(b"\x89PNG") and svg.startswith(b"<?xml") and b"<text" not in svg
@@ -169,13 +169,13 @@ def test_an_arm_has_one_colour_in_every_suite():
     colours = {}
     for arms in SUITES.values():
         for name, arm in arms.items():
-            if name in figures.ARM_COLOURS and arm.fraction == 1 and arm.matched is None:
+            if name in style.ARM_COLOURS and arm.fraction == 1 and arm.matched is None:
                 known = colours.setdefault(repr((arm.model, arm.training)), set())
-                known.add(figures.colour_of(name))
+                known.add(style.colour_of(name))
     assert all(len(known) == 1 for known in colours.values())
-    assert figures.colour_of("vit-30") == figures.colour_of("vit")
-    assert figures.colour_of("none, seed 0") == figures.colour_of("none")
-    assert figures.colour_of("lora-16") == figures.GREY
+    assert style.colour_of("vit-30") == style.colour_of("vit")
+    assert style.colour_of("none, seed 0") == style.colour_of("none")
+    assert style.colour_of("lora-16") == style.GREY
 
 
 # --- arms ----------------------------------------------------------------------------------
@@ -188,9 +188,9 @@ def test_plotted_differences_are_the_tables(cases):
     dots = figure.axes[0].collections[-1].get_offsets()[:, 1]
     assert np.allclose(dots, expected)
     assert expected.mean() == pytest.approx(contrast(cases, "pretrained", "none")["difference"])
-    assert figures.SYNTHETIC in texts(figure)
+    assert style.SYNTHETIC in texts(figure)
     real = figures.paired_differences(cases.assign(synthetic=False), "pretrained", "none")
-    assert figures.SYNTHETIC not in texts(real)
+    assert style.SYNTHETIC not in texts(real)
 
 
 def test_an_intervals_ends_are_the_tables(cases):
@@ -226,7 +226,7 @@ def test_arms_are_compared_with_the_first_that_saw_as_many_subjects(cases):
     table = pd.concat([cases, cases.assign(seed=1, dice=cases["dice"] / 2)])
     figure = figures.arm_differences(table)
     (axes,), row = figure.axes, contrast(table, "pretrained", "none")
-    assert marked(axes) == {figures.colour_of("pretrained"): pytest.approx((row["difference"], 0))}
+    assert marked(axes) == {style.colour_of("pretrained"): pytest.approx((row["difference"], 0))}
     (line,) = [line for line in axes.lines if np.ptp(line.get_xdata()) > 0]
     assert tuple(line.get_xdata()) == pytest.approx((row["ci_low"], row["ci_high"]))
     assert len(axes.collections[-1].get_offsets()) == 2, "a dot per seed"
@@ -260,7 +260,7 @@ def test_an_effect_of_the_protocol_starts_at_zero():
     steps = pd.DataFrame({"step": [*"abcd"], "kind": kinds, "difference": (0.1, -0.2, 0.0, 0.3)})
     figure = figures.protocol_effects(steps.assign(low=-0.3, high=0.4), "dice", "", True)
     dots = [line.get_xdata()[0] for line in figure.axes[0].lines if line.get_marker() == "o"]
-    assert dots == [0.1, -0.2, 0.0, 0.3] and figures.SYNTHETIC in texts(figure)
+    assert dots == [0.1, -0.2, 0.0, 0.3] and style.SYNTHETIC in texts(figure)
 
 
 def test_curves_show_each_seed_and_their_mean(cases):

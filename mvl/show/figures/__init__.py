@@ -18,12 +18,7 @@ from mvl.show.figures.costs import parameters, size_against_dice
 from mvl.show.figures.learning import curves, data_overview, seed_curves
 from mvl.show.figures.model_parts import attention_mix, dataflow, stage_auroc
 from mvl.show.figures.style import (
-    ARM_COLOURS,
-    ATTRIBUTION,
     COLUMN,
-    GREY,
-    SYNTHETIC,
-    colour_of,
     encoded,
     name_of_arm,
     save,
