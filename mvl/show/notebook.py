@@ -26,9 +26,9 @@ markdown = Markdown
 
 
 def picture(path: Path) -> Image:
-    """A PNG of the repository that a notebook shows, a third of its size for print."""
+    """A PNG that a notebook shows at half its pixels, which are those for print."""
     content = path.read_bytes()
-    return Image(content, width=int.from_bytes(content[16:20], "big") // 3)
+    return Image(content, width=int.from_bytes(content[16:20], "big") // 2)
 
 
 def show(*things: object) -> None:

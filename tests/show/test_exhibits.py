@@ -95,7 +95,7 @@ def test_a_committed_figure_is_shown_with_its_size_and_not_drawn_again(repositor
     assert "Task04_Hippocampus: 9 test subjects, 1 seed, 60 epochs." in caption
     committed = root / "results" / "reference" / "figures" / "fusion_parts.png"
     assert picture.data == committed.read_bytes()
-    assert picture.width == PIL.Image.open(committed).width // 3
+    assert picture.width == PIL.Image.open(committed).width // 2
     assert not (root / "results" / "quick" / "figures").exists()
 
 

@@ -321,7 +321,10 @@ def test_a_notebooks_page_shows_what_the_notebook_shows(tmp_path):
         new_output("stream", name="stdout", text="1 < 2 & 3\n"),
         new_output("stream", name="stderr", text="\r100%|##| 4/4\n"),
         new_output("execute_result", {"text/html": styled}),
-        new_output("display_data", {"image/png": PIXEL}),
+        new_output(
+            *("display_data", {"image/png": PIXEL}),
+            metadata={"image/png": {"width": 520, "id": "kept?"}},
+        ),
         new_output("display_data", widget),
     ]
     cells = [
@@ -345,6 +348,7 @@ def test_a_notebooks_page_shows_what_the_notebook_shows(tmp_path):
     ]
     assert [cell.get_text() for cell in soup.select("td.n")] == ["1.5"]
     assert soup.img["alt"].startswith("Training loss and validation Dice by epoch")
+    assert soup.img["width"] == "520" and "kept?" not in page.content
 
 
 def test_text_from_files_stays_text(tmp_path, monkeypatch):

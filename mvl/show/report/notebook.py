@@ -102,7 +102,7 @@ def _page(notebook, name, names):
 
 
 def _bare(cell, names):
-    """A cell with links to pages, and without metadata: addresses, sizes, frames of outputs."""
+    """A cell with links to pages, and without metadata but a picture's width."""
     cell.metadata = {}
     if cell.cell_type == "markdown":
         for name in names:
@@ -112,7 +112,11 @@ def _bare(cell, names):
         cell.outputs = [output for output in cell.outputs if output.get("data", True)]
         for output in cell.outputs:
             if "metadata" in output:
-                output.metadata = {form: {"alt": _described(cell.source)} for form in _FORMS[:2]}
+                about = {"alt": _described(cell.source)}
+                width = output.metadata.get("image/png", {}).get("width")
+                if isinstance(width, int):  # of a picture with more pixels than it is shown with
+                    about["width"] = width
+                output.metadata = {form: about for form in _FORMS[:2]}
     return cell
 
 
