@@ -20,7 +20,7 @@ from mvl.data.tasks import Task
 from mvl.errors import ConfigError, RunError
 from mvl.experiment import run as experiments
 from mvl.experiment.identity import changed_since, facts_changed
-from mvl.experiment.mirrored import _with_sides_exchanged, measured_domain
+from mvl.experiment.mirrored import _mirrored, measured_domain
 from mvl.experiment.run import Run, fit, run_folder, test
 from mvl.files import read_json
 from mvl.locks import is_locked, locked
@@ -85,9 +85,16 @@ def test_labels_of_two_sides_are_not_mirrored(finished, tmp_path):
     mirrored = replace(config.data, flips="left-right", target="labels")
     with pytest.raises(ConfigError, match="left and right"):
         fit(replace(config, data=mirrored), data, tmp_path)
-    label = torch.tensor([0.0, 1.0, 2.0, -1.0])
-    exchanged = _with_sides_exchanged(label, data.task, DataConfig(target="labels"))
-    assert exchanged.tolist() == [0, 2, 1, -1]
+    image = MetaTensor(torch.arange(4.0).view(1, 4, 1, 1))
+    label = torch.tensor([0.0, 1.0, 2.0, -1.0]).view(1, 4, 1, 1)
+    volume = {"image": image, "label": label, "ml": torch.tensor([10.0, 20.0])}
+    exchanged = _mirrored(volume, data.task, DataConfig(target="labels"))
+    assert exchanged["image"].flatten().tolist() == [3, 2, 1, 0]
+    assert exchanged["label"].flatten().tolist() == [-1, 1, 2, 0]
+    assert exchanged["ml"].tolist() == [20, 10]
+    volume = {"image": image, "label": label.clamp(max=1), "ml": torch.tensor([30.0])}
+    as_one = _mirrored(volume, data.task, DataConfig())
+    assert as_one["label"].flatten().tolist() == [-1, 1, 1, 0] and as_one["ml"].tolist() == [30]
 
 
 def test_what_is_done_is_not_done_again(finished, monkeypatch):
