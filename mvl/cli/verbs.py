@@ -22,8 +22,9 @@ def run(options: Namespace) -> int:
     outcomes = execute.run(options.profile, options.only, options.start, options.force).values()
     page = REPOSITORY / "results" / options.profile / "report" / "index.html"
     # Where nothing was run, the report that is there says it all, and takes seconds to make.
-    if any(outcome.seconds for outcome in outcomes) or not page.is_file():
-        kernels.in_fork(_last_report, options.profile)
+    wanted = any(outcome.seconds for outcome in outcomes) or not page.is_file()
+    if wanted and kernels.in_fork(_last_report, options.profile):
+        return 1
     return 1 if any(outcome.status in ("failed", "incomplete") for outcome in outcomes) else 0
 
 

@@ -37,9 +37,9 @@ def _mirrored(volume: dict, task: Task, config: DataConfig) -> dict:
     if config.target == "labels":
         labels, sides = list(task.labels), other_side(task.labels)
         order = [labels.index(sides.get(value, value)) for value in labels]
-    # The class that a class becomes; that of `IGNORED`, -1, is the last one.
-    classes = torch.tensor([0, *(n + 1 for n in order), IGNORED])
     label = volume["label"].flip(1)  # axis 1 is right-left: a prepared volume is in RAS
+    # The class that a class becomes; that of `IGNORED`, -1, is the last one.
+    classes = torch.tensor([0, *(n + 1 for n in order), IGNORED], device=label.device)
     return volume | {
         "image": MetaTensor(volume["image"].as_tensor().flip(1)),
         "label": classes[label.long()].to(label.dtype),

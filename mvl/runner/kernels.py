@@ -89,11 +89,16 @@ _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(PRELOADED)
 
 
-def in_fork(function: Callable, *arguments: object) -> None:
-    """Call a function of a module in a process that has the large libraries loaded; wait for it."""
+def in_fork(function: Callable, *arguments: object) -> int:
+    """Call a function of a module in a process that has the large libraries loaded.
+
+    Returns:
+        The process' exit code: not 0 where the function raised or the process was killed.
+    """
     process = _FORKS.Process(target=function, args=arguments)
     process.start()
     process.join()
+    return process.exitcode
 
 
 class _Process(_FORKS.Process):

@@ -34,7 +34,7 @@ _PICTURE_TEXT = "Difference in Dice between vit with the block and vit, one poin
 
 
 def answer_section(reference: Path = REFERENCE) -> str:
-    """The answer, a row for each question, and the headline picture, as Markdown.
+    """The answer, six rows at most, and the headline picture, as Markdown.
 
     The second protocol's rows come first. Where it has some, the first one's are of what the second
     has not tested. An arm with one seed has no row: its interval would not know how far two
@@ -62,7 +62,7 @@ def answer_section(reference: Path = REFERENCE) -> str:
             values |= {"tested on": "first study: " * bool(second) + size}
             rows.append({"question": question} | values)
     link = (REFERENCE / picture).relative_to(REPOSITORY).as_posix()
-    table = markdown(pd.DataFrame(rows), aligned=False)
+    table = markdown(pd.DataFrame(rows[: len(QUESTIONS)]), aligned=False)
     return "\n\n".join([answer, table, f'<img src="{link}" width="480" alt="{text}">'])
 
 

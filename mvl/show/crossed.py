@@ -140,7 +140,7 @@ def _costs_of_controls(published, task):
     costs = [f"{cost.iloc[0]:.3f} ({arm})" for arm, cost in controls.items() if len(cost)]
     if not costs:
         return ""
-    return f" Deletion of a control's block costs {_listed(costs)}, so use is not benefit."
+    return f" Deletion of a control's block costs {_listed(costs)}."
 
 
 def _listed(names):

@@ -1,5 +1,8 @@
 """Profiles: their files, and the choice of one by the machine's memory."""
 
+import math
+from types import SimpleNamespace
+
 import IPython.display
 import pytest
 
@@ -7,7 +10,7 @@ from mvl.cli import main
 from mvl.errors import ConfigError
 from mvl.files import REPOSITORY
 from mvl.machine import GIB
-from mvl.runner import profiles
+from mvl.runner import kernels, profiles
 from mvl.runner.profiles import choose_profile, default_profile
 from mvl.study.profiles import load_profile
 
@@ -127,7 +130,7 @@ def test_parameters_that_somebody_chose_stay(memory, shown, monkeypatch):
 def test_without_a_name_the_batch_runner_takes_the_profile_that_fits(memory, monkeypatch, capsys):
     ran = []
     monkeypatch.setattr("mvl.runner.execute.run", lambda *options: ran.append(options) or {})
-    monkeypatch.setattr("mvl.runner.kernels.in_fork", lambda *call: None)
+    monkeypatch.setattr("mvl.runner.kernels.in_fork", lambda *call: 0)
     memory(2)
     assert main(["run", "--only", "03"]) == 0
     assert "Profile smoke" in capsys.readouterr().out
@@ -135,3 +138,13 @@ def test_without_a_name_the_batch_runner_takes_the_profile_that_fits(memory, mon
     memory(16)
     assert main(["run"]) == 0
     assert [options[0] for options in ran] == ["smoke", "quick", "quick"]
+
+
+def test_a_report_that_fails_fails_the_command(monkeypatch, capfd):
+    assert kernels.in_fork(math.sqrt, 4) == 0 and kernels.in_fork(math.sqrt, -4) != 0
+    assert "ValueError" in capfd.readouterr().err
+    done = {"00": SimpleNamespace(seconds=1.0, status="ok")}
+    monkeypatch.setattr("mvl.runner.execute.run", lambda *options: done)
+    for code in (0, 1):
+        monkeypatch.setattr(kernels, "in_fork", lambda *call, code=code: code)
+        assert main(["run", "--profile", "smoke"]) == code
