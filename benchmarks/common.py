@@ -36,34 +36,69 @@ LLAMA = "random:" + json.dumps(SIZES)
 #: GPU of four cases of 128^3. A GPU gets several at a time, since to start one takes it long.
 PRODUCT, PRODUCTS = ((16384, 4096), 20) if ON_GPU else ((512, 4096), 1)
 
-#: Key -> (what it is, "at most" or "at least", how much): what was to be reached.
+#: Key -> (what it is, "at most" or "at least", how much, why it is missed where it is).
 TARGETS = {
-    "jobs_throughput_ratio": ("two trainings at once, throughput over one", "at least", 1.9),
-    "gpu_jobs_throughput_ratio": ("GPU, 16 trainings at once, the same", "at least", 8),
+    "jobs_throughput_ratio": (
+        "two trainings at once, throughput over one",
+        "at least",
+        1.9,
+        "each process starts and prepares its cases, and the cores share their memory",
+    ),
+    "gpu_jobs_throughput_ratio": ("GPU, 16 trainings at once, the same", "at least", 8, ""),
     "gpu_eager_v3_128_matrix_rate_share": (
         "GPU, v3 at 128^3, share of the bfloat16 matrix rate",
         "at least",
         0.45,
+        "",
     ),
-    "v3_128_matrix_rate_share": ("v3 at 128^3, share of the matrix rate", "at least", 0.9),
-    "v3_128_peak_gb": ("v3 at 128^3, memory in GB", "at most", 3),
-    "v3_128_released_code_time_ratio": ("released code's step over v3's", "at least", 3.5),
-    "v3_128_released_code_memory_ratio": ("released code's memory over v3's", "at least", 6),
+    "v3_128_matrix_rate_share": ("v3 at 128^3, share of the matrix rate", "at least", 0.9, ""),
+    "v3_128_peak_gb": (
+        "v3 at 128^3, memory in GB",
+        "at most",
+        3,
+        "the block's weights are 0.87 GB, and its MLP keeps four arrays of 0.23 GB for the way "
+        "back; to compute them twice costs a third more time",
+    ),
+    "v3_128_released_code_time_ratio": (
+        "released code's step over v3's",
+        "at least",
+        3.5,
+        "v3 is at the rate of the matrix products, which the released code has, too",
+    ),
+    "v3_128_released_code_memory_ratio": (
+        "released code's memory over v3's",
+        "at least",
+        6,
+        "as v3's memory",
+    ),
     "cpu_block_bf16_over_f32_ratio": (
         "block in bfloat16, step over float32's, where a processor has units for it",
         "at most",
         0.5,
+        "",
     ),
     "loading_all_cores_wait_share": (
         "vit on Task04, wait for data over step, every core at the step",
         "at most",
         0.05,
+        "augmentation takes a third of this short step; a thread hides the wait, but takes its "
+        "time from the same cores",
     ),
-    "task04_v1_epoch_over_vit_ratio": ("v1 on Task04, epoch over vit's", "at most", 1.4),
-    "commands_smoke_s": ("run_all.sh --profile smoke, seconds", "at most", 150),
-    "commands_quick_s": ("run_all.sh, seconds", "at most", 600),
-    "overhead_import_s": ("import mvl, seconds", "at most", 0.3),
-    "overhead_help_s": ("mvl --help, seconds", "at most", 0.4),
+    "task04_v1_epoch_over_vit_ratio": (
+        "v1 on Task04, epoch over vit's",
+        "at most",
+        1.4,
+        "hybrid attention attends twice, and heads of 16 channels are slow in matrix products",
+    ),
+    "commands_smoke_s": (
+        "run_all.sh --profile smoke, seconds",
+        "at most",
+        150,
+        "24 trainings with their tests, 60 figures as PDF, and the libraries' import",
+    ),
+    "commands_quick_s": ("run_all.sh, seconds", "at most", 600, ""),
+    "overhead_import_s": ("import mvl, seconds", "at most", 0.3, ""),
+    "overhead_help_s": ("mvl --help, seconds", "at most", 0.4, ""),
 }
 
 #: Title -> (prefixes of keys, a row each; endings of keys, a column each; what stands above it).
@@ -101,6 +136,7 @@ TABLES = {
     "CPU": (
         ["cpu"],
         [
+            "features",
             "subnormals_kept_over_flushed_ratio",
             "conv_head_default_over_channels_last_ratio",
             "block_bf16_over_f32_ratio",
@@ -364,11 +400,11 @@ def tables(results):
 
 def _verdicts(results):
     """Lines of the table of targets: what it is, the limit, the figure, whether it is reached."""
-    for key, (what, side, limit) in TARGETS.items():
+    for key, (what, side, limit, why) in TARGETS.items():
         value, verdict = results.get(key), ""
         if value is not None:
             over = value - limit if side == "at most" else limit - value
-            verdict = "reached" if over <= 0 else f"missed by {over:.3g}"
+            verdict = "reached" if over <= 0 else f"missed by {over:.3g}: {why}".rstrip(": ")
         yield [what, f"{side} {limit}", "not measured" if value is None else value, verdict]
 
 

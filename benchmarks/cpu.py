@@ -27,6 +27,7 @@ def main():
             json.dumps({"subnormals": subnormals, "layout": layout, "block": block}[sys.argv[1]]())
         )
     else:
+        common.record({"cpu_features": common.machine()["machine_features"]})
         for part in ("subnormals", "layout", "block"):
             found = common.fresh(__file__, part)
             common.record({f"cpu_{key}": value for key, value in found.items()})
