@@ -20,6 +20,7 @@ TABLE, PAGE = ROOT / "results" / "reference" / "settling.csv", ROOT / "docs" / "
 BEGIN, END = "<!-- settling: begin, written by scripts/settling.py -->", "<!-- settling: end -->"
 SIDE = TABLE.with_name("side.csv")
 SIDE_MARKS = [f"<!-- side: {mark} -->" for mark in ("begin, written by scripts/settling.py", "end")]
+LONGER_MARKS = [mark.replace("side", "longer") for mark in SIDE_MARKS]
 #: Columns of the table that the page shows, and their headings.
 SHOWN = {
     "arm": "arm @ rate x mappers' factor",
@@ -41,6 +42,15 @@ def section(table: pd.DataFrame) -> str:
     for column in list(SHOWN.values())[2:]:
         shown[column] = shown[column].map(lambda dice: "-" if dice != dice else f"{dice:.3f}")
     shown.iloc[:, 0] = "`" + shown.iloc[:, 0] + "`"
+    return markdown(shown.astype(str), aligned=False)
+
+
+def longer_section(table: pd.DataFrame) -> str:
+    """The block against none by budget: validation Dice on the grid, one training each."""
+    arms = {"none@0.003": "`none`", "sum-pretrained@0.003x0.1": "`sum-pretrained`"}
+    dice = table.pivot_table("validation_dice", "epochs", "arm")[list(arms)].dropna()
+    dice["difference"] = dice.iloc[:, 1] - dice.iloc[:, 0]
+    shown = dice.map("{:.3f}".format).rename(columns=arms).reset_index()
     return markdown(shown.astype(str), aligned=False)
 
 
@@ -72,7 +82,9 @@ def main() -> None:
         known.drop_duplicates("fingerprint").to_csv(TABLE, index=False)
     if runs := [side_of(path) for path in named if path.is_dir()]:
         pd.DataFrame(runs).to_csv(SIDE, index=False)
-    write_text(PAGE, with_section(PAGE, BEGIN, END, section(pd.read_csv(TABLE))))
+    table = pd.read_csv(TABLE)
+    write_text(PAGE, with_section(PAGE, BEGIN, END, section(table)))
+    write_text(PAGE, with_section(PAGE, *LONGER_MARKS, longer_section(table)))
     side = side_section(pd.read_csv(SIDE))
     write_text(PAGE, with_section(PAGE, *SIDE_MARKS, side))
     print(PAGE)
