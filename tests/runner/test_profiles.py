@@ -140,9 +140,8 @@ def test_without_a_name_the_batch_runner_takes_the_profile_that_fits(memory, mon
     assert [options[0] for options in ran] == ["smoke", "quick", "quick"]
 
 
-def test_a_report_that_fails_fails_the_command(monkeypatch, capfd):
+def test_a_report_that_fails_fails_the_command(monkeypatch):
     assert kernels.in_fork(math.sqrt, 4) == 0 and kernels.in_fork(math.sqrt, -4) != 0
-    assert "ValueError" in capfd.readouterr().err
     done = {"00": SimpleNamespace(seconds=1.0, status="ok")}
     monkeypatch.setattr("mvl.runner.execute.run", lambda *options: done)
     for code in (0, 1):
