@@ -17,8 +17,11 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from mvl.runner import kernels
+
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["pytest", "tests.reliability.stages"])
+# A process has one server, for kernels, too; whose test comes first must not matter.
+_CONTEXT.set_forkserver_preload(["pytest", "tests.reliability.stages", *kernels.PRELOADED])
 
 
 class Ended(NamedTuple):

@@ -4,6 +4,7 @@ A stage runs on the smallest data that exercises it, and writes below `results` 
 """
 
 import json
+import multiprocessing
 import os
 import shutil
 from pathlib import Path
@@ -19,7 +20,7 @@ from mvl.config import PRESETS, LanguageConfig, ModelConfig, TrainingConfig
 from mvl.data import download
 from mvl.errors import MvlError
 from mvl.files import REPOSITORY, read_json
-from mvl.runner import execute, kernels
+from mvl.runner import execute
 from mvl.study.suites import SUITES, Arm
 from tests.reliability import children
 
@@ -74,7 +75,7 @@ def _download(folder, given):
 
 
 def _batch(folder, given):
-    kernels.PRELOADED.clear()  # no cell here needs MONAI, which takes seconds to load
+    multiprocessing.set_forkserver_preload([])  # no cell here needs what takes seconds to load
     try:
         outcomes = execute.run("smoke", root=folder)
     except MvlError as error:  # `mvl run` would run the repository's own notebooks

@@ -65,8 +65,6 @@ class Repository:
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
     monkeypatch.setenv("MVL_DATA_ROOT", str(tmp_path / "data"))
-    # No cell here needs MONAI, which takes seconds to load.
-    monkeypatch.setattr("mvl.runner.kernels.PRELOADED", [])
     return Repository(tmp_path)
 
 
@@ -234,8 +232,7 @@ def test_what_shows_earlier_runs_runs_again_after_them(repository):
     assert repository.run() == 0 and len(repository.logged()) == 2
 
 
-def test_a_figure_is_a_picture_in_the_executed_copy(repository, monkeypatch):
-    monkeypatch.setattr("mvl.runner.kernels.PRELOADED", ["matplotlib.pyplot"])
+def test_a_figure_is_a_picture_in_the_executed_copy(repository):
     repository.notebook("00_a", "import matplotlib.pyplot as plt\nplt.subplots()[0]")
     assert repository.run() == 0
     outputs = repository.outputs("00_a")
