@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -26,17 +26,6 @@ CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.
 
 class Absent(BlockError):
     """A model has no such file."""
-
-
-class Entry(NamedTuple):
-    """One tensor of a file: its number format by safetensors' name, its size and its place."""
-
-    file: str
-    dtype: str
-    shape: tuple[int, ...]
-    bytes: int
-    #: Its first byte in the file; a GGUF file is read in another way.
-    start: int = 0
 
 
 class Checkpoint:
@@ -64,8 +53,22 @@ class Checkpoint:
         """Raise a `BlockError` where the rotary embedding is not read as the model has it."""
 
 
+class _Entry(NamedTuple):
+    """One tensor: its file, its number format by safetensors' name, its shape and its bytes."""
+
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
 class FolderCheckpoint(Checkpoint):
-    """A model with safetensors in a folder of this machine."""
+    """A model with safetensors in a folder of this machine.
+
+    safetensors checks the files, and this class reads from them: a memory map would hold what a
+    block is converted from as long as the block, and the hub has no file to map.
+    """
 
     has_weights = True
 
@@ -77,24 +80,23 @@ class FolderCheckpoint(Checkpoint):
         if self.config.get("quantization_config"):
             raise BlockError(f"{source} is quantised: name the model that it was made from")
 
-    def names(self) -> dict[str, str]:
-        """{tensor's name: the file that holds it}, by the index or the only file's header."""
+    def names(self) -> Collection[str]:
+        """Names of all tensors, by the index or the only file's header."""
         return self._index["weight_map"]
 
-    def entries(self, names: Iterable[str]) -> dict[str, Entry]:
-        """{name: `Entry`} of the named tensors, all of them in plain numbers."""
-        files = self.names()
-        entries = {name: self._header(files[name])[name] for name in names}
-        for name, entry in entries.items():
-            if entry.dtype not in DTYPES:
-                raise BlockError(f"{self.source}: {name} is quantised ({entry.dtype})")
-        return entries
+    def files(self) -> set[str]:
+        """Names of the files that hold the tensors."""
+        return set(self._index["weight_map"].values())
+
+    def stored_bytes(self, names: Iterable[str]) -> int:
+        """Bytes of the named tensors in their files."""
+        return sum(entry.stop - entry.start for entry in self._entries(names).values())
 
     def read(self, names: Iterable[str], dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """{name: tensor} of the named tensors, held in `dtype`."""
         tensors = {}
-        for name, entry in self.entries(names).items():
-            content = self._bytes(entry.file, entry.start, entry.start + entry.bytes)
+        for name, entry in self._entries(names).items():
+            content = self._bytes(entry.file, entry.start, entry.stop)
             tensor = torch.frombuffer(content, dtype=DTYPES[entry.dtype])
             tensors[name] = tensor.view(entry.shape).to(dtype)
         return tensors
@@ -109,7 +111,7 @@ class FolderCheckpoint(Checkpoint):
             return read_json(self._path(INDEX), "weight_map", kind=BlockError)
         with contextlib.suppress(Absent):
             header = self._header(WEIGHTS)
-            total = sum(entry.bytes for entry in header.values())
+            total = sum(entry.stop - entry.start for entry in header.values())
             return {"weight_map": dict.fromkeys(header, WEIGHTS), "metadata": {"total_size": total}}
         raise BlockError(
             f"{self.source} has no {WEIGHTS}. Pickled weights (.bin) are not read: they are code. "
@@ -117,19 +119,26 @@ class FolderCheckpoint(Checkpoint):
             "hub:OWNER/NAME@refs/pr/N. Else convert the model by transformers' save_pretrained"
         )
 
-    def _header(self, file: str) -> dict[str, Entry]:
-        """{name: `Entry`} of a file: https://github.com/huggingface/safetensors#format."""
+    def _entries(self, names: Iterable[str]) -> dict[str, _Entry]:
+        files = self._index["weight_map"]
+        entries = {name: self._header(files[name])[name] for name in names}
+        for name, entry in entries.items():
+            if entry.dtype not in DTYPES:
+                raise BlockError(f"{self.source}: {name} is quantised ({entry.dtype})")
+        return entries
+
+    def _header(self, file: str) -> dict[str, _Entry]:
+        """{name: `_Entry`} of a file: https://github.com/huggingface/safetensors#format."""
         if file in self._headers:
             return self._headers[file]
         self._check(file)
-        length = int.from_bytes(self._bytes(file, 0, 8), "little")
+        data = 8 + int.from_bytes(self._bytes(file, 0, 8), "little")  # where the tensors begin
         entries = {}
         try:
-            for name, claim in json.loads(self._bytes(file, 8, 8 + length)).items():
+            for name, claim in json.loads(self._bytes(file, 8, data)).items():
                 if name != "__metadata__":
-                    start, stop = claim["data_offsets"]
-                    place = stop - start, 8 + length + start
-                    entries[name] = Entry(file, claim["dtype"], tuple(claim["shape"]), *place)
+                    start, stop = (data + offset for offset in claim["data_offsets"])
+                    entries[name] = _Entry(file, claim["dtype"], claim["shape"], start, stop)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise BlockError(f"{self.source}: {file} has a damaged header: {error}") from error
         self._headers[file] = entries

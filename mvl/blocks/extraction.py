@@ -205,7 +205,7 @@ def block_sizes(source: str, layer: int = -1) -> dict:
     size = None
     if checkpoint.has_weights:
         names = architecture.tensor_names(checkpoint).values()
-        size = sum(entry.bytes for entry in checkpoint.entries(names).values())
+        size = checkpoint.stored_bytes(names)
     return {
         "source": source,
         "revision": checkpoint.revision,

@@ -8,13 +8,13 @@ the file's tokeniser takes seconds to parse.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import cached_property
 from pathlib import Path
 
 import torch
 
-from mvl.blocks.checkpoints import Checkpoint, Entry
+from mvl.blocks.checkpoints import Checkpoint
 from mvl.errors import BlockError
 from mvl.files import read_json, write_json
 
@@ -106,18 +106,11 @@ class GgufCheckpoint(Checkpoint):
                 tensors[f"model.layers.{layer}.{names.get(part, part)}.{kind}"] = tensor
         return tensors
 
-    def names(self) -> dict[str, str]:
-        """{tensor's name: file that holds it}."""
-        return dict.fromkeys(self._tensors, self.path.name)
+    def names(self) -> Collection[str]:
+        return self._tensors
 
-    def entries(self, names: Iterable[str]) -> dict[str, Entry]:
-        """{name: `Entry`} of the named tensors, in bytes as they are stored."""
-        entries = {}
-        for name in names:
-            tensor = self._tensors[name]
-            shape, size = tuple(tensor.shape[::-1]), int(tensor.n_bytes)
-            entries[name] = Entry(self.path.name, tensor.tensor_type.name, shape, size)
-        return entries
+    def stored_bytes(self, names: Iterable[str]) -> int:
+        return sum(int(self._tensors[name].n_bytes) for name in names)
 
     def model_bytes(self) -> int:
         return self.path.stat().st_size

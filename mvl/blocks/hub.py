@@ -11,6 +11,14 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from huggingface_hub import constants, errors, hf_hub_download, hf_hub_url
+from huggingface_hub.utils import (
+    build_hf_headers,
+    hf_raise_for_status,
+    http_backoff,
+    http_stream_backoff,
+)
+
 from mvl.blocks.checkpoints import CONFIG, Absent, FolderCheckpoint
 from mvl.errors import BlockError
 
@@ -24,8 +32,6 @@ def _in_words(source: str) -> Iterator[None]:
 
     No query of an address is told, since it may be a signature; nor is the error attached.
     """
-    from huggingface_hub import constants, errors
-
     try:
         yield
         return
@@ -44,8 +50,6 @@ def download(repository: str, name: str, revision: str | None = None) -> Path:
     Raises:
         BlockError: no access, no such model, or no network and no copy; `Absent`, no such file.
     """
-    from huggingface_hub import hf_hub_download
-
     with _in_words(f"hub:{repository}" + (f"@{revision}" if revision else "")):
         return Path(hf_hub_download(repository, name, revision=revision))
 
@@ -59,7 +63,7 @@ def open_hub(source: str, cache: Path) -> FolderCheckpoint:
     snapshot = download(repository, CONFIG, revision or None).parent
     with contextlib.suppress(BlockError):
         whole = FolderCheckpoint(source, snapshot, snapshot.name)
-        if all((snapshot / file).is_file() for file in whole.names().values()):
+        if all((snapshot / file).is_file() for file in whole.files()):
             return whole
     cache = cache / f"{repository.replace('/', '--')}@{snapshot.name}"
     return HubCheckpoint(source, repository, snapshot.name, cache)
@@ -77,33 +81,25 @@ class HubCheckpoint(FolderCheckpoint):
 
     def _check(self, file: str) -> None:
         """Ask for one byte: without ranges the answer is the whole file, which is not read."""
-        from huggingface_hub.utils import hf_raise_for_status, http_stream_backoff
-
-        with _in_words(self.source):
-            url, options = self._request(file, 0, 1)
-            with http_stream_backoff("GET", url, **options) as response:
-                hf_raise_for_status(response)
-                ranges = response.status_code == 206
+        request = self._range(file, 0, 1)
+        with _in_words(self.source), http_stream_backoff("GET", **request) as response:
+            hf_raise_for_status(response)
+            ranges = response.status_code == 206
         if not ranges:
             raise BlockError(f"{self.source}: the server of {file} does not send ranges of it")
 
     def _bytes(self, file: str, start: int, stop: int) -> bytearray:
-        from huggingface_hub.utils import hf_raise_for_status, http_backoff
-
         content = bytearray()
         while (first := start + len(content)) < stop:
-            url, options = self._request(file, first, min(first + PIECE, stop))
+            request = self._range(file, first, min(first + PIECE, stop))
             with _in_words(self.source):
-                response = http_backoff("GET", url, **options)
+                response = http_backoff("GET", **request)
                 hf_raise_for_status(response)
             content += response.content
         return content
 
-    def _request(self, file: str, start: int, stop: int) -> tuple[str, dict]:
-        """Address and headers of a range."""
-        from huggingface_hub import hf_hub_url
-        from huggingface_hub.utils import build_hf_headers
-
-        url = hf_hub_url(self.repository, file, revision=self.commit)
+    def _range(self, file: str, start: int, stop: int) -> dict:
+        """Address and headers of a request for some bytes of a file."""
         headers = {"Accept-Encoding": "identity", "Range": f"bytes={start}-{stop - 1}"}
-        return url, {"headers": build_hf_headers() | headers}
+        url = hf_hub_url(self.repository, file, revision=self.commit)
+        return {"url": url, "headers": build_hf_headers() | headers}

@@ -27,16 +27,16 @@ def all_runs() -> list[Path]:
 
     Of one experiment that was trained in two places, the folder that is further.
     """
+
+    def progress(folder):
+        return (folder / DONE).exists() + (folder / TRAINED).exists()
+
     found = {}
     for root in {results_root(), REPOSITORY / "results"}:
         for pattern in ("runs/*/", "*/runs/*/"):
             for folder in sorted(root.glob(pattern + CONFIG)):
                 found.setdefault(folder.parent.name, []).append(folder.parent)
-    return [max(places, key=_progress) for _, places in sorted(found.items())]
-
-
-def _progress(folder):
-    return (folder / DONE).exists() + (folder / TRAINED).exists()
+    return [max(places, key=progress) for _, places in sorted(found.items())]
 
 
 def run_name(folder: Path) -> str:
@@ -138,9 +138,8 @@ def runs_table(folders: list[Path]) -> pd.DataFrame:
             row["block"] = (config["model"].get("language") or {}).get("source", "none")
             row |= {"task": config["data"]["task"], "epochs": config["training"]["epochs"]}
             if (folder / TRAINED).exists():
-                row["validation"] = read_json(folder / TRAINED, "validation_dice")[
-                    "validation_dice"
-                ]
+                trained = read_json(folder / TRAINED, "validation_dice")
+                row["validation"] = trained["validation_dice"]
             if (folder / CASES).exists():
                 row["test"] = mean_dice(folder)
         except (MvlError, KeyError, TypeError, AttributeError):

@@ -12,6 +12,7 @@ The split is in split.json, the language block in block.json. Folder and files a
 name: while they are as they were, no voxel has to be read again to know that the rest is.
 """
 
+from dataclasses import asdict
 from pathlib import Path
 
 from mvl.blocks.extraction import block_reference
@@ -24,16 +25,15 @@ from mvl.errors import DataError, MvlError, RunError
 from mvl.experiment.files import BLOCK, CONFIG, IDENTITY, SKIPPED, SPLIT
 from mvl.files import read_json, write_json
 
-_SIDES = ("train", "validation", "test")
-
 
 def data_identity(data: TaskData) -> dict:
     """Voxels, subjects, split and facts of an experiment's data."""
-    used = sorted(case.name for side in _SIDES for case in data.side(side))
+    split = asdict(data.split)
+    used = sorted(sum(split.values(), ()))
     return {
         "voxels": {name: data.records[name].voxel_hash for name in used},
         "subjects": {name: data.cases[name].subject for name in used},
-        "split": {side: list(getattr(data.split, side)) for side in _SIDES},
+        "split": split,
         "facts": data.task.facts(),
     }
 
@@ -67,50 +67,47 @@ def read_identity(folder: str | Path) -> dict:
             "subjects nor split nor the task's facts; train it again"
         )
     stored = read_json(folder / IDENTITY, "voxels", "subjects", "facts", "folder", "files")
-    split, block = Split.load(folder / SPLIT), None
+    block = None
     if (folder / BLOCK).is_file():
         block = read_json(folder / BLOCK, "sha256")["sha256"]
-    return stored | {"split": {side: list(getattr(split, side)) for side in _SIDES}, "block": block}
+    return stored | {"split": asdict(Split.load(folder / SPLIT)), "block": block}
 
 
 def differences(then: dict, now: dict) -> str:
-    """What differs between two identities, or only their facts, with both values; "" if nothing."""
-    changes = []
-    for name in sorted({*then["facts"], *now["facts"]}):
-        old, new = (side["facts"].get(name, "not set") for side in (then, now))
-        if old != new:
-            changes.append(f"{name} was {old}, now {new}")
-    if "voxels" in then:
-        changes += _differences_of_cases(then, now)
+    """What differs between two identities, with both values; "" if nothing does."""
+    old, new = then["voxels"], now["voxels"]
+    both = [name for name in old if name in new]
+    subjects = [(name, then["subjects"][name], now["subjects"][name]) for name in both]
+    before, after = (
+        {name: side for side, names in of["split"].items() for name in names} for of in (then, now)
+    )
+    sides = [(name, before.get(name, "none"), after.get(name, "none")) for name in both]
+    changed = {
+        "cases: {} gone": sorted(old.keys() - new),
+        "cases: {} new": sorted(new.keys() - old),
+        "voxels or affine of the image or label of {} changed": [
+            name for name in both if old[name] != new[name]
+        ],
+        "subjects: {}": [
+            f"{name} was {_subject(name, a)}, now {_subject(name, b)}"
+            for name, a, b in subjects
+            if a != b
+        ],
+        "split: {}": [f"{name} was in {a}, now in {b}" for name, a, b in sides if a != b],
+    }
+    changes = _changed_facts(then["facts"], now["facts"])
+    for text, names in changed.items():
+        if names:
+            more = f" and {len(names) - 3} more" * (len(names) > 3)
+            changes.append(text.format(", ".join(names[:3]) + more))
     if "block" in now and then["block"] != now["block"]:
         changes.append(f"language block: SHA-256 {then['block'][:12]}, now {now['block'][:12]}")
     return "; ".join(changes)
 
 
-def _differences_of_cases(then, now):
-    changes = []
-    old, new = then["voxels"], now["voxels"]
-    for names, what in ((old.keys() - new, "gone"), (new.keys() - old, "new")):
-        if names:
-            changes.append(f"cases: {_some(sorted(names))} {what}")
-    both = [name for name in old if name in new]
-    if changed := [name for name in both if old[name] != new[name]]:
-        changes.append(f"voxels or affine of the image or label of {_some(changed)} changed")
-    old, new = then["subjects"], now["subjects"]
-    moved = [name for name in both if old[name] != new[name]]
-    if moved := [f"{n} was {_subject(n, old[n])}, now {_subject(n, new[n])}" for n in moved]:
-        changes.append(f"subjects: {_some(moved)}")
-    old, new = (
-        {name: side for side, names in of["split"].items() for name in names} for of in (then, now)
-    )
-    moved = [name for name in both if old.get(name) != new.get(name)]
-    if moved := [f"{n} was in {old.get(n, 'none')}, now in {new.get(n, 'none')}" for n in moved]:
-        changes.append(f"split: {_some(moved)}")
-    return changes
-
-
-def _some(names):
-    return ", ".join(names[:3]) + f" and {len(names) - 3} more" * (len(names) > 3)
+def _changed_facts(then, now):
+    facts = [(n, then.get(n, "not set"), now.get(n, "not set")) for n in sorted({*then, *now})]
+    return [f"{name} was {old}, now {new}" for name, old, new in facts if old != new]
 
 
 def _subject(case, subject):
@@ -161,7 +158,7 @@ def changed_since(folder: str | Path, seen: dict | None = None) -> str:
 
 
 def facts_changed(folder: str | Path, task: Task) -> str:
-    """`differences` of a model's task, as its folder is now; "" also where it is not there.
+    """What has changed of the facts of a model's task; "" also where its folder is not there.
 
     `folder` is the model's, of a run or as it was saved.
     """
@@ -169,7 +166,7 @@ def facts_changed(folder: str | Path, task: Task) -> str:
         now = read_task(_task_of(Path(folder), task.name))
     except MvlError:
         return ""
-    return differences({"facts": task.facts()}, {"facts": now.facts()})
+    return "; ".join(_changed_facts(task.facts(), now.facts()))
 
 
 def _task_of(folder, name):

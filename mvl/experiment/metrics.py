@@ -160,15 +160,7 @@ def dice_per_case(prediction: Tensor, truth: Tensor) -> Tensor:
     """Dice (B, K) of every case and class of a batch of bool masks (B, K, H, W, D).
 
     It is 1 where both sides are empty, 0 where one is.
-
-    Raises:
-        ValueError: tensors of different shape, or not five-dimensional.
     """
-    if prediction.shape != truth.shape or prediction.ndim != 5:
-        raise ValueError(
-            f"expected one shape (B, K, H, W, D), got {tuple(prediction.shape)} and "
-            f"{tuple(truth.shape)}"
-        )
     space = (2, 3, 4)
     overlap = (prediction & truth).sum(space)  # (B, K)
     total = prediction.sum(space) + truth.sum(space)  # (B, K)

@@ -131,22 +131,21 @@ def fit(
             try:
                 _fit(config, data, folder, show, on_epoch, track)
             except Exception as error:
-                fault, reason = error, out_of_memory(error)
-                if reason and not isinstance(error, MvlError):  # `train` reports it of a step
-                    fault = RunError(
-                        f"{folder}: out of memory between the steps of training ({reason}); choose "
-                        "a smaller grid or model, or a machine with more memory"
+                # `train` reports it of a step. A variable with the error would keep all volumes.
+                between = out_of_memory(error) is not None and not isinstance(error, MvlError)
+                reason = in_words(error)
+                if between:
+                    reason = (
+                        f"{folder}: out of memory between the steps of training "
+                        f"({out_of_memory(error)}); choose a smaller grid or model, or a machine "
+                        "with more memory"
                     )
                 if main:
                     with contextlib.suppress(MvlError):  # on a full disk the first fault counts
-                        write_json(folder / FAILED, {"reason": in_words(fault)})
-                try:
-                    if fault is error:
-                        raise
-                    raise fault from error
-                finally:
-                    # This frame and the exception would keep each other, and so all volumes.
-                    del fault, reason
+                        write_json(folder / FAILED, {"reason": reason})
+                if between:
+                    raise RunError(reason) from error
+                raise
         if main:
             (folder / STATE).unlink(missing_ok=True)
     return folder
@@ -236,22 +235,20 @@ def test(
     Raises:
         RunError: the run is not trained, or was trained on other data.
     """
-    folder, run = Path(folder), None
+    folder = Path(folder)
     if (folder / DONE).exists():
         _stored_config(folder)  # refuses another version of the protocol
-    else:
-        run = Run.load(folder, kind)
+        require_same(folder, data)
+        return read_cases(folder)
+    run, cases = Run.load(folder, kind), data.side("test")
     require_same(folder, data)
-    if run:
-        healthy, others = [], []
-        for case in data.side("test"):
-            (healthy if case.name in run.task.healthy else others).append(case)
-        if healthy:
-            write_table(folder / HEALTHY, false_positives(run, healthy, show))
-        write_table(folder / CASES, evaluate(run, others, show))
-        done = read_json(folder / TRAINED, "validation_dice")
-        done |= {"test_cases": len(data.split.test), "cases_sha256": sha256_of(folder / CASES)}
-        write_json(folder / DONE, done)
+    if healthy := [case for case in cases if case.name in run.task.healthy]:
+        write_table(folder / HEALTHY, false_positives(run, healthy, show))
+    others = [case for case in cases if case.name not in run.task.healthy]
+    write_table(folder / CASES, evaluate(run, others, show))
+    done = read_json(folder / TRAINED, "validation_dice")
+    done |= {"test_cases": len(cases), "cases_sha256": sha256_of(folder / CASES)}
+    write_json(folder / DONE, done)
     return read_cases(folder)
 
 

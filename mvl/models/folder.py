@@ -162,7 +162,17 @@ def load_model(
         language = replace(language, source=block or language.source)
         about = replace(about, config=replace(about.config, language=language))
         _check_block(language, stored["block"], source)
-    weights = _weights(_located(source, _WEIGHTS, revision), stored["weights_sha256"], source)
+    path = _located(source, _WEIGHTS, revision)
+    try:
+        sha256, expected = sha256_of(path), stored["weights_sha256"]
+        if sha256 != expected:
+            raise RunError(
+                f"{source}: its {_WEIGHTS} is not the one that its config.json vouches for "
+                f"(SHA-256 {sha256[:12]}, expected {expected[:12]}); save or download it again"
+            )
+        weights = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{source}: its {_WEIGHTS} cannot be read: {error}") from error
     model = _built(about)
     load_trained_state(model, weights, source)
     model.description = about
@@ -232,16 +242,3 @@ def _check_block(language: LanguageConfig, saved: dict | None, source) -> None:
             f"SHA-256 {saved['sha256'][:12]}), but {language.source} gives another (SHA-256 "
             f"{block['sha256'][:12]}); name a source of the same block by block="
         )
-
-
-def _weights(path: Path, expected: str, source) -> dict[str, Tensor]:
-    try:
-        sha256 = sha256_of(path)
-        if sha256 == expected:
-            return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise RunError(f"{source}: its {_WEIGHTS} cannot be read: {error}") from error
-    raise RunError(
-        f"{source}: its {_WEIGHTS} is not the one that its config.json vouches for (SHA-256 "
-        f"{sha256[:12]}, expected {expected[:12]}); save or download it again"
-    )
