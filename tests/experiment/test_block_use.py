@@ -1,7 +1,5 @@
 """What a trained model loses without its block, on models whose use of it is known."""
 
-import json
-
 import pytest
 import torch
 
@@ -10,18 +8,7 @@ from mvl.data.task_data import open_task
 from mvl.experiment.block_use import EDITS, block_use
 from mvl.experiment.evaluation import evaluate
 from mvl.experiment.run import Run, fit
-
-LLAMA = "random:" + json.dumps(
-    {
-        "model_type": "llama",
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "vocab_size": 16,
-    }
-)
+from tests.experiment.common import LLAMA
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ from mvl.experiment.run import fit
 from mvl.files import read_json
 from mvl.study import cells
 from mvl.study.parallel import fit_at_once
+from tests.experiment.common import Stopped, stop_after
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -149,19 +150,12 @@ def test_two_processes_train_as_one_does(cases, sizes, more, task, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_go_on_where_one_stopped(task, tmp_path):
-    class Stop(Exception):
-        pass
-
-    def stop(rows):
-        if len(rows) == 2:
-            raise Stop
-
     root = task(15)
     training = replace(PRESETS["vit"][1], epochs=4)
-    config = ExperimentConfig(DataConfig(grid=(16, 24, 16)), PRESETS["vit"][0], training)
+    config = ExperimentConfig(DataConfig(grid=(16, 24, 16)), training=training)
     data = open_task(config.data, 0, root, progress=False)
-    with pytest.raises(Stop):
-        fit(config, data, tmp_path / "halves", show=False, on_epoch=stop)
+    with pytest.raises(Stopped):
+        fit(config, data, tmp_path / "halves", False, stop_after(2))
     whole = pd.read_csv(fit(config, data, tmp_path / "whole", show=False) / "curves.csv")
     halves = run_of(mvl_train(2, root, tmp_path / "halves", "--epochs", 4), tmp_path / "halves")
     own = pd.read_csv(halves / "curves.csv")

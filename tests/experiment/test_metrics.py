@@ -234,8 +234,3 @@ def test_dice_per_case_agrees_with_the_evaluation():
         assert measured[case, structure].item() == pytest.approx(expected)
     assert measured[0, 0] == 1
     assert measured[1, 0] == measured[2, 1] == 0
-
-
-def test_dice_per_case_refuses_shapes_that_broadcast():
-    with pytest.raises(ValueError, match="one shape"):
-        dice_per_case(torch.ones(1, 1, 2, 2, 2, dtype=bool), torch.ones(2, 1, 2, 2, 2, dtype=bool))

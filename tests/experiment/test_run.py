@@ -27,6 +27,7 @@ from mvl.locks import is_locked, locked
 from mvl.study.cells import status
 from mvl.study.reference import machine_of
 from mvl.study.verify import verify
+from tests.experiment.common import Stopped, make_task, stop_after
 
 open_test_set = test  # pytest would take the name `test` for a test
 del test
@@ -111,11 +112,7 @@ def test_the_fingerprint_knows_voxels_configuration_and_block(tiny, phantom, tmp
     shutil.copytree(phantom, root)
     data = open_task(config.data, 0, root, progress=False)
     folder = run_folder(config, data, "runs")
-    label = next((find_task("Task04_Hippocampus", root) / "labelsTr").glob("*.nii.gz"))
-    volume = nibabel.load(label)
-    voxels = np.asarray(volume.dataobj).copy()
-    voxels[0, 0, 0] = 1
-    nibabel.save(nibabel.Nifti1Image(voxels, volume.affine), label)
+    _one_voxel(next((find_task("Task04_Hippocampus", root) / "labelsTr").glob("*.nii.gz")))
     changed = open_task(config.data, 0, root, progress=False)
     folders = {
         folder,
@@ -171,33 +168,21 @@ def test_a_model_of_one_side_is_said_to_be_one(finished):
 def own(tmp_path_factory):
     """A folder with a CT task of eight cases, Own, and runs/ with a tested run of it."""
     root = tmp_path_factory.mktemp("own")
-    folder, rng = root / "Own", np.random.default_rng(0)
-    entries = []
-    for n in range(8):
-        label = np.zeros((12, 14, 10), np.uint8)
-        label[3:8, 4 : 9 + n % 2, 3:7] = 1
-        image = rng.normal(20, 10, label.shape).astype(np.float32) + 60 * label
-        for kind, array in (("imagesTr", image), ("labelsTr", label)):
-            (folder / kind).mkdir(parents=True, exist_ok=True)
-            nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), folder / kind / f"case_{n}.nii.gz")
-        place = f"case_{n}.nii.gz"
-        entries.append({"image": f"imagesTr/{place}", "label": f"labelsTr/{place}"})
-    facts = {"modality": {"0": "CT"}, "labels": {"0": "background", "1": "ball"}}
-    (folder / "dataset.json").write_text(json.dumps(facts | {"training": entries}))
-    config = _own_config()
-    data = open_task(config.data, 0, root, progress=False)
-    open_test_set(fit(config, data, root / "runs", show=False), data, show=False)
+    label = np.zeros((12, 14, 10))
+    label[3:8, 4:9, 3:7] = 1
+    make_task(root / "Own", [label] * 8, "CT")
+    data = open_task(OWN.data, 0, root, progress=False)
+    open_test_set(fit(OWN, data, root / "runs", show=False), data, show=False)
     return root
 
 
-def _own_config():
-    return ExperimentConfig.from_dict(
-        {
-            "data": {"task": "Own", "grid": [16, 16, 16], "fit": "resize"},
-            "model": {"width": 8, "encoder_depth": 1, "decoder_depth": 0, "heads": 1},
-            "training": {"epochs": 1, "warmup_epochs": 0},
-        }
-    )
+OWN = ExperimentConfig.from_dict(
+    {
+        "data": {"task": "Own", "grid": [16, 16, 16], "fit": "resize"},
+        "model": {"width": 8, "encoder_depth": 1, "decoder_depth": 0, "heads": 1},
+        "training": {"epochs": 1, "warmup_epochs": 0},
+    }
+)
 
 
 def _described(folder, **changes):
@@ -206,29 +191,25 @@ def _described(folder, **changes):
 
 
 def _pairs(folder):
-    rows = "".join(f"case_{n},{f'p{n}' if n > 1 else 'p'}\n" for n in range(8))
+    rows = "".join(f"c{n},{f'p{n}' if n > 1 else 'p'}\n" for n in range(8))
     (folder / "subjects.csv").write_text("case,subject\n" + rows)
 
 
-def _one_voxel(kind, more=1):
-    def change(folder):
-        path = folder / kind / "case_3.nii.gz"
-        volume = nibabel.load(path)
-        array = np.asarray(volume.dataobj).copy()
-        array[0, 0, 0] += more
-        nibabel.save(nibabel.Nifti1Image(array, volume.affine), path)
-
-    return change
+def _one_voxel(path, more=1):
+    volume = nibabel.load(path)
+    array = np.asarray(volume.dataobj).copy()
+    array[0, 0, 0] += more
+    nibabel.save(nibabel.Nifti1Image(array, volume.affine), path)
 
 
 def _another_label(folder):
-    _one_voxel("labelsTr", 2)(folder)
-    _described(folder, labels={"1": "ball", "2": "rim"})
+    _one_voxel(folder / "labelsTr" / "c3.nii.gz", 2)
+    _described(folder, labels={"1": "a", "2": "rim"})
 
 
 def _moved(folder):
     for kind in ("imagesTr", "labelsTr"):
-        path = folder / kind / "case_3.nii.gz"
+        path = folder / kind / "c3.nii.gz"
         array = np.asarray(nibabel.load(path).dataobj).copy()
         nibabel.save(nibabel.Nifti1Image(array, np.diag([2, 1, 1, 1])), path)
 
@@ -241,20 +222,17 @@ def _fewer(folder):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (_pairs, "case_0 was its own subject, now p"),
+        (_pairs, "c0 was its own subject, now p"),
         (lambda f: _described(f, window_hu=[0, 100]), r"\[-160.0, 240.0\], now \[0.0, 100.0\]"),
         (lambda f: _described(f, tolerance_mm=1), "tolerance_mm was 2.0, now 1.0"),
         (lambda f: _described(f, modality={"0": "NCCT"}), r"channels was \['CT'\], now \['NCCT'\]"),
-        (lambda f: _described(f, labels={"1": "tumour"}), "'ball'}, now {'1': 'tumour'}"),
+        (lambda f: _described(f, labels={"1": "tumour"}), "'a'}, now {'1': 'tumour'}"),
         (_another_label, "'2': 'rim'"),
-        (_fewer, "cases: case_7 gone"),
-        (_one_voxel("imagesTr"), "voxels or affine of the image or label of case_3"),
-        (_one_voxel("labelsTr"), "voxels or affine of the image or label of case_3"),
-        (_moved, "voxels or affine of the image or label of case_3"),
-        (
-            lambda f: (f / "splits.json").write_text('{"test": ["case_0", "case_1"]}'),
-            "split: .*, now in test",
-        ),
+        (_fewer, "cases: c7 gone"),
+        (lambda f: _one_voxel(f / "imagesTr" / "c3.nii.gz"), "image or label of c3 changed"),
+        (lambda f: _one_voxel(f / "labelsTr" / "c3.nii.gz"), "image or label of c3 changed"),
+        (_moved, "voxels or affine of the image or label of c3"),
+        (lambda f: (f / "splits.json").write_text('{"test": ["c0", "c1"]}'), "split: .*in test"),
     ],
 )
 def test_a_run_whose_task_has_changed_since_is_another_and_says_what_changed(
@@ -262,7 +240,7 @@ def test_a_run_whose_task_has_changed_since_is_another_and_says_what_changed(
 ):
     for name in ("Own", "runs"):
         shutil.copytree(own / name, tmp_path / name)
-    config, runs = _own_config(), tmp_path / "runs"
+    config, runs = OWN, tmp_path / "runs"
     (old,) = runs.iterdir()
     stored = json.loads((old / "identity.json").read_text())
     (old / "identity.json").write_text(json.dumps(stored | {"folder": str(tmp_path / "Own")}))
@@ -327,16 +305,10 @@ def test_a_failure_is_written_down_until_the_next_attempt(tiny, phantom, tmp_pat
 
 
 def test_a_training_that_goes_on_elsewhere_says_so(tiny, phantom, tmp_path, monkeypatch):
-    class Stop(Exception):
-        pass
-
-    def stop(rows):
-        raise Stop
-
     config = tiny(training={"epochs": 2})
     data = open_task(config.data, 0, phantom, progress=False)
-    with pytest.raises(Stop):
-        fit(config, data, tmp_path, show=False, on_epoch=stop)
+    with pytest.raises(Stopped):
+        fit(config, data, tmp_path, False, stop_after(1))
     place = run_folder(config, data, tmp_path) / "environment.json"
     before = read_json(place)
     assert before["threads"] == torch.get_num_threads()
