@@ -20,6 +20,7 @@ from mvl.experiment.evaluation import evaluate
 from mvl.experiment.inference import Predictor, decide, infer, segment
 from mvl.experiment.metrics import segmentation_metrics
 from mvl.experiment.prediction import predict_file, predict_folder
+from tests.experiment.common import write_case
 
 TASK = Task("Other", "MRI", ("MRI",), {1: "core", 4: "rim"}, tolerance_mm=1.0)
 
@@ -44,13 +45,6 @@ class ByValue(Bright):
         return torch.cat([-(volume - level).abs() for level in levels], dim=1)
 
 
-def write(folder, name, image, label, affine):
-    paths = [folder / f"{name}_{kind}.nii.gz" for kind in ("image", "label")]
-    for path, array in zip(paths, (image.astype(np.float32), label.astype(np.int16)), strict=True):
-        nibabel.save(nibabel.Nifti1Image(array, affine), path)
-    return Case(name, name, *paths)
-
-
 def ball(shape, centre, radius, spacing):
     axes = np.ogrid[tuple(slice(n) for n in shape)]
     squares = (((a - c) * s) ** 2 for a, c, s in zip(axes, centre, spacing, strict=True))
@@ -66,7 +60,7 @@ def shifted(tmp_path):
     """The bright ball lies two voxels beside the labelled one: 1.4 mm along the first axis."""
     label = ball(SHAPE, (18, 11, 7), 9, SPACING)
     image = 100 + 100 * np.roll(label, 2, axis=0)
-    return write(tmp_path, "ball", image, label, np.diag([*SPACING, 1.0])), label
+    return write_case(tmp_path, "ball", label, image, np.diag([*SPACING, 1.0])), label
 
 
 @pytest.mark.parametrize("grid", [(40, 24, 14), (48, 32, 16), (44, 24, 14)])
@@ -78,16 +72,6 @@ def test_metrics_are_those_of_the_files_grid_in_millimetres(shifted, grid):
     assert 0 < expected["dice"] < 1 and expected["hd95_mm"] > 1
     assert {name: row[name] for name in expected} == pytest.approx(expected)
     assert (row["subject"], row["case"], row["structure"]) == ("ball", "ball", "foreground")
-
-
-def test_a_resized_prediction_is_measured_on_the_files_grid(shifted):
-    case, label = shifted
-    config = DataConfig(grid=(32, 32, 32), fit="resize")
-    preparation = Preparation(TASK, config)
-    row = evaluate(Predictor(Bright(), preparation), [case], show=False).iloc[0]
-    exact = segmentation_metrics(np.roll(label, 2, axis=0), label, SPACING, 1.0)
-    assert row["hd95_mm"] == pytest.approx(exact["hd95_mm"], abs=1.0)
-    assert row["dice"] == pytest.approx(exact["dice"], abs=0.06)
 
 
 def rotation(degrees):
@@ -117,12 +101,12 @@ def test_orientation_and_oblique_affines_do_not_change_the_metrics(tmp_path, shi
 
     left = np.diag([-0.7, -1.3, -3.0, 1.0])  # the same voxels in the same places, from LPI
     left[:3, 3] = np.array(SPACING) * (np.array(SHAPE) - 1)
-    lpi = [array[::-1, ::-1, ::-1] for array in (image, label)]
+    lpi = [array[::-1, ::-1, ::-1] for array in (label, image)]
     cases = [
         case,
-        write(tmp_path, "oblique", image, label, turned),
-        write(tmp_path, "permuted", other(image), other(label), stored),
-        write(tmp_path, "lpi", *lpi, left),
+        write_case(tmp_path, "oblique", label, image, turned),
+        write_case(tmp_path, "permuted", other(label), other(image), stored),
+        write_case(tmp_path, "lpi", *lpi, left),
     ]
     assert nibabel.aff2axcodes(left) == ("L", "P", "I")
     preparation = Preparation(TASK, config)
@@ -138,7 +122,7 @@ def test_labels_are_measured_one_by_one_and_together(tmp_path, rim):
     label = np.zeros(SHAPE, np.int16)
     label[10:20, 5:15, 4:10], label[20:26, 5:15, 4:10] = 1, rim
     image = 50 + 50 * (label == 1) + 100 * (label == rim)
-    case = write(tmp_path, "two", image, label, np.diag([*SPACING, 1.0]))
+    case = write_case(tmp_path, "two", label, image, np.diag([*SPACING, 1.0]))
     preparation = Preparation(task, DataConfig(grid=SHAPE, target="labels"))
     table = evaluate(Predictor(ByValue(), preparation), [case], show=False)
     assert table["structure"].tolist() == ["core", "rim", "foreground"]
@@ -189,7 +173,7 @@ def test_the_brains_regions_are_measured_beside_its_labels(tmp_path):
     label = np.zeros((16, 16, 16))
     label[2:14, 2:14, 2:14], label[4:12, 4:12, 4:12], label[6:10, 6:10, 6:10] = 1, 3, 2
     image = np.stack([50 + 50 * label] * 4, axis=-1)
-    case = write(tmp_path, "brain", image, label, np.eye(4))
+    case = write_case(tmp_path, "brain", label, image, np.eye(4))
 
     class NoEnhancing(Bright):
         """Sees oedema and dead core, and takes the enhancing rim for core."""
@@ -269,7 +253,7 @@ def test_a_stack_of_few_slices_is_measured_on_its_own(tmp_path, config, depth):
     label = np.zeros((40, 44, depth), bool)
     label[12:20, 8:36] = True
     image = 100 + 100 * np.roll(label, 2, axis=0)  # 2 mm beside it
-    case = write(tmp_path, "thin", image, label, np.diag([1.0, 1.0, 8.0, 1.0]))
+    case = write_case(tmp_path, "thin", label, image, np.diag([1.0, 1.0, 8.0, 1.0]))
     preparation = Preparation(TASK, config)
 
     class Above(Bright):
@@ -286,7 +270,7 @@ def test_a_stack_of_few_slices_is_measured_on_its_own(tmp_path, config, depth):
 
 def test_a_folder_keeps_the_same_models_segmentations_alone(tmp_path, shifted):
     _, label = shifted
-    case = write(tmp_path, "one", 100 + 100 * label, label, np.eye(4))
+    case = write_case(tmp_path, "one", label, 100 + 100 * label, np.eye(4))
     images, out = tmp_path / "images", tmp_path / "out"
     images.mkdir()
     image = case.image.rename(images / "one.nii.gz")

@@ -1,6 +1,5 @@
 """A score means what it says: ignored voxels, lost structures, healthy cases, many labels."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from mvl.data.coverage import coverage_notes, grid_coverage, lost_on_grid, requi
 from mvl.data.preparation import IGNORED, Preparation
 from mvl.data.splits import Split
 from mvl.data.task_data import TaskData, open_task
-from mvl.data.task_folder import Case
 from mvl.data.tasks import Task
 from mvl.errors import DataError
 from mvl.experiment.evaluation import evaluate, false_positives
@@ -27,20 +25,12 @@ from mvl.experiment.metrics import METRICS, segmentation_metrics
 from mvl.experiment.prediction import predict_file
 from mvl.experiment.procedure import procedure_of, segmentation_loss
 from mvl.experiment.training import validate
+from tests.experiment.common import make_task, write_case
 
 TASK = Task("Mine", "MRI", ("MRI",), {1: "a"}, tolerance_mm=1.0)
 TWO = replace(TASK, labels={1: "a", 2: "b"})
 IGNORING = replace(TASK, ignore=255)
 GRID = DataConfig(grid=(8, 8, 8))
-
-
-def write(folder, name, label, image=None, spacing=(1.0, 1.0, 1.0)):
-    label = np.asarray(label)
-    image = 100.0 + 100.0 * (label > 0) if image is None else image
-    paths = [folder / f"{name}_{kind}.nii.gz" for kind in ("image", "label")]
-    for path, array in zip(paths, (image.astype(np.float32), label.astype(np.int16)), strict=True):
-        nibabel.save(nibabel.Nifti1Image(array, np.diag([*spacing, 1.0])), path)
-    return Case(name, name, *paths)
 
 
 def box(value, corner=2, edge=2, shape=(8, 8, 8)):
@@ -127,7 +117,7 @@ def test_ignored_voxels_come_through_preparation_and_augmentation(tmp_path, fit)
         spacing_mm=(1, 1, 1) if fit == "crop" else None,
         flips=True,
     )
-    volume = prepared(IGNORING, [write(tmp_path, "x", label)], config)[0]
+    volume = prepared(IGNORING, [write_case(tmp_path, "x", label)], config)[0]
     assert volume["label"].dtype == torch.int16
     inside = volume["label"][0, :16, :16, :16].numpy()
     expected = np.where(label == 255, IGNORED, label)
@@ -144,7 +134,7 @@ def test_ignored_voxels_come_through_preparation_and_augmentation(tmp_path, fit)
 def test_validation_counts_no_ignored_voxel(tmp_path):
     label = box(1)
     label[:, :, 5:] = 255
-    volumes = prepared(IGNORING, [write(tmp_path, "x", label)])
+    volumes = prepared(IGNORING, [write_case(tmp_path, "x", label)])
     for ignored in (0, 1):
         mask = np.where(label == 255, ignored, label)
         assert validate(Says(mask), volumes, 1, "cpu") == 1
@@ -155,7 +145,7 @@ def test_validation_counts_no_ignored_voxel(tmp_path):
 def test_evaluation_counts_no_ignored_voxel(tmp_path):
     label = box(1)
     label[:, :, 5:] = 255
-    case, preparation = write(tmp_path, "x", label), Preparation(IGNORING, GRID)
+    case, preparation = write_case(tmp_path, "x", label), Preparation(IGNORING, GRID)
     rows = [
         evaluate(Predictor(Says(mask), preparation), [case], False).iloc[0].to_dict()
         for mask in (label == 1, label > 0)
@@ -171,8 +161,8 @@ RESIZED = DataConfig(grid=(4, 4, 4), fit="resize")
 
 def lesions(tmp_path):
     """Of 8 voxels an edge on a grid of 4: a voxel at index 0 of each axis is stepped over."""
-    seen = write(tmp_path, "seen", box(1, 2, 2))
-    lost = write(tmp_path, "lost", box(1, 0, 1))
+    seen = write_case(tmp_path, "seen", box(1, 2, 2))
+    lost = write_case(tmp_path, "lost", box(1, 0, 1))
     return seen, lost
 
 
@@ -187,7 +177,7 @@ def test_a_lost_structure_scores_nothing_whatever_is_predicted(tmp_path):
 
 
 def test_a_structure_that_padding_cuts_off_is_lost(tmp_path):
-    case = write(tmp_path, "x", box(1, 0, 2, (12, 12, 12)))
+    case = write_case(tmp_path, "x", box(1, 0, 2, (12, 12, 12)))
     volumes = prepared(TASK, [case])
     assert validate(Says(np.zeros((8, 8, 8))), volumes, 1, "cpu") == 0
     coverage = grid_coverage({"validation": volumes}, ["foreground"])
@@ -217,8 +207,8 @@ def test_what_the_grid_loses_is_said_by_case(tmp_path):
 
 def test_a_structure_that_no_training_case_shows_is_named(tmp_path):
     label = box(1) + box(2, 5, 1)
-    both = prepared(TWO, [write(tmp_path, "x", label)], replace(GRID, target="labels"))
-    one = prepared(TWO, [write(tmp_path, "y", box(1))], replace(GRID, target="labels"))
+    both = prepared(TWO, [write_case(tmp_path, "x", label)], replace(GRID, target="labels"))
+    one = prepared(TWO, [write_case(tmp_path, "y", box(1))], replace(GRID, target="labels"))
     coverage = grid_coverage({"train": one, "validation": both}, ["a", "b"])
     (said,) = coverage_notes(coverage, ["a", "b"], GRID)
     assert "no train case shows b" in said
@@ -233,7 +223,7 @@ def test_three_hundred_labels_are_kept_apart(tmp_path, monkeypatch):
     label = label.reshape(8, 8, 8)
     many = replace(TASK, labels={n: f"s{n}" for n in range(1, 301)})
     config = replace(GRID, target="labels")
-    case = write(tmp_path, "x", label, image=label.astype(float))
+    case = write_case(tmp_path, "x", label, image=label.astype(float))
     volume = prepared(many, [case], config)[0]
     np.testing.assert_array_equal(volume["label"][0], label)
     assert (volume["ml"] == pytest.approx(0.001)) and len(volume["ml"]) == 300
@@ -261,8 +251,9 @@ def test_three_hundred_labels_are_kept_apart(tmp_path, monkeypatch):
 
 
 def test_a_healthy_case_has_no_dice_but_a_volume_of_false_positives(tmp_path):
-    sick = write(tmp_path, "sick", box(1))
-    healthy = write(tmp_path, "well", np.zeros((8, 8, 8)), spacing=(1.0, 2.0, 3.0))
+    sick = write_case(tmp_path, "sick", box(1))
+    affine = np.diag([1.0, 2.0, 3.0, 1.0])
+    healthy = write_case(tmp_path, "well", np.zeros((8, 8, 8)), affine=affine)
     task = replace(TASK, healthy=("well",))
     volumes = prepared(task, [sick, healthy])
     assert validate(Says(box(1)), volumes, 2, "cpu") == 1
@@ -271,7 +262,7 @@ def test_a_healthy_case_has_no_dice_but_a_volume_of_false_positives(tmp_path):
     assert table.to_dict("records") == [
         {"subject": "well", "case": "well", "structure": "foreground", "false_positive_ml": 0.048}
     ]
-    partly = write(tmp_path, "partly", box(255, 2, 1), spacing=(1.0, 2.0, 3.0))
+    partly = write_case(tmp_path, "partly", box(255, 2, 1), affine=affine)
     ignoring = Predictor(Says(box(1)), Preparation(replace(task, ignore=255), GRID))
     (row,) = false_positives(ignoring, [partly], False).to_dict("records")
     assert row["false_positive_ml"] == pytest.approx(0.042)  # one of eight voxels is ignored
@@ -282,41 +273,24 @@ def test_a_healthy_case_has_no_dice_but_a_volume_of_false_positives(tmp_path):
 def test_crops_of_a_case_of_one_kind_are_drawn(tmp_path, label):
     """Without foreground, without background, or, where all else was lost, with neither."""
     config = DataConfig(grid=(4, 4, 4), fit="crop", spacing_mm=(1, 1, 1))
-    volume = prepared(IGNORING, [write(tmp_path, "x", label)], config)[0]
+    volume = prepared(IGNORING, [write_case(tmp_path, "x", label)], config)[0]
     augment = augmentation(config).set_random_state(0)
     (crop,) = [augment(volume | {"image": volume["image"].as_tensor()})[0]]
     assert crop["label"].shape == (1, 4, 4, 4)
 
 
-def make_task(folder, healthy=(), label=None):
-    """A task of boxes; healthy cases have none."""
-    sick = box(1) if label is None else label
-    (folder / "imagesTr").mkdir(parents=True)
-    (folder / "labelsTr").mkdir()
-    entries, rng = [], np.random.default_rng(0)
-    for n in range(10):
-        label = sick * (f"c{n}" not in healthy)
-        image = 100 + rng.normal(size=label.shape) + 50 * label
-        paths = [f"{kind}Tr/c{n}.nii.gz" for kind in ("images", "labels")]
-        for path, array in zip(paths, (image.astype(np.float32), label), strict=True):
-            nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), folder / path)
-        entries.append(dict(zip(("image", "label"), paths, strict=True)))
-    description = {
-        "modality": {"0": "MRI"},
-        "labels": {"0": "background", "1": "a"},
-        "training": entries,
-        "healthy": list(healthy),
-    }
-    (folder / "dataset.json").write_text(json.dumps(description))
+def sick_but(healthy):
+    """Labels of ten cases, "c0" and on, of which the healthy ones have none."""
+    return [box(f"c{n}" not in healthy) for n in range(10)]
 
 
 def test_healthy_cases_are_trained_with_and_measured_by_themselves(tmp_path, capsys):
     config = DataConfig(task="Mine", grid=(8, 8, 8))
-    make_task(tmp_path / "Mine")
+    make_task(tmp_path / "Mine", [box(1)] * 10)
     split = open_task(config, 0, tmp_path, progress=False).split
     healthy = [split.train[0], split.test[0]]
     root = tmp_path / "with"
-    make_task(root / "Mine", healthy)
+    make_task(root / "Mine", sick_but(healthy), healthy=healthy)
     runs = ["--runs", str(tmp_path / "runs"), "--root", str(root)]
     command = ["train", "--task", "Mine", "--grid", "8", "8", "8", "--fit", "pad", "--epochs", "1"]
     assert main(command + runs) == 0
@@ -331,7 +305,7 @@ def test_healthy_cases_are_trained_with_and_measured_by_themselves(tmp_path, cap
 
 
 def test_a_grid_that_shows_nothing_is_refused_and_its_remedy_works(tmp_path, capsys):
-    make_task(tmp_path / "Mine", label=box(1, 0, 1))
+    make_task(tmp_path / "Mine", [box(1, 0, 1)] * 10)
     command = ["train", "--task", "Mine", "--epochs", "1", "--preset", "vit"]
     command += ["--root", str(tmp_path), "--runs", str(tmp_path / "runs")]
     coarse = ["--grid", "4", "4", "4", "--set", "model.patch=[4, 4, 4]"]
@@ -345,10 +319,10 @@ def test_a_grid_that_shows_nothing_is_refused_and_its_remedy_works(tmp_path, cap
 @pytest.mark.parametrize("side", ["train", "validation", "test"])
 def test_a_side_of_healthy_cases_alone_is_refused(tmp_path, side):
     config = DataConfig(task="Mine", grid=(8, 8, 8))
-    make_task(tmp_path / "Mine")
+    make_task(tmp_path / "Mine", [box(1)] * 10)
     split = open_task(config, 0, tmp_path, progress=False).split
     names = getattr(split, side)
-    make_task(tmp_path / "with" / "Mine", names)
+    make_task(tmp_path / "with" / "Mine", sick_but(names), healthy=names)
     with pytest.raises(DataError, match=f"the {side} side has healthy cases alone"):
         open_task(config, 0, tmp_path / "with", progress=False)
 
@@ -361,7 +335,7 @@ def test_the_audits_released_procedure_refuses_ignored_voxels(tmp_path):
 
 
 def test_a_structure_that_a_case_lacks_keeps_the_convention(tmp_path):
-    case = write(tmp_path, "x", box(1))
+    case = write_case(tmp_path, "x", box(1))
     volumes = prepared(TWO, [case], replace(GRID, target="labels"))
 
     class First(Says):

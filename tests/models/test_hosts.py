@@ -1,7 +1,6 @@
 """Hosts: comparison networks that hold a language part at their deepest level."""
 
 import dataclasses
-import json
 
 import pytest
 import torch
@@ -19,19 +18,8 @@ from mvl.models.folder import trained_state
 from mvl.models.parts import parameters_by_part
 from mvl.models.peers import build_peer
 from mvl.models.sizes import count_parameters
+from tests.experiment.common import LLAMA
 
-#: As wide as the widest host's tokens, so that two mappers can be the identity.
-LLAMA = "random:" + json.dumps(
-    {
-        "model_type": "llama",
-        "hidden_size": 128,
-        "intermediate_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "vocab_size": 16,
-    }
-)
 GRID = (16, 16, 20)  # it is padded
 PART = LanguageConfig(LLAMA, start="identity", skip=False)
 
@@ -111,36 +99,19 @@ def test_unetrs_own_position_is_not_decayed_either():
     assert own["weight_decay"] == 0
 
 
-def test_other_networks_are_refused():
+def test_a_configuration_says_of_its_part_only_what_is_there():
     with pytest.raises(ConfigError, match=f"unet cannot .*{', '.join(HOSTS)}"):
         PeerConfig("unet", PART)
-
-
-def test_a_configuration_says_of_its_part_only_what_is_there():
     bare, config = (ExperimentConfig(model=PeerConfig("dynunet", part)) for part in (None, PART))
     assert bare.to_dict()["model"] == {"architecture": "dynunet"}
     assert all(ExperimentConfig.from_dict(c.to_dict()) == c for c in (bare, config))
 
 
-class Killed(Exception):
-    pass
-
-
-def test_a_run_is_resumed_loaded_and_asked_for_its_use(phantom, tmp_path):
+def test_a_run_is_loaded_and_asked_for_its_use(phantom, tmp_path):
     model = PeerConfig("dynunet", PART)
     config = ExperimentConfig(DataConfig(grid=(16, 24, 16), fraction=0.3), model, Plan(epochs=2))
     data = open_task(config.data, 0, phantom, progress=False)
-
-    def kill(rows):
-        if len(rows) == 1:
-            raise Killed
-
-    with pytest.raises(Killed):
-        fit(config, data, tmp_path / "again", show=False, on_epoch=kill)
-    folders = [fit(config, data, tmp_path / name, show=False) for name in ("again", "whole")]
-    again, whole = (Run.load(folder) for folder in folders)
-    for ours, theirs in zip(again.model.parameters(), whole.model.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
-    used = block_use(again, data.side("validation")[:2], show=False)
+    run = Run.load(fit(config, data, tmp_path, show=False))
+    used = block_use(run, data.side("validation")[:2], show=False)
     dice = used.groupby("edit")["dice"].mean()
     assert dice["deleted"] != dice["as trained"]
