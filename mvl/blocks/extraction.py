@@ -117,12 +117,8 @@ def extract_block(config: LanguageConfig, folder: Path | str) -> str:
     It is the same block there: layers count as in the source, and a run with it has the name of a
     run with the source (see `original`).
 
-    Args:
-        config: source, layer, layers and dtype count.
-        folder: made if missing.
-
-    Returns:
-        The block's SHA-256, as in `block_reference`.
+    Of `config`, source, layer, layers and dtype count. Returns the block's SHA-256, as in
+    `block_reference`.
 
     Raises:
         BlockError: the block cannot be had, the folder holds another one or a whole model, or it

@@ -155,9 +155,7 @@ def _tensorboard():
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise ConfigError(
-            'tracking writes for TensorBoard, which is missing here: pip install "mvl[track]"'
-        ) from error
+        raise ConfigError('TensorBoard is missing here: pip install "mvl[track]"') from error
     return SummaryWriter
 
 

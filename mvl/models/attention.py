@@ -48,7 +48,6 @@ class HybridAttention(Attention):
     the border are smaller.
 
     Args:
-        width, heads, dropout: as in `Attention`.
         tokens: the token grid (h, w, d).
         window: edge of a window in tokens; an axis that is shorter is one window.
         shifted: move the window grid by half a window.
@@ -156,11 +155,7 @@ class _FromWindows(torch.autograd.Function):
 class Block(nn.Module):
     """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x)).
 
-    Args:
-        attention: a module (B, T, E) -> (B, T, E).
-        width: token width E.
-        mlp_ratio: hidden width of the MLP in multiples of E.
-        dropout: dropout after both layers of the MLP.
+    The MLP's hidden width is `mlp_ratio` times E, the token width; dropout follows both its layers.
     """
 
     def __init__(

@@ -81,13 +81,11 @@ def save_model(
 ) -> None:
     """Save a model; config.json comes last, since it vouches for the weights.
 
-    The language block's weights stay where they came from; the folder names them.
+    The language block's weights stay where they came from; the folder names them. An older model in
+    it is replaced.
 
     Args:
-        model: as `build_segmenter` made it.
-        folder: made if it is missing; an older model in it is replaced.
-        task: the task it was trained on; for the card, and for use on an image.
-        data: the configuration of the data it was trained with, likewise.
+        task, data: what it was trained on; for the card, and for use on an image.
         metrics: numbers for the card.
         domain: what images the model takes, such as a `Run` has it.
 
@@ -101,10 +99,9 @@ def save_model(
         raise RunError("only a model from build_segmenter knows what it was built from")
     weights = trained_state(model)
     with torch.device("meta"):
-        if weights.keys() != trained_state(_built(about)).keys():
-            raise RunError(
-                "the model was changed since it was built; save it before adapters merge"
-            )
+        built = trained_state(_built(about))
+    if weights.keys() != built.keys():
+        raise RunError("the model was changed since it was built; save it before adapters merge")
     task, data, domain = task or about.task, data or about.data, domain or about.domain
     if data and tuple(data.grid) != about.grid:
         raise RunError(f"the model has the grid {about.grid}, the data {data.grid}")
@@ -204,13 +201,9 @@ def _description(stored, source) -> Description:
             "use the mvl that wrote it, or save the model again"
         )
     try:
-        config = ExperimentConfig.from_dict(
-            {
-                "data": stored["data"] or {"grid": stored["grid"]},
-                "model": stored["model"],
-                "seed": stored["seed"],
-            }
-        )
+        parts = {"data": stored["data"] or {"grid": stored["grid"]}}
+        parts |= {"model": stored["model"], "seed": stored["seed"]}
+        config = ExperimentConfig.from_dict(parts)
         domain = stored.get("domain")  # a folder from before domains has none
         return Description(
             config=config.model,

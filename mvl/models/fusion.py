@@ -21,10 +21,8 @@ class MultiScaleFusion(nn.Module):
     by a learned scale for each channel. The scale starts at zero, so that the block is exactly the
     identity before training.
 
-    Args:
-        width: token width E.
-        tokens: the token grid (h, w, d).
-        kernels: edge of each state's convolution, in tokens; odd.
+    `tokens` is the token grid (h, w, d); each of `kernels`, the edge of a state's convolution in
+    tokens, is odd.
     """
 
     def __init__(self, width: int, tokens: tuple[int, int, int], kernels: Sequence[int]) -> None:

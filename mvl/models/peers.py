@@ -192,19 +192,12 @@ def _dynunet(nets, channels, classes, grid):
 
 
 class Network(NamedTuple):
-    """One of the comparison networks.
+    """One of the comparison networks."""
 
-    Attributes:
-        make: (`monai.networks.nets`, channels, classes, grid) -> the network.
-        step: how far it reduces a volume's sides: the padded sides are multiples of this.
-        deepest, width: of a host the module whose output the language part takes, and that
-            output's width.
-    """
-
-    make: Callable
-    step: int
-    deepest: str = ""
-    width: int = 0
+    make: Callable  #: (`monai.networks.nets`, channels, classes, grid) -> the network.
+    step: int  #: How far it reduces a volume's sides: the padded sides are multiples of this.
+    deepest: str = ""  #: Of a host: the module whose output the language part takes,
+    width: int = 0  #: and that output's width.
 
 
 #: `PeerConfig.architecture` -> the network.

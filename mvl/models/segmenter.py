@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -119,12 +120,8 @@ def build_segmenter(
     part that two configurations share starts from the same weights in both, whatever other parts
     are present.
 
-    Args:
-        config: the parts and their sizes.
-        channels: the image's channels.
-        classes: channels of the logits; 1 for foreground against background.
-        grid: the volume's size in voxels (H, W, D).
-        seed: the experiment's seed.
+    `classes` is the number of the logits' channels, 1 for foreground against background; `grid` is
+    a volume's size in voxels (H, W, D).
 
     Raises:
         ConfigError: the patch does not divide the grid.
@@ -146,28 +143,25 @@ def build_segmenter(
             attention = Attention(width, config.heads, config.dropout)
         return Block(attention, width, config.mlp_ratio, config.dropout)
 
-    def position() -> Tensor:
-        return 0.02 * torch.randn(1, tokens[0] * tokens[1] * tokens[2], width)
-
-    def head() -> nn.Module:
-        if config.head == "conv":
-            return ConvHead(channels, classes, config.head_channels, config.patch, width, tokens)
-        return LinearHead(classes, config.patch, width, tokens)
-
     fusion = language = None
     if config.fusion:
         fusion = part("fusion", MultiScaleFusion, width, tokens, config.fusion_kernels)
     if config.language:
         language = build_language(config.language, width, seed)
+    sizes = (config.patch, width, tokens)
+    if config.head == "conv":
+        head = part("head", ConvHead, channels, classes, config.head_channels, *sizes)
+    else:
+        head = part("head", LinearHead, classes, *sizes)
     model = MedVisionLlama(
         embed=part("embed", PatchEmbed, channels, config.patch, width),
-        position=part("position", position),
+        position=0.02 * part("position", torch.randn, 1, math.prod(tokens), width),
         encoder=[part(f"encoder.{i}", block, i) for i in range(depth)],
         fusion=fusion,
         language=language,
         decoder=[part(f"decoder.{i}", block, depth + i) for i in range(config.decoder_depth)],
         norm=nn.LayerNorm(width) if config.final_norm else nn.Identity(),
-        head=part("head", head),
+        head=head,
         language_first=config.language_position == "before",
     )
     model.description = Description(config, channels, classes, tuple(grid), seed)
