@@ -4,6 +4,7 @@ import json
 
 import nibabel
 import numpy as np
+import torch
 
 from mvl.data.task_folder import Case
 
@@ -20,6 +21,17 @@ LLAMA = "random:" + json.dumps(
         "vocab_size": 16,
     }
 )
+
+
+class Model(torch.nn.Module):
+    """A network that is a function of the volume, with one weight that is added to the logits."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function, self.bias = function, torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, volume):
+        return self.function(volume) + self.bias
 
 
 class Stopped(Exception):

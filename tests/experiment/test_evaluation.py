@@ -20,29 +20,21 @@ from mvl.experiment.evaluation import evaluate
 from mvl.experiment.inference import Predictor, decide, infer, segment
 from mvl.experiment.metrics import segmentation_metrics
 from mvl.experiment.prediction import predict_file, predict_folder
-from tests.experiment.common import write_case
+from tests.experiment.common import Model, write_case
 
 TASK = Task("Other", "MRI", ("MRI",), {1: "core", 4: "rim"}, tolerance_mm=1.0)
 
 
-class Bright(torch.nn.Module):
-    """Calls foreground what is brighter than halfway between darkest and brightest."""
-
-    def __init__(self):
-        super().__init__()
-        self.nothing = torch.nn.Parameter(torch.zeros(1))
-
-    def forward(self, volume):
-        return volume - (volume.amin() + volume.amax()) / 2 + self.nothing
+def bright(volume):
+    """Foreground is what is brighter than halfway between darkest and brightest."""
+    return volume - (volume.amin() + volume.amax()) / 2
 
 
-class ByValue(Bright):
-    """Three classes by intensity: z-scores near the background's, the core's, the rim's."""
-
-    def forward(self, volume):
-        low, high = volume.amin(), volume.amax()
-        levels = [low, (low + high) / 2, high]
-        return torch.cat([-(volume - level).abs() for level in levels], dim=1)
+def by_value(volume):
+    """Three classes by intensity: near the background's, the core's, the rim's."""
+    low, high = volume.amin(), volume.amax()
+    levels = [low, (low + high) / 2, high]
+    return torch.cat([-(volume - level).abs() for level in levels], dim=1)
 
 
 def ball(shape, centre, radius, spacing):
@@ -68,7 +60,7 @@ def test_metrics_are_those_of_the_files_grid_in_millimetres(shifted, grid):
     case, label = shifted
     expected = segmentation_metrics(np.roll(label, 2, axis=0), label, SPACING, 1.0)
     preparation = Preparation(TASK, DataConfig(grid=grid))
-    row = evaluate(Predictor(Bright(), preparation), [case], show=False).iloc[0]
+    row = evaluate(Predictor(Model(bright), preparation), [case], show=False).iloc[0]
     assert 0 < expected["dice"] < 1 and expected["hd95_mm"] > 1
     assert {name: row[name] for name in expected} == pytest.approx(expected)
     assert (row["subject"], row["case"], row["structure"]) == ("ball", "ball", "foreground")
@@ -110,7 +102,7 @@ def test_orientation_and_oblique_affines_do_not_change_the_metrics(tmp_path, shi
     ]
     assert nibabel.aff2axcodes(left) == ("L", "P", "I")
     preparation = Preparation(TASK, config)
-    table = evaluate(Predictor(Bright(), preparation), cases, show=False)
+    table = evaluate(Predictor(Model(bright), preparation), cases, show=False)
     assert 0.5 < table["dice"][0] < 1
     for metric in ("dice", "hd95_mm", "nsd", "specificity"):
         assert table[metric].to_numpy() == pytest.approx([table[metric][0]] * 4, abs=1e-6)
@@ -124,20 +116,15 @@ def test_labels_are_measured_one_by_one_and_together(tmp_path, rim):
     image = 50 + 50 * (label == 1) + 100 * (label == rim)
     case = write_case(tmp_path, "two", label, image, np.diag([*SPACING, 1.0]))
     preparation = Preparation(task, DataConfig(grid=SHAPE, target="labels"))
-    table = evaluate(Predictor(ByValue(), preparation), [case], show=False)
+    table = evaluate(Predictor(Model(by_value), preparation), [case], show=False)
     assert table["structure"].tolist() == ["core", "rim", "foreground"]
     assert (table["dice"] == 1).all() and (table["hd95_mm"] == 0).all()
-    predict_file(case.image, tmp_path / "out.nii.gz", Predictor(ByValue(), preparation), show=False)
+    predict_file(
+        case.image, tmp_path / "out.nii.gz", Predictor(Model(by_value), preparation), show=False
+    )
     written = nibabel.load(tmp_path / "out.nii.gz")
     assert np.array_equal(np.asarray(written.dataobj), label)
     assert written.get_data_dtype() == (np.uint8 if rim == 4 else np.int16)
-
-
-class Same(Bright):
-    """Logits of three classes, a function of the voxel alone."""
-
-    def forward(self, volume):
-        return torch.cat([volume, -volume, 0.3 * volume.abs() - 0.1], dim=1)
 
 
 def test_a_window_slides_over_a_volume_that_is_larger(tmp_path, shifted):
@@ -146,25 +133,28 @@ def test_a_window_slides_over_a_volume_that_is_larger(tmp_path, shifted):
     config = DataConfig(grid=(16, 16, 8), fit="crop", spacing_mm=SPACING)
     image = nibabel.load(case.image).get_fdata()
 
-    class Above(Bright):
-        def forward(self, volume):
-            assert volume.shape[2:] == config.grid
-            return volume - threshold
-
     threshold = float(np.mean([image.min(), image.max()]) - image.mean()) / image.std()
+
+    def above(volume):
+        assert volume.shape[2:] == config.grid
+        return volume - threshold
+
     preparation = Preparation(TASK, config)
-    row = evaluate(Predictor(Above(), preparation), [case], show=False).iloc[0]
+    row = evaluate(Predictor(Model(above), preparation), [case], show=False).iloc[0]
     expected = segmentation_metrics(np.roll(label, 2, axis=0), label, SPACING, 1.0)
     assert {name: row[name] for name in expected} == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("config", FITS, ids=lambda config: config.fit)
 def test_classes_decided_one_at_a_time_are_those_decided_together(shifted, config):
+    def classes(volume):
+        return torch.cat([volume, -volume, 0.3 * volume.abs() - 0.1], dim=1)
+
     preparation = Preparation(TASK, config)
     volume = preparation.load([shifted[0]], progress=False)[0]
-    logits = Same()(volume["image"].as_tensor()[None])[0]
+    logits = classes(volume["image"].as_tensor()[None])[0]
     together = decide(preparation.to_native(logits, volume["image"])[None])[0]
-    found = segment(Same(), volume, preparation)
+    found = segment(Model(classes), volume, preparation)
     assert found.any() and torch.equal(found, together)
 
 
@@ -175,17 +165,15 @@ def test_the_brains_regions_are_measured_beside_its_labels(tmp_path):
     image = np.stack([50 + 50 * label] * 4, axis=-1)
     case = write_case(tmp_path, "brain", label, image, np.eye(4))
 
-    class NoEnhancing(Bright):
+    def no_enhancing(volume):
         """Sees oedema and dead core, and takes the enhancing rim for core."""
-
-        def forward(self, volume):
-            first = volume[:, :1]
-            steps = first.unique()
-            near = [-(first - steps[value]).abs() for value in range(4)]
-            return torch.cat([near[0], near[1], torch.maximum(near[2], near[3]), near[3] - 9], 1)
+        first = volume[:, :1]
+        steps = first.unique()
+        near = [-(first - steps[value]).abs() for value in range(4)]
+        return torch.cat([near[0], near[1], torch.maximum(near[2], near[3]), near[3] - 9], 1)
 
     preparation = Preparation(task, DataConfig(grid=(16, 16, 16), target="labels"))
-    table = evaluate(Predictor(NoEnhancing(), preparation), [case], show=False)
+    table = evaluate(Predictor(Model(no_enhancing), preparation), [case], show=False)
     dice = table.set_index("structure")["dice"].groupby(level=0).first()
     assert table["structure"].tolist() == [
         *("edema", "non-enhancing tumour", "enhancing tumour", "foreground"),
@@ -212,24 +200,17 @@ def ct(tmp_path_factory):
     return folder
 
 
-class Threshold(Bright):
-    """Two classes, or one, by a fixed value."""
-
-    def __init__(self, classes):
-        super().__init__()
-        self.classes = classes
-
-    def forward(self, volume):
-        logits = volume - 0.5 + self.nothing
-        return torch.cat([-logits, logits, logits - 0.4], 1) if self.classes else logits
-
-
 def peak_and_dice(folder, fit, target):
     """Bytes that this process held at most, imports included, and the Dice of the foreground."""
     torch.set_num_threads(1)
+
+    def threshold(volume):
+        logits = volume - 0.5
+        return torch.cat([-logits, logits, logits - 0.4], 1) if target == "labels" else logits
+
     spacing = (0.8, 0.8, 1.0) if fit == "crop" else None
     config = DataConfig(grid=(128, 128, 128), fit=fit, spacing_mm=spacing, target=target)
-    predictor = Predictor(Threshold(target == "labels"), Preparation(TASKS["Task03_Liver"], config))
+    predictor = Predictor(Model(threshold), Preparation(TASKS["Task03_Liver"], config))
     case = Case("large", "large", folder / "image.nii", folder / "label.nii")
     table = evaluate(predictor, [case], show=False).set_index("structure")
     peak = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]
@@ -256,13 +237,10 @@ def test_a_stack_of_few_slices_is_measured_on_its_own(tmp_path, config, depth):
     case = write_case(tmp_path, "thin", label, image, np.diag([1.0, 1.0, 8.0, 1.0]))
     preparation = Preparation(TASK, config)
 
-    class Above(Bright):
-        def forward(self, volume):  # z-scores: -0.38 and 2.62
-            return volume - 1.1
-
-    predict_file(case.image, tmp_path / "out.nii.gz", Predictor(Above(), preparation), show=False)
+    predictor = Predictor(Model(lambda volume: volume - 1.1), preparation)  # z: -0.38 and 2.62
+    predict_file(case.image, tmp_path / "out.nii.gz", predictor, show=False)
     assert nibabel.load(tmp_path / "out.nii.gz").shape == (40, 44, depth)
-    row = evaluate(Predictor(Above(), preparation), [case], show=False).iloc[0]
+    row = evaluate(predictor, [case], show=False).iloc[0]
     exact = 2 * 6 / (8 + 8)  # of eight columns, six are common
     assert row["dice"] == pytest.approx(exact, abs=0 if config.fit != "resize" else 0.04)
     assert row["hd95_mm"] == pytest.approx(2.0, abs=0 if config.fit != "resize" else 1.0)
@@ -274,7 +252,7 @@ def test_a_folder_keeps_the_same_models_segmentations_alone(tmp_path, shifted):
     images, out = tmp_path / "images", tmp_path / "out"
     images.mkdir()
     image = case.image.rename(images / "one.nii.gz")
-    path, first = out / "one.nii.gz", Bright()
+    path, first = out / "one.nii.gz", Model(bright)
     preparation = Preparation(TASK, DataConfig(grid=(48, 32, 16)))
 
     def predicted(model, preparation=preparation):
@@ -282,9 +260,9 @@ def test_a_folder_keeps_the_same_models_segmentations_alone(tmp_path, shifted):
         predict_folder(images, out, Predictor(model, preparation), show=False)
         return path.stat().st_mtime_ns != before
 
-    assert predicted(first) and not predicted(first) and not predicted(Bright())
-    other = Bright()
-    torch.nn.init.constant_(other.nothing, 9)
+    assert predicted(first) and not predicted(first) and not predicted(Model(bright))
+    other = Model(bright)
+    torch.nn.init.constant_(other.bias, 9)
     assert predicted(other) and (np.asarray(nibabel.load(path).dataobj) == 1).all()
     assert predicted(other, Preparation(TASK, DataConfig(grid=(40, 32, 16))))
     assert predicted(first)
@@ -305,12 +283,11 @@ def test_a_folder_keeps_the_same_models_segmentations_alone(tmp_path, shifted):
 def test_a_window_moves_by_half_its_size_and_counts_most_in_its_middle():
     seen = []
 
-    class Middle(Bright):
-        def forward(self, volume):
-            seen.append(1)
-            inner = torch.full(volume.shape, -1.0)
-            inner[..., 4:12, 4:12, 4:12] = 1
-            return inner
+    def middle(volume):
+        seen.append(1)
+        inner = torch.full(volume.shape, -1.0)
+        inner[..., 4:12, 4:12, 4:12] = 1
+        return inner
 
-    logits = infer(Middle(), torch.zeros(1, 1, 32, 32, 32), (16, 16, 16))
+    logits = infer(Model(middle), torch.zeros(1, 1, 32, 32, 32), (16, 16, 16))
     assert len(seen) == 3**3 and logits[0, 0, 16, 16, 16] > 0.9

@@ -27,7 +27,7 @@ from mvl.locks import is_locked, locked
 from mvl.study.cells import status
 from mvl.study.reference import machine_of
 from mvl.study.verify import verify
-from tests.experiment.common import Stopped, make_task, stop_after
+from tests.experiment.common import Model, Stopped, make_task, stop_after
 
 open_test_set = test  # pytest would take the name `test` for a test
 del test
@@ -150,17 +150,16 @@ def test_untrained_foreign_and_old_folders_are_refused_by_name(finished, tmp_pat
 def test_a_model_of_one_side_is_said_to_be_one(finished):
     _, config, data = finished
 
-    class Right(torch.nn.Linear):
-        def forward(self, volume):
-            half = (torch.arange(volume.shape[2]) < volume.shape[2] // 2).float()
-            return 2 * half[:, None, None] - 1 + 0 * volume
+    def right(volume):
+        half = (torch.arange(volume.shape[2]) < volume.shape[2] // 2).float()
+        return 2 * half[:, None, None] - 1 + 0 * volume
 
     label = torch.zeros(1, 8, 8, 8, dtype=torch.uint8)
     label[:, :4] = 1
     image = MetaTensor(torch.zeros(1, 8, 8, 8))
     volume = {"name": "v", "image": image, "label": label, "ml": np.array([0.256])}
     preparation = Preparation(data.task, config.data)
-    domain = measured_domain(Right(1, 1), data, preparation, [volume])
+    domain = measured_domain(Model(right), data, preparation, [volume])
     assert domain.sides_dice == (1, 0)
 
 

@@ -25,7 +25,7 @@ from mvl.experiment.metrics import METRICS, segmentation_metrics
 from mvl.experiment.prediction import predict_file
 from mvl.experiment.procedure import procedure_of, segmentation_loss
 from mvl.experiment.training import validate
-from tests.experiment.common import make_task, write_case
+from tests.experiment.common import Model, make_task, write_case
 
 TASK = Task("Mine", "MRI", ("MRI",), {1: "a"}, tolerance_mm=1.0)
 TWO = replace(TASK, labels={1: "a", 2: "b"})
@@ -39,16 +39,10 @@ def box(value, corner=2, edge=2, shape=(8, 8, 8)):
     return label
 
 
-class Says(torch.nn.Module):
-    """Predicts what it is told, whatever the image."""
-
-    def __init__(self, mask):
-        super().__init__()
-        self.nothing = torch.nn.Parameter(torch.zeros(1))
-        self.mask = torch.as_tensor(np.asarray(mask, np.float32))
-
-    def forward(self, volume):
-        return (20 * self.mask - 10).expand(len(volume), 1, *self.mask.shape) + self.nothing
+def says(mask):
+    """A network that predicts a mask, whatever the image."""
+    logits = 20 * torch.as_tensor(np.asarray(mask, np.float32)) - 10
+    return Model(lambda volume: logits.expand(len(volume), 1, *logits.shape))
 
 
 def prepared(task, cases, config=GRID):
@@ -137,9 +131,9 @@ def test_validation_counts_no_ignored_voxel(tmp_path):
     volumes = prepared(IGNORING, [write_case(tmp_path, "x", label)])
     for ignored in (0, 1):
         mask = np.where(label == 255, ignored, label)
-        assert validate(Says(mask), volumes, 1, "cpu") == 1
+        assert validate(says(mask), volumes, 1, "cpu") == 1
     mask[0, 0, 0] = 1  # 8 hits, 1 false
-    assert validate(Says(mask), volumes, 1, "cpu") == pytest.approx(16 / 17)
+    assert validate(says(mask), volumes, 1, "cpu") == pytest.approx(16 / 17)
 
 
 def test_evaluation_counts_no_ignored_voxel(tmp_path):
@@ -147,7 +141,7 @@ def test_evaluation_counts_no_ignored_voxel(tmp_path):
     label[:, :, 5:] = 255
     case, preparation = write_case(tmp_path, "x", label), Preparation(IGNORING, GRID)
     rows = [
-        evaluate(Predictor(Says(mask), preparation), [case], False).iloc[0].to_dict()
+        evaluate(Predictor(says(mask), preparation), [case], False).iloc[0].to_dict()
         for mask in (label == 1, label > 0)
     ]
     assert rows[0] == rows[1] and rows[0]["dice"] == 1 and rows[0]["hd95_mm"] == 0
@@ -171,15 +165,15 @@ def test_a_lost_structure_scores_nothing_whatever_is_predicted(tmp_path):
     assert lost[0]["ml"].tolist() == [pytest.approx(0.001)] and not lost[0]["label"].any()
     nothing, truth = np.zeros((4, 4, 4)), seen[0]["label"][0]
     for mask in (nothing, truth):
-        assert validate(Says(mask), lost, 1, "cpu") == 0
-    assert validate(Says(truth), seen, 1, "cpu") == 1
-    assert validate(Says(truth), seen + lost, 2, "cpu") == 0.5
+        assert validate(says(mask), lost, 1, "cpu") == 0
+    assert validate(says(truth), seen, 1, "cpu") == 1
+    assert validate(says(truth), seen + lost, 2, "cpu") == 0.5
 
 
 def test_a_structure_that_padding_cuts_off_is_lost(tmp_path):
     case = write_case(tmp_path, "x", box(1, 0, 2, (12, 12, 12)))
     volumes = prepared(TASK, [case])
-    assert validate(Says(np.zeros((8, 8, 8))), volumes, 1, "cpu") == 0
+    assert validate(says(np.zeros((8, 8, 8))), volumes, 1, "cpu") == 0
     coverage = grid_coverage({"validation": volumes}, ["foreground"])
     with pytest.raises(DataError, match=r"none of the 1 structures.*\(0.008 ml\).*larger --grid"):
         require_coverage(coverage, GRID)
@@ -228,11 +222,8 @@ def test_three_hundred_labels_are_kept_apart(tmp_path, monkeypatch):
     np.testing.assert_array_equal(volume["label"][0], label)
     assert (volume["ml"] == pytest.approx(0.001)) and len(volume["ml"]) == 300
 
-    class Reads(Says):
-        def forward(self, volume):
-            return torch.nn.functional.one_hot(self.mask.long(), 301).movedim(-1, 0)[None].float()
-
-    model = Reads(label)
+    logits = torch.nn.functional.one_hot(torch.as_tensor(label).long(), 301)
+    model = Model(lambda volume: logits.movedim(-1, 0)[None].float())
     predictor = Predictor(model, Preparation(many, config))
     assert validate(model, [volume], 1, "cpu") == 1
     output = tmp_path / "out.nii.gz"
@@ -256,14 +247,14 @@ def test_a_healthy_case_has_no_dice_but_a_volume_of_false_positives(tmp_path):
     healthy = write_case(tmp_path, "well", np.zeros((8, 8, 8)), affine=affine)
     task = replace(TASK, healthy=("well",))
     volumes = prepared(task, [sick, healthy])
-    assert validate(Says(box(1)), volumes, 2, "cpu") == 1
-    table = false_positives(Predictor(Says(box(1)), Preparation(task, GRID)), [healthy], False)
+    assert validate(says(box(1)), volumes, 2, "cpu") == 1
+    table = false_positives(Predictor(says(box(1)), Preparation(task, GRID)), [healthy], False)
     # Eight voxels of 6 cubic millimetres.
     assert table.to_dict("records") == [
         {"subject": "well", "case": "well", "structure": "foreground", "false_positive_ml": 0.048}
     ]
     partly = write_case(tmp_path, "partly", box(255, 2, 1), affine=affine)
-    ignoring = Predictor(Says(box(1)), Preparation(replace(task, ignore=255), GRID))
+    ignoring = Predictor(says(box(1)), Preparation(replace(task, ignore=255), GRID))
     (row,) = false_positives(ignoring, [partly], False).to_dict("records")
     assert row["false_positive_ml"] == pytest.approx(0.042)  # one of eight voxels is ignored
 
@@ -338,9 +329,8 @@ def test_a_structure_that_a_case_lacks_keeps_the_convention(tmp_path):
     case = write_case(tmp_path, "x", box(1))
     volumes = prepared(TWO, [case], replace(GRID, target="labels"))
 
-    class First(Says):
-        def forward(self, volume):
-            mask = super().forward(volume)
-            return torch.cat([-mask, mask, -20 + 0 * mask], 1)
+    def first(volume):
+        mask = says(box(1))(volume)
+        return torch.cat([-mask, mask, -20 + 0 * mask], 1)
 
-    assert validate(First(box(1)), volumes, 1, "cpu") == 1  # (1 + 1) / 2: b is in neither
+    assert validate(Model(first), volumes, 1, "cpu") == 1  # (1 + 1) / 2: b is in neither
