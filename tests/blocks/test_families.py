@@ -84,28 +84,23 @@ def test_causal_tokens_do_not_see_later_ones(models, kind):
     assert (after[:, 7:] - before[:, 7:]).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("kind", sorted(set(TINY) - ROTARY))
-def test_rotary_of_a_family_without_is_an_error(models, kind):
-    with pytest.raises(BlockError, match="no rotary"):
-        block_of(models[kind][1], rotary=True)
+BERT = 'random:{"model_type": "bert", "hidden_size": 30, "num_attention_heads": 4}'
 
 
 @pytest.mark.parametrize(
-    ("config", "match"),
+    ("source", "options", "match"),
     [
-        ('{"model_type": "mamba"}', "'mamba'.*llama.*gemma2.*bert"),
-        ('{"model_type": "bert", "hidden_size": 30, "num_attention_heads": 4}', "usable bert"),
+        *((kind, {"rotary": True}, "no rotary") for kind in sorted(set(TINY) - ROTARY)),
+        ("llama", {"layer": 3}, "there is no layer 3"),
+        ("llama", {"layer": -4}, "there is no layer -4"),
+        ("llama", {"layers": 2}, "there is no layer -1"),
+        ('random:{"model_type": "mamba"}', {}, "'mamba'.*llama.*gemma2.*bert"),
+        (BERT, {}, "usable bert"),
     ],
 )
-def test_configurations_that_cannot_be(config, match):
+def test_layers_that_cannot_be(models, source, options, match):
     with pytest.raises(BlockError, match=match):
-        block_of(f"random:{config}")
-
-
-@pytest.mark.parametrize(("layer", "layers"), [(3, 1), (-4, 1), (-1, 2)])
-def test_a_layer_that_does_not_exist(models, layer, layers):
-    with pytest.raises(BlockError, match=f"3 layers: there is no layer {layer}"):
-        block_of(models["llama"][1], layer=layer, layers=layers)
+        block_of(models[source][1] if source in TINY else source, **options)
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2"])

@@ -116,12 +116,11 @@ def test_labels_are_measured_one_by_one_and_together(tmp_path, rim):
     image = 50 + 50 * (label == 1) + 100 * (label == rim)
     case = write_case(tmp_path, "two", label, image, np.diag([*SPACING, 1.0]))
     preparation = Preparation(task, DataConfig(grid=SHAPE, target="labels"))
-    table = evaluate(Predictor(Model(by_value), preparation), [case], show=False)
+    predictor = Predictor(Model(by_value), preparation)
+    table = evaluate(predictor, [case], show=False)
     assert table["structure"].tolist() == ["core", "rim", "foreground"]
     assert (table["dice"] == 1).all() and (table["hd95_mm"] == 0).all()
-    predict_file(
-        case.image, tmp_path / "out.nii.gz", Predictor(Model(by_value), preparation), show=False
-    )
+    predict_file(case.image, tmp_path / "out.nii.gz", predictor, show=False)
     written = nibabel.load(tmp_path / "out.nii.gz")
     assert np.array_equal(np.asarray(written.dataobj), label)
     assert written.get_data_dtype() == (np.uint8 if rim == 4 else np.int16)
