@@ -14,14 +14,15 @@ import shutil
 from functools import partial
 from unittest import mock
 
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from mvl.data import download
 from mvl.experiment.run import Run
 from mvl.models.folder import save_model
 from mvl.study.reference import BEST
 from tests.blocks.fake_hub import COMMIT, Server, constants
-from tests.blocks.test_checkpoints import claim, file_of
 from tests.data import test_checks as volumes
 from tests.data.test_download import DESCRIPTION, EVIL, archive
 from tests.reliability import children, stages
@@ -184,7 +185,7 @@ add("A table of subjects", "data check TASK", {
     "not UTF-8": ("subjects.csv", "not a readable", put(S, b"case,subject\na,\xff\n")),
     "without permission": ("subjects.csv", DENIED, both(put(S, b""), forbidden(S))),
 })
-OTHER = file_of({"a": claim(0, 16, [4])})
+OTHER = save({"a": np.zeros(4, np.float32)})
 add("A language model's block", "block extract path:BLOCK -o HERE/out", {
     "other tensors": ("no tensor's name", put(W, OTHER)),
     "weights without permission": (DENIED, both(put(W, OTHER), forbidden(W))),
