@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -31,18 +31,15 @@ class Absent(BlockError):
 class Checkpoint:
     """A model's configuration alone, as a "random:" source has it.
 
-    Attributes:
-        revision: the hub's commit, a file's SHA-256, or None.
-        origin: what the tensors are of, whatever the revision.
-        cache: the folder where blocks that were read are kept; None where reading is cheap.
+    `revision` is the hub's commit, a file's SHA-256, or None; `origin` is the source without it.
     """
 
     has_weights = False
+    #: The folder where blocks that were read are kept; None where reading is cheap.
+    cache: Path | None = None
 
-    def __init__(
-        self, source: str, config: dict, revision: str | None = None, cache: Path | None = None
-    ) -> None:
-        self.source, self.config, self.revision, self.cache = source, config, revision, cache
+    def __init__(self, source: str, config: dict, revision: str | None = None) -> None:
+        self.source, self.config, self.revision = source, config, revision
         self.origin = source.partition("@")[0]
 
     def model_bytes(self) -> int | None:
@@ -64,41 +61,30 @@ class _Entry(NamedTuple):
 
 
 class FolderCheckpoint(Checkpoint):
-    """A model with safetensors in a folder of this machine.
-
-    safetensors checks the files, and this class reads from them: a memory map would hold what a
-    block is converted from as long as the block, and the hub has no file to map.
-    """
+    """A model with safetensors in a folder of this machine."""
 
     has_weights = True
 
-    def __init__(
-        self, source: str, folder: Path, revision: str | None = None, cache: Path | None = None
-    ) -> None:
+    def __init__(self, source: str, folder: Path, revision: str | None = None) -> None:
         self.folder, self._headers = folder, {}
-        super().__init__(source, read_object(self._path(CONFIG), BlockError), revision, cache)
+        super().__init__(source, read_object(self._path(CONFIG), BlockError), revision)
         if self.config.get("quantization_config"):
             raise BlockError(f"{source} is quantised: name the model that it was made from")
 
-    def names(self) -> Collection[str]:
-        """Names of all tensors, by the index or the only file's header."""
+    def names(self) -> dict[str, str]:
+        """{tensor's name: the file that holds it}, by the index or the only file's header."""
         return self._index["weight_map"]
-
-    def files(self) -> set[str]:
-        """Names of the files that hold the tensors."""
-        return set(self._index["weight_map"].values())
 
     def stored_bytes(self, names: Iterable[str]) -> int:
         """Bytes of the named tensors in their files."""
-        return sum(entry.stop - entry.start for entry in self._entries(names).values())
+        return sum(entry.stop - entry.start for _, entry in self._entries(names))
 
     def read(self, names: Iterable[str], dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """{name: tensor} of the named tensors, held in `dtype`."""
         tensors = {}
-        for name, entry in self._entries(names).items():
-            content = self._bytes(entry.file, entry.start, entry.stop)
-            tensor = torch.frombuffer(content, dtype=DTYPES[entry.dtype])
-            tensors[name] = tensor.view(entry.shape).to(dtype)
+        for name, (file, stored, shape, start, stop) in self._entries(names):
+            tensor = torch.frombuffer(self._bytes(file, start, stop), dtype=DTYPES[stored])
+            tensors[name] = tensor.view(shape).to(dtype)
         return tensors
 
     def model_bytes(self) -> int | None:
@@ -119,13 +105,12 @@ class FolderCheckpoint(Checkpoint):
             "hub:OWNER/NAME@refs/pr/N. Else convert the model by transformers' save_pretrained"
         )
 
-    def _entries(self, names: Iterable[str]) -> dict[str, _Entry]:
-        files = self._index["weight_map"]
-        entries = {name: self._header(files[name])[name] for name in names}
-        for name, entry in entries.items():
+    def _entries(self, names: Iterable[str]) -> Iterator[tuple[str, _Entry]]:
+        for name in names:
+            entry = self._header(self.names()[name])[name]
             if entry.dtype not in DTYPES:
                 raise BlockError(f"{self.source}: {name} is quantised ({entry.dtype})")
-        return entries
+            yield name, entry
 
     def _header(self, file: str) -> dict[str, _Entry]:
         """{name: `_Entry`} of a file: https://github.com/huggingface/safetensors#format."""
@@ -133,16 +118,16 @@ class FolderCheckpoint(Checkpoint):
             return self._headers[file]
         self._check(file)
         data = 8 + int.from_bytes(self._bytes(file, 0, 8), "little")  # where the tensors begin
-        entries = {}
         try:
-            for name, claim in json.loads(self._bytes(file, 8, data)).items():
-                if name != "__metadata__":
-                    start, stop = (data + offset for offset in claim["data_offsets"])
-                    entries[name] = _Entry(file, claim["dtype"], claim["shape"], start, stop)
+            claims = json.loads(self._bytes(file, 8, data))
+            claims.pop("__metadata__", None)
+            self._headers[file] = {
+                name: _Entry(file, c["dtype"], c["shape"], *(data + n for n in c["data_offsets"]))
+                for name, c in claims.items()
+            }
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise BlockError(f"{self.source}: {file} has a damaged header: {error}") from error
-        self._headers[file] = entries
-        return entries
+        return self._headers[file]
 
     def _path(self, name: str) -> Path:
         """Where a JSON file is on this machine; `Absent` if there is none."""
@@ -161,7 +146,7 @@ class FolderCheckpoint(Checkpoint):
             raise BlockError(f"{path} is damaged or cannot be read: {error}") from error
 
     def _bytes(self, file: str, start: int, stop: int) -> bytearray:
-        """The bytes `start` to `stop` of a file."""
+        """Bytes of a file; the pages of a memory map would take memory beside the tensors."""
         content = bytearray(stop - start)
         with open(self.folder / file, "rb") as opened:
             opened.seek(start)

@@ -8,7 +8,7 @@ the file's tokeniser takes seconds to parse.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
@@ -46,11 +46,11 @@ class GgufCheckpoint(Checkpoint):
     has_weights = True
 
     def __init__(self, source: str, path: Path, revision: str, cache: Path) -> None:
-        self.path = path
+        self.path, self.cache = path, cache
         kept = cache / "config.json"
         if not kept.is_file():
             write_json(kept, self._configuration(source))
-        super().__init__(source, read_json(kept), revision, cache)
+        super().__init__(source, read_json(kept), revision)
         self.origin = f"gguf:{revision}"  # wherever the file lies
 
     @cached_property
@@ -106,8 +106,8 @@ class GgufCheckpoint(Checkpoint):
                 tensors[f"model.layers.{layer}.{names.get(part, part)}.{kind}"] = tensor
         return tensors
 
-    def names(self) -> Collection[str]:
-        return self._tensors
+    def names(self) -> dict[str, str]:
+        return dict.fromkeys(self._tensors, self.path.name)
 
     def stored_bytes(self, names: Iterable[str]) -> int:
         return sum(int(self._tensors[name].n_bytes) for name in names)

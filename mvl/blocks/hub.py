@@ -11,13 +11,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from huggingface_hub import constants, errors, hf_hub_download, hf_hub_url
-from huggingface_hub.utils import (
-    build_hf_headers,
-    hf_raise_for_status,
-    http_backoff,
-    http_stream_backoff,
-)
+from huggingface_hub import constants, errors, hf_hub_download, hf_hub_url, utils
 
 from mvl.blocks.checkpoints import CONFIG, Absent, FolderCheckpoint
 from mvl.errors import BlockError
@@ -47,8 +41,7 @@ def _in_words(source: str) -> Iterator[None]:
 def download(repository: str, name: str, revision: str | None = None) -> Path:
     """Path of a small file in Hugging Face's cache, from the hub unless that is up to date.
 
-    Raises:
-        BlockError: no access, no such model, or no network and no copy; `Absent`, no such file.
+    Raises `Absent` if there is no such file, else a `BlockError` if it cannot be had.
     """
     with _in_words(f"hub:{repository}" + (f"@{revision}" if revision else "")):
         return Path(hf_hub_download(repository, name, revision=revision))
@@ -63,9 +56,8 @@ def open_hub(source: str, cache: Path) -> FolderCheckpoint:
     snapshot = download(repository, CONFIG, revision or None).parent
     with contextlib.suppress(BlockError):
         whole = FolderCheckpoint(source, snapshot, snapshot.name)
-        if all((snapshot / file).is_file() for file in whole.files()):
+        if all((snapshot / file).is_file() for file in whole.names().values()):
             return whole
-    cache = cache / f"{repository.replace('/', '--')}@{snapshot.name}"
     return HubCheckpoint(source, repository, snapshot.name, cache)
 
 
@@ -74,32 +66,31 @@ class HubCheckpoint(FolderCheckpoint):
 
     def __init__(self, source: str, repository: str, commit: str, cache: Path) -> None:
         self.repository, self.commit = repository, commit
-        super().__init__(source, Path(source), commit, cache)
+        self.cache = cache / f"{repository.replace('/', '--')}@{commit}"
+        super().__init__(source, Path(source), commit)
 
     def _path(self, name: str) -> Path:
         return download(self.repository, name, self.commit)
 
     def _check(self, file: str) -> None:
         """Ask for one byte: without ranges the answer is the whole file, which is not read."""
-        request = self._range(file, 0, 1)
-        with _in_words(self.source), http_stream_backoff("GET", **request) as response:
-            hf_raise_for_status(response)
-            ranges = response.status_code == 206
+        with _in_words(self.source), utils.http_stream_backoff(**self._get(file, 0, 1)) as answer:
+            utils.hf_raise_for_status(answer)
+            ranges = answer.status_code == 206
         if not ranges:
             raise BlockError(f"{self.source}: the server of {file} does not send ranges of it")
 
     def _bytes(self, file: str, start: int, stop: int) -> bytearray:
         content = bytearray()
         while (first := start + len(content)) < stop:
-            request = self._range(file, first, min(first + PIECE, stop))
             with _in_words(self.source):
-                response = http_backoff("GET", **request)
-                hf_raise_for_status(response)
-            content += response.content
+                answer = utils.http_backoff(**self._get(file, first, min(first + PIECE, stop)))
+                utils.hf_raise_for_status(answer)
+            content += answer.content
         return content
 
-    def _range(self, file: str, start: int, stop: int) -> dict:
-        """Address and headers of a request for some bytes of a file."""
+    def _get(self, file: str, start: int, stop: int) -> dict:
+        """A request for some bytes of a file."""
         headers = {"Accept-Encoding": "identity", "Range": f"bytes={start}-{stop - 1}"}
         url = hf_hub_url(self.repository, file, revision=self.commit)
-        return {"url": url, "headers": build_hf_headers() | headers}
+        return {"method": "GET", "url": url, "headers": utils.build_hf_headers() | headers}

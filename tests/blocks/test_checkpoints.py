@@ -30,7 +30,7 @@ def test_a_layer_of_a_sharded_model(sharded, layer):
     checkpoint, expected = open_checkpoint(f"path:{sharded[0]}"), sharded[1].state_dict()
     names = [n for n in checkpoint.names() if n.startswith(f"model.layers.{layer}.")]
     assert len(names) == 9
-    assert len(checkpoint.files()) > 2
+    assert len(set(checkpoint.names().values())) > 2
     tensors = checkpoint.read(names, torch.float32)
     assert all(torch.equal(tensors[name], expected[name]) for name in names)
     assert checkpoint.model_bytes() == 4 * sum(p.numel() for p in sharded[1].parameters())

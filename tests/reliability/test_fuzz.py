@@ -154,7 +154,7 @@ def test_a_safetensors_header_is_read_or_refused(tmp_path, sound, changed, lie, 
     checkpoint = open_checkpoint(f"path:{tmp_path}")
 
     def read():
-        return checkpoint._entries(checkpoint.names())
+        return dict(checkpoint._entries(checkpoint.names()))
 
     entries = read_or_refused("safetensors header", read, path)
     if changed is None and not lie:
