@@ -194,6 +194,7 @@ def _contrast_row(cases, switch, arm, against, metric):
     row = {"switch": switch, "kind": "training", "arm": arm, "against": against, "metric": metric}
     row |= {"before": before, "after": before + result["difference"]}
     row |= {"difference": result["difference"], "low": result["ci_low"], "high": result["ci_high"]}
-    row |= {"interval": f"95 %, {result['resampled']}", "n_subjects": result["n_subjects"]}
+    interval = "95 %, subjects" + " and seeds" * (result["n_seeds"] > 1)
+    row |= {"interval": interval, "n_subjects": result["n_subjects"]}
     row |= {"n_cases": sides["case"].nunique(), "n_seeds": result["n_seeds"]}
     return row | dict(sides.iloc[0][FACTS])

@@ -168,11 +168,12 @@ def study(suite: str, cases: pd.DataFrame, *pairs: tuple[str, str]) -> None:
         for arm, against in pairs:
             if {arm, against} <= set(rows["arm"]):
                 row = contrast(rows, arm, against)
-                one = "" if row["n_seeds"] > 1 else " It knows of one training of each arm only."
+                several = row["n_seeds"] > 1
+                one = "" if several else " It knows of one training of each arm only."
                 show(
                     f"Subject by subject: above zero `{arm}` is better than `{against}`, below it "
                     "worse. The band is the 95 % interval of the mean difference; "
-                    f"{row['resampled']} are resampled.{one}",
+                    f"subjects{' and seeds' * several} are resampled.{one}",
                     figures.paired_differences(rows, arm, against),
                 )
     if len(cases):

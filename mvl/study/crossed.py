@@ -31,7 +31,7 @@ from mvl.files import read_table, write_table
 from mvl.study.inference import Contrast, contrasts_table, factorial
 from mvl.study.reference import REFERENCE, run_row, study_contrasts
 from mvl.study.suites import SUITES, is_crossed, suite_configs
-from mvl.study.summary import summary_table
+from mvl.study.summary import OF_SEEDS, means_table, summary_table
 
 CROSSED = REFERENCE / "crossed"
 _TABLES = ("cases.csv.gz", "summary.csv", "contrasts.csv", "use.csv", "runs.csv", "curves.csv.gz")
@@ -64,8 +64,6 @@ PUBLISHED = tuple(dict.fromkeys(contrast.suite for contrast in CONTRASTS))
 CHOSEN_ON = {"Task04_Hippocampus": (1, 2)}
 
 CELL = ["suite", "arm", "fold", "repeat", "task"]
-_ABOUT = ["suite", "arm", "task", "structure", "block", "host", "fraction", "epochs"]
-_ABOUT += ["protocol_version", "synthetic"]
 
 
 def crossed_tables(folder: Path = CROSSED) -> dict[str, pd.DataFrame]:
@@ -210,31 +208,9 @@ def tables_of(cases: pd.DataFrame, suite: str) -> tuple[pd.DataFrame, pd.DataFra
         return summary_table(cases), study_contrasts(cases, suite)
     cases = cases.assign(fold=cases["seed"] % FOLDS, repeat=cases["seed"] // FOLDS)
     contrasts = contrasts_table(cases, [row for row in CONTRASTS if row.suite == suite])
-    seeds = {"n_trainings": "n_seeds", "sd_trainings": "sd_seeds"}
-    return summary(cases).rename(columns=seeds), contrasts.rename(columns=seeds)
+    return summary(cases).rename(columns=OF_SEEDS), contrasts.rename(columns=OF_SEEDS)
 
 
 def summary(cases: pd.DataFrame) -> pd.DataFrame:
-    """One row per arm, task, structure and metric, over all subjects.
-
-    The cases of a subject are averaged first, then the repeats. `sd_trainings` is the standard
-    deviation of the folds' means: each fold has its own training and its own subjects.
-    """
-    rows = []
-    for values, group in cases.groupby(_ABOUT, dropna=False):
-        by_subject = group.groupby(["fold", "subject"])[list(METRICS)].mean()
-        by_fold = by_subject.groupby("fold").mean()
-        for metric in METRICS:
-            rows.append(
-                dict(zip(_ABOUT, values, strict=True))
-                | {
-                    "metric": metric,
-                    "n_subjects": len(by_subject),
-                    "n_cases": group["case"].nunique(),
-                    "n_trainings": len(group[["fold", "repeat"]].drop_duplicates()),
-                    "mean": by_subject[metric].mean(),
-                    "sd_subjects": by_subject[metric].std(),
-                    "sd_trainings": by_fold[metric].std(),
-                }
-            )
-    return pd.DataFrame(rows)
+    """`means_table` over all subjects: each fold has its own training and its own subjects."""
+    return means_table(cases, tuple(METRICS), ["fold", "repeat"])

@@ -29,6 +29,7 @@ from mvl.study.summary import (
     UNMIXED,
     check_unmixed,
     shared,
+    subject_values,
 )
 
 #: What decides; everything else is described, by an estimate and an interval.
@@ -112,7 +113,10 @@ def contrasts_table(
     contrasts, rows = list(contrasts), []
     for (task, structure), group in cases.groupby(["task", "structure"], sort=True):
         for metric in metrics:
-            values = {suite: _values(part, metric) for suite, part in group.groupby("suite")}
+            values = {
+                suite: subject_values(part, metric, ["fold", "repeat"])
+                for suite, part in group.groupby("suite")
+            }
             about = {"task": task, "structure": structure, "metric": metric}
             known = [_row(contrast, group, values) for contrast in contrasts]
             rows += [row | about for row in known if row]
@@ -212,30 +216,6 @@ def step_down(
     adjusted = np.empty(len(t))
     adjusted[order] = np.maximum.accumulate(share)
     return np.maximum(adjusted, 2 * stats.t.sf(np.abs(t), freedom))
-
-
-def _values(cases, metric):
-    """Frame of one suite, task and structure: (fold, repeat, subject) by arm, cases averaged."""
-    keys = ["arm", "fold", "repeat", "subject", "case"]
-    # In one order, whatever that of the table's rows: so are sums, to the last bit.
-    cases = cases.sort_values(keys)
-    wrong = cases[cases.duplicated(keys) | cases[metric].isna()]
-    if len(wrong):
-        row = wrong.iloc[0]
-        why = f"has no {metric}" if pd.isna(row[metric]) else "is there twice"
-        raise RunError(
-            f"{row['suite']} {row['arm']}, fold {row['fold']}, repeat {row['repeat']}: case "
-            f"{row['case']} {why}; make the table again from the runs"
-        )
-    by_arm = cases.pivot(index=keys[1:], columns="arm", values=metric)
-    cells = by_arm.groupby(["fold", "repeat"]).transform("count") > 0
-    if (missing := by_arm.isna() & cells).any(axis=None):
-        fold, repeat, _, case, arm = missing.stack().idxmax()
-        raise RunError(
-            f"{cases['suite'].iloc[0]} {arm}, fold {fold}, repeat {repeat} has no case {case}, "
-            "which another arm has; run both on the same data and split"
-        )
-    return by_arm.groupby(["fold", "repeat", "subject"]).mean()
 
 
 def _row(contrast, group, values):

@@ -35,7 +35,7 @@ from mvl.study.summary import (
     UNMIXED,
     check_unmixed,
     shared,
-    subject_matrices,
+    subject_values,
 )
 
 #: Bootstrap draws: so many that a p, which an adjustment multiplies by up to its family's size, is
@@ -76,15 +76,14 @@ def contrast(
         draws, seed: of the bootstrap; no p value is below 2 / (draws + 1).
 
     Returns:
-        `n_subjects`, `n_seeds`, `resampled` ("subjects and seeds"; with one seed "subjects", so
-        that nothing is said about other seeds), `difference`, `ci_low` and `ci_high` (95 %), `p`
-        (two-sided), `p_tost` (largest of the two one-sided tests against `BOUND`; NaN for a metric
-        in mm, and with one seed, which shows no equivalence) and `verdict`. With one subject there
-        is no interval: these are NaN.
+        `n_subjects`, `n_seeds` (one says nothing about other seeds), `difference`, `ci_low` and
+        `ci_high` (95 %), `p` (two-sided), `p_tost` (largest of the two one-sided tests against
+        `BOUND`; NaN for a metric in mm, and with one seed, which shows no equivalence) and
+        `verdict`. With one subject there is no interval: these are NaN.
 
     Raises:
-        RunError: an arm, metric or common seed is missing; the arms' subjects or cases differ;
-            a case is there twice; the rows mix what cannot be compared.
+        RunError: the arms have no seed in common; the arms' or the seeds' subjects differ; as
+            `subject_values`; the rows mix what cannot be compared.
     """
     check_unmixed(cases, ONE_THING)
     differences = _paired_differences(cases, arm_a, arm_b, metric)
@@ -95,7 +94,6 @@ def contrast(
         "metric": metric,
         "n_subjects": n_subjects,
         "n_seeds": n_seeds,
-        "resampled": "subjects and seeds" if n_seeds > 1 else "subjects",
         "difference": float(differences.mean()),
         **dict.fromkeys(("ci_low", "ci_high", "p", "p_tost"), np.nan),
     }
@@ -142,8 +140,6 @@ def contrasts_table(
     cases: pd.DataFrame,
     pairs: Iterable[tuple[str, str, str]],
     metrics: Sequence[str] = ("dice",),
-    draws: int = DRAWS,
-    seed: int = 0,
     family: int = 0,
 ) -> pd.DataFrame:
     """Every listed contrast in every task and structure, adjusted for their number.
@@ -155,7 +151,7 @@ def contrasts_table(
     Args:
         cases: see `mvl.study.summary`.
         pairs: (suite, arm_a, arm_b); one whose arms have no seed in common gives no row.
-        metrics, draws, seed: see `contrast`.
+        metrics: names of `COMPARED`.
         family: how many comparisons were planned, where they are more than are here. Those that
             are missing count as if their p were larger, so that no p rises when they are run.
 
@@ -175,10 +171,7 @@ def contrasts_table(
             if not set.intersection(*seeds):
                 continue
             about = {"suite": suite, "task": task, "structure": structure, **shared(group)}
-            rows += [
-                about | contrast(group, arm_a, arm_b, metric, draws=draws, seed=seed)
-                for metric in metrics
-            ]
+            rows += [about | contrast(group, arm_a, arm_b, metric) for metric in metrics]
     if not rows:
         return pd.DataFrame(columns=CONTRAST_COLUMNS)
     table = pd.DataFrame(rows)
@@ -206,18 +199,19 @@ def is_primary(table: pd.DataFrame) -> pd.Series:
 
 def _paired_differences(cases, arm_a, arm_b, metric):
     """The (seeds, subjects) array of arm_a minus arm_b over the seeds that both have."""
-    sides = {arm: cases[cases["arm"] == arm] for arm in (arm_a, arm_b)}
-    a, b = (subject_matrices(rows, [metric], arm)[metric] for arm, rows in sides.items())
-    if set(sides[arm_a]["case"]) != set(sides[arm_b]["case"]) or not a.columns.equals(b.columns):
-        raise RunError(
-            f"{arm_a} and {arm_b} were evaluated on different cases, so that nothing is paired; "
-            "run both on the same data and split"
-        )
-    seeds = a.index.intersection(b.index)
-    if seeds.empty:
+    pair = cases[cases["arm"].isin((arm_a, arm_b))]
+    values = subject_values(pair, metric, ["seed"]).reindex(columns=[arm_a, arm_b]).dropna()
+    if values.empty:
         raise RunError(f"{arm_a} and {arm_b} have no seed in common; run both with the same seeds")
+    differences = (values[arm_a] - values[arm_b]).unstack("subject")
+    if differences.isna().any(axis=None):
+        seed, subject = differences.isna().stack().idxmax()
+        raise RunError(
+            f"{arm_a} and {arm_b}, seed {seed}, lack the subject {subject}; every seed needs the "
+            "same cases"
+        )
     # Contiguous, so that sums are taken in one order whatever the order of the table's rows.
-    return np.ascontiguousarray((a.loc[seeds] - b.loc[seeds]).to_numpy())
+    return np.ascontiguousarray(differences.to_numpy())
 
 
 @lru_cache(maxsize=1024)  # tables, figures and sentences ask for the same contrasts
@@ -262,11 +256,8 @@ def _share(condition):
 
 def _holm(p, family=0):
     """Holm's step-down adjustment of p values (n,); those that are NaN count for nothing."""
+    order = np.argsort(p)[: np.count_nonzero(~np.isnan(p))]  # NaN is last
+    factors = max(family, len(order)) - np.arange(len(order))
     adjusted = np.full(len(p), np.nan)
-    order = [i for i in np.argsort(p) if not np.isnan(p[i])]
-    size = max(family, len(order))
-    largest = 0.0
-    for rank, i in enumerate(order):
-        largest = max(largest, min(1.0, (size - rank) * p[i]))
-        adjusted[i] = largest
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(factors * p[order]))
     return adjusted

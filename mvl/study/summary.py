@@ -36,11 +36,14 @@ SUMMARY_COLUMNS = [
 ]
 
 #: The columns of `cases` that say what an arm's row of the summary is about.
-_IDENTITY = [
+_ABOUT = [
     "suite", "arm", "task", "structure", "block", "host", "fraction", "epochs",
     "protocol_version", "synthetic",
 ]
 # fmt: on
+
+#: What the first protocol, where a seed is a training, calls columns of the second.
+OF_SEEDS = {"n_trainings": "n_seeds", "sd_trainings": "sd_seeds"}
 
 #: What the digits of the suite `fusion`'s arms turn on.
 PARTS = ("language block", "hybrid attention", "multi-scale fusion")
@@ -51,35 +54,45 @@ ONE_THING = (*UNMIXED, "suite", "task", "structure", "synthetic")
 
 
 def summary_table(cases: pd.DataFrame, metrics: Sequence[str] = tuple(METRICS)) -> pd.DataFrame:
-    """Mean and spread of every arm.
-
-    Returns:
-        One row per suite, arm, task, structure and metric, with `SUMMARY_COLUMNS`. `mean` is
-        over seeds and subjects, `sd_subjects` the standard deviation over subjects of their means
-        over seeds, `sd_seeds` that over seeds of their means over subjects (NaN with one).
+    """`means_table` of the first protocol, with `SUMMARY_COLUMNS`.
 
     Raises:
-        RunError: several protocol versions, devices or dtypes; seeds of an arm that do not have
-            the same cases; a case that is there twice; a missing or NaN metric.
+        RunError: several protocol versions, devices or dtypes; a case that is there twice; a
+            missing metric.
     """
     check_unmixed(cases, UNMIXED)
-    rows = []
-    for values, group in cases.groupby(_IDENTITY, sort=True, dropna=False):
-        for metric, matrix in subject_matrices(group, metrics, values[1]).items():
-            per_seed = matrix.mean(axis=1)
-            rows.append(
-                {
-                    **dict(zip(_IDENTITY, values, strict=True)),
-                    "metric": metric,
-                    "n_subjects": matrix.shape[1],
-                    "n_cases": group["case"].nunique(),
-                    "n_seeds": matrix.shape[0],
-                    "mean": per_seed.mean(),
-                    "sd_subjects": matrix.mean(axis=0).std(ddof=1),
-                    "sd_seeds": per_seed.std(ddof=1),
-                }
-            )
-    return pd.DataFrame(rows, columns=SUMMARY_COLUMNS)
+    return means_table(cases, metrics, ["seed"]).rename(columns=OF_SEEDS)[SUMMARY_COLUMNS]
+
+
+def means_table(
+    cases: pd.DataFrame, metrics: Sequence[str], training: Sequence[str]
+) -> pd.DataFrame:
+    """Mean and spread of every arm: one row per suite, arm, task, structure and metric.
+
+    The cases of a subject are averaged first. `sd_subjects` is the standard deviation over
+    subjects of their means over trainings, `sd_trainings` that over seeds or folds of their means
+    over subjects (NaN with one).
+
+    Args:
+        training: what names a training of an arm: ["seed"], or ["fold", "repeat"], where the
+            repeats of a fold are averaged first.
+    """
+    tables = []
+    for values, group in cases.groupby(_ABOUT, dropna=False):
+        _check_values(group, metrics, training)
+        means = group.groupby([training[0], "subject"])[list(metrics)].mean()
+        by_training, by_subject = (means.groupby(level=level).mean() for level in (0, 1))
+        table = pd.DataFrame({"metric": list(metrics)}).assign(
+            **dict(zip(_ABOUT, values, strict=True)),
+            n_subjects=len(by_subject),
+            n_cases=group["case"].nunique(),
+            n_trainings=len(group[list(training)].drop_duplicates()),
+            mean=by_subject.mean().to_numpy(),
+            sd_subjects=by_subject.std().to_numpy(),
+            sd_trainings=by_training.std().to_numpy(),
+        )
+        tables.append(table[[*_ABOUT, *table.columns.drop(_ABOUT)]])
+    return pd.concat(tables, ignore_index=True)
 
 
 def by_part(cases: pd.DataFrame, metric: str = "dice") -> dict[str, pd.DataFrame]:
@@ -115,11 +128,11 @@ def noise_floor(cases: pd.DataFrame, arm: str, metric: str = "dice") -> dict[str
         subjects, over all pairs of seeds); NaN with one seed.
 
     Raises:
-        RunError: as `contrast`.
+        RunError: the rows mix what cannot be compared.
     """
     check_unmixed(cases, ONE_THING)
-    matrix = subject_matrices(cases[cases["arm"] == arm], [metric], arm)[metric]
-    per_seed = matrix.mean(axis=1)
+    own = cases[cases["arm"] == arm]
+    per_seed = own.groupby(["seed", "subject"])[metric].mean().groupby("seed").mean()
     apart = [abs(x - y) for x, y in combinations(per_seed, 2)] or [np.nan]
     return {
         "n_seeds": len(per_seed),
@@ -150,46 +163,45 @@ def shared(cases: pd.DataFrame) -> dict:
     return {"block": ", ".join(blocks)} | constant
 
 
-def subject_matrices(
-    cases: pd.DataFrame, metrics: Sequence[str], arm: str
-) -> dict[str, pd.DataFrame]:
-    """{metric: frame (seeds, subjects)} of one arm, the cases of a subject averaged."""
-    if unknown := [name for name in metrics if name not in COMPARED or name not in cases]:
-        known = ", ".join(name for name in COMPARED if name in cases)
-        raise RunError(f"the table has no metric {unknown[0]!r}; it has {known}")
-    if cases.empty:
-        raise RunError(f"the table has no case of the arm {arm!r}; run that arm first")
-    if cases.duplicated(["seed", "subject", "case"]).any():
-        twice = cases[cases.duplicated(["seed", "subject", "case"])].iloc[0]
+def subject_values(cases: pd.DataFrame, metric: str, training: Sequence[str]) -> pd.DataFrame:
+    """A metric of one suite, task and structure, the cases of a subject averaged.
+
+    Args:
+        training: as in `means_table`.
+
+    Returns:
+        One row per training and subject, one column per arm; NaN where an arm lacks a training.
+
+    Raises:
+        RunError: a case is there twice, has no value, or misses in one of the arms of a training.
+    """
+    _check_values(cases, [metric], training)
+    by_arm = cases.pivot(index=[*training, "subject", "case"], columns="arm", values=metric)
+    there = by_arm.groupby(list(training)).transform("count") > 0
+    if (missing := by_arm.isna() & there).any(axis=None):
+        *numbers, _, case, arm = missing.stack().idxmax()
         raise RunError(
-            f"arm {arm}, seed {twice['seed']}: case {twice['case']} is there twice; "
-            "the table holds two runs of one cell"
+            f"{_named(arm, training, numbers)} has no case {case}, which another arm has; run both "
+            "on the same data and split"
         )
-    # In one order, whatever that of the table's rows: so are sums, to the last bit.
-    rows = cases.sort_values(["seed", "subject", "case"])
-    seeds = rows["seed"].unique()
-    pairs = list(zip(rows["subject"], rows["case"], strict=True))
-    of_seed = pairs[: int((rows["seed"] == seeds[0]).sum())]
-    values = rows[list(metrics)].to_numpy(float)
-    if pairs != of_seed * len(seeds) or np.isnan(values).any():
-        raise _missing(cases, metrics, arm)
-    subjects, first, counts = np.unique(
-        [subject for subject, _ in of_seed], return_index=True, return_counts=True
-    )
-    by_case = values.reshape(len(seeds), -1, len(metrics))
-    means = np.add.reduceat(by_case, first, axis=1) / counts[:, None]
-    return {
-        metric: pd.DataFrame(np.ascontiguousarray(means[..., n]), seeds, subjects)
-        for n, metric in enumerate(metrics)
-    }
+    return by_arm.groupby([*training, "subject"]).mean()
 
 
-def _missing(cases, metrics, arm):
-    """The error about a case that a seed lacks, or that lacks a metric."""
-    by_case = cases.pivot(index="seed", columns=["subject", "case"], values=list(metrics))
-    row, column = np.argwhere(by_case.isna().to_numpy())[0]
-    metric, _, case = by_case.columns[column]
-    return RunError(
-        f"arm {arm}, seed {by_case.index[row]}: case {case} has no {metric}; every seed needs "
-        "the same cases, so evaluate that run again"
-    )
+def _check_values(cases, metrics, training):
+    """Refuse rows of which two are of one case, or one lacks a value."""
+    keys = ["arm", *training, "subject", "case"]
+    for wrong, why in (
+        (cases.duplicated(keys), "is there twice"),
+        (cases[list(metrics)].isna().any(axis=1), f"has no {' or '.join(metrics)}"),
+    ):
+        if wrong.any():
+            row = cases[wrong].iloc[0]
+            raise RunError(
+                f"{_named(row['arm'], training, row[list(training)])}: case {row['case']} {why}; "
+                "make the table again from the runs"
+            )
+
+
+def _named(arm, training, numbers):
+    pairs = zip(training, numbers, strict=True)
+    return ", ".join([f"arm {arm}", *(f"{name} {number}" for name, number in pairs)])
