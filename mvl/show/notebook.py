@@ -16,7 +16,7 @@ from mvl.show import figures, tables
 from mvl.show.sentences import sentence
 from mvl.study import volumes
 from mvl.study.reference import REFERENCE, read_table, study_contrasts
-from mvl.study.stages import SHOWN_STAGES, by_stage
+from mvl.study.stages import SHOWN_STAGES
 from mvl.study.statistics import contrast, contrasts_table
 from mvl.study.suites import SUITES
 from mvl.study.summary import summary_table
@@ -106,7 +106,7 @@ def activation_row(model, case, caption: str = "") -> dict[str, figures.View]:
     row = {"image": figures.View(**volume, title=case.name, caption=caption)}
     for stage, (heat, auroc) in maps.items():
         text = "no AUROC" if np.isnan(auroc) else f"AUROC {auroc:.2f}"
-        row[SHOWN_STAGES[stage]] = figures.View(**volume, heat=heat, title=case.name, caption=text)
+        row[stage] = figures.View(**volume, heat=heat, title=case.name, caption=text)
     return row
 
 
@@ -272,16 +272,15 @@ def block_use(use: pd.DataFrame) -> Markdown:
     return markdown(f"{text}\n\n{tables.markdown(shown, code=('arm',))}")
 
 
-def activation_answer(table: pd.DataFrame) -> Markdown:
+def activation_answer(rows: pd.DataFrame) -> Markdown:
     """Whether the norms of the tokens are larger on the structure with the block.
 
     After the block against before it and, where the paper compares them, the two models after the
     decoder; then the means, since a difference does not say on which side of chance it is.
 
     Args:
-        table: of `stage_auroc`, from `mvl.measure_stages`, of the arms none and pretrained.
+        rows: from `mvl.measure_stages`, of the arms none and pretrained.
     """
-    rows = by_stage(table)
     if rows.empty:
         return markdown("Nothing can be said: no case has patches of both kinds.")
     by_subject = rows.groupby(["arm", "stage", "subject"], sort=False)["auroc_stream"].mean()

@@ -12,7 +12,7 @@ from mvl.experiment.run import Run, results_folder
 from mvl.progress import say_incomplete
 from mvl.study.cells import run_suite, trained_cells
 from mvl.study.runs import data_of
-from mvl.study.stages import stage_auroc, with_metrics
+from mvl.study.stages import SHOWN_STAGES, stage_auroc
 from mvl.study.suites import STUDY, suite_configs
 
 
@@ -55,12 +55,20 @@ def _runs(configs, parameters, root):
 def measure_stages(
     configs: dict, cases: pd.DataFrame, parameters: dict, root: Path
 ) -> pd.DataFrame:
-    """`stages.stage_auroc` of trained cells, with their metrics; arguments as of `train_arms`."""
+    """`stages.stage_auroc` of trained cells, with their metrics; arguments as of `train_arms`.
+
+    Rows are in the order of the stages; a case whose patches are all of one kind has none.
+    """
     tables = []
     for arm, seed, run, tested in _runs(configs, parameters, root):
         rows = cases[(cases["arm"] == arm) & (cases["seed"] == seed)]
-        tables.append(with_metrics(stage_auroc(run.model, tested, run.preparation), rows))
-    return pd.concat(tables) if tables else pd.DataFrame()
+        measured = stage_auroc(run.model, tested, run.preparation)
+        tables.append(rows.merge(measured, on=["subject", "case", "structure"]))
+    if not tables:
+        return pd.DataFrame()
+    table = pd.concat(tables).dropna(subset="auroc_stream")
+    order = list(SHOWN_STAGES.values())
+    return table.sort_values("stage", key=lambda names: names.map(order.index), kind="stable")
 
 
 def measure_use(configs: dict, parameters: dict, root: Path) -> pd.DataFrame:

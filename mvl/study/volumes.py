@@ -29,13 +29,14 @@ def token_maps(
     """A case on the model's grid without its padding, and the norms of the tokens upon it.
 
     Returns:
-        image, affine, truth; and {stage of `SHOWN_STAGES` that the model has: (norms of the
-        image's shape, AUROC of this case, NaN without patches of both kinds)}.
+        image, affine, truth; and {stage that the model has, by its name of `SHOWN_STAGES`: (norms
+        of the image's shape, AUROC of this case, NaN without patches of both kinds)}.
     """
     network = model.model
     volume = model.preparation.load([case], progress=False)[0]
     tensor = volume["image"].as_tensor()
-    aurocs = stage_auroc(network, [case], model.preparation, show=False).iloc[0]
+    measured = stage_auroc(network, [case], model.preparation, show=False)
+    aurocs = measured.set_index("stage")["auroc_stream"]
     inside = np.argwhere(image_voxels(volume["image"]).numpy())
     first, last = inside.min(0), inside.max(0)
     box = tuple(slice(low, high + 1) for low, high in zip(first, last, strict=True))
@@ -48,11 +49,8 @@ def token_maps(
     device, grid = next(network.parameters()).device, tuple(tensor.shape[1:])
     stages = activations(network, tensor[None].to(device))
     return shown, {
-        stage: (
-            to_volume(stages[stage], network, grid)[0].cpu().numpy()[box],
-            aurocs[f"auroc_{stage}"],
-        )
-        for stage in SHOWN_STAGES
+        name: (to_volume(stages[stage], network, grid)[0].cpu().numpy()[box], aurocs[name])
+        for stage, name in SHOWN_STAGES.items()
         if stage in stages
     }
 

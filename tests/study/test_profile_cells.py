@@ -9,7 +9,9 @@ from mvl.study.suites import SUITES, Arm
 
 def test_arms_are_trained_and_their_use_measured(phantom, tiny, tmp_path, monkeypatch):
     plan = {"epochs": 1, "warmup_epochs": 0}
-    made = tiny(training=plan), tiny(model={"language": LanguageConfig()}, training=plan)
+    small = {"patch": (2, 2, 2)}  # of larger patches the phantom's structure fills none by half
+    with_block = small | {"language": LanguageConfig()}
+    made = [tiny(model=model, training=plan) for model in (small, with_block)]
     arms = {name: Arm(c.model, c.training) for name, c in zip(("none", "own"), made, strict=True)}
     monkeypatch.setitem(SUITES, "pair", arms)
     monkeypatch.setattr(profile_cells, "results_folder", lambda name: tmp_path)
@@ -20,4 +22,14 @@ def test_arms_are_trained_and_their_use_measured(phantom, tiny, tmp_path, monkey
     dice = cases[cases["arm"] == "own"].groupby("subject")["dice"].mean().mean()
     assert row["arm"] == "own" and row["as trained"] == pytest.approx(dice)
     stages = profile_cells.measure_stages(configs, cases, given, phantom)
-    assert set(stages["arm"]) == {"none", "own"} and len(stages) == len(cases)
+    tested = cases.groupby("arm")["case"].nunique()
+    assert stages.groupby(["stage", "arm"], sort=False).size().to_dict() == {
+        ("after the encoder", "none"): tested["none"],
+        ("after the encoder", "own"): tested["own"],
+        ("the block's update", "own"): tested["own"],
+        ("after the block", "own"): tested["own"],
+        ("after the decoder", "none"): tested["none"],
+        ("after the decoder", "own"): tested["own"],
+    }
+    both = stages.merge(cases, on=["arm", "case"])
+    assert both["dice_x"].equals(both["dice_y"])

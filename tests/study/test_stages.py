@@ -4,7 +4,6 @@ from itertools import product
 
 import nibabel
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -15,21 +14,12 @@ from mvl.data.preparation import Preparation
 from mvl.data.task_data import open_task
 from mvl.data.task_folder import Case
 from mvl.data.tasks import Task
-from mvl.errors import DataError, RunError
-from mvl.experiment.run import Run, collect, fit
-from mvl.experiment.run import test as open_test_set
+from mvl.experiment.run import Run, fit
 from mvl.models.activations import activations, to_volume
 from mvl.models.peers import Peer
 from mvl.models.segmenter import MedVisionLlama
 from mvl.models.tokens import LinearHead, PatchEmbed
-from mvl.study.stages import (
-    auroc,
-    by_stage,
-    image_voxels,
-    patch_truth,
-    stage_auroc,
-    with_metrics,
-)
+from mvl.study.stages import SHOWN_STAGES, auroc, image_voxels, patch_truth, stage_auroc
 
 #: A CT's window is a fixed scale, so that a voxel's value on the grid is known beforehand.
 CT = Task("Scan", "CT", ("CT",), {1: "core", 4: "rim"}, tolerance_mm=1.0, window_hu=(0, 100))
@@ -81,7 +71,12 @@ def write(folder, name, image, label):
 
 
 def measured(model, cases):
-    return stage_auroc(model, cases, Preparation(CT, DataConfig(grid=GRID)), show=False)
+    """`stage_auroc` with a column of AUROCs for each stage."""
+    table = stage_auroc(model, cases, Preparation(CT, DataConfig(grid=GRID)), show=False)
+    names = {name: f"auroc_{stage}" for stage, name in SHOWN_STAGES.items()}
+    about = ["subject", "case", "structure", "patches", "foreground_patches"]
+    wide = table.pivot(index=about, columns="stage", values="auroc_stream").rename(columns=names)
+    return wide.reset_index().set_index("case", drop=False).loc[[case.name for case in cases]]
 
 
 def box(index, patch=PATCH):
@@ -100,7 +95,8 @@ def test_a_hosts_tokens_are_patches_of_the_padded_volume(tmp_path):
         label = np.zeros(grid)
         label[slice(*high), slice(*wide)] = 1
         case = write(tmp_path, f"{high}{wide}", image, label)
-        found.append(stage_auroc(model, [case], preparation, show=False).loc[0, "auroc_after"])
+        table = stage_auroc(model, [case], preparation, show=False).set_index("stage")
+        found.append(table["auroc_stream"]["after the block"])
     # One that is not hot loses to one of five, and ties with four.
     assert found == pytest.approx([0.4, 0.4, 0.4, 0.4, 1.0, 0.4])
     volume = torch.from_numpy(image).float()[None, None]
@@ -212,49 +208,28 @@ def test_image_voxels_are_those_that_come_back_to_the_file(tmp_path, shape):
     assert torch.equal(image_voxels(image), inside)
 
 
-def test_each_stage_has_the_auroc_of_its_own_norm(tmp_path, graded):
+def test_each_stage_has_the_auroc_of_its_own_norm(graded):
     """The part turns the stream around: what was large on the foreground is small after it."""
-    turned = LanguagePart(
-        nn.Identity(), nn.Identity(), Scaled(-1.0, 1.0), LanguageConfig(residual=False)
-    )
-    preparation = Preparation(CT, DataConfig(grid=GRID))
-    table = stage_auroc(by_hand(turned), [graded], preparation, show=False)
+    config = LanguageConfig(residual=False)
+    turned = LanguagePart(nn.Identity(), nn.Identity(), Scaled(-1.0, 1.0), config)
+    row = measured(by_hand(turned), [graded]).iloc[0]
     # x, then 1 - x, then x + (1 - x).
-    assert table.loc[0, ["auroc_encoder", "auroc_update", "auroc_after"]].tolist() == [1, 0, 0.5]
-    assert "auroc_decoder" not in table and table.loc[0, "foreground_patches"] == 8
-    plain = stage_auroc(by_hand(None), [graded], preparation, show=False)
+    assert row[["auroc_encoder", "auroc_update", "auroc_after"]].tolist() == [1, 0, 0.5]
+    plain = measured(by_hand(None), [graded])
     assert [name for name in plain if name.startswith("auroc")] == ["auroc_encoder"]
-    assert plain.loc[0, "auroc_encoder"] == 1
-
-    nothing = write(tmp_path, "nothing", np.ones(GRID), np.zeros(GRID))
-    empty = stage_auroc(by_hand(turned), [nothing], preparation, show=False)
-    tables = {"a": table, "b": plain, "c": empty}
-    rows = by_stage(pd.concat([found.assign(arm=arm) for arm, found in tables.items()]))
-    found = list(zip(rows["arm"], rows["stage"], rows["auroc_stream"], strict=True))
-    assert found == [
-        *(("a", "after the encoder", 1), ("b", "after the encoder", 1)),
-        *(("a", "the block's update", 0), ("a", "after the block", 0.5)),
-    ]
+    assert plain["auroc_encoder"].item() == 1
 
 
 def test_a_case_of_one_kind_has_no_value(tmp_path, graded):
     nothing = write(tmp_path, "nothing", np.ones(GRID), np.zeros(GRID))
     everything = write(tmp_path, "everything", np.ones(GRID), np.ones(GRID))
     table = measured(by_hand(passing()), [nothing, graded, everything])
-    assert table["case"].tolist() == ["nothing", "graded", "everything"]
     assert table["foreground_patches"].tolist() == [0, 8, 24]
     assert table["auroc_update"].isna().tolist() == [True, False, True]
 
 
-def test_a_case_without_a_label_is_refused(graded):
-    unlabelled = Case("graded", "graded", graded.image, None)
-    with pytest.raises(DataError, match="graded has no label"):
-        measured(by_hand(passing()), [unlabelled])
-
-
-@pytest.fixture(scope="module")
-def study(phantom, tmp_path_factory):
-    """A run's table, the run, its data and its metrics."""
+def test_a_runs_measures_are_those_of_its_model_and_labels(phantom, tmp_path):
+    """Recounted from the files: labels by nibabel, patches by slicing, pairs one by one."""
     config = ExperimentConfig.from_dict(
         {
             "data": {"grid": [16, 24, 16]},
@@ -264,17 +239,9 @@ def study(phantom, tmp_path_factory):
         }
     )
     data = open_task(config.data, 0, phantom, progress=False)
-    folder = fit(config, data, tmp_path_factory.mktemp("runs"), show=False)
-    open_test_set(folder, data, show=False)
-    run = Run.load(folder)
-    table = stage_auroc(run.model, data.side("test"), run.preparation, show=False)
-    return table, run, data, collect(folder, "x", "y")
-
-
-def test_a_runs_measures_are_those_of_its_model_and_labels(study):
-    """Recounted from the files: labels by nibabel, patches by slicing, pairs one by one."""
-    table, run, data, _ = study
-    cases = data.side("test")
+    run, cases = Run.load(fit(config, data, tmp_path, show=False)), data.side("test")
+    table = stage_auroc(run.model, cases, run.preparation, show=False)
+    table = table[table["stage"] == "the block's update"]
     assert table["case"].tolist() == [case.name for case in cases]
     assert table["subject"].tolist() == [case.subject for case in cases]
     for case, row in zip(cases, table.itertuples(), strict=True):
@@ -296,26 +263,9 @@ def test_a_runs_measures_are_those_of_its_model_and_labels(study):
                 positive.append(norms[n])
             elif inside[voxels].any():
                 negative.append(norms[n])
-        assert (row.patches, row.foreground_patches) == (
-            len(positive) + len(negative),
-            len(positive),
-        )
+        counts = len(positive) + len(negative), len(positive)
+        assert (row.patches, row.foreground_patches) == counts
         assert len(positive) > 0 and len(negative) > 10
         share = np.mean([(a > b) + (a == b) / 2 for a in positive for b in negative])
         # One pair may change sides by rounding.
-        assert row.auroc_update == pytest.approx(share, abs=1.01 / (len(positive) * len(negative)))
-
-
-def test_a_table_joins_the_metrics_of_its_own_run_alone(study):
-    table, _, _, cases = study
-    shuffled = table.sample(frac=1, random_state=0)
-    joined = with_metrics(shuffled, cases)
-    assert joined["case"].tolist() == cases["case"].tolist()
-    assert joined["dice"].tolist() == cases["dice"].tolist()
-    by_case = table.set_index("case")["auroc_after"]
-    assert joined.set_index("case")["auroc_after"].to_dict() == by_case.to_dict()
-    for mine, theirs in ((table[1:], cases), (table, cases[1:])):
-        with pytest.raises(RunError, match="different cases"):
-            with_metrics(mine, theirs)
-    with pytest.raises(RunError, match="twice"):
-        with_metrics(table, pd.concat([cases, cases]))
+        assert row.auroc_stream == pytest.approx(share, abs=1.01 / (len(positive) * len(negative)))

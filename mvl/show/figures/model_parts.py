@@ -114,7 +114,7 @@ def stage_auroc(table: DataFrame) -> Figure:
     A dot is a subject, averaged over its cases and the seeds; to its right is the mean with its
     95 % interval, by the bootstrap of `study.statistics.contrast` against a constant. Each arm has
     one place at each stage. `table` are rows of one suite, task and structure from
-    `study.stages.by_stage`.
+    `mvl.measure_stages`.
     Raises RunError as `contrast` does, and where no case has an AUROC.
     """
     if table.empty:
