@@ -11,8 +11,8 @@ from mvl.audit.training import audit_configs, training_rows
 from mvl.config import DataConfig
 from mvl.data.task_data import open_task
 from mvl.experiment.run import TRAINED, Run, collect, load_predictor, run_folder, test
-from mvl.files import read_json, sha256_of, write_table
-from mvl.study.reference import BEST, REFERENCE, SEEDS, read_table
+from mvl.files import read_json, read_table, sha256_of, write_table
+from mvl.study.reference import BEST, REFERENCE, SEEDS
 
 CASES, READ, TABLE = "audit_cases.csv.gz", "audit_readings.csv.gz", "audit.csv"
 #: The committed model among the arms whose test cases are read.

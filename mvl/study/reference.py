@@ -19,7 +19,7 @@ suite would still train them so (same fingerprint).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
 
@@ -28,7 +28,8 @@ import pandas as pd
 from mvl import files
 from mvl.config import LEARNING_RATES, PROTOCOL_VERSION, DataConfig
 from mvl.data.task_data import open_task
-from mvl.errors import MvlError, RunError
+from mvl.errors import RunError
+from mvl.experiment.files import CURVES
 from mvl.experiment.metrics import METRICS
 from mvl.experiment.run import TRAINED, Run, collect, run_folder, test
 from mvl.files import REPOSITORY, read_json, write_json, write_table
@@ -124,22 +125,9 @@ def study_contrasts(cases: pd.DataFrame, suite: str | None = None) -> pd.DataFra
     return contrasts_table(cases, pairs, _COMPARED, family=family)
 
 
-def read_table(
-    path: Path, columns: Sequence[str] = (), numbers: Sequence[str] = ()
-) -> pd.DataFrame:
-    """`files.read_table`, which knows what columns the tables of the reference need.
-
-    Raises:
-        RunError: there is no such table, it is unreadable, or a column is.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise RunError(f"{path} does not exist, or is not a file")
-    known, known_numbers = _NEEDED.get(path.name, ((), ()))
-    try:
-        return files.read_table(path, (*columns, *known), (*numbers, *known_numbers))
-    except MvlError as error:
-        raise RunError(str(error)) from error
+def read_table(path: Path) -> pd.DataFrame:
+    """A table of the reference; an `MvlError` where it lacks a column that its readers need."""
+    return files.read_table(path, *_NEEDED.get(Path(path).name, ()))
 
 
 def _before(path: Path) -> list[pd.DataFrame]:
@@ -155,17 +143,16 @@ def machine_of(environment: dict) -> dict:
 
 def held(reference: Path = REFERENCE) -> dict[str, str]:
     """Fingerprint -> the device that the reference's run was trained on."""
-    devices = {}
-    for name in ("validation.csv", "crossed/runs.csv"):
-        for runs in _before(reference / name):
-            devices |= zip(runs["fingerprint"], runs["device"], strict=True)
-    return devices
+    names = ("validation.csv", "crossed/runs.csv")
+    tables = [table for name in names for table in _before(reference / name)]
+    return {run.fingerprint: run.device for table in tables for run in table.itertuples()}
 
 
 def curves_table(reference: Path = REFERENCE) -> pd.DataFrame:
     """The reference's training curves: suite, arm, seed, fraction (of the training subjects),
     epoch, train_loss, validation_dice; of those runs whose curves are kept."""
-    curves = [*_before(reference / "curves.csv.gz"), pd.DataFrame(columns=_CURVES)][0]
+    path = reference / "curves.csv.gz"
+    curves = read_table(path) if path.is_file() else pd.DataFrame(columns=_CURVES)
     runs = read_table(reference / "validation.csv")
     cells = zip(runs["suite"], runs["arm"], strict=True)
     runs = runs.assign(fraction=[SUITES[suite][arm].fraction for suite, arm in cells])
@@ -227,8 +214,7 @@ def write_reference(
     write_table(reference / "validation.csv", runs)
     write_table(reference / "curves.csv.gz", _grown_curves(trained, runs, reference))
     write_table(reference / "tuning.csv", _grown_tuning(tuned, runs, reference))
-    best = trained.get(("presets", "best", 0))
-    if best:
+    if best := trained.get(("presets", "best", 0)):
         _publish(best, cases, reference / BEST.name)
     single = runs.drop_duplicates("fingerprint")
     write_json(
@@ -249,22 +235,19 @@ def _grown(trained, expected, reference):
 
     Cells of several suites share a run where they have the same fingerprint.
     """
-    tables, rows = [], []
     before = _before(reference / "validation.csv")
+    old_runs = {row["fingerprint"]: row for table in before for row in table.to_dict("records")}
     old_cases = read_table(reference / "cases.csv.gz") if before else None
+    tables, rows = [], []
     for cell, fingerprint in expected.items():
         named = dict(zip(CELL, cell, strict=True))
         if folder := trained.get(cell):
             tables.append(collect(folder, *cell[:2]))
             rows.append(named | run_row(folder))
-            continue
-        for old_runs in before:
-            same = old_runs[old_runs["fingerprint"] == fingerprint]
-            if len(same):
-                row = same.iloc[0]
-                of_run = (old_cases[CELL] == row[CELL]).all(axis=1)
-                tables.append(old_cases[of_run].assign(suite=cell[0], arm=cell[1]))
-                rows.append(row.to_dict() | named)
+        elif row := old_runs.get(fingerprint):
+            of_run = (old_cases[CELL] == [row[name] for name in CELL]).all(axis=1)
+            tables.append(old_cases[of_run].assign(suite=cell[0], arm=cell[1]))
+            rows.append(row | named)
     if not rows:
         raise RunError("no run is finished; 'mvl suite run NAME' trains and tests a suite")
     runs = pd.DataFrame(rows, columns=[*CELL, *_RUN])
@@ -298,7 +281,7 @@ def _grown_curves(trained, runs, reference):
     known = set(tables[0]["fingerprint"]) if tables else set()
     for folder in {folder.name: folder for folder in trained.values()}.values():
         if folder.name not in known:
-            curves = read_table(folder / "curves.csv", numbers=_CURVES[1:])
+            curves = files.read_table(folder / CURVES, numbers=_CURVES[1:])
             tables.append(curves.assign(fingerprint=folder.name)[_CURVES])
     table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=_CURVES)
     table = table[table["fingerprint"].isin(runs["fingerprint"])]

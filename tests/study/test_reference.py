@@ -10,7 +10,7 @@ import pytest
 
 from mvl.cli import main
 from mvl.config import PRESETS
-from mvl.errors import RunError
+from mvl.errors import MvlError
 from mvl.experiment.metrics import METRICS
 from mvl.files import write_table
 from mvl.study import crossed
@@ -46,7 +46,7 @@ def test_a_damaged_table_is_named(tmp_path, name):
         (zipped(b"a,b\n1,2\n"), "lacks the column '"),
     ):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(RunError, match=rf"/{name} {said}"):
+        with pytest.raises(MvlError, match=rf"/{name} {said}"):
             read_table(tmp_path / name)
 
 
@@ -55,7 +55,7 @@ def test_curves_without_numbers_are_named(tmp_path):
         shutil.copy(REFERENCE / name, tmp_path)
     text = b"fingerprint,epoch,train_loss,validation_dice\nx,first,1,1\n"
     (tmp_path / "curves.csv.gz").write_bytes(gzip.compress(text))
-    with pytest.raises(RunError, match="curves.csv.gz: the column 'epoch' does not hold numbers"):
+    with pytest.raises(MvlError, match="curves.csv.gz: the column 'epoch' does not hold numbers"):
         curves_table(tmp_path)
 
 
