@@ -16,8 +16,10 @@ import pandas as pd
 
 from mvl.config import PROTOCOL_VERSION, ExperimentConfig, ModelConfig
 from mvl.errors import MvlError
+from mvl.experiment.files import BLOCK, CONFIG, DONE, ENVIRONMENT, FAILED, TASK
+from mvl.experiment.files import CURVES as CURVES_FILE
 from mvl.experiment.identity import changed_since, read_identity
-from mvl.experiment.run import DONE, FAILED, collect, read_cases
+from mvl.experiment.run import collect, read_cases
 from mvl.files import read_json
 from mvl.locks import is_locked
 from mvl.study.profiles import data_of
@@ -59,7 +61,6 @@ class ProfileRun:
     block: dict | None = None  # the language block by reference
     environment: dict | None = None  # as `run.environment` wrote it
     config: ExperimentConfig | None = None
-    tested: frozenset = frozenset()  # names of its test cases, if it is done
     identity: dict | None = None  # of `read_identity`, if it is done and has names
 
 
@@ -100,56 +101,58 @@ def by_setting(runs: Iterable[ProfileRun]) -> list[tuple[str, list[ProfileRun]]]
 
 
 def _run(folder, parameters, root, seen):
-    state = "unfinished"
-    if (folder / DONE).is_file():
-        state = "done"
-    elif is_locked(folder):
-        state = "running"
-    elif (folder / FAILED).is_file():
-        state = "failed"
     try:
-        stored = read_json(folder / "config.json")
-        known = {field.name for field in dataclasses.fields(ExperimentConfig)}
-        other = sorted(stored["config"].keys() - known)
-        config = ExperimentConfig.from_dict(
-            {key: value for key, value in stored["config"].items() if key in known}
-        )
-        environment = read_json(folder / "environment.json")
-        facts = {
-            "seed": config.seed,
-            "task": config.data.task,
-            "epochs": config.training.epochs,
-            "learning_rate": config.training.learning_rate,
-            "synthetic": bool(read_json(folder / "task.json")["synthetic"]),
-            "protocol_version": stored["protocol_version"],
-            "fingerprint": folder.name,
-            **{key: environment[key] for key in ("device", "dtype", "commit")},
-        }
-        reason, tested = "", frozenset()
-        if state == "failed":
-            reason = read_json(folder / FAILED)["reason"]
-        if state == "done":
-            done = read_json(folder / DONE)
-            keys = ("validation_dice", "trained_parameters", "parameters", "seconds")
-            facts |= {key: done[key] for key in keys} | {"sha256": done.get("cases_sha256")}
-            tested = frozenset(read_cases(folder)["case"])
-            reason = f"an experiment of another kind: {', '.join(other)}" if other else ""
-            reason = reason or _other_setting(config, stored["protocol_version"], parameters)
-            reason = reason or changed_since(folder, seen)
-            if config.data.testing == "crossed":
-                reason = (
-                    reason or "tested across folds: 'mvl suite table' or 'mvl runs compare' has it"
-                )
-        names = () if reason else _names(config, parameters and parameters["block"])
-        identity = read_identity(folder) if state == "done" and names else None
-        if state == "done" and not names:
-            reason = reason or "no arm of a suite"
-        block = folder / "block.json"
-        block = read_json(block, "sha256") if block.is_file() else None
-        known = (facts, block, environment, config, tested, identity)
-        return ProfileRun(folder, state, str(reason), names, *known)
+        return _read_run(folder, parameters, seen)
     except UNREADABLE as error:
         return ProfileRun(folder, "unreadable", in_words(error, root))
+
+
+def _read_run(folder, parameters, seen):
+    stored, environment = read_json(folder / CONFIG), read_json(folder / ENVIRONMENT)
+    known = {field.name for field in dataclasses.fields(ExperimentConfig)}
+    other = sorted(stored["config"].keys() - known)
+    config = {key: value for key, value in stored["config"].items() if key in known}
+    config = ExperimentConfig.from_dict(config)
+    facts = {
+        "seed": config.seed,
+        "task": config.data.task,
+        "epochs": config.training.epochs,
+        "learning_rate": config.training.learning_rate,
+        "synthetic": bool(read_json(folder / TASK)["synthetic"]),
+        "protocol_version": stored["protocol_version"],
+        "fingerprint": folder.name,
+        **{key: environment[key] for key in ("device", "dtype", "commit")},
+    }
+    state, reason, names, identity = _state(folder), "", (), None
+    if state == "failed":
+        reason = str(read_json(folder / FAILED)["reason"])
+    if state == "done":
+        done = read_json(folder / DONE)
+        keys = ("validation_dice", "trained_parameters", "parameters", "seconds")
+        facts |= {key: done[key] for key in keys} | {"sha256": done.get("cases_sha256")}
+        read_cases(folder)  # raises where they are damaged
+        reason = f"an experiment of another kind: {', '.join(other)}" if other else ""
+        reason = reason or _other_setting(config, stored["protocol_version"], parameters)
+        reason = reason or changed_since(folder, seen)
+        if config.data.testing == "crossed":
+            crossed = "tested across folds: 'mvl suite table' or 'mvl runs compare' has it"
+            reason = reason or crossed
+    if not reason:
+        names = _names(config, parameters and parameters["block"])
+    if state == "done" and names:
+        identity = read_identity(folder)
+    elif state == "done":
+        reason = reason or "no arm of a suite"
+    block = read_json(folder / BLOCK, "sha256") if (folder / BLOCK).is_file() else None
+    return ProfileRun(folder, state, reason, names, facts, block, environment, config, identity)
+
+
+def _state(folder):
+    if (folder / DONE).is_file():
+        return "done"
+    if is_locked(folder):
+        return "running"
+    return "failed" if (folder / FAILED).is_file() else "unfinished"
 
 
 def in_words(error: Exception, root: Path) -> str:
@@ -191,15 +194,7 @@ def _names(config, block=None):
         sources = {arm.model.language.source for arm in arms.values() if arm.model.language}
         # A block that no arm of the suite names came by --block.
         any_source = suite in STUDY or bool(language and language.source not in sources)
-        names += [
-            (suite, name)
-            for name, arm in arms.items()
-            # No profile runs an arm with another budget than the others'.
-            if arm.fraction == config.data.fraction
-            and arm.budget == 1
-            and _is_training(config.training, arm)
-            and _is_model(config.model, arm, any_source)
-        ]
+        names += [(suite, name) for name, arm in arms.items() if _is_arm(config, arm, any_source)]
     if language and any(suite not in STUDY for suite, _ in names):
         names = [
             (suite, name)
@@ -210,17 +205,17 @@ def _names(config, block=None):
     return tuple(names)
 
 
-def _is_training(training, arm):
-    """Whether it is the arm's but for its length."""
-    length = {"epochs": training.epochs}
+def _is_arm(config, arm, any_source):
+    """Whether an experiment is an arm's; `any_source`: with whatever block."""
+    # No profile runs an arm with another budget than the others'.
+    if arm.fraction != config.data.fraction or arm.budget > 1:
+        return False
+    length = {"epochs": config.training.epochs}
     if arm.fraction < 1:  # whose warm-up is as long as that of all the data, in steps
-        length["warmup_epochs"] = training.warmup_epochs
-    return training == replace(arm.training, **length)
-
-
-def _is_model(model, arm, any_source):
-    """Whether it is the arm's; an arm of the study is one with any block."""
-    wanted = arm.model
+        length["warmup_epochs"] = config.training.warmup_epochs
+    if config.training != replace(arm.training, **length):
+        return False
+    model, wanted = config.model, arm.model
     if any_source and wanted.language and model.language:
         source = model.language.source
         wanted = replace(wanted, language=replace(wanted.language, source=source))
@@ -311,16 +306,16 @@ def _newest(runs):
 
 def _to_share(run):
     """What a run settles for those of the same key: (why another is left out, key, value)."""
-    config, shared = run.config, ("seed", "task", "synthetic", "device", "dtype")
-    cell = (run.names, *(run.facts[name] for name in shared))
+    config, identity = run.config, run.identity
+    cell = (run.names, *(run.facts[n] for n in ("seed", "task", "synthetic", "device", "dtype")))
+    task = cell[2:4]
     yield "the same arm and seed were tested again since", cell, run.folder
-    yield "other test cases are there since", cell[2:4], run.tested
-    if identity := run.identity:
-        # Of one task all runs in a table know the same facts, subjects and voxels.
-        yield "its task has other facts since", ("facts", *cell[2:4]), identity["facts"]
-        for case, voxels in identity["voxels"].items():
-            why = f"another image, label or subject of {case} is there since"
-            yield why, (case, *cell[2:4]), (voxels, identity["subjects"][case])
+    yield "other test cases are there since", task, sorted(identity["split"]["test"])
+    # Of one task all runs in a table know the same facts, subjects and voxels.
+    yield "its task has other facts since", ("facts", *task), identity["facts"]
+    for case, voxels in identity["voxels"].items():
+        why = f"another image, label or subject of {case} is there since"
+        yield why, (case, *task), (voxels, identity["subjects"][case])
     if (language := config.model.language) and run.block:
         # Of a block whose weights are not read the hash is another thing's.
         key = (language.source, language.layer, language.layers, language.control, language.dtype)
@@ -341,7 +336,7 @@ def _source_of(label, runs):
             cases = collect(run.folder, suite, arm)
             tables.append(cases)
             rows.append({"suite": suite, "arm": arm} | run.facts)
-            path = run.folder / "curves.csv"
+            path = run.folder / CURVES_FILE
             if path.is_file():
                 cell = {key: cases[key].iloc[0] for key in CURVES[:5]}
                 curves.append(pd.read_csv(path).assign(**cell)[CURVES])
