@@ -61,7 +61,7 @@ def write_reference(folder, cells):
     cases = pd.concat(tables, ignore_index=True)
     write_table(folder / "cases.csv.gz", cases)
     write_table(folder / "summary.csv", summary_table(cases))
-    write_table(folder / "contrasts.csv", contrasts_table(cases, CONTRASTS, draws=100))
+    write_table(folder / "contrasts.csv", contrasts_table(cases, CONTRASTS))
     write_table(folder / "validation.csv", pd.DataFrame(runs).drop(columns="task"))
 
 

@@ -116,7 +116,7 @@ def test_what_is_written_is_read_back(cases, tmp_path, kind):
         rows = summary_table(cases)
         shown = tables.arms(rows)
     else:
-        rows = contrasts_table(cases, [("fusion", "111", "000")], list(METRICS), draws=100)
+        rows = contrasts_table(cases, [("fusion", "111", "000")], list(METRICS))
         shown = tables.comparisons(rows)
     tables.write(tmp_path / "table", rows, shown, "Five subjects, 2 seeds: 95 % of <all>")
     pd.testing.assert_frame_equal(
@@ -144,7 +144,7 @@ def test_nothing_in_a_table_becomes_markup():
 
 
 def test_numbers_are_to_the_right_with_a_minus_not_a_hyphen(cases):
-    rows = contrasts_table(cases, [("fusion", "111", "000")], ["dice"], draws=100)
+    rows = contrasts_table(cases, [("fusion", "111", "000")], ["dice"])
     shown = tables.comparisons(rows.assign(difference=-0.25))
     tex = tables.latex(shown, "c", "l")
     assert "−0.2500" in tex and r"\begin{tabular}{llrrrrrl}" in tex

@@ -199,7 +199,8 @@ def test_a_mean_is_over_subjects_of_all_folds():
     """Two subjects in fold 0, one of them with two cases; one subject in fold 1."""
     rows = [(0, "a", "a1", 0.2), (0, "a", "a2", 0.4), (0, "b", "b1", 0.5), (1, "c", "c1", 0.8)]
     cases = pd.DataFrame(rows, columns=["fold", "subject", "case", "dice"])
-    about = dict.fromkeys(crossed._ABOUT, "x")
+    about = ["suite", "arm", "task", "structure", "block", "host", "fraction", "epochs"]
+    about = dict.fromkeys([*about, "protocol_version", "synthetic"], "x")
     cases = cases.assign(repeat=0, **about, **{m: 0.0 for m in METRICS if m != "dice"})
     row = crossed.summary(cases).set_index("metric").loc["dice"]
     assert row["mean"] == pytest.approx((0.3 + 0.5 + 0.8) / 3)
