@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 from mvl.files import read_json, with_section, write_text
-from mvl.show.answer import refresh_readme
 from mvl.show.audit import refresh_audit
 from mvl.show.charts import draw_reference
 from mvl.show.results import STUDY, refresh_results, study_page
@@ -23,7 +22,6 @@ def main() -> None:
     if "--figures" in sys.argv[1:]:
         draw_reference()
     write_text(REFERENCE / STUDY, study_page())
-    refresh_readme()
     refresh_results()
     refresh_audit()
     sys.path.insert(0, str(BENCHMARKS))

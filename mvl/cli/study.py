@@ -16,7 +16,6 @@ from mvl.experiment.block_use import EDITS, USED, use_row
 from mvl.experiment.catalogue import find_run, results_root
 from mvl.experiment.run import TRAINED, Run, collect, results_folder
 from mvl.files import REPOSITORY, absolute_source, read_json, write_table
-from mvl.show.answer import refresh_readme
 from mvl.show.audit import refresh_audit, sentences
 from mvl.show.results import refresh_results, write_pages
 from mvl.show.sentences import conclusion, count, name_of_check, no_verdict, sentence
@@ -249,7 +248,6 @@ def reference(options: Namespace) -> None:
     number = references.update_reference(data, runs, options.root, options.suites)
     write_pages()
     refresh_results()
-    refresh_readme()
     print(f"{references.REFERENCE} holds the {number} finished runs of {runs}")
 
 

@@ -116,10 +116,10 @@ def _arm(row):
 
 
 def _size(row):
-    sizes = [(row["n_subjects"], "subject"), (row["n_cases"], "case")]
-    if row["n_seeds"]:  # what is counted on the split has none
-        sizes.append((row["n_seeds"], "seed"))
-    return ", ".join(count(*size) for size in sizes)
+    # What is counted on the split has no seeds.
+    return ", ".join(
+        count(row[f"n_{noun}s"], noun) for noun in ("subject", "case", "seed") if row[f"n_{noun}s"]
+    )
 
 
 def refresh_audit(page: Path = PAGE, reference: Path = REFERENCE) -> None:
@@ -137,7 +137,7 @@ def audit_section(reference: Path = REFERENCE) -> str:
     """The section of docs/audit.md as Markdown: every number from audit.csv."""
     table = reference_table(reference)
     trained = set(table.loc[table["kind"] == "training", "arm"])
-    lines = [
+    paragraphs = [
         f"{table['task'].iloc[0]}. A row turns one thing on, and says what is reported without and "
         "with it, and the difference with its 95 % interval. For `one-case` the interval is the "
         f"central 95 % of single cases, for draws the range over {DRAWS}: those of `unseeded` are "
@@ -149,7 +149,7 @@ def audit_section(reference: Path = REFERENCE) -> str:
         "+0.000 is that of one and the same model.",
     ]
     if missing := [f"`{name}`" for name in ARMS if name not in trained | {"ours"}]:
-        lines += ["", f"Not trained yet: {', '.join(missing)}."]
+        paragraphs += [f"Not trained yet: {', '.join(missing)}."]
     others = [
         f"`{arm}` against `{change.against}`"
         for arm, change in ARMS.items()
@@ -168,14 +168,14 @@ def audit_section(reference: Path = REFERENCE) -> str:
     for kind, title in titles.items():
         rows = table[table["kind"] == kind]
         if len(rows):
-            lines += ["", title, "", markdown(_changes(rows), aligned=False)]
-    lines += ["", "**Leakage between training, validation and test.**", ""]
-    lines += [f"- {text}" for text in sentences(table[table["kind"] == "split"])]
+            paragraphs += [title, markdown(_changes(rows), aligned=False)]
+    paragraphs += ["**Leakage between training, validation and test.**"]
+    paragraphs += ["\n".join(f"- {text}" for text in sentences(table[table["kind"] == "split"]))]
     what = "From the study's protocol to the released code's"
     if "released" not in trained:
         what = "The committed model's number, as the released code would read it, step by step"
     picture = "../" + (REFERENCE / PICTURE).relative_to(REPOSITORY).as_posix()
-    return "\n".join([*lines, "", f'<img src="{picture}" width="480" alt="{what}">'])
+    return "\n\n".join([*paragraphs, f'<img src="{picture}" width="480" alt="{what}">'])
 
 
 def _changes(rows):

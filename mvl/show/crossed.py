@@ -6,7 +6,6 @@ where the trained model uses its block (`mvl.experiment.block_use`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +30,7 @@ from mvl.study.suites import SUITES
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Tables = Mapping[str, pd.DataFrame]
+Tables = dict[str, pd.DataFrame]
 
 SUITE, ARM = CONTRASTS[0].suite, CONTRASTS[0].arm_a
 
@@ -121,8 +120,10 @@ def claim_sentence(published: Tables, task: str) -> str:
         return text + f"in Dice, less than {USED:g}. So nothing is said about pre-training."
     values = ", ".join(f"{cost:.3f}" for cost in costs)
     used = f"The trained model uses the block: its deletion costs {values} in Dice."
-    if task != POOLED:
-        used += _costs_of_controls(published, task)
+    controls = {arm: _costs(published, task, arm) for arm in ("shuffled", "random")}
+    each = [f"{cost.iloc[0]:.3f} ({arm})" for arm, cost in controls.items() if len(cost)]
+    if each and task != POOLED:
+        used += f" Deletion of a control's block costs {_listed(each)}."
     if reasons := [reason for _, row in rows.iterrows() if (reason := no_verdict(row))]:
         return f"On {names}, no verdict on pre-training: {reasons[0]}. {used}"
     verdict = claim(rows)
@@ -133,14 +134,6 @@ def claim_sentence(published: Tables, task: str) -> str:
         if arms := [_AGAINST[arm] for arm in rest["arm_b"][rest["verdict"] == word]]:
             text += f" It is {than} {_listed(arms)}."
     return f"{text} {used}"
-
-
-def _costs_of_controls(published, task):
-    controls = {arm: _costs(published, task, arm) for arm in ("shuffled", "random")}
-    costs = [f"{cost.iloc[0]:.3f} ({arm})" for arm, cost in controls.items() if len(cost)]
-    if not costs:
-        return ""
-    return f" Deletion of a control's block costs {_listed(costs)}."
 
 
 def _listed(names):
@@ -181,7 +174,10 @@ def answer_rows(published: Tables) -> list[dict[str, str]]:
     tasks = tasks_of(published)
     rows = published["contrasts"].query("task == @tasks[-1]")
     shown, size = _comparisons(published, tasks[-1]), count(len(set(tasks) - {POOLED}), "task")
-    shown["question"] = [_question(row) for row in rows.itertuples()]
+    shown["question"] = [
+        _EFFECTS.get(row.arm_a) or f"A pre-trained Llama-type block against {_AGAINST[row.arm_b]}"
+        for row in rows.itertuples()
+    ]
     shown["tested on"] = [
         f"{size}, {count(row.n_subjects, 'subject')}, {count(row.n_seeds, 'training')}"
         for row in rows.itertuples()
@@ -189,94 +185,80 @@ def answer_rows(published: Tables) -> list[dict[str, str]]:
     return shown[["question", EFFECT, "verdict", "tested on"]].to_dict("records")
 
 
-def _question(row):
-    if row.suite == PARTS:
-        return _EFFECTS[row.arm_a]
-    return f"A pre-trained Llama-type block against {_AGAINST[row.arm_b]}"
-
-
-def parts_section(published: Tables) -> list[str]:
-    """The part of docs/results.md about hybrid attention and multi-scale fusion, in lines."""
-    lines = [
-        "## Second protocol: what do hybrid attention and multi-scale fusion add?",
-        "",
-        "The digits of an arm are language block, hybrid attention and multi-scale fusion. The "
-        "interaction is what one part adds with the other, less what it adds without it. p is "
-        "adjusted for the three comparisons that are averages.",
-    ]
-    for task in tasks_of(published):
-        lines += ["", f"### {task}: the three parts", ""]
-        if task != POOLED:
-            summary = published["summary"].query("task == @task")
-            lines += [_markdown(tables.arms(summary, order=list(SUITES[PARTS])), "arm"), ""]
-        lines.append(_compared(published, task))
-        use = published["use"].query("task == @task")
-        if len(use):
-            lines += ["", "Dice with the block's term replaced:", ""]
-            lines.append(_markdown(tables.block_use(use, order=list(SUITES[PARTS])), "arm"))
-    return lines
-
-
 def section(published: Tables, picture: str) -> list[str]:
-    """The second protocol's part of docs/results.md, in lines; `picture` links to `PICTURE`."""
+    """The paragraphs of docs/results.md about the block; `picture` links to `PICTURE`."""
     tasks = tasks_of(published)
-    lines = [
+    paragraphs = [
         "## Second protocol: does a Llama-type block help, and is it used?",
-        "",
         f"{block_sentence(published)} Subjects are divided into five folds. A model tests the "
         "subjects of one fold, of which it has seen none; so each arm tests each subject once. "
         "Numbers are of the foreground, in native space. The runs were "
         f"{trained_on(published['runs'])}. [protocol](protocol.md) says what the arms are, "
         "[statistics](statistics.md) what an interval and a verdict mean. p is not adjusted, "
         "since the claim needs all four comparisons.",
-        "",
         f"![{PICTURE_TEXT}]({picture})",
     ]
-    order = list(SUITES[SUITE])
     for task in tasks:
-        lines += ["", f"### {'All tasks, each counts alike' if task == POOLED else task}", ""]
-        lines += [f"**{claim_sentence(published, task)}**", ""]
+        paragraphs += [f"### {'All tasks, each counts alike' if task == POOLED else task}"]
+        paragraphs += [f"**{claim_sentence(published, task)}**"]
         if task == POOLED:
-            lines.append(_compared(published, task))
+            paragraphs += [_compared(published, task)]
             continue
-        summary = published["summary"].query("task == @task")
-        use = published["use"].query("task == @task")
-        lines += [
-            _markdown(tables.arms(summary, order=order), "arm"),
-            "",
-            _compared(published, task),
-            "",
-        ]
+        paragraphs += [_means(published, task, SUITE), _compared(published, task)]
         if (controls := published["controls"])["task"].eq(task).any():
-            lines += ["The controls against none. We planned this after we knew the results:", ""]
-            lines += [_compared(published, task, controls), ""]
+            paragraphs += ["The controls against none. We planned this after we knew the results:"]
+            paragraphs += [_compared(published | {"contrasts": controls}, task)]
         if len(rest := without_choices(published["cases"], task)):
             rest = rest[rest["family"] == CONTRASTS[0].family]
-            lines += [
+            rest = rest.rename(columns={"n_trainings": "n_seeds"})
+            paragraphs += [
                 "The protocol's choices were made on subjects of the folds "
                 f"{_listed(list(map(str, CHOSEN_ON[task])))}. Without these folds:",
-                "",
-                _compared(published, task, rest.rename(columns={"n_trainings": "n_seeds"})),
-                "",
+                _compared(published | {"contrasts": rest}, task),
             ]
-        lines += [
-            *_losses(published, task),
+        paragraphs += [
+            _losses(published, task),
             "Test Dice after a change of the block's term. *Deleted*: without it. *Mean*: each "
             "token has the average term. *Permuted*: terms are exchanged between tokens. In "
             f"`identity`, deletion halves the term. Used: deletion costs {USED:g} or more.",
-            "",
-            _markdown(tables.block_use(use, order=order), "arm"),
+            _use(published, task, SUITE),
         ]
     if missing := [f"`{task}`" for task in STUDY_TASKS if task not in tasks]:
-        lines += ["", f"Not run in the second protocol: {', '.join(missing)}."]
-    return lines
+        paragraphs += [f"Not run in the second protocol: {', '.join(missing)}."]
+    return paragraphs
 
 
-def _compared(published, task, contrasts=None):
-    """`_comparisons` as Markdown, of the published contrasts or of others."""
-    shown = _comparisons(
-        published if contrasts is None else {**published, "contrasts": contrasts}, task
-    )
+def parts_section(published: Tables) -> list[str]:
+    """The paragraphs of docs/results.md about hybrid attention and multi-scale fusion."""
+    paragraphs = [
+        "## Second protocol: what do hybrid attention and multi-scale fusion add?",
+        "The digits of an arm are language block, hybrid attention and multi-scale fusion. The "
+        "interaction is what one part adds with the other, less what it adds without it. p is "
+        "adjusted for the three comparisons that are averages.",
+    ]
+    for task in tasks_of(published):
+        paragraphs += [f"### {task}: the three parts"]
+        if task != POOLED:
+            paragraphs += [_means(published, task, PARTS)]
+        paragraphs += [_compared(published, task)]
+        if published["use"]["task"].eq(task).any():
+            paragraphs += ["Dice with the block's term replaced:", _use(published, task, PARTS)]
+    return paragraphs
+
+
+def _means(published, task, suite):
+    summary = published["summary"].query("task == @task")
+    return _markdown(tables.arms(summary, order=list(SUITES[suite])), "arm")
+
+
+def _use(published, task, suite):
+    use = published["use"].query("task == @task")
+    return _markdown(tables.block_use(use, order=list(SUITES[suite])), "arm")
+
+
+def _compared(published, task):
+    """`_comparisons` as Markdown."""
+    shown = _comparisons(published, task)
     columns = ["comparison", EFFECT, "verdict", "p", "adjusted p", "subjects", "trainings"]
     code = "" if (shown["comparison"].isin(_EFFECTS.values())).any() else "comparison"
     return _markdown(shown[[name for name in columns if name in shown]], code)
@@ -288,7 +270,7 @@ def _losses(published, task):
     last = curves.sort_values("epoch").groupby(["arm", "fold", "repeat"])["train_loss"].last()
     means = last.groupby("arm").mean().sort_values()
     values = _listed([f"{loss:.3f} (`{arm}`)" for arm, loss in means.items()])
-    return [f"Training loss in the last epoch: {values}.", ""] if len(means) else []
+    return f"Training loss in the last epoch: {values}."
 
 
 def _markdown(shown, code):
@@ -305,8 +287,6 @@ def picture(published: Tables) -> Figure:
 
 
 def second_protocol(reference: Path = REFERENCE) -> None:
-    """Show a notebook the picture and the claim of the committed tables, if there are any."""
-    if not (known := published(reference)):
-        show("No task of the second protocol is tested yet.")
-        return
+    """Show a notebook the picture and the claim of the committed tables."""
+    known = published(reference)
     show(picture(known), "\n".join(f"- {text}" for text in claims(known)))

@@ -8,10 +8,10 @@ kernel) the picture is still. ipyniivue 2.4 has no such still picture, nor a cha
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import io
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import ipywidgets as iw
@@ -41,7 +41,7 @@ _HELP = (
 
 
 def explore(
-    case: Case | View | str | os.PathLike, prediction=None, truth=None, task: Task | None = None
+    case: Case | str | os.PathLike, prediction=None, truth=None, task: Task | None = None
 ) -> Explorer:
     """Look through a volume slice by slice, with contours of truth and prediction.
 
@@ -49,49 +49,40 @@ def explore(
     controls and picture; JupyterLab needs the cell to be run again for the controls.
 
     Args:
-        case: a case, the path of a NIfTI image, or a view.
+        case: a case, or the path of a NIfTI image.
         prediction: a mask on the grid of the image's file: array or tensor (H, W, D), inside where
             it is above 0; masks (K, H, W, D), which are united; the path of a NIfTI mask; or what
             has `segment(case)` and gives such masks, as a `Run` and a `Predictor` do.
-        truth: a mask, too; a case and a view bring their own.
+        truth: a mask, too; a case brings its own.
         task: where the voxels are from; by default the task in whose folder the image lies, if any.
 
     Raises:
         DataError: a file cannot be read, image and mask differ in shape or place, values make no
             mask, the image does not fit the model, or it has voxels that are not finite.
     """
-    if isinstance(case, str | os.PathLike):
+    if not isinstance(case, Case):
         case = Case(case_name(case), case_name(case), Path(case).expanduser(), None)
-    if isinstance(case, Case):
-        image, header = read_volume(case.image)
-        view, name = View(image, header.affine, title=case.name), f"image {case.image}"
-        forms, truth = header.forms, case.label if truth is None else truth
-        task = task or _task_of(Path(case.image))
-    elif isinstance(case, View):
-        view, name, forms = case, f"image {case.title!r}", {"affine": np.asarray(case.affine)}
-    else:
-        kind = type(case).__name__
-        raise DataError(f"explore shows a Case, the path of a NIfTI image or a View, not {kind}")
-    if not np.isfinite(view.image).all():
-        raise DataError(f"{name} has voxels that are NaN or infinite; replace them first")
+    task = task or _task_of(case.image)
+    image, header = read_volume(case.image)
+    if not np.isfinite(image).all():
+        raise DataError(f"image {case.image} has voxels that are NaN or infinite; replace them")
+    title = case.name
     if hasattr(prediction, "segment"):
-        if view is case:
-            raise DataError("a model segments files: explore the Case, or the path of its image")
         synthetic = getattr(getattr(prediction, "task", None), "synthetic", False)
         if synthetic and not (task and task.synthetic):
-            view = replace(view, title=f"{view.title}, segmented by a model of synthetic data")
-        # Without its label, so that a label which does not fit is reported by name, further down.
+            title += ", segmented by a model of synthetic data"
         prediction = prediction.segment(case)
-    shape, counted = view.image.shape[:3], True
-    for side, values in (("truth", truth), ("prediction", prediction)):
-        values = getattr(view, side) if values is None else values
+    masks, counted = {}, True
+    for side, values in (
+        ("truth", case.label if truth is None else truth),
+        ("prediction", prediction),
+    ):
         if values is not None:
-            values = _values(values, side, name, shape, forms)
-            if side == "truth" and values.shape == shape and task and task.ignore is not None:
+            values = _values(values, side, case.image, image.shape[:3], header.forms)
+            if side == "truth" and values.ndim == 3 and task and task.ignore is not None:
                 counted = values != task.ignore
-            mask = values > 0 if values.shape == shape else (values > 0).any(0)
-            view = replace(view, **{side: mask & counted})
-    return Explorer(view, task)
+            masks[side] = (values > 0 if values.ndim == 3 else (values > 0).any(0)) & counted
+    return Explorer(View(image, header.affine, **masks, title=title), task)
 
 
 def dice_per_slice(prediction: np.ndarray, truth: np.ndarray, axis: int) -> np.ndarray:
@@ -99,51 +90,48 @@ def dice_per_slice(prediction: np.ndarray, truth: np.ndarray, axis: int) -> np.n
 
     0 where one side is empty, NaN where both are: a slice with nothing to find is not a success.
     """
-    overlap = (prediction & truth).sum(_others(axis))
-    total = prediction.sum(_others(axis)) + truth.sum(_others(axis))
-    return np.where(total > 0, 2 * overlap / np.maximum(total, 1), np.nan)
-
-
-def _others(axis):
-    return tuple({0, 1, 2} - {axis})
+    others = tuple({0, 1, 2} - {axis})
+    total = prediction.sum(others) + truth.sum(others)
+    return np.where(total > 0, 2 * (prediction & truth).sum(others) / np.maximum(total, 1), np.nan)
 
 
 def _task_of(image):
     """The task of the folder in which an image lies, or of the folder above that; else None."""
     for folder in image.absolute().parents[:2]:
         if (folder / "dataset.json").is_file():
-            try:
+            # Some other program's file is no reason to show nothing.
+            with contextlib.suppress(DataError):
                 return read_task(folder)
-            except DataError:
-                return None  # some other program's file is no reason to show nothing
     return None
 
 
-def _values(values, name, image, shape, forms):
+def _values(values, side, image, shape, forms):
     """Values (H, W, D) or (K, H, W, D) of a file, array or tensor, checked to be on the image's
     grid."""
-    mask_forms = forms
+    name, mask_forms = side, forms
     if isinstance(values, str | os.PathLike):
         path = Path(values).expanduser()
         values, header = read_label(path)
-        name, mask_forms = f"{name} {path}", header.forms
+        name, mask_forms = f"{side} {path}", header.forms
     values = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
     if shape not in (values.shape, values.shape[1:]):
-        remedy = "give the mask on the grid of the image's file"
-        raise DataError(f"{name} has the shape {values.shape}, but {image} has {shape}; {remedy}")
-    if values.dtype.kind == "f" and (values != np.rint(values)).any():
-        between = values[values != np.rint(values)][0]
-        raise DataError(f"{name} holds values such as {between:.3g}; threshold it to make a mask")
+        raise DataError(
+            f"{name} has the shape {values.shape}, but image {image} has {shape}; give the mask "
+            "on the grid of the image's file"
+        )
+    if values.dtype.kind == "f" and (between := values[values != np.rint(values)]).size:
+        raise DataError(
+            f"{name} holds values such as {between[0]:.3g}; threshold it to make a mask"
+        )
     if fault := place_fault(forms, mask_forms, shape):
-        raise DataError(f"{name} and {image}: {fault[0]}; {fault[1]}")
+        raise DataError(f"{name} and image {image}: {fault[0]}; {fault[1]}")
     return values
 
 
 class Explorer:
     """A volume, what is shown of it, and the controls that change that.
 
-    A notebook shows it where it is the last line of a cell. `widget` is the part of ipywidgets, for
-    a layout of your own (Voilà shows that, too), `png()` the picture alone.
+    A notebook shows it where it is the last line of a cell; `widget` is its part of ipywidgets.
 
     Attributes:
         state: what is shown, by the names that `show` takes; `show` alone changes it.
@@ -160,8 +148,7 @@ class Explorer:
         self.state = {plane.name: volume.index(plane.across) for plane in PLANES}
         self.state["window"] = self._windows["auto"]
         self.state |= dict.fromkeys((*volume.masks, "crosshair"), True)
-        self._controls = {}
-        self._dice = None
+        self._controls, self._dice = {}, None
         if len(volume.masks) == 2:
             truth, prediction = volume.masks.values()
             self._dice = [dice_per_slice(prediction, truth, axis) for axis in range(3)]
@@ -169,8 +156,8 @@ class Explorer:
             self._lay_out(task)
 
     def _lay_out(self, task):
-        """Make the figure; later its slices alone are drawn again."""
-        volume, title = self._volume, self._volume.view.title
+        """Make the figure; later its slices and the marks in its charts alone are drawn again."""
+        volume, title, self._marks = self._volume, self._volume.view.title, []
         height = max(volume.size[1], volume.size[2])
         # No column so narrow that its title does not fit.
         widths = [max(volume.size[plane.right], height / 2) for plane in PLANES]
@@ -181,11 +168,9 @@ class Explorer:
         grid = {"squeeze": False, "width_ratios": widths, "height_ratios": heights}
         self._slices, *charts = figure.subplots(len(heights), 3, **grid)
         self._draw_slices()
-        self._marks = []
         if self._dice:
             truth, prediction = volume.masks.values()
-            for axes, plane in zip(charts[0], PLANES, strict=True):
-                self._marks.append(self._draw_chart(axes, plane, truth.sum(_others(plane.across))))
+            self._marks = [self._draw_chart(*pair) for pair in zip(charts[0], PLANES, strict=True)]
             total = np.count_nonzero(truth) + np.count_nonzero(prediction)
             dice = 2 * np.count_nonzero(truth & prediction) / total if total else 1.0
             title += f"{': ' if title else ''}Dice {dice:.3f} in the whole volume"
@@ -197,8 +182,7 @@ class Explorer:
         # slider. The legend is in the title's line.
         figure.set_layout_engine("none")
         volumes.voxel_legend(figure, [volume.view], "right")
-        self._moving = [*self._slices, *self._marks]
-        for artist in self._moving:
+        for artist in (*self._slices, *self._marks):
             artist.set_animated(True)
         self._canvas.draw()
         self._still = self._canvas.copy_from_bbox(figure.bbox)
@@ -212,7 +196,7 @@ class Explorer:
                 artist.remove()
             index = state[plane.name]
             volume.draw(axes, plane, index, frame)
-            axes.images[0].set_clim(*state["window"])  # a heat map above it has a scale of its own
+            axes.images[0].set_clim(*state["window"])
             for contour in axes.collections:
                 contour.set_visible(state[contour.get_label()])
             if state["crosshair"]:
@@ -224,15 +208,15 @@ class Explorer:
                 title += ", both empty" if np.isnan(dice) else f", Dice {dice:.2f}"
             axes.set_title(title)
         volumes.scale_bar(self._slices[0])
-        volumes.in_corner(self._slices[0], volume.view.caption)
 
-    def _draw_chart(self, axes, plane, area):
+    def _draw_chart(self, axes, plane):
         """Draw Dice by slice on the area of truth: where it is small, few voxels decide.
 
         Returns what marks the slice that is shown.
         """
         dice = self._dice[plane.across]
         numbers = np.arange(len(dice))
+        area = self._volume.masks["truth"].sum((plane.right, plane.up))
         look = {"step": "mid", "color": TRUTH_COLOUR, "alpha": 0.3, "linewidth": 0}
         axes.fill_between(numbers, area / max(1, area.max()), **look)
         line = axes.axvline(self.state[plane.name], color=GREY, linewidth=1)
@@ -249,7 +233,7 @@ class Explorer:
     def png(self) -> bytes:
         """The picture as a PNG file."""
         self._canvas.restore_region(self._still)
-        for artist in self._moving:
+        for artist in (*self._slices, *self._marks):
             artist.axes.draw_artist(artist)
         file = io.BytesIO()
         picture = Image.fromarray(np.asarray(self._canvas.buffer_rgba())).convert("RGB")
@@ -257,8 +241,7 @@ class Explorer:
         return file.getvalue()
 
     def __repr__(self) -> str:
-        shape = " x ".join(map(str, self._volume.image.shape))
-        return f"<Explorer of {self._volume.view.title or 'a volume'}, {shape} voxels>"
+        return f"<Explorer of {self._volume.view.title or 'a volume'}>"
 
     def show(self, **what) -> Explorer:
         """Change what is shown, and the controls with it; returns this explorer.
@@ -299,29 +282,29 @@ class Explorer:
 
     def _repr_mimebundle_(self, include=None, exclude=None):
         bundle = {"text/plain": repr(self), "image/png": base64.b64encode(self.png()).decode()}
-        if _is_attended():
+        # Such a front end lets a kernel ask for input; what executes notebooks does not.
+        kernel = getattr(get_ipython(), "kernel", None)
+        if kernel and kernel.get_parent("shell").get("content", {}).get("allow_stdin", True):
             # With the picture, which is what a page shows that is made of the notebook later.
-            kind = "application/vnd.jupyter.widget-view+json"
-            bundle[kind] = self.widget._repr_mimebundle_()[kind]
+            bundle = self.widget._repr_mimebundle_() | bundle
         return bundle
 
     @functools.cached_property
     def widget(self) -> iw.VBox:
         """Controls and picture, an ipywidgets `VBox` that is made when first asked for."""
-        for plane in PLANES:
-            self._controls[plane.name] = iw.IntSlider(
-                max=self._last[plane.name],
-                tooltip=f"slice, {_ORDER[plane.across]}",
-                # A third of the picture; where the window is too narrow, a row of its own.
-                layout={"flex": "1 1 240px", "margin": "0"},
-            )
-        for name in _TOGGLED:
-            if name in self.state:
-                layout = {"width": "auto", "margin": "2px 14px 2px 0"}
-                self._controls[name] = iw.Checkbox(indent=False, layout=layout)
         low, high = self._windows["auto"]
         ends = [*self._windows.values(), (self._volume.image.min(), self._volume.image.max())]
-        self._controls["window"] = iw.FloatRangeSlider(
+        # A third of the picture; where the window is too narrow, a row of its own.
+        look = {"layout": {"flex": "1 1 240px", "margin": "0"}}
+        sliders = {
+            plane.name: iw.IntSlider(
+                max=self._last[plane.name], tooltip=f"slice, {_ORDER[plane.across]}", **look
+            )
+            for plane in PLANES
+        }
+        look = {"indent": False, "layout": {"width": "auto", "margin": "2px 14px 2px 0"}}
+        bar = {name: iw.Checkbox(**look) for name in _TOGGLED if name in self.state}
+        bar["window"] = iw.FloatRangeSlider(
             min=min(float(end[0]) for end in ends),
             max=max(float(end[1]) for end in ends),
             # Of the window and not of all values: one hot voxel would make it too coarse.
@@ -330,28 +313,20 @@ class Explorer:
             tooltip="intensities that are shown black and white",
             layout={"width": "360px"},
         )
+        self._controls = sliders | bar
         for name, control in self._controls.items():
             control.description, control.value = name, self.state[name]
             control.observe(lambda change, name=name: self.show(**{name: change.new}), "value")
-        bar = [self._controls[name] for name in (*_TOGGLED, "window") if name in self._controls]
+        buttons = []
         for name, window in self._windows.items():
             button = iw.Button(description=name, layout={"width": "auto"})
             button.on_click(lambda _, window=window: self.show(window=window))
-            bar.append(button)
+            buttons.append(button)
         wrap = {"flex_flow": "row wrap"}
         parts = [
-            iw.HBox(bar, layout=wrap),
+            iw.HBox([*bar.values(), *buttons], layout=wrap),
             iw.Image(value=self.png(), layout={"width": "100%", "margin": "0"}),
-            iw.HBox([self._controls[plane.name] for plane in PLANES], layout=wrap),
+            iw.HBox([*sliders.values()], layout=wrap),
             iw.HTML(_HELP),
         ]
         return iw.VBox(parts, layout={"width": "100%", "max_width": "960px"})
-
-
-def _is_attended():
-    """Whether a front end with a person before it asked for the cell that runs.
-
-    Such a front end lets a kernel ask for input; what executes notebooks by itself does not.
-    """
-    kernel = getattr(get_ipython(), "kernel", None)
-    return bool(kernel) and kernel.get_parent("shell").get("content", {}).get("allow_stdin", True)

@@ -140,8 +140,7 @@ def benchmark(name: str) -> pd.DataFrame:
 
 def reference_cases(suite: str) -> pd.DataFrame:
     """The reference's rows of a suite and the foreground; may be empty."""
-    path = REFERENCE / "cases.csv.gz"
-    table = read_table(path) if path.is_file() else pd.DataFrame({"suite": [], "structure": []})
+    table = read_table(REFERENCE / "cases.csv.gz")
     return table[(table["suite"] == suite) & (table["structure"] == "foreground")]
 
 
@@ -222,11 +221,9 @@ def answer(suite: str, cases: pd.DataFrame | None = None) -> Markdown:
 
     Without any, those of this profile's `cases`.
     """
-    lines, path = [], REFERENCE / "contrasts.csv"
-    if path.is_file():
-        table = read_table(path)
-        table = table[(table["suite"] == suite) & (table["structure"] == "foreground")]
-        lines = _sentences(table[table["metric"] == "dice"])
+    table = read_table(REFERENCE / "contrasts.csv")
+    table = table[(table["suite"] == suite) & (table["structure"] == "foreground")]
+    lines = _sentences(table[table["metric"] == "dice"])
     if not lines and cases is not None and len(cases):
         lines = _sentences(_in_dice(cases, suite))
     return markdown("\n".join(lines) or _NO_PAIR)
@@ -241,17 +238,14 @@ def _sentences(contrasts):
     return [f"- {sentence(row)}" for _, row in contrasts.iterrows()]
 
 
-def costs(suite: str) -> pd.DataFrame | Markdown:
+def costs(suite: str) -> pd.DataFrame:
     """Weights, training time and Dice of the reference's arms of a suite.
 
     `step_s` is the processor time of a training step of four cases, as benchmarks/task04.py
     measured it.
     """
-    path = REFERENCE / "validation.csv"
-    runs = read_table(path) if path.is_file() else pd.DataFrame({"suite": [], "arm": []})
+    runs = read_table(REFERENCE / "validation.csv")
     runs = runs[runs["suite"] == suite]
-    if runs.empty:
-        return markdown(f"There is no committed reference of the suite `{suite}` yet.")
     table = runs.groupby("arm", sort=False)[["trained_parameters", "parameters"]].first()
     measured = benchmark("task04")["task04"]
     table["step_s"] = [measured.get(f"{arm}_step_s", np.nan) for arm in table.index]

@@ -1,7 +1,7 @@
-"""The committed reference in Markdown: docs/results.md, and the first protocol's tables.
+"""The committed reference in Markdown: docs/results.md, the README's answer, the first study.
 
-docs/results.md has the second protocol's results, from the tables of `mvl.study.crossed`, between
-two markers. The first protocol's are a page of `mvl.study.reference`'s folder, suite by suite.
+docs/results.md and the answer have the second protocol's results, from `mvl.study.crossed`. The
+first protocol's are a page of `mvl.study.reference`'s folder, suite by suite.
 """
 
 from __future__ import annotations
@@ -16,20 +16,32 @@ from mvl.files import REPOSITORY, with_section, write_text
 from mvl.show import crossed, tables
 from mvl.show.charts import draw_reference
 from mvl.show.examples import draw_segmentations
-from mvl.show.sentences import count, interval, sentence, trained_on, verdict_in_words
+from mvl.show.sentences import count, estimate, interval, sentence, trained_on, verdict_in_words
 from mvl.study.reference import REFERENCE, read_table
 from mvl.study.statistics import contrast, is_primary
 from mvl.study.suites import QUESTIONS, SUITES, is_possible
 from mvl.study.summary import by_part, noise_floor
 
-PAGE = REPOSITORY / "docs" / "results.md"
-BEGIN, END = "<!-- results: begin, written by `mvl reference` -->", "<!-- results: end -->"
+PAGE, README = REPOSITORY / "docs" / "results.md", REPOSITORY / "README.md"
+#: What a page has between its own text and what is written here.
+MARKERS = {
+    PAGE: [f"<!-- results: {mark} -->" for mark in ("begin, written by `mvl reference`", "end")],
+    README: [f"<!-- answer: {mark} -->" for mark in ("begin, written by `mvl reference`", "end")],
+}
 
 #: The first protocol's results as a page, below the reference's folder.
 STUDY = "README.md"
 
 #: What the first protocol's budget was meant to leave: less than this in validation Dice.
 BUDGET_TARGET = 0.002
+
+#: The README's questions that the first protocol answers until the second one does: suite and arms.
+_FIRST_STUDY = {
+    "Hybrid attention alone": ("fusion", "010", "000"),
+    "Multi-scale fusion alone": ("fusion", "001", "000"),
+}
+#: Rows of the README's answer, at most.
+_ROWS = 6
 
 
 def write_pages(reference: Path = REFERENCE) -> None:
@@ -40,42 +52,70 @@ def write_pages(reference: Path = REFERENCE) -> None:
     write_text(reference / STUDY, study_page(reference))
 
 
-def refresh_results(page: Path = PAGE, reference: Path = REFERENCE) -> None:
-    """Write `results_section` between the markers of docs/results.md.
+def refresh_results() -> None:
+    """Write `results_section` into docs/results.md, and `answer_section` into the README.
 
     Raises:
-        MvlError: the page lacks a marker.
+        MvlError: one of them lacks a marker.
     """
-    write_text(page, with_section(page, BEGIN, END, results_section(reference)))
+    for page, section in ((PAGE, results_section()), (README, answer_section())):
+        write_text(page, with_section(page, *MARKERS[page], section))
 
 
 def results_section(reference: Path = REFERENCE) -> str:
     """The second protocol's results as Markdown."""
-    if not (second := crossed.published(reference)):
-        return "No task of the second protocol is tested yet."
     picture = "../" + (REFERENCE / crossed.PICTURE).relative_to(REPOSITORY).as_posix()
-    lines = crossed.section(second, picture)
+    paragraphs = crossed.section(crossed.published(reference), picture)
     if parts := crossed.published(reference, crossed.PARTS):
-        lines += ["", *crossed.parts_section(parts)]
-    return "\n".join(lines)
+        paragraphs += crossed.parts_section(parts)
+    return "\n\n".join(paragraphs)
+
+
+def answer_section(reference: Path = REFERENCE) -> str:
+    """The README's answer, six rows at most, and the headline picture, as Markdown."""
+    second = crossed.published(reference)
+    claim = crossed.claim_sentence(second, crossed.tasks_of(second)[-1])
+    rows = crossed.answer_rows(second)
+    if parts := crossed.published(reference, crossed.PARTS):
+        rows += crossed.answer_rows(parts)
+    else:
+        rows += _first_answers(reference)
+    link = (REFERENCE / crossed.PICTURE).relative_to(REPOSITORY).as_posix()
+    paragraphs = [
+        f"**Our answer so far.** {claim} {crossed.block_sentence(second)}",
+        tables.markdown(pd.DataFrame(rows[:_ROWS]), aligned=False),
+        f'<img src="{link}" width="480" alt="{crossed.PICTURE_TEXT}">',
+    ]
+    return "\n\n".join(paragraphs)
+
+
+def _first_answers(reference):
+    """The README's rows of the first protocol."""
+    contrasts, rows = read_table(reference / "contrasts.csv"), []
+    contrasts = contrasts.query("metric == 'dice' and structure == 'foreground'")
+    for question, pair in _FIRST_STUDY.items():
+        chosen = (contrasts[["suite", "arm_a", "arm_b"]] == [*pair]).all(axis=1)
+        row = contrasts[chosen].iloc[0]
+        size = f"{count(row['n_subjects'], 'subject')}, {count(row['n_seeds'], 'seed')}"
+        answer = {"question": question, crossed.EFFECT: estimate(row), "verdict": row["verdict"]}
+        rows.append(answer | {"tested on": f"first study: {size}"})
+    return rows
 
 
 def study_page(reference: Path = REFERENCE) -> str:
     """Every suite of the first protocol that has something to compare, as a Markdown page."""
     frames = _tables(reference)
-    lines = [
+    paragraphs = [
         "# The first study, suite by suite",
-        "",
         "Written by `mvl reference`. These runs are of the first protocol. Their models do not use "
         "the language block, so they say nothing about pre-training "
         "([protocols](../../docs/protocol.md)). [All results](../../docs/results.md) has the "
         "second protocol's. [arms](../../docs/arms.md) says what each arm is.",
-        "",
         *_size(frames),
     ]
     for suite in _with_comparisons(frames):
-        lines += ["", f"## {QUESTIONS[suite]}", "", *_suite(suite, frames)]
-    return "\n".join(lines) + "\n"
+        paragraphs += [f"## {QUESTIONS[suite]}", *_suite(suite, frames)]
+    return "\n\n".join(paragraphs) + "\n"
 
 
 def _tables(reference):
@@ -94,7 +134,6 @@ def _size(frames):
         "standard deviation over subjects. Validation Dice is on the model's grid. A learning rate "
         "is the best of those that were tried with seed 0 (`tuning.csv`). "
         f"{about * bool(blocks)}The runs of these tables were {trained_on(frames['validation'])}.",
-        "",
         "A comparison uses the seeds that both arms have. So it may differ from the difference of "
         "two rows. [statistics](../../docs/statistics.md#the-first-protocols-tables) explains "
         "intervals, p values and verdicts.",
@@ -119,29 +158,22 @@ def _with_comparisons(frames):
 def _suite(suite, frames):
     """Arms, comparisons, and what is not there yet."""
     runs, cases = frames["validation"], frames["cases"]
-    lines = [_arms(suite, frames)]
+    paragraphs = [_arms(suite, frames)]
     missing = [arm for arm in SUITES[suite] if arm not in set(runs[runs["suite"] == suite]["arm"])]
     possible = [arm for arm in missing if is_possible(SUITES[suite][arm].model)]
-    for why, names in (
-        ("Not run", possible),
-        ("Not possible with this block", [arm for arm in missing if arm not in possible]),
-    ):
+    impossible = [arm for arm in missing if arm not in possible]
+    for why, names in (("Not run", possible), ("Not possible with this block", impossible)):
         if names:
-            lines += ["", f"{why}: {', '.join(f'`{arm}`' for arm in names)}."]
-    lines += ["", *_comparisons(suite, frames)]
+            paragraphs += [f"{why}: {', '.join(f'`{arm}`' for arm in names)}."]
+    paragraphs += _comparisons(suite, frames)
+    cases = cases[(cases["suite"] == suite) & (cases["structure"] == "foreground")]
     if suite == "language":
-        lines += _noise_floor(cases)
+        paragraphs += _noise_floor(cases)
     if suite == "fusion" and (effects := _part_effects(cases)):
-        lines += ["", tables.markdown(pd.DataFrame(effects), aligned=False)]
-    if suite == "budget" and (gained := _budget_gain(runs)):
-        once, twice, seeds = gained
-        lines += [
-            "",
-            f"The budget was to be long enough for twice the epochs to gain less than "
-            f"{BUDGET_TARGET} in validation Dice. They gain {twice - once:+.4f}, from {once:.3f} "
-            f"to {twice:.3f} ({seeds}): {'met' if twice - once < BUDGET_TARGET else 'missed'}.",
-        ]
-    return lines
+        paragraphs += [tables.markdown(pd.DataFrame(effects), aligned=False)]
+    if suite == "budget":
+        paragraphs += _budget_gain(runs)
+    return paragraphs
 
 
 def _arms(suite, frames):
@@ -178,33 +210,31 @@ def _comparisons(suite, frames):
     if rows.empty:
         return []
     primary = is_primary(rows).to_numpy()
-    lines = [f"**The primary comparison.** {sentence(row)}" for _, row in rows[primary].iterrows()]
+    said = [f"**The primary comparison.** {sentence(row)}" for _, row in rows[primary].iterrows()]
     pairs = [f"`{row.arm_a}` minus `{row.arm_b}`" for row in rows.itertuples()]
     shown = tables.comparisons(rows).assign(
         comparison=pairs, verdict=[verdict_in_words(row) for _, row in rows.iterrows()]
     )
     shown = shown.rename(columns={"difference": "difference in Dice"})
     shown = shown.drop(columns=["metric", "subjects"])
-    lines += [""] * bool(lines) + [tables.markdown(shown, aligned=False)]
     cpus = runs[runs["suite"] == suite].groupby("arm")["cpu"].agg(set)
     across = [
         pair
         for pair, row in zip(pairs, rows.itertuples(), strict=True)
         if cpus[row.arm_a] != cpus[row.arm_b]
     ]
+    paragraphs = ["\n".join(said)] * bool(said) + [tables.markdown(shown, aligned=False)]
     if across:
-        lines += ["", f"Across different kinds of processor: {', '.join(across)}."]
-    return lines
+        paragraphs += [f"Across different kinds of processor: {', '.join(across)}."]
+    return paragraphs
 
 
 def _noise_floor(cases):
     """How far apart two trainings of one arm lie that differ in seed, and so fold, alone."""
-    cases = cases[(cases["suite"] == "language") & (cases["structure"] == "foreground")]
     floor = noise_floor(cases, "none")
     if floor["n_seeds"] < 2:
         return []
     return [
-        "",
         "**The noise floor.** Two trainings of `none` that differ in seed, and with it in "
         f"validation fold, differ in test Dice by {floor['mean_difference']:.4f} on average and "
         f"{floor['largest_difference']:.4f} at most ({floor['n_seeds']} seeds).",
@@ -213,7 +243,6 @@ def _noise_floor(cases):
 
 def _part_effects(cases):
     """What each of the paper's parts does to the test Dice; nothing without a whole factorial."""
-    cases = cases[(cases["suite"] == "fusion") & (cases["structure"] == "foreground")]
     effects = []
     for part, sides in by_part(cases).items():
         row = contrast(sides, "on", "off")
@@ -229,12 +258,15 @@ def _part_effects(cases):
 
 
 def _budget_gain(runs):
-    """Validation Dice of vit at the study's budget and at twice the epochs, and over what seeds.
-
-    None where no seed has both.
-    """
+    """What twice the study's epochs gain in validation Dice; nothing where no seed has both."""
     runs = runs[runs["suite"] == "budget"]
     dice = runs.pivot(index="seed", columns="arm", values="validation_dice").dropna()
     if dice.empty or "vit-2x" not in dice:
-        return None
-    return *dice[["vit", "vit-2x"]].mean(), count(len(dice), "seed")
+        return []
+    once, twice = dice[["vit", "vit-2x"]].mean()
+    return [
+        f"The budget was to be long enough for twice the epochs to gain less than "
+        f"{BUDGET_TARGET} in validation Dice. They gain {twice - once:+.4f}, from {once:.3f} "
+        f"to {twice:.3f} ({count(len(dice), 'seed')}): "
+        f"{'met' if twice - once < BUDGET_TARGET else 'missed'}."
+    ]

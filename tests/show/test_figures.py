@@ -68,7 +68,7 @@ def cases():
 
 
 def test_contours_lie_where_the_mask_is_in_millimetres(view):
-    axial = figures.slices(view, REAL).axes[2]
+    axial = figures.case_gallery([view], REAL).axes[2]
     truth = next(c for c in axial.collections if c.get_label() == "truth")
     points = np.concatenate([path.vertices for path in truth.get_paths()])
     # Along x: voxels 2 to 5 of 2 mm, from 4 to 12; along y: voxels 4 to 11 of 1 mm.
@@ -85,7 +85,7 @@ def test_contours_lie_where_the_mask_is_in_millimetres(view):
     ],
 )
 def test_voxels_say_where_they_are_from(view, task, note):
-    for figure in (figures.slices(view, task), figures.task_grid([column(view, task)] * 2)):
+    for figure in (figures.case_gallery([view], task), figures.task_grid([column(view, task)] * 2)):
         known = (style.ATTRIBUTION, style.SYNTHETIC)
         assert [one in texts(figure) for one in known] == [one == note for one in known]
         assert "Dice 0.50" in texts(figure)
@@ -151,12 +151,14 @@ def test_an_activation_map_is_the_heat_of_the_truths_slice(view):
 
 def test_files_are_what_their_endings_say_whatever_the_users_settings(view, tmp_path):
     """That another process writes equal bytes, tests/reliability shows."""
-    figures.save(figures.slices(replace(view, title="ä ‖x‖ fi"), REAL), tmp_path / "one")
+    figures.save(figures.case_gallery([replace(view, title="ä ‖x‖ fi")], REAL), tmp_path / "one")
     with plt.rc_context({"savefig.dpi": 50, "font.size": 20, "pdf.fonttype": 3}):
-        figures.save(figures.slices(replace(view, title="ä ‖x‖ fi"), REAL), tmp_path / "two.png")
+        figures.save(
+            figures.case_gallery([replace(view, title="ä ‖x‖ fi")], REAL), tmp_path / "two.png"
+        )
     png, pdf = ((tmp_path / f"one.{kind}").read_bytes() for kind in ("png", "pdf"))
     assert [png, pdf] == [(tmp_path / f"two.{kind}").read_bytes() for kind in ("png", "pdf")]
-    svg = style.encoded(figures.slices(replace(view, title="ä ‖x‖ fi"), REAL), "svg")
+    svg = style.encoded(figures.case_gallery([replace(view, title="ä ‖x‖ fi")], REAL), "svg")
     # Type 42 is TrueType: letters stay letters, and the file brings their shapes along.
     assert pdf.startswith(b"%PDF") and b"/FontFile2" in pdf and b"/Subtype /Type3" not in pdf
     assert png.startswith(b"\x89PNG") and svg.startswith(b"<?xml") and b"<text" not in svg

@@ -4,10 +4,8 @@ import re
 import shutil
 
 import pandas as pd
-import pytest
 
-from mvl.errors import MvlError
-from mvl.show.results import STUDY, refresh_results, study_page
+from mvl.show.results import STUDY, study_page
 from mvl.study.reference import REFERENCE, read_table
 from mvl.study.suites import QUESTIONS
 
@@ -31,12 +29,6 @@ def test_a_rate_that_was_tried_under_another_name_counts(tmp_path):
     pd.concat([tuning, pd.DataFrame(rows)]).to_csv(folder / "tuning.csv", index=False)
     lines = [line for line in study_page(folder).splitlines() if line.startswith("| `000`")]
     assert len(lines) == 1 and f"| {run['learning_rate']:g} of 4 |" in lines[0]
-
-
-def test_a_page_without_markers_is_refused(tmp_path):
-    (tmp_path / "results.md").write_text("# no markers\n")
-    with pytest.raises(MvlError, match="lacks one of the lines"):
-        refresh_results(tmp_path / "results.md")
 
 
 def test_comparisons_across_kinds_of_processor_are_named():

@@ -17,17 +17,5 @@ from mvl.show.figures.comparisons import (
 from mvl.show.figures.costs import parameters, size_against_dice
 from mvl.show.figures.learning import curves, data_overview, seed_curves
 from mvl.show.figures.model_parts import attention_mix, dataflow, stage_auroc
-from mvl.show.figures.style import (
-    COLUMN,
-    encoded,
-    name_of_arm,
-    save,
-)
-from mvl.show.figures.volumes import (
-    View,
-    activation_maps,
-    case_gallery,
-    slices,
-    strip,
-    task_grid,
-)
+from mvl.show.figures.style import COLUMN, encoded, name_of_arm, save
+from mvl.show.figures.volumes import View, activation_maps, case_gallery, strip, task_grid

@@ -173,17 +173,11 @@ class Oriented:
 
 
 @drawn
-def slices(view: View, task: Task) -> Figure:
-    """Sagittal, coronal and axial slice of one volume with contours of truth and prediction.
+def case_gallery(views: Sequence[View], task: Task) -> Figure:
+    """Sagittal, coronal and axial slice of volumes, one row each, with contours of the masks.
 
     Each slice is where the truth is largest (the middle without one); all are drawn to one scale.
     """
-    return case_gallery([view], task)
-
-
-@drawn
-def case_gallery(views: Sequence[View], task: Task) -> Figure:
-    """Several volumes, one row each, as `slices` shows one; all to one scale."""
     volumes = [Oriented(view) for view in views]
     # One frame for a column and one height for all, so that millimetres are comparable.
     widths = [max(v.size[plane.right] for v in volumes) for plane in PLANES]
