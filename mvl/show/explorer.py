@@ -145,7 +145,7 @@ class Explorer:
         if task and task.window_hu:
             self._windows["task"] = tuple(map(float, task.window_hu))
         self._last = {plane.name: volume.image.shape[plane.across] - 1 for plane in PLANES}
-        self.state = {plane.name: volume.index(plane.across) for plane in PLANES}
+        self.state = {plane.name: volume.index(plane) for plane in PLANES}
         self.state["window"] = self._windows["auto"]
         self.state |= dict.fromkeys((*volume.masks, "crosshair"), True)
         self._controls, self._dice = {}, None

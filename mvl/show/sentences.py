@@ -133,6 +133,12 @@ def no_verdict(row: Mapping) -> str:
     return "" if row.get("verdict", "x") else "it is described, not tested"
 
 
+def verdict_or_reason(row: Mapping) -> str:
+    """The verdict of a row of `contrasts_table` as tables show it."""
+    reason = no_verdict(row)
+    return f"none: {reason}" if reason else row["verdict"]
+
+
 def verdict_in_words(row: Mapping) -> str:
     """The verdict of a row of `contrasts_table`, with the arms' names and no full stop."""
     if reason := no_verdict(row):

@@ -16,7 +16,7 @@ import pandas as pd
 from mvl.experiment.block_use import EDITS, USED
 from mvl.experiment.metrics import METRICS
 from mvl.files import write_table, write_text
-from mvl.show.sentences import NOTHING, interval, mean_and_spread, no_verdict, p_value
+from mvl.show.sentences import NOTHING, interval, mean_and_spread, p_value, verdict_or_reason
 
 #: The paper's numbers, each with its source.
 PAPER = Path(__file__).parents[1] / "paper.csv"
@@ -95,8 +95,7 @@ def comparisons(contrasts: pd.DataFrame) -> pd.DataFrame:
             "95 % interval": interval(row),
             p: p_value(row["p_holm"]) + " (not adjusted)" * bool(plain),
         }
-        reason = no_verdict(row)
-        rows.append(shown | {"verdict": f"none: {reason}" if reason else row["verdict"]})
+        rows.append(shown | {"verdict": verdict_or_reason(row)})
     columns = ["task", "structure", "comparison", "metric", "subjects", "seeds"]
     columns += ["difference", "95 % interval", p, "verdict"]
     table = _without_alike(pd.DataFrame(rows, columns=columns))

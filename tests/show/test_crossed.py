@@ -153,14 +153,6 @@ def test_the_picture_has_each_difference_and_each_cost(pages):
     assert figure.get_figwidth() == pytest.approx(180 / 25.4)
 
 
-def test_a_notebook_shows_the_picture_and_a_sentence_for_each_task(pages, monkeypatch):
-    shown = []
-    monkeypatch.setattr(crossed, "show", lambda *things: shown.append(things))
-    crossed.second_protocol(pages / "one")
-    ((_, claims),) = shown
-    assert "does not use the block" in claims and "SmolLM2" in claims
-
-
 def test_the_parts_have_rows_of_the_second_protocol_once_they_are_tested(tmp_path):
     gains = {f"{n:03b}": 0.02 * (n >> 1 & 1) + 0.05 * (n & 1) for n in range(8)}
     parts = {arm: (gain, 0.03 if arm[0] == "1" else None) for arm, gain in gains.items()}

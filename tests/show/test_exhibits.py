@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import PIL.Image
 import pytest
-import yaml
 
 from mvl.experiment.metrics import METRICS
 from mvl.files import REPOSITORY, write_table
@@ -176,25 +175,3 @@ def test_the_papers_numbers_are_saved_with_their_unit_and_spread(repository, sho
     saved = (book.folder / "tables" / "paper_ten_tasks.md").read_text()
     (line,) = [line for line in saved.splitlines() if "| ViT " in line and "| hd95 " in line]
     assert "| unstated |" in line and (book.folder / "tables" / "paper_ten_tasks.tex").is_file()
-
-
-def test_the_dataflow_is_that_of_the_model(repository, shown, monkeypatch):
-    root, saved, save = repository(), [], exhibits.figures.save
-    monkeypatch.setattr(
-        exhibits.figures, "save", lambda figure, path: saved.append(figure) or save(figure, path)
-    )
-    changed = yaml.safe_load((root / "profiles" / "quick.yaml").read_text()) | {
-        "grid": [16, 24, 16]
-    }
-    (root / "profiles" / "quick.yaml").write_text(yaml.safe_dump(changed))
-    book = book_of(root)
-    for preset, expected in (
-        ("v3", ["embedding", "encoder", "D1", "block", "D2", "decoder", "head"]),
-        ("released", ["embedding", "D1", "block", "D2", "encoder", "head"]),
-        ("vit", ["embedding", "encoder", "decoder", "head"]),
-    ):
-        book.dataflow(preset)
-        texts = [text for text in saved.pop().axes[0].texts if text.get_fontweight() == "bold"]
-        assert [text.get_text() for text in texts] == expected
-        *_, caption, picture = shown
-        assert "16 × 24 × 16 voxels" in caption and picture.data.startswith(b"\x89PNG")

@@ -247,13 +247,6 @@ def test_faults_name_both_sides(case, tmp_path):
 # --- where it is shown ---------------------------------------------------------------------
 
 
-def kernel_that(monkeypatch, allow_stdin):
-    """A kernel whose running cell was asked for by a front end that lets it ask, or does not."""
-    request = {"content": {"allow_stdin": allow_stdin}}
-    kernel = SimpleNamespace(get_parent=lambda channel: request)
-    monkeypatch.setattr(module, "get_ipython", lambda: SimpleNamespace(kernel=kernel))
-
-
 def page_of(notebook):
     from nbconvert import HTMLExporter
 
@@ -261,7 +254,9 @@ def page_of(notebook):
 
 
 def test_a_front_end_gets_controls_and_picture_and_a_page_the_picture(view, monkeypatch):
-    kernel_that(monkeypatch, allow_stdin=True)
+    request = {"content": {"allow_stdin": True}}
+    kernel = SimpleNamespace(get_parent=lambda channel: request)
+    monkeypatch.setattr(module, "get_ipython", lambda: SimpleNamespace(kernel=kernel))
     explorer = Explorer(view)
     bundle = explorer._repr_mimebundle_()
     assert bundle[WIDGET]["model_id"] == explorer.widget.model_id
@@ -270,13 +265,6 @@ def test_a_front_end_gets_controls_and_picture_and_a_page_the_picture(view, monk
     notebook.cells[0].outputs = [nbformat.v4.new_output("display_data", data=bundle)]
     page = page_of(notebook)
     assert "data:image/png;base64" in page and bundle[WIDGET]["model_id"] not in page
-
-
-def test_without_one_it_is_a_picture_and_makes_no_widget(view, monkeypatch):
-    kernel_that(monkeypatch, allow_stdin=False)
-    explorer = Explorer(view)
-    assert {*explorer._repr_mimebundle_()} == {"text/plain", "image/png"}
-    assert "widget" not in vars(explorer)
 
 
 def test_executed_headless_it_is_a_picture_on_the_page(case):

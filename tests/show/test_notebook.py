@@ -11,14 +11,12 @@ from mvl.config import DataConfig, LanguageConfig, ModelConfig
 from mvl.data.nifti import read_volume
 from mvl.data.preparation import Preparation
 from mvl.data.task_data import open_task
-from mvl.files import REPOSITORY
 from mvl.models.activations import activations
 from mvl.models.segmenter import build_segmenter
 from mvl.show import figures, notebook
 from mvl.show.sentences import sentence
 from mvl.study.reference import REFERENCE, read_table
 from mvl.study.stages import SHOWN_STAGES, stage_auroc
-from mvl.study.suites import SUITES
 
 GRID = (24, 24, 24)
 SMALL = {"width": 16, "encoder_depth": 1, "decoder_depth": 1, "heads": 2}
@@ -90,14 +88,6 @@ def test_the_answer_compares_before_with_after_and_without_with_with():
     assert "Nothing can be said" in notebook.activation_answer(table.iloc[:0]).data
 
 
-def test_the_papers_numbers_are_chosen_by_model_metric_and_task():
-    paper = pd.read_csv(REPOSITORY / "mvl" / "paper.csv")
-    vit = paper[paper["model"] == "ViT"]
-    assert len(notebook.paper_numbers(["ViT"], metric=None)) == len(vit)
-    dice = notebook.paper_numbers(["ViT"], task="mean of ten tasks")
-    assert set(dice["metric"]) == {"dice"} and set(dice["task"]) == {"mean of ten tasks"}
-
-
 def test_the_references_answer_is_that_of_its_tables():
     for suite in ("language", "peers", "fusion"):
         rows = read_table(REFERENCE / "contrasts.csv")
@@ -105,17 +95,6 @@ def test_the_references_answer_is_that_of_its_tables():
         expected = [f"- {sentence(row)}" for _, row in rows.iterrows()]
         assert notebook.answer(suite).data.split("\n") == expected and len(expected) > 3
     assert notebook.answer("no such suite").data == "No two arms to compare are there."
-
-
-def test_means_are_those_of_the_summary_in_the_suites_order():
-    text = notebook.means("language", notebook.reference_cases("language")).data
-    summary = read_table(REFERENCE / "summary.csv").query("suite == 'language'")
-    arms = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines()[4:]]
-    assert arms == [arm for arm in SUITES["language"] if arm in set(summary["arm"])]
-    dice = summary[summary["metric"] == "dice"].set_index("arm").loc["none"]
-    assert f"| {dice['mean']:.3f} ± {dice['sd_subjects']:.3f} |" in text
-    nothing = notebook.means("no such suite", notebook.reference_cases("no such suite")).data
-    assert nothing == "Nothing of this suite is there."
 
 
 def test_a_study_shows_the_reference_then_this_profile(monkeypatch):

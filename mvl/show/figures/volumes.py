@@ -109,12 +109,12 @@ class Oriented:
         self.size = self.spacing * self.image.shape
         self.range = np.percentile(self.image, (0.5, 99.5))
 
-    def index(self, axis: int) -> int:
-        """The slice across an axis with most of the truth, or of the prediction without one."""
+    def index(self, plane: Plane) -> int:
+        """The slice of a plane with most of the truth, or of the prediction without one."""
         mask = next(iter(self.masks.values()), None)
         if mask is None or not mask.any():
-            return self.image.shape[axis] // 2
-        return int(mask.sum(axis=tuple({0, 1, 2} - {axis})).argmax())
+            return self.image.shape[plane.across] // 2
+        return int(mask.sum(axis=(plane.right, plane.up)).argmax())
 
     def around(self, plane: Plane, index: int) -> tuple[tuple[float, float], np.ndarray]:
         """A square about the first mask of a slice, to see it in its surroundings.
@@ -189,7 +189,7 @@ def case_gallery(views: Sequence[View], task: Task) -> Figure:
     figure, axes = plt.subplots(len(views), 3, squeeze=False, width_ratios=widths, figsize=figsize)
     for row, volume in zip(axes, volumes, strict=True):
         for axis, plane, width in zip(row, PLANES, widths, strict=True):
-            volume.draw(axis, plane, volume.index(plane.across), (width, height))
+            volume.draw(axis, plane, volume.index(plane), (width, height))
         row[0].set_title(volume.view.title)
         in_corner(row[0], volume.view.caption)
     for axis, plane in zip(axes[-1], PLANES, strict=True):
@@ -205,7 +205,7 @@ def strip(views: Sequence[View], task: Task) -> Figure:
     frame = width, height = volumes[0].size[[SAGITTAL.right, SAGITTAL.up]]
     figsize = (PAGE, PAGE / len(views) * height / width + 0.7)
     figure, axes = plt.subplots(1, len(views), squeeze=False, figsize=figsize)
-    index = volumes[0].index(SAGITTAL.across)
+    index = volumes[0].index(SAGITTAL)
     for axis, volume in zip(axes[0], volumes, strict=True):
         volume.draw(axis, SAGITTAL, index, frame)
         axis.set_title(volume.view.title)
@@ -238,7 +238,7 @@ def task_grid(columns: Sequence[tuple[Task, Sequence[View | None]]]) -> Figure:
         volumes = [view and Oriented(view) for view in views]
         # The bare image in the first place does not know where the structure is.
         masked = next((v for v in volumes if v and v.masks), next(v for v in volumes if v))
-        index = masked.index(AXIAL.across)
+        index = masked.index(AXIAL)
         frame, centre = masked.around(AXIAL, index)
         for axis, volume in zip(cell, volumes, strict=True):
             if volume is None:
@@ -280,7 +280,7 @@ def activation_maps(rows: dict[str, dict[str, View]], task: Task) -> Figure:
     for cells, (name, row) in zip(axes, rows.items(), strict=True):
         for axis, column in zip(cells, columns, strict=True):
             if column in row:
-                index, letters = first.index(AXIAL.across), axis is axes[0, 0]
+                index, letters = first.index(AXIAL), axis is axes[0, 0]
                 Oriented(row[column]).draw(axis, AXIAL, index, frame, letters=letters)
                 in_corner(axis, row[column].caption, 6)
             else:

@@ -21,9 +21,9 @@ from mvl.show.sentences import (
     count,
     interval,
     mean_and_spread,
-    no_verdict,
     sentence,
     span,
+    verdict_or_reason,
 )
 from mvl.study.reference import CONTRASTS
 from mvl.study.runs import HEADLINE, ProfileRun, Source, tasks_of
@@ -197,9 +197,7 @@ def _difference(source, wanted):
         return {_DIFFERENCE: NOTHING, "verdict": NOTHING}
     row = rows.iloc[0]
     ends = "no interval" if np.isnan(row["ci_low"]) else interval(row, 3)
-    reason = no_verdict(row)
-    verdict = f"none: {reason}" if reason else row["verdict"]
-    return {_DIFFERENCE: f"{row['difference']:+.3f} [{ends}]", "verdict": verdict}
+    return {_DIFFERENCE: f"{row['difference']:+.3f} [{ends}]", "verdict": verdict_or_reason(row)}
 
 
 def paper_table() -> Markup:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
 
 import pandas as pd
 from markupsafe import Markup
@@ -39,11 +38,6 @@ class Notebook:
     @property
     def title(self) -> str:
         return self.page.title if self.page else self.name
-
-    @property
-    def address(self) -> str:
-        """Of its page, relative to the report's folder."""
-        return quote(f"{self.name}.html")
 
 
 @dataclass(frozen=True)

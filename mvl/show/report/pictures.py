@@ -60,13 +60,14 @@ def own_pictures(source: Source) -> Iterator[Picture]:
     known = set()
     for name in _SHOWN:
         chart = CHARTS[name]
-        cells = frozenset(part(source, chart).runs["fingerprint"])
+        shown = part(source, chart)
+        cells = frozenset(shown.runs["fingerprint"])
         if (chart.draw, cells) in known:  # the same arms under the names of another suite
             continue
         for _, size, figure in drawn(source, chart):
             known.add((chart.draw, cells))
             caption = f"{source.label}. {chart.caption} {size}."
-            yield _drawn(figure, caption, synthetic + _means(part(source, chart).cases))
+            yield _drawn(figure, caption, synthetic + _means(shown.cases))
     named = ten_tasks.part(source)
     if named.cases["task"].nunique() > 2:
         caption = f"{source.label}. The named models, one row per data set."
