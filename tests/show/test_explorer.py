@@ -137,15 +137,6 @@ def test_contours_and_crosshair_are_on_or_off(view, name):
     assert explorer.show(**{name: True}, axial=8).png() == everything
 
 
-def test_a_redraw_is_the_picture_that_is_drawn_at_once(view):
-    moved = Explorer(view)
-    moved.png()
-    moved.show(sagittal=0, window=(0.1, 0.5)).png()
-    moved.show(sagittal=3, truth=False, window=(0.2, 0.7))
-    fresh = Explorer(view).show(sagittal=3, truth=False, window=(0.2, 0.7))
-    assert moved.png() == fresh.png()
-
-
 @pytest.mark.parametrize("shape", [(1, 1, 1), (40, 40, 2), (2, 3, 60)])
 def test_odd_volumes_are_drawn(shape):
     flat = figures.View(np.ones(shape), np.eye(4), np.ones(shape, bool), np.zeros(shape, bool))

@@ -32,15 +32,6 @@ ROW = {
 }
 
 
-def test_a_sentence_says_it_all():
-    assert sentence(ROW) == (
-        "Task04_Hippocampus, foreground (27 subjects, 5 seeds): in Dice, pretrained minus random "
-        "is +0.0012 (95 % interval -0.0021 to +0.0046, adjusted p = 0.412). Verdict: equivalent, "
-        "pretrained and random differ by less than 0.01. This is about the block "
-        "package:all-minilm-l6-v2 and decides nothing about another."
-    )
-
-
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

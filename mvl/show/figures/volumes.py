@@ -217,12 +217,11 @@ def strip(views: Sequence[View], task: Task) -> Figure:
 def task_grid(columns: Sequence[tuple[Task, Sequence[View | None]]]) -> Figure:
     """One slice of a case of every task: one column per task, and rows for image, truth, models.
 
-    A column is one case. Its axial slice is where the truth is largest, cut to a square around
-    the structure; the bar gives its scale. One task or two are in rows instead.
+    The axial slice is where the truth is largest, cut to a square around the structure. One task
+    or two are in rows instead.
 
-    `columns` has as many views for each task, of one case on one grid. Rows are named by the titles
-    in the first column. A view without a mask is the bare image; None leaves its place empty, as
-    for a model that was not trained on that task.
+    `columns` has as many views for each task, of one case on one grid; the first column's titles
+    name the rows. None leaves its place empty, as for a model not trained on that task.
     """
     upright = len(columns) > 2
     names = [view.title if view else "" for view in columns[0][1]]
@@ -263,11 +262,9 @@ def task_grid(columns: Sequence[tuple[Task, Sequence[View | None]]]) -> Figure:
 def activation_maps(rows: dict[str, dict[str, View]], task: Task) -> Figure:
     """Where a model's tokens have large norms: one row per model, one column per stage.
 
-    All are one axial slice of a case, where the truth is largest. Each map has colours of its own,
-    from the 1st to the 99th percentile of its volume: norms of different stages and models have
-    no common scale, and what counts is where they are large. `rows` is {model: {column: view}}, of
-    one case on one grid; a model without a column, as one without a language part, leaves its place
-    empty.
+    All are one axial slice of a case, where the truth is largest. Norms of different stages and
+    models have no common scale: each map's colours end at percentiles of its volume. `rows` is
+    {model: {column: view}}, of one case on one grid; a column that a model lacks stays empty.
     """
     columns = list(max(rows.values(), key=len))
     first = Oriented(next(iter(rows.values()))[columns[0]])

@@ -49,15 +49,11 @@ def answers(source: Source) -> list[Markup]:
 def _of_suite(source, suite):
     """((task, structure), rows of the summary), for what a source has to say of a suite.
 
-    An own run is an arm of several suites. One arm alone answers none of their questions; it is
-    shown where it comes first.
+    An own run is an arm of several suites, and answers none of their questions alone.
     """
     rows = source.summary[source.summary["suite"] == suite]
     if source.kind == "own" and rows["arm"].nunique() < 2:
-        alone = source.summary.groupby("suite")["arm"].nunique().max() < 2
-        first = next(name for name in SUITES if name in set(source.summary["suite"]))
-        if not (alone and suite == first):
-            return []
+        return []
     rows = rows[rows["task"].isin(tasks_of(source, suite))]
     return list(rows.groupby(["task", "structure"], sort=True))
 
@@ -162,21 +158,15 @@ def _published(row):
 
 
 def _headlines(source):
-    """A group of rows per task and structure that has what the paper compares."""
+    """A group of rows per task and structure that has both sides of what the paper compares."""
     dice = source.summary[source.summary["metric"] == "dice"]
-    dice = dice[dice["suite"].isin({suite for suite, *_ in HEADLINE})]
-    dice = dice.loc[[row.task in tasks_of(source, row.suite) for row in dice.itertuples()]]
     groups = []
     for (task, structure), part in dice.groupby(["task", "structure"], sort=True):
-        pairs = []
+        rows, compared = [], []
         for suite, arm, against, what in HEADLINE:
             both = part[(part["suite"] == suite) & part["arm"].isin([arm, against])]
-            if len(both):
-                pairs.append((both, suite, arm, against, what))
-        # One arm without the other is shown where there is nothing better.
-        pairs = [pair for pair in pairs if pair[0]["arm"].nunique() == 2] or pairs[:1]
-        rows = []
-        for both, suite, arm, against, what in pairs:
+            if both["arm"].nunique() < 2 or task not in tasks_of(source, suite):
+                continue
             by_arm = both.drop_duplicates("arm").set_index("metric")
             means = {
                 heading: mean_and_spread(by_arm[by_arm["arm"] == name], "dice")
@@ -184,9 +174,10 @@ def _headlines(source):
             }
             difference = _difference(source, (suite, arm, against, task, structure, "dice"))
             rows.append({_ADDED: what} | means | difference)
-        label = f"{source.label}: {task}, {structure}, "
-        label += _size(pd.concat([both for both, *_ in pairs]))
-        groups.append((source.kind, label, pd.DataFrame(rows)))
+            compared.append(both)
+        if rows:
+            label = f"{source.label}: {task}, {structure}, {_size(pd.concat(compared))}"
+            groups.append((source.kind, label, pd.DataFrame(rows)))
     return groups
 
 
