@@ -17,10 +17,12 @@ from mvl.show.tables import markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE, PAGE = ROOT / "results" / "reference" / "settling.csv", ROOT / "docs" / "protocol.md"
-BEGIN, END = "<!-- settling: begin, written by scripts/settling.py -->", "<!-- settling: end -->"
 SIDE = TABLE.with_name("side.csv")
-SIDE_MARKS = [f"<!-- side: {mark} -->" for mark in ("begin, written by scripts/settling.py", "end")]
-LONGER_MARKS = [mark.replace("side", "longer") for mark in SIDE_MARKS]
+#: What the page has around each table, by the table's name.
+MARKS = {
+    name: [f"<!-- {name}: {mark} -->" for mark in ("begin, written by scripts/settling.py", "end")]
+    for name in ("settling", "longer", "side")
+}
 #: Columns of the table that the page shows, and their headings.
 SHOWN = {
     "arm": "arm @ rate x mappers' factor",
@@ -83,10 +85,10 @@ def main() -> None:
     if runs := [side_of(path) for path in named if path.is_dir()]:
         pd.DataFrame(runs).to_csv(SIDE, index=False)
     table = pd.read_csv(TABLE)
-    write_text(PAGE, with_section(PAGE, BEGIN, END, section(table)))
-    write_text(PAGE, with_section(PAGE, *LONGER_MARKS, longer_section(table)))
-    side = side_section(pd.read_csv(SIDE))
-    write_text(PAGE, with_section(PAGE, *SIDE_MARKS, side))
+    sections = {"settling": section(table), "longer": longer_section(table)}
+    sections["side"] = side_section(pd.read_csv(SIDE))
+    for name, text in sections.items():
+        write_text(PAGE, with_section(PAGE, *MARKS[name], text))
     print(PAGE)
 
 

@@ -33,10 +33,10 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
 @pytest.mark.parametrize(
     ("source", "whole"),
     [
-        ("path:models/a", "path:/root/models/a"),
-        ("gguf:a.gguf", "gguf:/root/a.gguf"),
+        ("path:models/a", "path:/base/models/a"),
+        ("gguf:a.gguf", "gguf:/base/a.gguf"),
         ("gguf:/b/a.gguf", "gguf:/b/a.gguf"),
-        ("random:config.json", "random:/root/config.json"),
+        ("random:config.json", "random:/base/config.json"),
         ('random:{"a": 1}', 'random:{"a": 1}'),
         ("hub:owner/name", "hub:owner/name"),
         ("package:a", "package:a"),
@@ -44,7 +44,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     ],
 )
 def test_a_source_that_names_a_file_gets_its_whole_path(source, whole):
-    assert absolute_source(source, "/root") == whole
+    assert absolute_source(source, "/base") == whole
 
 
 @pytest.mark.parametrize("name", ["table.csv", "table.csv.gz"])

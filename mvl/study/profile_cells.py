@@ -63,7 +63,9 @@ def measure_stages(
     for arm, seed, run, tested in _runs(configs, parameters, root):
         rows = cases[(cases["arm"] == arm) & (cases["seed"] == seed)]
         measured = stage_auroc(run.model, tested, run.preparation)
-        tables.append(rows.merge(measured, on=["subject", "case", "structure"]))
+        tables.append(
+            rows.merge(measured, on=["subject", "case", "structure"], validate="one_to_many")
+        )
     if not tables:
         return pd.DataFrame()
     table = pd.concat(tables).dropna(subset="auroc_stream")

@@ -33,6 +33,7 @@ from mvl.study.summary import (
     COMPARED,
     ONE_THING,
     UNMIXED,
+    check_same_cases,
     check_unmixed,
     shared,
     subject_values,
@@ -82,7 +83,7 @@ def contrast(
         `verdict`. With one subject there is no interval: these are NaN.
 
     Raises:
-        RunError: the arms have no seed in common; the arms' or the seeds' subjects differ; as
+        RunError: the arms have no seed in common; the arms' or the seeds' cases differ; as
             `subject_values`; the rows mix what cannot be compared.
     """
     check_unmixed(cases, ONE_THING)
@@ -200,16 +201,11 @@ def is_primary(table: pd.DataFrame) -> pd.Series:
 def _paired_differences(cases, arm_a, arm_b, metric):
     """The (seeds, subjects) array of arm_a minus arm_b over the seeds that both have."""
     pair = cases[cases["arm"].isin((arm_a, arm_b))]
+    check_same_cases(pair)
     values = subject_values(pair, metric, ["seed"]).reindex(columns=[arm_a, arm_b]).dropna()
     if values.empty:
         raise RunError(f"{arm_a} and {arm_b} have no seed in common; run both with the same seeds")
     differences = (values[arm_a] - values[arm_b]).unstack("subject")
-    if differences.isna().any(axis=None):
-        seed, subject = differences.isna().stack().idxmax()
-        raise RunError(
-            f"{arm_a} and {arm_b}, seed {seed}, lack the subject {subject}; every seed needs the "
-            "same cases"
-        )
     # Contiguous, so that sums are taken in one order whatever the order of the table's rows.
     return np.ascontiguousarray(differences.to_numpy())
 

@@ -57,10 +57,12 @@ def summary_table(cases: pd.DataFrame, metrics: Sequence[str] = tuple(METRICS)) 
     """`means_table` of the first protocol, with `SUMMARY_COLUMNS`.
 
     Raises:
-        RunError: several protocol versions, devices or dtypes; a case that is there twice; a
-            missing metric.
+        RunError: several protocol versions, devices or dtypes; seeds of an arm that do not have
+            the same cases; a case that is there twice; a missing metric.
     """
     check_unmixed(cases, UNMIXED)
+    for _, group in cases.groupby(_ABOUT, dropna=False):
+        check_same_cases(group)
     return means_table(cases, metrics, ["seed"]).rename(columns=OF_SEEDS)[SUMMARY_COLUMNS]
 
 
@@ -128,11 +130,12 @@ def noise_floor(cases: pd.DataFrame, arm: str, metric: str = "dice") -> dict[str
         subjects, over all pairs of seeds); NaN with one seed.
 
     Raises:
-        RunError: the rows mix what cannot be compared.
+        RunError: the rows mix what cannot be compared, or the seeds do not have the same cases.
     """
     check_unmixed(cases, ONE_THING)
-    own = cases[cases["arm"] == arm]
-    per_seed = own.groupby(["seed", "subject"])[metric].mean().groupby("seed").mean()
+    of_arm = cases[cases["arm"] == arm]
+    check_same_cases(of_arm)
+    per_seed = of_arm.groupby(["seed", "subject"])[metric].mean().groupby("seed").mean()
     apart = [abs(x - y) for x, y in combinations(per_seed, 2)] or [np.nan]
     return {
         "n_seeds": len(per_seed),
@@ -149,6 +152,18 @@ def check_unmixed(cases: pd.DataFrame, columns: Iterable[str]) -> None:
             raise RunError(
                 f"the table mixes {column} {' and '.join(values)}: results of different "
                 f"{column} cannot be compared; choose one of them"
+            )
+
+
+def check_same_cases(cases: pd.DataFrame) -> None:
+    """Refuse an arm of one suite, task and structure whose seeds do not have the same cases."""
+    for arm, rows in cases.groupby("arm"):
+        missing = pd.crosstab(rows["seed"], rows["case"]) == 0
+        if missing.any(axis=None):
+            seed, case = missing.stack().idxmax()
+            raise RunError(
+                f"arm {arm}, seed {seed} has no case {case}; every seed needs the same cases, so "
+                "evaluate that run again"
             )
 
 

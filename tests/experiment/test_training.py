@@ -323,3 +323,29 @@ def test_a_plateau_halves_the_rate():
         schedule.step(1.0)
         rates.append(optimiser.param_groups[0]["lr"])
     assert rates[-2:] == pytest.approx([0.1, 0.05])
+
+
+def test_a_state_whose_moments_fit_no_weight_is_refused(tmp_path):
+    wide, narrow = torch.nn.Linear(3, 2), torch.nn.Linear(3, 1)
+    for model, name in ((wide, "saved"), (narrow, "asked")):
+        optimiser = training._optimiser(model, TrainingConfig())
+        schedule = training._schedule(optimiser, TrainingConfig())
+        if name == "saved":
+            for weight in model.parameters():
+                weight.grad = torch.ones_like(weight)
+            optimiser.step()
+            write_state(tmp_path / "state", model, optimiser, schedule, [], 0.0, 0.0)
+    with pytest.raises(RunError, match="damaged, or of another version.*moment of shape"):
+        restore_state(tmp_path / "state", narrow, optimiser, schedule)
+
+
+def test_another_error_of_the_network_stays_what_it_is(phantom, tiny, tmp_path):
+    config = tiny()
+    model = build(config)
+
+    def broken(images):
+        raise RuntimeError("shapes do not fit")
+
+    model.forward = broken
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        train(model, *prepared(config, phantom), config, tmp_path, show=False)

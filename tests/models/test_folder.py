@@ -261,3 +261,10 @@ def test_the_hubs_refusals_are_one_sentence(hub):
     with pytest.raises(RunError, match="no folder owner/name.*config.json") as caught:
         load_model("owner/name")
     assert "\n" not in str(caught.value) and TOKEN not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["./nowhere/at/all", "owner/name"])
+def test_names_that_cannot_be_and_no_network(monkeypatch, name):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(RunError, match=f"no folder {name}, and hub:"):
+        load_model(name)

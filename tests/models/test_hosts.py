@@ -18,7 +18,7 @@ from mvl.models.folder import trained_state
 from mvl.models.parts import parameters_by_part
 from mvl.models.peers import build_peer
 from mvl.models.sizes import count_parameters
-from tests.experiment.common import LLAMA
+from tests.experiment.common import LLAMA, Stopped, stop_after
 
 GRID = (16, 16, 20)  # it is padded
 PART = LanguageConfig(LLAMA, start="identity", skip=False)
@@ -107,11 +107,16 @@ def test_a_configuration_says_of_its_part_only_what_is_there():
     assert all(ExperimentConfig.from_dict(c.to_dict()) == c for c in (bare, config))
 
 
-def test_a_run_is_loaded_and_asked_for_its_use(phantom, tmp_path):
+def test_a_run_is_resumed_loaded_and_asked_for_its_use(phantom, tmp_path):
     model = PeerConfig("dynunet", PART)
     config = ExperimentConfig(DataConfig(grid=(16, 24, 16), fraction=0.3), model, Plan(epochs=2))
     data = open_task(config.data, 0, phantom, progress=False)
-    run = Run.load(fit(config, data, tmp_path, show=False))
+    with pytest.raises(Stopped):
+        fit(config, data, tmp_path / "again", show=False, on_epoch=stop_after(1))
+    folders = [fit(config, data, tmp_path / name, show=False) for name in ("again", "whole")]
+    run, whole = map(Run.load, folders)
+    for ours, theirs in zip(run.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
     used = block_use(run, data.side("validation")[:2], show=False)
     dice = used.groupby("edit")["dice"].mean()
     assert dice["deleted"] != dice["as trained"]

@@ -115,6 +115,13 @@ def test_it_opens_where_the_figures_do_and_draws_as_they_do(view):
             assert np.array_equal(line.get_paths()[0].vertices, contour.get_paths()[0].vertices)
 
 
+def test_the_window_is_of_the_image_and_not_of_a_heat_map_on_it(view):
+    heat = 1000 * np.random.default_rng(1).random(view.image.shape)
+    hot = Explorer(replace(view, heat=heat)).show(window=(0.25, 0.5))
+    for grey, colour in (axes.images for axes in slices_of(hot)):
+        assert grey.get_clim() == (0.25, 0.5) and colour.get_clim()[1] > 900
+
+
 def test_the_crosshair_is_in_the_middle_of_the_other_planes_voxels(view):
     explorer = Explorer(view).show(sagittal=3, coronal=7, axial=10)
     vertical, horizontal = slices_of(explorer)[0].lines[:2]
@@ -135,6 +142,15 @@ def test_contours_and_crosshair_are_on_or_off(view, name):
         assert shown == {"truth", "prediction"} - {name}
         assert len(crosshair) == 2 * (name != "crosshair")
     assert explorer.show(**{name: True}, axial=8).png() == everything
+
+
+def test_a_redraw_is_the_picture_that_is_drawn_at_once(view):
+    moved = Explorer(view)
+    moved.png()
+    moved.show(sagittal=0, window=(0.1, 0.5)).png()
+    moved.show(sagittal=3, truth=False, window=(0.2, 0.7))
+    fresh = Explorer(view).show(sagittal=3, truth=False, window=(0.2, 0.7))
+    assert moved.png() == fresh.png()
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (40, 40, 2), (2, 3, 60)])
@@ -238,6 +254,13 @@ def test_faults_name_both_sides(case, tmp_path):
 # --- where it is shown ---------------------------------------------------------------------
 
 
+def kernel_that(monkeypatch, allow_stdin):
+    """A kernel whose running cell was asked for by a front end that lets it ask, or does not."""
+    request = {"content": {"allow_stdin": allow_stdin}}
+    kernel = SimpleNamespace(get_parent=lambda channel: request)
+    monkeypatch.setattr(module, "get_ipython", lambda: SimpleNamespace(kernel=kernel))
+
+
 def page_of(notebook):
     from nbconvert import HTMLExporter
 
@@ -245,9 +268,7 @@ def page_of(notebook):
 
 
 def test_a_front_end_gets_controls_and_picture_and_a_page_the_picture(view, monkeypatch):
-    request = {"content": {"allow_stdin": True}}
-    kernel = SimpleNamespace(get_parent=lambda channel: request)
-    monkeypatch.setattr(module, "get_ipython", lambda: SimpleNamespace(kernel=kernel))
+    kernel_that(monkeypatch, allow_stdin=True)
     explorer = Explorer(view)
     bundle = explorer._repr_mimebundle_()
     assert bundle[WIDGET]["model_id"] == explorer.widget.model_id
@@ -256,6 +277,13 @@ def test_a_front_end_gets_controls_and_picture_and_a_page_the_picture(view, monk
     notebook.cells[0].outputs = [nbformat.v4.new_output("display_data", data=bundle)]
     page = page_of(notebook)
     assert "data:image/png;base64" in page and bundle[WIDGET]["model_id"] not in page
+
+
+def test_without_one_it_is_a_picture_and_makes_no_widget(view, monkeypatch):
+    kernel_that(monkeypatch, allow_stdin=False)
+    explorer = Explorer(view)
+    assert {*explorer._repr_mimebundle_()} == {"text/plain", "image/png"}
+    assert "widget" not in vars(explorer)
 
 
 def test_executed_headless_it_is_a_picture_on_the_page(case):

@@ -188,6 +188,9 @@ def test_seeds_of_one_arm_alone_are_left_out():
 
 
 GOOD = table({"a": np.full((2, 3), 0.8), "b": np.full((2, 3), 0.7)})
+#: Both arms lack one of a subject's two cases, with the second seed.
+ONE_LACKS = table({"a": np.full((2, 3), 0.8), "b": np.full((2, 3), 0.7)}, cases_per_subject=2)
+ONE_LACKS = ONE_LACKS[(ONE_LACKS["seed"] != 1) | (ONE_LACKS["case"] != "s02_1")]
 B, LATE, LAST = GOOD["arm"] == "b", GOOD["seed"] == 1, GOOD["subject"] == "s02"
 
 
@@ -196,6 +199,8 @@ B, LATE, LAST = GOOD["arm"] == "b", GOOD["seed"] == 1, GOOD["subject"] == "s02"
     [
         ("arm b, seed 0 has no case s02_0", GOOD[~(B & LAST)]),
         ("every seed needs", GOOD[~(LATE & LAST)]),
+        ("every seed needs", GOOD[~(B & LATE & LAST)]),
+        ("every seed needs", ONE_LACKS),
         ("seed 1: case s00_0 has no dice", GOOD.assign(dice=GOOD["dice"].where(~(B & LATE)))),
         ("there twice", pd.concat([GOOD, GOOD.iloc[:1]])),
         ("no seed in common", GOOD.assign(seed=GOOD["seed"] + 10 * B)),
